@@ -1,0 +1,63 @@
+# Everything runs in .venv, made from the lock, against the built wheel: what is tested is what is shipped.
+PYTHON ?= python3
+PORT ?= 50051
+REDIS_URL ?=
+REGISTRY ?= build/registry
+CONFIG ?= complete_journey
+
+BIN := .venv/bin
+ENV := .venv/.locked
+WHEEL := .venv/.wheel
+PACKAGES := feature_store service training
+SOURCES := pyproject.toml README.md $(shell find $(PACKAGES) protos -type f -not -name '*.pyc')
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench protos lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(WHEEL) ## train on the sample, load Redis, serve on 127.0.0.1:$PORT and show first answers; Ctrl-C stops it
+	@exec $(BIN)/python -P -m service.demo $(CONFIG) --registry $(REGISTRY) --port $(PORT) $(if $(REDIS_URL),--redis $(REDIS_URL))
+
+test: $(WHEEL) ## run all tests against the built wheel
+	$(BIN)/pytest tests
+
+check: $(WHEEL) ## format, lint, strict types, import directions, contract and Dockerfile lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	$(BIN)/hadolint Dockerfile
+
+format: $(ENV) ## put the code into the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(WHEEL) ## measure the figures of the README; writes build/bench.json
+	$(BIN)/python -m tests.benchmarks --registry $(REGISTRY)
+
+protos: $(ENV) ## build the Python stubs of the contract into build/stubs
+	$(BIN)/python protos/build_stubs.py
+
+lock: $(ENV) ## renew the lock files from pyproject.toml
+	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --extra service --universal --python-version 3.11 -c requirements.lock \
+		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o service/requirements.lock
+
+clean: ## remove the environment and all that was built
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(ENV): requirements.lock
+	@echo "making the environment from requirements.lock (once; a minute or two)"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@touch $@
+
+$(WHEEL): $(ENV) $(SOURCES)
+	@rm -rf build/dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/dist .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/dist/tidemark-*.whl
+	@touch $@

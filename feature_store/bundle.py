@@ -1,0 +1,151 @@
+"""Model bundles and the registry: a folder per version, published in one step, checked whenever it is read.
+
+``REGISTRY/<version>/`` holds ``model.onnx``, ``manifest.json`` and ``golden.npz``; ``REGISTRY/current`` is a symbolic
+link to the version to serve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from feature_store.config import first_problem
+from feature_store.definitions import Feature, fingerprint
+
+CURRENT: Final = "current"
+MODEL_FILE: Final = "model.onnx"
+MANIFEST_FILE: Final = "manifest.json"
+GOLDEN_FILE: Final = "golden.npz"
+
+INPUTS: Final = ("state", "age", "economics")
+OUTPUTS: Final = (
+    "churn_probability",
+    "propensity_probability",
+    "expected_spend",
+    "churn_threshold",
+    "propensity_threshold",
+)
+OFFERS: Final = ("churn", "propensity")
+OFFER_FIGURES: Final = ("contact_cost", "offer_cost", "success_rate", "redemption_rate", "budget_price")
+ECONOMICS: Final = ("margin", *(f"{offer}.{figure}" for offer in OFFERS for figure in OFFER_FIGURES))
+"""Columns of the ``economics`` input, named as in the contract."""
+
+PROBABILITY_TOLERANCE: Final = 1e-5
+SPEND_TOLERANCE: Final = 1e-4
+"""How far a graph may be from scikit-learn, or from its golden rows: absolute for probabilities and thresholds,
+relative for spend."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class BundleError(Exception):
+    """A bundle is missing, torn, tampered with or not of this version; the message says which and why."""
+
+
+class Manifest(BaseModel):
+    """``manifest.json``: what a bundle is, where it comes from and how good it was on later data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]*$")]
+    created: str
+    config: str
+    fingerprint: str
+    features: list[Feature]
+    derived: list[str]
+    inputs: dict[str, list[int | str]]
+    outputs: list[str]
+    cutoffs: dict[str, list[str]]
+    metrics: dict[str, Any]
+    economics: dict[str, float]
+    model_sha256: str
+    golden_sha256: str
+    libraries: dict[str, str]
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle read and checked: the graph's bytes, and golden rows (inputs and expected outputs by name)."""
+
+    manifest: Manifest
+    model: bytes
+    golden: Arrays
+
+
+def publish(registry: Path, manifest: Manifest, model: bytes, golden: bytes) -> Path:
+    """Write a version whole or not at all, and point ``current`` at it in one step."""
+    registry.mkdir(parents=True, exist_ok=True)
+    target = registry / manifest.version
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=registry))
+    try:
+        staging.chmod(0o755)
+        _write(staging / MODEL_FILE, model)
+        _write(staging / GOLDEN_FILE, golden)
+        _write(staging / MANIFEST_FILE, (manifest.model_dump_json(indent=2, exclude_none=True) + "\n").encode())
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    link = registry / f".{CURRENT}-{manifest.version}"
+    link.symlink_to(manifest.version)
+    link.replace(registry / CURRENT)
+    return target
+
+
+def read(registry: Path, version: str = CURRENT) -> Bundle:
+    """Read a version and check its hashes, names and fingerprint; BundleError says what is wrong."""
+    folder = registry / version
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}: run 'python -m training fit CONFIG --registry {registry}' first")
+    manifest = _read_manifest(folder)
+    model = _read_hashed(folder / MODEL_FILE, manifest.model_sha256)
+    golden = _read_hashed(folder / GOLDEN_FILE, manifest.golden_sha256)
+    with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
+        return Bundle(manifest, model, dict(arrays))
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest as it stands in the manifest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    except OSError as error:
+        raise BundleError(f"{folder.name}: {MANIFEST_FILE} cannot be read ({type(error).__name__})") from error
+    except ValidationError as error:
+        raise BundleError(f"{folder.name}: {MANIFEST_FILE} is not valid: {first_problem(error)}") from error
+    if fingerprint(manifest.features) != manifest.fingerprint:
+        raise BundleError(f"{folder.name}: the fingerprint does not belong to the feature definitions")
+    if set(manifest.inputs) != set(INPUTS) or not set(OUTPUTS) <= set(manifest.outputs):
+        raise BundleError(f"{folder.name}: the graph's inputs or outputs are not the ones this release serves")
+    return manifest
+
+
+def _read_hashed(path: Path, expected: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path.parent.name}: {path.name} cannot be read ({type(error).__name__})") from error
+    if sha256(data) != expected:
+        raise BundleError(f"{path.parent.name}: {path.name} is torn or was changed: its sha256 is not the manifest's")
+    return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

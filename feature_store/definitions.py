@@ -1,0 +1,73 @@
+"""Feature definitions: which numbers are kept for every customer. A feature is a line of data, not a function.
+
+Every ``[[feature]]`` line of a config becomes one *slot* of the customer state. The lines travel inside the model
+bundle, and their fingerprint stands in every stored state, so that a model never reads a state it was not trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Aggregate = Literal["count", "sum", "latest", "earliest", "attribute"]
+EventField = Literal["amount", "duration_s"]
+
+STATE_FORMAT = 1
+"""Version of the packed state. It is part of the fingerprint: another format is another state."""
+
+
+class Feature(BaseModel):
+    """One slot of the state.
+
+    ``count`` and ``sum`` are exponentially decayed sums: an event of weight ``v`` at time ``t`` counts
+    ``v * 2**(-(now - t) / half_life)``. ``latest`` and ``earliest`` keep a time. ``attribute`` is a number from the
+    customer table.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+    aggregate: Aggregate
+    event: Annotated[str | None, Field(min_length=1, max_length=64)] = None
+    field: EventField | None = None
+    half_life_days: Annotated[float | None, Field(gt=0, le=3650, allow_inf_nan=False)] = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needs = {
+            "event": self.aggregate != "attribute",
+            "half_life_days": self.aggregate in ("count", "sum"),
+            "field": self.aggregate == "sum",
+        }
+        for key, needed in needs.items():
+            given = getattr(self, key) is not None
+            if needed and not given:
+                raise ValueError(f"aggregate '{self.aggregate}' needs '{key}'")
+            if given and not needed:
+                raise ValueError(f"aggregate '{self.aggregate}' has no use for '{key}': remove it")
+        return self
+
+    @property
+    def decayed(self) -> bool:
+        """Whether the slot is a decayed sum."""
+        return self.half_life_days is not None
+
+
+def check_unique_names(features: Sequence[Feature]) -> None:
+    """Raise ValueError where two feature lines share a name."""
+    seen: set[str] = set()
+    for feature in features:
+        if feature.name in seen:
+            raise ValueError(f"feature '{feature.name}' is defined twice: give one of them another name")
+        seen.add(feature.name)
+
+
+def fingerprint(features: Sequence[Feature]) -> str:
+    """Identity of a state layout: 8 hex digits over the state format and the ordered feature lines."""
+    lines = [feature.model_dump(exclude_none=True) for feature in features]
+    canonical = json.dumps([STATE_FORMAT, lines], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]

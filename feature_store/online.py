@@ -1,0 +1,142 @@
+"""Online feature store: one packed value per customer in Redis. The only module that imports redis.
+
+Keys are ``tm:<fingerprint>:<customer_id>``; the hash ``tm:<fingerprint>`` says what was loaded last. States of bundles
+with other definitions live beside them under their own fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Final, Self
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from feature_store.errors import InputError, StoreUnavailableError
+from feature_store.state import StateBatch, StateLayout
+
+CHUNK: Final = 1000
+
+
+class Keys:
+    """Names of the keys of one fingerprint."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.load: Final = f"tm:{fingerprint}".encode()
+        self.prefix: Final = self.load + b":"
+
+    def of(self, customer_ids: Sequence[str]) -> list[bytes]:
+        """Keys of customers, in order."""
+        prefix = self.prefix
+        return [prefix + customer_id.encode() for customer_id in customer_ids]
+
+
+class StateReader:
+    """Reads states for the server: one MGET per batch, on the running event loop."""
+
+    def __init__(self, url: str, layout: StateLayout, timeout_s: float) -> None:
+        self._keys = Keys(layout.fingerprint)
+        self._layout = layout
+        with _clear_url_errors():
+            self._redis = redis.asyncio.Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                # One fresh attempt: a connection that died while idle is not an outage.
+                retry=AsyncRetry(NoBackoff(), 1),
+            )
+
+    async def read(self, customer_ids: Sequence[str]) -> StateBatch:
+        """States of customers, in order; StoreUnavailableError where Redis does not answer in time."""
+        try:
+            values = await self._redis.mget(self._keys.of(customer_ids))
+        except (RedisError, OSError) as error:
+            raise StoreUnavailableError(type(error).__name__) from error
+        return self._layout.unpack(values)
+
+    async def ping(self) -> None:
+        """Return if Redis answers; StoreUnavailableError if it does not."""
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError) as error:
+            raise StoreUnavailableError(type(error).__name__) from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+
+class StateWriter:
+    """Loads and inspects the states of one fingerprint, for commands (synchronous)."""
+
+    def __init__(self, url: str, layout: StateLayout, timeout_s: float = 30.0) -> None:
+        self._keys = Keys(layout.fingerprint)
+        with _clear_url_errors():
+            self._redis: Any = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=5.0)
+
+    def __enter__(self) -> Self:
+        self._call(self._redis.ping)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._redis.close()
+
+    def write(self, customer_ids: Sequence[str], values: Sequence[bytes]) -> None:
+        """Store packed states, replacing those that are there."""
+        items = iter(zip(self._keys.of(customer_ids), values, strict=True))
+        while chunk := dict(islice(items, CHUNK)):
+            self._call(self._redis.mset, chunk)
+
+    def read(self, customer_ids: Sequence[str]) -> list[bytes | None]:
+        """Packed states, in order; None where there is none."""
+        keys, values = iter(self._keys.of(customer_ids)), []
+        while chunk := list(islice(keys, CHUNK)):
+            values += self._call(self._redis.mget, chunk)
+        return values
+
+    def customer_ids(self) -> Iterator[str]:
+        """Ids of all customers that have a state under this fingerprint, in no order, each once."""
+        seen: set[bytes] = set()
+        cursor = 0
+        while True:
+            cursor, keys = self._call(self._redis.scan, cursor, self._keys.prefix + b"*", CHUNK)
+            for key in set(keys) - seen:
+                yield key[len(self._keys.prefix) :].decode(errors="replace")
+            seen.update(keys)
+            if cursor == 0:
+                return
+
+    def delete(self, customer_ids: Sequence[str]) -> None:
+        """Remove states."""
+        keys = iter(self._keys.of(customer_ids))
+        while chunk := list(islice(keys, CHUNK)):
+            self._call(self._redis.unlink, *chunk)
+
+    def record_load(self, facts: dict[str, float]) -> None:
+        """Remember what was loaded, for :meth:`last_load`."""
+        self._call(self._redis.hset, self._keys.load, None, None, {name: repr(fact) for name, fact in facts.items()})
+
+    def last_load(self) -> dict[str, float] | None:
+        """What :meth:`record_load` remembered, None if nothing was loaded."""
+        facts = self._call(self._redis.hgetall, self._keys.load)
+        return {name.decode(): float(fact) for name, fact in facts.items()} or None
+
+    def _call(self, command: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return command(*args)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailableError(type(error).__name__) from error
+
+
+@contextmanager
+def _clear_url_errors() -> Iterator[None]:
+    """Turn a bad URL into an error without the URL in it, which may hold a password."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError("the Redis URL is not valid: write redis://[user:password@]host:port[/db]") from error

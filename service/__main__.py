@@ -1,0 +1,47 @@
+"""``python -m service``: serve scores over gRPC."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import NoReturn
+
+import uvloop
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from feature_store.bundle import BundleError
+from feature_store.config import first_problem
+from feature_store.errors import InputError
+from service.server import serve
+from service.settings import Settings
+
+
+def main() -> None:
+    """Read settings, serve, and end bad input in one line and exit code 2."""
+    try:
+        settings = CliApp.run(Settings, cli_exit_on_error=False)
+    except ValidationError as error:
+        _fail(_hint(first_problem(error)))
+    except SettingsError as error:
+        _fail(str(error))
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        uvloop.run(serve(settings))
+    except (BundleError, InputError, OSError) as error:
+        _fail(str(error))
+
+
+def _hint(problem: str) -> str:
+    name, _, what = problem.partition(": ")
+    option = "--" + name.replace("_", "-")
+    return f"{option} (or TIDEMARK_{name.upper()}): {what}"
+
+
+def _fail(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Between the wire and the core: the only module that reads or writes protobuf messages.
+
+``METHODS`` is the contract as the fronts see it: for every path, how request bytes become a part and scores become
+reply bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from feature_store.bundle import ECONOMICS
+from service.errors import DOMAIN, Reason, ScoringError
+from service.scorer import Part, Scores
+from tidemark.rpc import error_details_pb2, status_pb2
+from tidemark.v1 import scoring_pb2
+
+SERVICE: Final = "tidemark.v1.ScoringService"
+MAX_BATCH: Final = 1000
+MAX_ID_BYTES: Final = 256
+MAX_DURATION_S: Final = 315_576_000_000
+"""About 10,000 years, the bound that google.protobuf.Duration sets itself."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One RPC: decode raises ScoringError for a bad request; encode raises it where the whole call has failed."""
+
+    decode: Callable[[bytes], Part]
+    encode: Callable[[Part, Scores], bytes]
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def decode_score(data: bytes) -> Part:
+    """A ScoreCustomerRequest."""
+    request = _parsed(scoring_pb2.ScoreCustomerRequest, data)
+    if error := _id_error(request.customer_id, "customer_id"):
+        raise error
+    return Part([request.customer_id], _economics(request), _max_age(request))
+
+
+def decode_batch(data: bytes) -> Part:
+    """A BatchScoreCustomersRequest."""
+    request = _parsed(scoring_pb2.BatchScoreCustomersRequest, data)
+    ids = list(request.customer_ids)
+    if len(ids) > MAX_BATCH:
+        message = f"{len(ids)} customers are too many for one call: send at most {MAX_BATCH}"
+        raise ScoringError(Reason.TOO_MANY_CUSTOMERS, message, "customer_ids")
+    refused = {}
+    for at, customer_id in enumerate(ids):
+        if error := _id_error(customer_id, "customer_ids", at):
+            refused[at] = error
+            ids[at] = ""
+    return Part(ids, _economics(request), _max_age(request), refused)
+
+
+def _parsed(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        message = f"the request is not a {kind.DESCRIPTOR.full_name}: build it from the published proto files"
+        raise ScoringError(Reason.REQUEST_MALFORMED, message) from error
+
+
+def _id_error(customer_id: str, name: str, at: int | None = None) -> ScoringError | None:
+    """What is wrong with an id; its position is named, the id itself never is."""
+    if not customer_id:
+        problem = "is empty"
+    elif len(customer_id) > MAX_ID_BYTES or len(customer_id.encode()) > MAX_ID_BYTES:
+        problem = f"is longer than {MAX_ID_BYTES} bytes"
+    elif not customer_id.isprintable():
+        problem = "has characters that cannot be printed"
+    else:
+        return None
+    field = name if at is None else f"{name}[{at}]"
+    message = f"{field} {problem}: send 1 to {MAX_ID_BYTES} bytes of printable text"
+    return ScoringError(Reason.CUSTOMER_ID_INVALID, message, field)
+
+
+def _max_age(request: Any) -> float | None:
+    if not request.HasField("max_feature_age"):
+        return None
+    age: Duration = request.max_feature_age
+    if not (0 <= age.seconds <= MAX_DURATION_S and 0 <= age.nanos < 1_000_000_000):
+        message = "max_feature_age is negative or out of range: send a duration of zero or more"
+        raise ScoringError(Reason.MAX_FEATURE_AGE_INVALID, message, "max_feature_age")
+    return age.seconds + age.nanos / 1e9
+
+
+def _economics(request: Any) -> Mapping[int, float]:
+    """The figures that the request sets, by column of the graph's input."""
+    if not request.HasField("economics"):
+        return {}
+    figures: dict[int, float] = {}
+    for column, name in enumerate(ECONOMICS):
+        offer, _, figure = name.rpartition(".")
+        holder = getattr(request.economics, offer) if offer else request.economics
+        if holder.HasField(figure):
+            figures[column] = _checked(f"economics.{name}", getattr(holder, figure))
+    return figures
+
+
+def _checked(field: str, figure: float) -> float:
+    share = field.endswith(("rate", "margin"))
+    if not math.isfinite(figure) or figure < 0 or (share and figure > 1):
+        wanted = "a share from 0 to 1" if share else "a finite amount of zero or more"
+        raise ScoringError(Reason.ECONOMICS_INVALID, f"{field} is out of range: send {wanted}", field)
+    return figure
+
+
+# --- replies --------------------------------------------------------------------------------------------------------
+
+
+def encode_score(part: Part, scores: Scores) -> bytes:
+    """A ScoreCustomerResponse."""
+    if scores.errors:
+        raise scores.errors[0]
+    return _score(part.customer_ids[0], scores.rows[0], scores.model_version).SerializeToString()
+
+
+def encode_batch(part: Part, scores: Scores) -> bytes:
+    """A BatchScoreCustomersResponse."""
+    version, errors = scores.model_version, scores.errors
+    results = [
+        scoring_pb2.CustomerResult(status=status(errors[at], at))
+        if at in errors
+        else scoring_pb2.CustomerResult(score=_score(customer_id, row, version))
+        for at, (customer_id, row) in enumerate(zip(part.customer_ids, scores.rows, strict=True))
+    ]
+    return scoring_pb2.BatchScoreCustomersResponse(results=results).SerializeToString()
+
+
+def _score(customer_id: str, row: Sequence[float], version: str) -> scoring_pb2.ScoreCustomerResponse:
+    churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
+    seconds, fraction = divmod(as_of, 1)
+    return scoring_pb2.ScoreCustomerResponse(
+        customer_id=customer_id,
+        churn=scoring_pb2.Alert(probability=churn, threshold=churn_threshold, alert=churn >= churn_threshold),
+        propensity=scoring_pb2.Alert(
+            probability=propensity, threshold=propensity_threshold, alert=propensity >= propensity_threshold
+        ),
+        expected_spend=spend,
+        features_as_of=Timestamp(seconds=int(seconds), nanos=int(fraction * 1e9)),
+        model_version=version,
+    )
+
+
+def status(error: ScoringError, at: int | None = None) -> status_pb2.Status:
+    """The google.rpc.Status of an error, of position ``at`` in a batch: one ErrorInfo, RetryInfo where that helps."""
+    field = f"customer_ids[{at}]" if error.field == "customer_id" and at is not None else error.field
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"field": field} if field else None)
+    result = status_pb2.Status(code=error.code, message=error.message)
+    result.details.add().Pack(info)
+    if error.retry_after_s is not None:
+        nanos = int(error.retry_after_s * 1e9)
+        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=nanos // 10**9, nanos=nanos % 10**9))
+        result.details.add().Pack(retry)
+    return result
+
+
+METHODS: Final[Mapping[str, Method]] = {
+    f"/{SERVICE}/ScoreCustomer": Method(decode_score, encode_score),
+    f"/{SERVICE}/BatchScoreCustomers": Method(decode_batch, encode_batch),
+}

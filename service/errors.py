@@ -1,0 +1,79 @@
+"""Everything that can go wrong with a request, and the one table from reason to status code.
+
+The numbers are the canonical codes of google.rpc.Code; nothing here knows of gRPC.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Final
+
+DOMAIN: Final = "tidemark"
+
+
+class Code(IntEnum):
+    """Canonical status codes in use (google.rpc.Code)."""
+
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    FAILED_PRECONDITION = 9
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+
+
+class Reason(StrEnum):
+    """Why a request, or one customer of it, got no score: the ``reason`` of its ErrorInfo."""
+
+    REQUEST_MALFORMED = "REQUEST_MALFORMED"
+    CUSTOMER_ID_INVALID = "CUSTOMER_ID_INVALID"
+    TOO_MANY_CUSTOMERS = "TOO_MANY_CUSTOMERS"
+    ECONOMICS_INVALID = "ECONOMICS_INVALID"
+    MAX_FEATURE_AGE_INVALID = "MAX_FEATURE_AGE_INVALID"
+    CUSTOMER_UNKNOWN = "CUSTOMER_UNKNOWN"
+    FEATURES_TOO_OLD = "FEATURES_TOO_OLD"
+    STATE_UNREADABLE = "STATE_UNREADABLE"
+    FEATURE_STORE_UNAVAILABLE = "FEATURE_STORE_UNAVAILABLE"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    INTERNAL = "INTERNAL"
+
+
+CODES: Final = {
+    Reason.REQUEST_MALFORMED: Code.INVALID_ARGUMENT,
+    Reason.CUSTOMER_ID_INVALID: Code.INVALID_ARGUMENT,
+    Reason.TOO_MANY_CUSTOMERS: Code.INVALID_ARGUMENT,
+    Reason.ECONOMICS_INVALID: Code.INVALID_ARGUMENT,
+    Reason.MAX_FEATURE_AGE_INVALID: Code.INVALID_ARGUMENT,
+    Reason.CUSTOMER_UNKNOWN: Code.NOT_FOUND,
+    Reason.FEATURES_TOO_OLD: Code.FAILED_PRECONDITION,
+    Reason.STATE_UNREADABLE: Code.DATA_LOSS,
+    Reason.FEATURE_STORE_UNAVAILABLE: Code.UNAVAILABLE,
+    Reason.SHUTTING_DOWN: Code.UNAVAILABLE,
+    Reason.INTERNAL: Code.INTERNAL,
+}
+
+RETRY_AFTER_S: Final = 0.5
+"""What RetryInfo says with UNAVAILABLE: about the time in which health follows Redis."""
+
+
+class ScoringError(Exception):
+    """A request or one of its customers cannot be scored.
+
+    ``message`` says what is wrong and how to mend it, never whose data it is; ``field`` names the request's field.
+    """
+
+    def __init__(self, reason: Reason, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.reason: Final = reason
+        self.message: Final = message
+        self.field: Final = field
+
+    @property
+    def code(self) -> Code:
+        """Status code of the reason."""
+        return CODES[self.reason]
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds after which trying again may help, None where it does not."""
+        return RETRY_AFTER_S if self.code is Code.UNAVAILABLE else None

@@ -1,0 +1,82 @@
+"""The grpc.aio front: bytes in, bytes out. What the bytes mean is in ``convert``, what is done with them in ``batching``.
+
+A front knows how gRPC travels and nothing about customers. This one is the standard implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.batching import Batcher
+from service.convert import METHODS, SERVICE, Method, status
+from service.errors import Code, Reason, ScoringError
+
+GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+REPORTED: Final = ("", SERVICE)
+"""Services whose health is told; the empty name is the server as a whole."""
+
+Handler = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
+
+
+class AioFront:
+    """A grpc.aio server with the scoring service, health and reflection."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server()
+        handlers = {path.rpartition("/")[2]: _rpc(self._handler(method)) for path, method in METHODS.items()}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self, address: str) -> int:
+        """Listen on ``host:port`` and return the port; OSError where that is not possible."""
+        await self.set_serving(False)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
+        await self._server.start()
+        return int(port)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tell health whether calls can be answered."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in REPORTED:
+            await self._health.set(service, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and give the running ones time to finish."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    def _handler(self, method: Method) -> Handler:
+        async def handle(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            try:
+                part = method.decode(request)
+                return method.encode(part, await self._batcher.score(part, context.cancelled))
+            except ScoringError as error:
+                await _abort(context, error)
+            except Exception as error:  # nothing of the inside may reach the caller
+                await _abort(context, ScoringError(Reason.INTERNAL, f"the server failed ({type(error).__name__})"))
+            raise AssertionError("abort returns never")
+
+        return handle
+
+
+def _rpc(handler: Handler) -> Any:
+    return grpc.unary_unary_rpc_method_handler(handler)  # no serializers: the front passes bytes
+
+
+async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: ScoringError) -> None:
+    details = (("grpc-status-details-bin", status(error).SerializeToString()),)
+    await context.abort(GRPC_CODES[Code(error.code).value], error.message, details)

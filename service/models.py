@@ -1,0 +1,45 @@
+"""The model that is served: a bundle read from the registry, checked, warmed, and run on decoded states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from feature_store import bundle
+from feature_store.bundle import ECONOMICS, OUTPUTS
+from feature_store.graph import Graph, open_bundle
+from feature_store.state import DAY_S, Floats, StateBatch, StateLayout
+
+
+class Model:
+    """A bundle ready to serve: its golden rows came out right."""
+
+    def __init__(self, loaded: bundle.Bundle) -> None:
+        manifest = loaded.manifest
+        self.version: Final = manifest.version
+        self.layout: Final = StateLayout(manifest.features)
+        self.economics: Final = np.array([manifest.economics[name] for name in ECONOMICS])
+        self._graph: Final[Graph] = open_bundle(loaded)
+
+    @classmethod
+    def current(cls, registry: Path) -> Model:
+        """The registry's current model; BundleError where it must not be served."""
+        return cls(bundle.read(registry))
+
+    def run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
+        """Score states at ``now`` (unix seconds) under ``economics`` (float64 ``[n, figures]``).
+
+        Returns float64 ``[n, outputs + 1]``: the graph's outputs in the order of OUTPUTS, and ``as_of``.
+        """
+        found = self._graph.run(
+            state=np.ascontiguousarray(states.slots),
+            age=((now - states.reference) / DAY_S)[:, np.newaxis],
+            economics=economics,
+        )
+        table = np.empty((len(states.slots), len(OUTPUTS) + 1))
+        for column, name in enumerate(OUTPUTS):
+            table[:, column] = found[name]
+        table[:, -1] = states.as_of
+        return table

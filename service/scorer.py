@@ -1,0 +1,146 @@
+"""The main path: customer ids → states → graph → scores.
+
+::
+
+    parts ──► ids ──► one MGET ──► unpack ──► one graph run ──► a score or an error for each id
+                         │            │              │
+                         │            │              └ a figure is not finite       STATE_UNREADABLE, this id
+                         │            └ absent, torn, foreign or too old            an error of this id
+                         └ Redis away or slow                                       FEATURE_STORE_UNAVAILABLE, all ids
+
+Nothing here knows of gRPC, protobuf, Redis or onnxruntime.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+
+from feature_store.errors import StoreUnavailableError
+from feature_store.state import Floats, StateBatch
+from service.errors import Reason, ScoringError
+from service.models import Model
+
+LATEST_TIME_S: Final = 253_402_300_799.0
+"""End of the year 9999, the last moment a timestamp of the contract can say."""
+
+
+class StateSource(Protocol):
+    """Where states come from."""
+
+    async def read(self, customer_ids: Sequence[str]) -> StateBatch:
+        """States in the order of the ids; StoreUnavailableError where the store does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Customers to score on the same terms: a request, or a slice of a large one.
+
+    economics: figures that replace a default, by column of the graph's input; max_age_s: None for any age; refused:
+    errors of ids found invalid before, by position (such an id is given as the empty string).
+    """
+
+    customer_ids: Sequence[str]
+    economics: Mapping[int, float] = field(default_factory=dict)
+    max_age_s: float | None = None
+    refused: Mapping[int, ScoringError] = field(default_factory=dict)
+
+    def slice(self, start: int, stop: int) -> Part:
+        """Customers ``start`` to ``stop`` of this part."""
+        if start == 0 and stop == len(self.customer_ids):
+            return self
+        refused = {at - start: error for at, error in self.refused.items() if start <= at < stop}
+        return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of a part, a row for each of its ids, in their order.
+
+    A row is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and thresholds 0 to 1, spend in the
+    currency of the data), then the time in unix seconds up to which events are known. ``errors`` says by position why
+    an id has no score: its row means nothing.
+    """
+
+    rows: list[list[float]]
+    errors: Mapping[int, ScoringError]
+    model_version: str
+
+    @staticmethod
+    def joined(slices: Sequence[Scores]) -> Scores:
+        """The scores of a part's slices, put together again."""
+        if len(slices) == 1:
+            return slices[0]
+        rows: list[list[float]] = []
+        errors: dict[int, ScoringError] = {}
+        for scores in slices:
+            errors.update({len(rows) + at: error for at, error in scores.errors.items()})
+            rows += scores.rows
+        return Scores(rows, errors, slices[-1].model_version)
+
+
+class Scorer:
+    """Scores parts together: one read and one graph run for all of them."""
+
+    def __init__(self, store: StateSource, model: Model, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._model = model
+        self._clock = clock
+
+    async def score(self, parts: Sequence[Part]) -> list[Scores]:
+        """Scores of each part; ScoringError (UNAVAILABLE) where the store does not answer."""
+        ids = [customer_id for part in parts for customer_id in part.customer_ids]
+        try:
+            states = await self._store.read(ids)
+        except StoreUnavailableError as error:
+            message = "the feature store does not answer: try again shortly"
+            raise ScoringError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
+        now = self._clock()
+        table = self._model.run(states, now, self._economics(parts, len(ids)))
+        usable = states.valid & np.isfinite(table).all(axis=1) & (np.abs(states.as_of) < LATEST_TIME_S)
+        return self._share_out(parts, states, table.tolist(), usable, now)
+
+    def _economics(self, parts: Sequence[Part], rows: int) -> Floats:
+        """Economics of every row: the model's defaults, and over them what a part brings of its own."""
+        economics = np.tile(self._model.economics, (rows, 1))
+        start = 0
+        for part in parts:
+            stop = start + len(part.customer_ids)
+            for column, figure in part.economics.items():
+                economics[start:stop, column] = figure
+            start = stop
+        return economics
+
+    def _share_out(
+        self, parts: Sequence[Part], states: StateBatch, rows: list[list[float]], usable: np.ndarray, now: float
+    ) -> list[Scores]:
+        all_usable, version = bool(usable.all()), self._model.version
+        shares, start = [], 0
+        for part in parts:
+            stop = start + len(part.customer_ids)
+            errors: dict[int, ScoringError] = {}
+            if not all_usable:
+                errors = {at: _unusable(bool(states.found[start + at])) for at in np.flatnonzero(~usable[start:stop])}
+            if part.max_age_s is not None:
+                too_old = usable[start:stop] & (now - states.as_of[start:stop] > part.max_age_s)
+                errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
+            shares.append(Scores(rows[start:stop], {**errors, **part.refused}, version))
+            start = stop
+        return shares
+
+
+def _unusable(found: bool) -> ScoringError:
+    if found:
+        message = "what is stored for this customer cannot be used: load the features of the serving model again"
+        return ScoringError(Reason.STATE_UNREADABLE, message, "customer_id")
+    message = "nothing is known about this customer: check the id, or load the customer's features first"
+    return ScoringError(Reason.CUSTOMER_UNKNOWN, message, "customer_id")
+
+
+def _too_old(max_age_s: float) -> ScoringError:
+    message = f"the features are older than {max_age_s:g} s: load newer ones, or allow a larger max_feature_age"
+    return ScoringError(Reason.FEATURES_TOO_OLD, message, "max_feature_age")

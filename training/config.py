@@ -1,0 +1,119 @@
+"""What a config says about training: labels, evaluation in time and economics, beside source and features."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from feature_store.bundle import OFFERS
+from feature_store.config import FeatureConfig
+
+Days = Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Churn(_Section):
+    """``[churn]``: no event of the type within the horizon, among customers who had one in the active days."""
+
+    event: str = "purchase"
+    horizon_days: Days = 28
+    active_days: Days = 60
+
+
+class Propensity(_Section):
+    """``[propensity]``: at least one event of the type within the horizon, among the same customers."""
+
+    event: str = "purchase"
+    horizon_days: Days = 7
+
+
+class Offer(_Section):
+    """``[economics.churn]`` and ``[economics.propensity]``: costs and effects of acting on an alert.
+
+    ``budget_share`` is the share of customers that may be alerted; from it training finds the price of the budget.
+    """
+
+    contact_cost: Amount
+    offer_cost: Amount
+    success_rate: Share
+    redemption_rate: Share
+    budget_share: Annotated[float, Field(gt=0, le=1)]
+
+
+class Economics(_Section):
+    """``[economics]``: what a customer is worth, and what it costs to act."""
+
+    event: str = "purchase"
+    field: Literal["amount"] = "amount"
+    horizon_days: Days = 28
+    margin: Share
+    threshold_min: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    churn: Offer
+    propensity: Offer
+
+    def offer(self, name: str) -> Offer:
+        """The offer of that name (one of OFFERS)."""
+        return {"churn": self.churn, "propensity": self.propensity}[name]
+
+    def figures(self, budget_price: dict[str, float]) -> dict[str, float]:
+        """The graph's economics by column name, with the prices of the budgets (lambda) found in training."""
+        found = {"margin": self.margin}
+        for name in OFFERS:
+            offer = self.offer(name).model_dump(exclude={"budget_share"}) | {"budget_price": budget_price[name]}
+            found |= {f"{name}.{figure}": value for figure, value in offer.items()}
+        return found
+
+
+class Overdue(_Section):
+    """``[[overdue]]``: how long a customer has been away, in units of the customer's own usual interval.
+
+    The days since ``latest`` times the events per day that the decayed count ``rate`` stands for.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+    latest: str
+    rate: str
+
+
+class Evaluation(_Section):
+    """``[evaluation]``: the cut-offs, counted back from the end of the data."""
+
+    step_days: Days = 14
+    test_cutoffs: Annotated[int, Field(ge=1, le=50)] = 3
+    calibration_cutoffs: Annotated[int, Field(ge=1, le=50)] = 2
+    least_cutoffs: Annotated[int, Field(ge=3)] = 12
+    warm_up_days: Days = 60
+    seed: int = 7
+
+
+class TrainingConfig(FeatureConfig):
+    """A whole config file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    churn: Churn = Churn()
+    propensity: Propensity = Propensity()
+    economics: Economics
+    evaluation: Evaluation = Evaluation()
+    overdue: list[Overdue] = []
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        kinds = {feature.name: feature.aggregate for feature in self.feature}
+        for line in self.overdue:
+            for key, kind in (("latest", "latest"), ("rate", "count")):
+                if kinds.get(getattr(line, key)) != kind:
+                    raise ValueError(f"overdue '{line.name}': '{key}' must name a feature with aggregate '{kind}'")
+        return self
+
+    @model_validator(mode="after")
+    def _shorter(self) -> Self:
+        if self.propensity.horizon_days > self.churn.horizon_days:
+            raise ValueError("propensity.horizon_days must not be longer than churn.horizon_days")
+        return self

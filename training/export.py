@@ -1,0 +1,101 @@
+"""One ONNX graph from states to thresholds, and the gate that it must pass before a bundle exists."""
+
+from __future__ import annotations
+
+import io
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import numpy as np
+
+from feature_store.bundle import ECONOMICS, OFFERS, Arrays
+from feature_store.graph import Graph, beyond_tolerance, largest_differences
+from feature_store.state import Floats
+from training.config import Economics
+from training.features import FeatureMatrix, FeatureSpec, add_features
+from training.onnx_graph import GraphBuilder
+from training.spend import SpendModel
+from training.thresholds import add_threshold, threshold
+
+GOLDEN_ROWS: Final = 64
+LIBRARIES: Final = ("numpy", "scikit-learn", "skl2onnx", "onnx", "onnxruntime", "duckdb")
+
+
+class ParityError(Exception):
+    """The exported graph does not compute what scikit-learn computes; no bundle is written."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The fitted models of a bundle: a calibrated classifier per offer, and expected spend."""
+
+    probability: Mapping[str, Any]
+    spend: SpendModel
+
+
+def build_graph(spec: FeatureSpec, models: Models, economics: Economics) -> bytes:
+    """Inputs ``state`` [n, slots], ``age`` [n, 1] days, ``economics`` [n, figures], float64; outputs float32 [n]."""
+    graph = GraphBuilder()
+    graph.input("state", len(spec.layout.features))
+    graph.input("age", 1)
+    graph.input("economics", len(ECONOMICS))
+    features, columns = add_features(graph, spec), len(spec.names)
+    for offer in OFFERS:
+        both = graph.model(models.probability[offer], features, columns, "probabilities")
+        graph.output(f"{offer}_probability", graph.add("Gather", both, graph.constant(np.array([1])), axis=1))
+    spend = models.spend.add_to(graph, features, columns)
+    graph.output("expected_spend", spend)
+    for offer in OFFERS:
+        graph.output(f"{offer}_threshold", add_threshold(graph, spend, offer, economics.threshold_min))
+    return graph.build("tidemark")
+
+
+def expected_outputs(
+    spec: FeatureSpec, models: Models, economics: Economics, figures: Mapping[str, float], state: Floats
+) -> Arrays:
+    """What the graph must give for states as of their reference, computed with scikit-learn and NumPy."""
+    features = FeatureMatrix(spec)(state)
+    spend = models.spend.predict(features)
+    outputs: Arrays = {"expected_spend": spend}
+    for name in OFFERS:
+        outputs[f"{name}_probability"] = models.probability[name].predict_proba(features)[:, 1]
+        outputs[f"{name}_threshold"] = threshold(
+            figures["margin"] * spend, economics.offer(name), figures[f"{name}.budget_price"], economics.threshold_min
+        )
+    return outputs
+
+
+def graph_inputs(state: Floats, figures: Mapping[str, float]) -> Arrays:
+    """Inputs for states as of their reference, under the same economics for all."""
+    return {
+        "state": state,
+        "age": np.zeros((len(state), 1)),
+        "economics": np.tile([figures[name] for name in ECONOMICS], (len(state), 1)),
+    }
+
+
+def check_parity(graph: Graph, inputs: Arrays, expected: Arrays) -> dict[str, float]:
+    """Largest differences between the graph and scikit-learn over all rows; ParityError where one is too large."""
+    worst = largest_differences(graph.run(**inputs), expected)
+    if problem := beyond_tolerance(worst):
+        raise ParityError(f"the exported graph differs from scikit-learn: {problem}; no bundle was written")
+    return worst
+
+
+def golden_rows(graph: Graph, inputs: Arrays) -> bytes:
+    """Real rows, spread over those given, with what the graph makes of them: a server replays them before it serves."""
+    rows = np.unique(np.linspace(0, len(inputs["state"]) - 1, GOLDEN_ROWS).astype(int))
+    some = {name: value[rows] for name, value in inputs.items()}
+    arrays = {f"input_{name}": value for name, value in some.items()}
+    arrays |= {f"output_{name}": value for name, value in graph.run(**some).items()}
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}

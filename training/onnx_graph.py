@@ -1,0 +1,74 @@
+"""A small builder for ONNX graphs: nodes of our own, and whole converted scikit-learn models between them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import FloatTensorType
+
+OPSETS: Final = {"": 18, "ai.onnx.ml": 3}
+
+
+class GraphBuilder:
+    """Collects nodes in order; names are made up as it goes."""
+
+    float32: Final = TensorProto.FLOAT
+    float64: Final = TensorProto.DOUBLE
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, columns: int) -> str:
+        """A float64 input of shape [n, columns]."""
+        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", columns]))
+        return name
+
+    def constant(self, value: npt.NDArray[Any]) -> str:
+        """A constant of the array's own type."""
+        name = f"constant_{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one output, whose name is returned."""
+        name = f"{operator.lower()}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def model(self, estimator: Any, features: str, columns: int, output: str) -> str:
+        """A fitted scikit-learn estimator on float32 ``features``; returns the name of its ``output``."""
+        options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "predict_proba") else None
+        signature = [(features, FloatTensorType([None, columns]))]
+        converted = convert_sklearn(estimator, initial_types=signature, options=options, target_opset=OPSETS)
+        prefix = f"model_{len(self._nodes)}_"
+        inner = compose.add_prefix(converted, prefix, rename_inputs=False).graph
+        self._nodes.extend(inner.node)
+        self._constants.extend(inner.initializer)
+        return prefix + output
+
+    def output(self, name: str, value: str, columns: int | None = None) -> None:
+        """Name a float64 or float32 value [n, columns], or [n, 1] that becomes [n], as a float32 output."""
+        as_float = self.add("Cast", value, to=TensorProto.FLOAT)
+        if columns is None:
+            shape = self.constant(np.array([-1], dtype=np.int64))
+            self._nodes.append(helper.make_node("Reshape", [as_float, shape], [name]))
+        else:
+            self._nodes.append(helper.make_node("Identity", [as_float], [name]))
+        dimensions = ["n"] if columns is None else ["n", columns]
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dimensions))
+
+    def build(self, name: str) -> bytes:
+        """The checked graph, serialised."""
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._constants)
+        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+        model = helper.make_model(graph, opset_imports=opsets, producer_name="tidemark", ir_version=9)
+        onnx.checker.check_model(model)
+        return model.SerializeToString(deterministic=True)

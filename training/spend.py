@@ -1,0 +1,72 @@
+"""Expected spend over the value horizon, which makes the thresholds each customer's own.
+
+Two candidates with a log link, a generalised linear model and boosted trees; the one with the smaller Poisson deviance
+on later cut-offs is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import PoissonRegressor
+from sklearn.metrics import mean_poisson_deviance
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from feature_store.state import Floats
+from training.onnx_graph import GraphBuilder
+from training.probability import Features
+
+LEAST = 1e-9
+"""Predictions are positive; the deviance needs that."""
+
+
+@dataclass(frozen=True)
+class SpendModel:
+    """A fitted regressor. ``exports_log``: its exported graph yields the logarithm of what it predicts."""
+
+    name: str
+    regressor: Any
+    exports_log: bool
+
+    def predict(self, features: Features) -> Floats:
+        """Expected spend [n], at least LEAST."""
+        return np.maximum(self.regressor.predict(features).astype(np.float64), LEAST)
+
+    def add_to(self, graph: GraphBuilder, features: str, columns: int) -> str:
+        """The model as graph nodes on ``features`` (float32); returns the name of expected spend, float64 [n, 1]."""
+        found = graph.model(self.regressor, features, columns, "variable")
+        spend = graph.add("Cast", found, to=graph.float64)
+        if self.exports_log:
+            spend = graph.add("Exp", spend)  # skl2onnx leaves the inverse link of boosted trees out, without a word
+        return graph.add("Max", spend, graph.constant(np.array([[LEAST]])))
+
+
+Block = tuple[Features, Floats]
+
+
+def fit_spend(fit: Block, later: Block, everything: Block, seed: int) -> SpendModel:
+    """The candidate that, fitted on one block, predicts a later one best, fitted again on everything."""
+    linear = make_pipeline(StandardScaler(), PoissonRegressor(alpha=1e-2, max_iter=1000))
+    trees = HistGradientBoostingRegressor(
+        loss="poisson",
+        max_iter=90,
+        learning_rate=0.06,
+        max_leaf_nodes=8,
+        min_samples_leaf=100,
+        l2_regularization=10.0,
+        max_features=0.5,
+        early_stopping=False,
+        random_state=seed,
+    )
+    candidates = [
+        SpendModel("Poisson GLM", linear.fit(*fit), exports_log=False),
+        SpendModel("Poisson boosted trees", trees.fit(*fit), exports_log=True),
+    ]
+    features, spend = later
+    best = min(candidates, key=lambda model: mean_poisson_deviance(spend, model.predict(features)))
+    best.regressor.fit(*everything)
+    return best
