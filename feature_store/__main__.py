@@ -20,7 +20,7 @@ from feature_store.online import StateWriter
 from feature_store.state import StateLayout
 
 
-class Time(click.ParamType):
+class Time(click.ParamType[float]):
     """A moment in ISO 8601; UTC where it names no zone."""
 
     name = "time"
@@ -38,10 +38,18 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
     """What both commands are told: CONFIG, --registry and --redis."""
     for decorate in (
         click.option(
-            "--redis", "url", required=True, metavar="URL", help="redis://host:port/db or unix:///path", envvar="REDIS_URL"
+            "--redis",
+            "url",
+            required=True,
+            metavar="URL",
+            help="redis://host:port/db or unix:///path",
+            envvar="REDIS_URL",
         ),
         click.option(
-            "--registry", required=True, type=click.Path(path_type=Path), help="Folder of bundles; its current one counts."
+            "--registry",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="Folder of bundles; its current one counts.",
         ),
         click.argument("config"),
     ):

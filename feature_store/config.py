@@ -32,6 +32,10 @@ class Source(BaseModel):
 
     _base: Path = PrivateAttr(default=Path())
 
+    def relative_to(self, folder: Path) -> None:
+        """Resolve relative ``paths`` from here on."""
+        self._base = folder
+
     def sql(self, query: str) -> str:
         """``query`` with every ``${name}`` replaced by its folder."""
         folders = {name: str(self._resolve(name, path)) for name, path in self.paths.items()}
@@ -95,7 +99,7 @@ def parse_config(kind: type[Config], data: Mapping[str, object], path: Path) -> 
         config = kind.model_validate(data)
     except ValidationError as error:
         raise InputError(f"{path.name}: {first_problem(error)}") from error
-    config.source._base = path.parent
+    config.source.relative_to(path.parent)
     return config
 
 

@@ -25,7 +25,7 @@ def embedded_redis(*arguments: str) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="tidemark-") as folder:
         path = Path(folder) / "redis.sock"
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  # our own command
             [*_command(), "--port", "0", "--unixsocket", str(path), "--dir", folder, "--save", "", *arguments],
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is for us: Redis ends after the server
@@ -46,7 +46,9 @@ def _command() -> Sequence[str]:
     except ImportError:
         found = shutil.which("redis-server")
         if found is None:
-            raise InputError("no redis-server to embed: install tidemark[demo], or name your own with --redis") from None
+            raise InputError(
+                "no redis-server to embed: install tidemark[demo], or name your own with --redis"
+            ) from None
         server = found
     # Should this process be killed outright, the kernel ends Redis as well (where setpriv is at hand).
     setpriv = shutil.which("setpriv")

@@ -50,7 +50,7 @@ def open_bundle(bundle: Bundle) -> Graph:
 
 
 def largest_differences(found: Arrays, expected: Arrays) -> dict[str, float]:
-    """Largest difference per output: relative for spend, absolute for the rest; infinite where a value is not finite."""
+    """Largest difference per output, relative for spend, absolute for the rest; infinite where one is not finite."""
     worst = {}
     for name, wanted in expected.items():
         difference = np.abs(found[name].astype(np.float64) - wanted)

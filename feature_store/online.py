@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final, Self
 
+import hiredis
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from feature_store.errors import InputError, StoreUnavailableError
 from feature_store.state import StateBatch, StateLayout
@@ -37,38 +39,53 @@ class Keys:
 
 
 class StateReader:
-    """Reads states for the server: one MGET per batch, on the running event loop."""
+    """Reads states for the server: one MGET per batch, on the running event loop.
+
+    Talks over redis-py's connections rather than its client: commands, pools and retries of the client cost four times
+    the CPU of the exchange itself (256 keys: 270 µs against 70 µs), and all that is asked here are two commands.
+    """
 
     def __init__(self, url: str, layout: StateLayout, timeout_s: float) -> None:
         self._keys = Keys(layout.fingerprint)
         self._layout = layout
         with _clear_url_errors():
-            self._redis = redis.asyncio.Redis.from_url(
-                url,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-                # One fresh attempt: a connection that died while idle is not an outage.
-                retry=AsyncRetry(NoBackoff(), 1),
+            self._pool: Any = redis.asyncio.ConnectionPool.from_url(
+                url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=AsyncRetry(NoBackoff(), 0)
             )
+        self._idle: list[Any] = []
 
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
         """States of customers, in order; StoreUnavailableError where Redis does not answer in time."""
-        try:
-            values = await self._redis.mget(self._keys.of(customer_ids))
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(type(error).__name__) from error
-        return self._layout.unpack(values)
+        return self._layout.unpack(await self._ask(b"MGET", *self._keys.of(customer_ids)))
 
     async def ping(self) -> None:
         """Return if Redis answers; StoreUnavailableError if it does not."""
-        try:
-            await self._redis.ping()
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(type(error).__name__) from error
+        await self._ask(b"PING")
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        while self._idle:
+            await self._idle.pop().disconnect()
+
+    async def _ask(self, *command: bytes) -> Any:
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub allows one argument only
+        while True:
+            connection = self._idle.pop() if self._idle else self._pool.make_connection()
+            reused = connection.is_connected
+            try:
+                await connection.send_packed_command([packed], check_health=False)
+                reply = await connection.read_response(disable_decoding=True)
+            except (RedisError, OSError) as error:
+                await connection.disconnect(nowait=True)
+                # A connection that died while idle is no outage: ask again until a fresh one fails.
+                if not reused or isinstance(error, RedisTimeoutError):
+                    raise StoreUnavailableError(type(error).__name__) from error
+            except BaseException:
+                await connection.disconnect(nowait=True)  # a reply may still come, and must not meet another question
+                raise
+            else:
+                self._idle.append(connection)
+                return reply
 
 
 class StateWriter:
@@ -116,6 +133,10 @@ class StateWriter:
         keys = iter(self._keys.of(customer_ids))
         while chunk := list(islice(keys, CHUNK)):
             self._call(self._redis.unlink, *chunk)
+
+    def used_memory(self) -> int:
+        """Bytes that Redis uses, all included."""
+        return int(self._call(self._redis.info, "memory")["used_memory"])
 
     def record_load(self, facts: dict[str, float]) -> None:
         """Remember what was loaded, for :meth:`last_load`."""

@@ -1,4 +1,4 @@
-"""Build the Python stubs of the contract into ``build/stubs``: ``python protos/build_stubs.py``, or by building the wheel.
+"""Build the Python stubs of the contract into ``build/stubs``: run this file, or build the wheel.
 
 The client needs grpcio and protobuf alone, yet a batch holds google.rpc.Status, whose Python module lives in a package
 of its own. So the stubs bring those two messages along as ``tidemark.rpc``, which prefers that package where it is
@@ -13,12 +13,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from grpc_tools import protoc
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PROTOS = Path(__file__).parent
 STUBS = PROTOS.parent / "build" / "stubs"
 
-RPC = '''"""google.rpc messages: those of googleapis-common-protos where it is installed, else the copies built along."""
+RPC = '''"""google.rpc messages: of googleapis-common-protos where it is installed, else the copies built along."""
 
 try:
     from google.rpc import error_details_pb2, status_pb2
@@ -29,7 +30,7 @@ __all__ = ["error_details_pb2", "status_pb2"]
 '''
 
 
-class StubsBuildHook(BuildHookInterface):
+class StubsBuildHook(BuildHookInterface[Any]):
     """Puts freshly built stubs into the wheel."""
 
     PLUGIN_NAME = "custom"
@@ -42,8 +43,6 @@ class StubsBuildHook(BuildHookInterface):
 
 def build(target: Path) -> None:
     """Compile every proto file below this folder into the package ``target/tidemark``."""
-    from grpc_tools import protoc
-
     shutil.rmtree(target, ignore_errors=True)
     raw = target / "raw"
     raw.mkdir(parents=True)

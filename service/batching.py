@@ -58,8 +58,8 @@ class Batcher:
         self,
         score: Callable[[Sequence[Part]], Awaitable[list[Scores]]],
         *,
-        max_rows: int = 256,
-        slice_rows: int = 128,
+        max_rows: int = 512,
+        slice_rows: int = 256,
         in_flight: int = 2,
     ) -> None:
         self._score = score
@@ -131,4 +131,6 @@ class Batcher:
             return [error] * len(parts)
         except Exception as error:  # whatever it is, every caller gets an answer, and none sees the inside
             logger.error("a batch of %d parts failed: %s", len(parts), type(error).__name__)
-            return [ScoringError(Reason.INTERNAL, "the server could not score this: report it with the time")] * len(parts)
+            return [ScoringError(Reason.INTERNAL, "the server could not score this: report it with the time")] * len(
+                parts
+            )

@@ -7,23 +7,24 @@ reply bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from feature_store.bundle import ECONOMICS
-from service.errors import DOMAIN, Reason, ScoringError
-from service.scorer import Part, Scores
 from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2
+
+from feature_store.bundle import ECONOMICS
+from service import wire
+from service.errors import DOMAIN, Reason, ScoringError
+from service.scorer import Part, Scores
 
 SERVICE: Final = "tidemark.v1.ScoringService"
 MAX_BATCH: Final = 1000
 MAX_ID_BYTES: Final = 256
+MAX_NANOS: Final = 999_999_999
 MAX_DURATION_S: Final = 315_576_000_000
 """About 10,000 years, the bound that google.protobuf.Duration sets itself."""
 
@@ -89,7 +90,7 @@ def _max_age(request: Any) -> float | None:
     if not request.HasField("max_feature_age"):
         return None
     age: Duration = request.max_feature_age
-    if not (0 <= age.seconds <= MAX_DURATION_S and 0 <= age.nanos < 1_000_000_000):
+    if not (0 <= age.seconds <= MAX_DURATION_S and 0 <= age.nanos <= MAX_NANOS):
         message = "max_feature_age is negative or out of range: send a duration of zero or more"
         raise ScoringError(Reason.MAX_FEATURE_AGE_INVALID, message, "max_feature_age")
     return age.seconds + age.nanos / 1e9
@@ -123,34 +124,23 @@ def encode_score(part: Part, scores: Scores) -> bytes:
     """A ScoreCustomerResponse."""
     if scores.errors:
         raise scores.errors[0]
-    return _score(part.customer_ids[0], scores.rows[0], scores.model_version).SerializeToString()
+    return wire.score(part.customer_ids[0], scores.rows[0], _version(scores.model_version))
 
 
 def encode_batch(part: Part, scores: Scores) -> bytes:
     """A BatchScoreCustomersResponse."""
-    version, errors = scores.model_version, scores.errors
+    version, errors = _version(scores.model_version), scores.errors
     results = [
-        scoring_pb2.CustomerResult(status=status(errors[at], at))
+        wire.result(2, status(errors[at], at).SerializeToString())
         if at in errors
-        else scoring_pb2.CustomerResult(score=_score(customer_id, row, version))
+        else wire.result(1, wire.score(customer_id, row, version))
         for at, (customer_id, row) in enumerate(zip(part.customer_ids, scores.rows, strict=True))
     ]
-    return scoring_pb2.BatchScoreCustomersResponse(results=results).SerializeToString()
+    return b"".join(results)
 
 
-def _score(customer_id: str, row: Sequence[float], version: str) -> scoring_pb2.ScoreCustomerResponse:
-    churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
-    seconds, fraction = divmod(as_of, 1)
-    return scoring_pb2.ScoreCustomerResponse(
-        customer_id=customer_id,
-        churn=scoring_pb2.Alert(probability=churn, threshold=churn_threshold, alert=churn >= churn_threshold),
-        propensity=scoring_pb2.Alert(
-            probability=propensity, threshold=propensity_threshold, alert=propensity >= propensity_threshold
-        ),
-        expected_spend=spend,
-        features_as_of=Timestamp(seconds=int(seconds), nanos=int(fraction * 1e9)),
-        model_version=version,
-    )
+def _version(model_version: str) -> bytes:
+    return wire.field(6, model_version.encode())
 
 
 def status(error: ScoringError, at: int | None = None) -> status_pb2.Status:

@@ -1,6 +1,6 @@
-"""The grpc.aio front: bytes in, bytes out. What the bytes mean is in ``convert``, what is done with them in ``batching``.
+"""The grpc.aio front: bytes in, bytes out. A front knows how gRPC travels, and nothing about customers.
 
-A front knows how gRPC travels and nothing about customers. This one is the standard implementation.
+What the bytes mean is in ``convert``, what is done with them in ``batching``. This is the standard implementation.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class AioFront:
         handlers = {path.rpartition("/")[2]: _rpc(self._handler(method)) for path, method in METHODS.items()}
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self, address: str) -> int:
         """Listen on ``host:port`` and return the port; OSError where that is not possible."""

@@ -124,7 +124,9 @@ class Scorer:
             stop = start + len(part.customer_ids)
             errors: dict[int, ScoringError] = {}
             if not all_usable:
-                errors = {at: _unusable(bool(states.found[start + at])) for at in np.flatnonzero(~usable[start:stop])}
+                errors = {
+                    int(at): _unusable(bool(states.found[start + at])) for at in np.flatnonzero(~usable[start:stop])
+                }
             if part.max_age_s is not None:
                 too_old = usable[start:stop] & (now - states.as_of[start:stop] > part.max_age_s)
                 errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})

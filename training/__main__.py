@@ -14,7 +14,6 @@ from feature_store.config import load_config
 from feature_store.errors import InputError, run_cli
 from feature_store.offline import OfflineStore
 from training.config import TrainingConfig
-from training.export import ParityError
 from training.fit import fit as fit_bundle
 from training.summary import print_summary
 

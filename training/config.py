@@ -101,7 +101,7 @@ class TrainingConfig(FeatureConfig):
     propensity: Propensity = Propensity()
     economics: Economics
     evaluation: Evaluation = Evaluation()
-    overdue: list[Overdue] = []
+    overdue: tuple[Overdue, ...] = ()
 
     @model_validator(mode="after")
     def _known(self) -> Self:

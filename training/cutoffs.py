@@ -1,12 +1,12 @@
-"""Cut-offs: the moments at which training and evaluation pretend to stand, laid out backwards from the end of the data.
+"""Cut-offs: the moments at which training and evaluation pretend to stand, laid out back from the end of the data.
 
 ::
 
     start ── warm-up ──┬── fit ──┬── gap ──┬── calibration ──┬─ one horizon ─┬── test ──┬─ one horizon ─ end
 
-A label looks one horizon ahead. The gap is one horizon long, so that the calibrator sees no outcome its model was fitted
-on; after that the model is fitted again on everything before the test. No label of the training cut-offs (fit, gap and
-calibration) reaches the first test cut-off.
+A label looks one horizon ahead. The gap is one horizon long, so that the calibrator sees no outcome its model was
+fitted on; after that the model is fitted again on everything before the test. No label of the training cut-offs (fit,
+gap and calibration) reaches the first test cut-off.
 """
 
 from __future__ import annotations

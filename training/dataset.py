@@ -13,11 +13,13 @@ from feature_store.offline import OfflineStore
 from feature_store.state import DAY_S, Floats, StateLayout
 from training.config import TrainingConfig
 
+# More returned than bought counts as no spend.
 LABELS_SQL: Final = """
     SELECT customer_id,
         count(*) FILTER (event_type = $churn_event AND t > $cutoff AND t <= $cutoff + $churn_s) = 0 AS churn,
-        count(*) FILTER (event_type = $propensity_event AND t > $cutoff AND t <= $cutoff + $propensity_s) > 0 AS propensity,
-        greatest(coalesce(sum(amount) FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $spend_s), 0), 0)
+        count(*) FILTER (event_type = $propensity_event AND t > $cutoff AND t <= $cutoff + $propensity_s) > 0
+            AS propensity,
+        coalesce(sum(amount) FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $spend_s), 0)
             AS spend,
         ($cutoff - max(t) FILTER (event_type = $churn_event AND t <= $cutoff)) / 86400 AS recency_days
     FROM events GROUP BY customer_id
@@ -28,8 +30,11 @@ LABELS_SQL: Final = """
 
 @dataclass(frozen=True)
 class Rows:
-    """Customers at cut-offs, row by row: cutoff float64 [n] unix seconds, state float64 [n, slots] as of it,
-    labels, and the days since the last event of the churn type (the baseline)."""
+    """Customers at cut-offs, row by row.
+
+    cutoff: float64 [n] unix seconds; state: float64 [n, slots] as of it; churn, propensity and spend: the labels;
+    recency_days: days since the last event of the churn type, which is the baseline.
+    """
 
     cutoff: Floats
     customer_id: npt.NDArray[np.object_]
@@ -87,6 +92,6 @@ def _rows_at(source: OfflineStore, layout: StateLayout, config: TrainingConfig, 
         state=state,
         churn=np.asarray(labels["churn"], dtype=bool),
         propensity=np.asarray(labels["propensity"], dtype=bool),
-        spend=np.asarray(labels["spend"], dtype=np.float64),
+        spend=np.maximum(labels["spend"], 0.0),
         recency_days=np.asarray(labels["recency_days"], dtype=np.float64),
     )

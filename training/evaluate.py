@@ -36,9 +36,7 @@ def calibration_error(labels: npt.NDArray[np.bool_], probability: Floats) -> flo
     return float(sum(abs(labels[b].mean() - probability[b].mean()) * len(b) for b in bins if len(b)) / len(labels))
 
 
-def recency_probability(
-    recency_days: Floats, labels: npt.NDArray[np.bool_], recency_days_test: Floats
-) -> Floats:
+def recency_probability(recency_days: Floats, labels: npt.NDArray[np.bool_], recency_days_test: Floats) -> Floats:
     """The baseline: the days since the last purchase alone, as a probability."""
     model = LogisticRegression().fit(np.log1p(recency_days)[:, np.newaxis], labels)
     return np.asarray(model.predict_proba(np.log1p(recency_days_test)[:, np.newaxis])[:, 1])

@@ -120,7 +120,10 @@ def _budget_prices(config: TrainingConfig, spec: FeatureSpec, models: Models, ne
     value = economics.margin * models.spend.predict(features)
     return {
         name: budget_price(
-            models.probability[name].predict_proba(features)[:, 1], value, economics.offer(name), economics.threshold_min
+            models.probability[name].predict_proba(features)[:, 1],
+            value,
+            economics.offer(name),
+            economics.threshold_min,
         )
         for name in OFFERS
     }
@@ -145,9 +148,7 @@ def _evaluate(
         metrics[name] = {
             **evaluate.probability_metrics(labels, probability),
             "recency_alone": evaluate.probability_metrics(labels, baseline),
-            "alert_share_newest_block": float(
-                (before[f"{name}_probability"] >= before[f"{name}_threshold"]).mean()
-            ),
+            "alert_share_newest_block": float((before[f"{name}_probability"] >= before[f"{name}_threshold"]).mean()),
             "policy": evaluate.policy_metrics(
                 labels, probability, figures["margin"] * spend, found[f"{name}_threshold"].astype(np.float64), offer
             ),

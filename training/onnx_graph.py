@@ -62,7 +62,7 @@ class GraphBuilder:
             self._nodes.append(helper.make_node("Reshape", [as_float, shape], [name]))
         else:
             self._nodes.append(helper.make_node("Identity", [as_float], [name]))
-        dimensions = ["n"] if columns is None else ["n", columns]
+        dimensions: list[str | int | None] = ["n"] if columns is None else ["n", columns]
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dimensions))
 
     def build(self, name: str) -> bytes:

@@ -25,7 +25,7 @@ def fit_probability(name: str, fit: Block, calibration: Block, everything: Block
     InputError where a block has one outcome only.
     """
     for block, (_, labels) in (("fit", fit), ("calibration", calibration)):
-        if len(np.unique(labels)) < 2:
+        if labels.all() or not labels.any():
             raise InputError(
                 f"{name}: all {len(labels)} customers of the {block} cut-offs have the same outcome: "
                 f"change {name}.event, {name}.horizon_days or churn.active_days"

@@ -34,7 +34,8 @@ class SpendModel:
 
     def predict(self, features: Features) -> Floats:
         """Expected spend [n], at least LEAST."""
-        return np.maximum(self.regressor.predict(features).astype(np.float64), LEAST)
+        predicted: Floats = self.regressor.predict(features).astype(np.float64)
+        return np.maximum(predicted, LEAST)
 
     def add_to(self, graph: GraphBuilder, features: str, columns: int) -> str:
         """The model as graph nodes on ``features`` (float32); returns the name of expected spend, float64 [n, 1]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,7 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
     for reason, rows in manifest.source["left_out"].items():
         console.print(f"left out {rows:,} events {reason}", highlight=False)
 
-    quality = Table(title="On the test cut-offs, later than all training", title_justify="left")
+    quality = Table(title="On the test cut-offs, later than all training", title_justify="left", box=box.SIMPLE)
     for heading in ("", "AUC", "AP", "Brier", "log loss", "ECE", "base rate"):
         quality.add_column(heading, justify="left" if not heading else "right")
     names = ("auc", "average_precision", "brier", "log_loss", "calibration_error", "base_rate")
@@ -32,8 +33,8 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
             quality.add_row(label, *(f"{found[name]:.4f}" for name in names))
     console.print(quality)
 
-    profit = Table(title="Expected profit at equal contacts, by kind of threshold", title_justify="left")
-    for heading in ("", "alerts", "precision", "dynamic", "single", "p·v", "budget price"):
+    profit = Table(title="Expected profit at equal contacts", title_justify="left", box=box.SIMPLE)
+    for heading in ("", "alerts", "precision", "dynamic threshold", "single threshold", "p·v ranking", "budget price"):
         profit.add_column(heading, justify="left" if not heading else "right")
     for offer in OFFERS:
         policy = metrics[offer]["policy"]

@@ -1,7 +1,7 @@
 """The dynamic threshold: from which probability on acting pays, for each customer and offer.
 
-For a calibrated probability p, value v = margin * expected spend, contact cost c, offer cost d, success rate s (share of
-the customers meant whom the offer wins), redemption rate r (share of the others who redeem it) and budget price b,
+For a calibrated probability p, value v = margin * expected spend, contact cost c, offer cost d, success rate s (share
+of the customers meant whom the offer wins), redemption rate r (share of the others who redeem it) and budget price b,
 acting gains ``p * s * (v - d) - (1 - p) * r * d - c``. Acting where the gain is at least b gives
 
     threshold = (c + b + r * d) / (s * (v - d) + r * d)    clipped to [threshold_min, 1];  1 (never) where v <= d
@@ -49,7 +49,7 @@ def budget_price(probability: Floats, value: Floats, offer: Offer, threshold_min
 
 
 def add_threshold(graph: GraphBuilder, spend: str, offer: str, threshold_min: float) -> str:
-    """Add the formula to a graph: ``spend`` float64 [n, 1], the graph's ``economics`` input; returns the output's name."""
+    """Add the formula for ``spend`` float64 [n, 1] and the graph's ``economics`` input; returns the output's name."""
 
     def figure(name: str) -> str:
         column = graph.constant(np.array([ECONOMICS.index(name)]))

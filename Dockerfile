@@ -1,0 +1,30 @@
+# The scoring server alone: no scikit-learn, no training, no sample data.
+#   docker build -t tidemark .
+#   docker run -p 50051:50051 -v "$PWD/build/registry:/registry:ro" -e TIDEMARK_REDIS=redis://host:6379 tidemark
+
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /src
+COPY requirements.lock ./
+RUN python -m venv /build \
+    && /build/bin/pip install --no-cache-dir --require-hashes --requirement requirements.lock
+COPY service/requirements.lock service/requirements.lock
+RUN python -m venv /opt/tidemark \
+    && /opt/tidemark/bin/pip install --no-cache-dir --require-hashes --requirement service/requirements.lock
+COPY . .
+RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
+    && /opt/tidemark/bin/pip install --no-cache-dir --no-deps --no-index --find-links /dist tidemark
+
+FROM python:3.11-slim-bookworm
+RUN useradd --system --uid 10001 --no-create-home tidemark
+COPY --from=build /opt/tidemark /opt/tidemark
+# Other containers are to reach it, so it listens on every address; publish the port only where callers are trusted.
+ENV PATH=/opt/tidemark/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    TIDEMARK_HOST=0.0.0.0 \
+    TIDEMARK_PORT=50051 \
+    TIDEMARK_REGISTRY=/registry
+USER 10001
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-m", "service.healthcheck"]
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "service"]

@@ -1,0 +1,211 @@
+"""The client: typed, with a deadline by default and retries where they help. Needs grpcio and protobuf alone.
+
+from service.client import ScoringClient
+
+with ScoringClient("127.0.0.1:50051") as client:
+    score = client.score("900")
+    if score.churn.alert:
+        send_offer(score.customer_id)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Self
+
+import grpc
+from tidemark.rpc import error_details_pb2, status_pb2
+from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
+
+MAX_BATCH: Final = 1000
+DEFAULT_TIMEOUT_S: Final = 1.0
+
+RETRY_UNAVAILABLE: Final = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": "tidemark.v1.ScoringService"}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "0.5s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+"""gRPC's own retries, within the deadline: scoring changes nothing, so trying again is safe."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What acting on an alert costs and effects; None keeps the model's default. Amounts in the shop's currency."""
+
+    contact_cost: float | None = None
+    offer_cost: float | None = None
+    success_rate: float | None = None
+    redemption_rate: float | None = None
+    budget_price: float | None = None
+
+
+@dataclass(frozen=True)
+class Economics:
+    """The offers to price, and the share of spend that is profit; None keeps the model's default."""
+
+    margin: float | None = None
+    churn: Offer = Offer()
+    propensity: Offer = Offer()
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A calibrated probability, the customer's own threshold, and whether it is reached."""
+
+    probability: float
+    threshold: float
+    alert: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of one customer; expected_spend over the value horizon, in the shop's currency."""
+
+    customer_id: str
+    churn: Alert
+    propensity: Alert
+    expected_spend: float
+    features_as_of: datetime
+    model_version: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why there is no score: status code, reason (UPPER_SNAKE) and message of the server, and the field it means."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    field: str | None = None
+    retry_after: timedelta | None = None
+
+
+class ScoringFailedError(Exception):
+    """A call failed; ``problem`` says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"{problem.code.name} {problem.reason}: {problem.message}")
+        self.problem: Final = problem
+
+
+class ScoringClient:
+    """Calls a scoring server. Threads may share one client; close it, or use it in a ``with`` statement."""
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """``target`` is host:port; ``timeout_s`` bounds each call with its retries; without credentials no TLS."""
+        options = [("grpc.service_config", RETRY_UNAVAILABLE)]
+        self._timeout_s = timeout_s
+        self._channel = (
+            grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
+        )
+        self._stub = scoring_pb2_grpc.ScoringServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def score(
+        self,
+        customer_id: str,
+        *,
+        economics: Economics | None = None,
+        max_feature_age: timedelta | None = None,
+        timeout_s: float | None = None,
+    ) -> Score:
+        """Score one customer; ScoringFailedError where the server refuses or does not answer in time."""
+        request = scoring_pb2.ScoreCustomerRequest(
+            customer_id=customer_id, economics=_economics(economics), max_feature_age=max_feature_age
+        )
+        try:
+            return _score(self._stub.ScoreCustomer(request, timeout=timeout_s or self._timeout_s))
+        except grpc.RpcError as error:
+            raise ScoringFailedError(_call_problem(error)) from None
+
+    def score_many(
+        self,
+        customer_ids: Sequence[str],
+        *,
+        economics: Economics | None = None,
+        max_feature_age: timedelta | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Score | Problem]:
+        """A score, or why there is none, for each customer, in order; in calls of at most 1000 customers.
+
+        ``timeout_s`` bounds each call. ScoringFailedError where a whole call fails.
+        """
+        results: list[Score | Problem] = []
+        for start in range(0, len(customer_ids), MAX_BATCH):
+            request = scoring_pb2.BatchScoreCustomersRequest(
+                customer_ids=customer_ids[start : start + MAX_BATCH],
+                economics=_economics(economics),
+                max_feature_age=max_feature_age,
+            )
+            try:
+                response = self._stub.BatchScoreCustomers(request, timeout=timeout_s or self._timeout_s)
+            except grpc.RpcError as error:
+                raise ScoringFailedError(_call_problem(error)) from None
+            results += [_score(r.score) if r.HasField("score") else _problem(r.status) for r in response.results]
+        return results
+
+
+def _economics(economics: Economics | None) -> scoring_pb2.Economics | None:
+    if economics is None:
+        return None
+    offers = {name: scoring_pb2.Offer(**vars(getattr(economics, name))) for name in ("churn", "propensity")}
+    return scoring_pb2.Economics(margin=economics.margin, **offers)
+
+
+def _score(score: scoring_pb2.ScoreCustomerResponse) -> Score:
+    return Score(
+        customer_id=score.customer_id,
+        churn=Alert(score.churn.probability, score.churn.threshold, score.churn.alert),
+        propensity=Alert(score.propensity.probability, score.propensity.threshold, score.propensity.alert),
+        expected_spend=score.expected_spend,
+        features_as_of=score.features_as_of.ToDatetime(UTC),
+        model_version=score.model_version,
+    )
+
+
+def _call_problem(error: grpc.RpcError) -> Problem:
+    trailers: Any = error.trailing_metadata() or ()
+    details = dict(trailers).get("grpc-status-details-bin")
+    if details is not None:
+        return _problem(status_pb2.Status.FromString(details))
+    return Problem(error.code(), error.code().name, error.details() or "")
+
+
+def _problem(status: status_pb2.Status) -> Problem:
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    retry_after = None
+    for detail in status.details:
+        detail.Unpack(info)
+        if detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta()
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    return Problem(code, info.reason, status.message, info.metadata.get("field"), retry_after)

@@ -1,0 +1,160 @@
+"""``make run``: everything from a config to first answers, by the same commands that a user would type, then serve.
+
+Trains if the registry has no usable bundle, embeds Redis unless given one, loads the features, serves, calls the server
+with the real client, and goes on serving until Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from feature_store import bundle
+from feature_store.embedded import embedded_redis
+from feature_store.errors import InputError, run_cli
+from feature_store.online import StateWriter
+from feature_store.state import StateLayout
+from service.client import Alert, Problem, Score, ScoringClient
+
+SHOWN: Final = 10
+START_TIMEOUT_S: Final = 20.0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config")
+@click.option("--registry", required=True, type=click.Path(path_type=Path), help="Folder of bundles.")
+@click.option("--redis", "url", help="A Redis of your own [default: an embedded one].")
+@click.option("--port", default=50051, show_default=True, type=click.IntRange(1, 65535))
+def demo(config: str, registry: Path, url: str | None, port: int) -> None:
+    """Train if need be, load Redis, serve, and show the first answers."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console()
+    with ExitStack() as stack:
+        _train_unless_there(console, config, registry)
+        url = url or stack.enter_context(_announced_redis(console))
+        _run(console, "feature_store", "load", config, "--registry", str(registry), "--redis", url, "--shift-to-now")
+        server = stack.enter_context(_server(console, registry, url, port))
+        _await_serving(server, port)
+        _show_answers(console, registry, url, port)
+        console.print(f"serving on 127.0.0.1:{port} until Ctrl-C", highlight=False)
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            return
+    raise InputError(f"the server ended by itself with code {code}")
+
+
+def _train_unless_there(console: Console, config: str, registry: Path) -> None:
+    try:
+        found = bundle.read(registry)
+    except bundle.BundleError:
+        _run(console, "training", "fit", config, "--registry", str(registry))
+    else:
+        console.print(f"found bundle {found.manifest.version} in {registry}: no training needed", highlight=False)
+
+
+@contextmanager
+def _announced_redis(console: Console) -> Iterator[str]:
+    with embedded_redis() as url:
+        console.print(f"embedded Redis at {url}", highlight=False)
+        yield url
+
+
+def _run(console: Console, *command: str) -> None:
+    """Run one of our commands, shown as a user would type it; its own error line is enough if it fails."""
+    console.print(f"$ python -m {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
+    code = subprocess.run([sys.executable, "-P", "-m", *command], check=False).returncode  # noqa: S603  # our own
+    if code:
+        sys.exit(code)
+
+
+@contextmanager
+def _server(console: Console, registry: Path, url: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = ["service", "--registry", str(registry), "--redis", url, "--port", str(port)]
+    console.print(f"$ python -m {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
+    # A session of its own: Ctrl-C reaches this process, which then stops server and Redis in order.
+    process = subprocess.Popen([sys.executable, "-P", "-m", *command], start_new_session=True)  # noqa: S603  # our own
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _await_serving(server: subprocess.Popen[bytes], port: int) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if server.poll() is not None:
+                sys.exit(server.returncode)  # it has said why
+            try:
+                reply = health.Check(health_pb2.HealthCheckRequest(), timeout=0.5, wait_for_ready=True)
+            except grpc.RpcError:
+                continue
+            if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            time.sleep(0.05)
+    raise InputError("the server did not become healthy in time")
+
+
+def _show_answers(console: Console, registry: Path, url: str, port: int) -> None:
+    """Score everybody, and show ten customers spread from far below to far above their own churn threshold."""
+    manifest = bundle.read(registry).manifest
+    with StateWriter(url, StateLayout(manifest.features)) as redis:
+        ids = sorted(redis.customer_ids())
+    with ScoringClient(f"127.0.0.1:{port}", timeout_s=10.0) as client:
+        start = time.perf_counter()
+        results = client.score_many(ids)
+        took = time.perf_counter() - start
+        scores = sorted((r for r in results if not isinstance(r, Problem)), key=_churn_margin)
+        chosen = [scores[round(i * (len(scores) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
+        start = time.perf_counter()
+        answers = [client.score(score.customer_id) for score in chosen]
+        each = (time.perf_counter() - start) / len(answers)
+    console.print(_table(answers))
+    console.print(
+        f"{len(scores):,} customers scored in {took:.2f} s, one in {each * 1e3:.1f} ms; model {manifest.version}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _churn_margin(score: Score) -> float:
+    return score.churn.probability - score.churn.threshold
+
+
+def _table(scores: list[Score]) -> Table:
+    title = "Ten customers, from far below to far above the churn threshold of their own"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("customer", "churn", "threshold", "alert", "propensity", "threshold", "alert", "expected spend"):
+        table.add_column(heading, justify="right")
+    for score in scores:
+        table.add_row(score.customer_id, *_cells(score.churn), *_cells(score.propensity), f"{score.expected_spend:.2f}")
+    return table
+
+
+def _cells(alert: Alert) -> tuple[str, str, str]:
+    return f"{alert.probability:.3f}", f"{alert.threshold:.3f}", "act" if alert.alert else "-"
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    run_cli(demo)

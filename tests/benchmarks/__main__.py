@@ -1,0 +1,55 @@
+"""``make bench``: the figures of the README, each a ratio within this run, printed and written to build/bench.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from feature_store import bundle
+from feature_store.embedded import embedded_redis
+from tests.benchmarks.figures import FIGURES, Bench, Figure
+from tests.benchmarks.setting import load_customers
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--registry", type=click.Path(path_type=Path), default=Path("build/registry"), show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/bench.json"), show_default=True)
+@click.option("--only", multiple=True, help="Measure only the figures of this name.")
+def main(registry: Path, output: Path, only: tuple[str, ...]) -> None:
+    """Measure on 127.0.0.1, bounded in time; everything that is needed is started here and ended here."""
+    console = Console()
+    results: list[Figure] = []
+    with embedded_redis() as url:
+        loaded = bundle.read(registry)
+        load_customers(url, loaded)
+        bench = Bench(registry, url, loaded, console)
+        for name, goal, measure in FIGURES:
+            if only and name not in only:
+                continue
+            console.print(f"measuring {name} …", highlight=False)
+            value, note = measure(bench)
+            results.append(Figure(name, value, goal, note))
+    show(console, results)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"name": f.name, "value": f.value, "goal": f.goal, "ok": f.ok, "note": f.note} for f in results]
+    output.write_text(json.dumps(rows, indent=2) + "\n")
+    console.print(f"written to {output}", highlight=False)
+
+
+def show(console: Console, results: list[Figure]) -> None:
+    """Print the figures."""
+    table = Table()
+    for heading in ("figure", "value", "goal", "", "how"):
+        table.add_column(heading)
+    for figure in results:
+        table.add_row(figure.name, f"{figure.value:.3f}", figure.goal, "ok" if figure.ok else "MISSED", figure.note)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The figures: what each one measures, and the goal it is held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from rich.console import Console
+
+from feature_store.bundle import Bundle
+from feature_store.embedded import embedded_redis
+from feature_store.online import Keys, StateWriter
+from feature_store.state import StateLayout
+from service.models import Model
+from tests.benchmarks.setting import (
+    BATCH,
+    CUSTOMERS,
+    UNARY,
+    Caller,
+    batch_requests,
+    customer_id,
+    empty_server,
+    paired,
+    tidemark_server,
+    unary_requests,
+)
+
+SLICE_S: Final = 1.5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value and its goal, ``<= n`` or ``>= n``."""
+
+    name: str
+    value: float
+    goal: str
+    note: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the goal is reached."""
+        sign, bound = self.goal.split()
+        return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs."""
+
+    registry: Path
+    url: str
+    bundle: Bundle
+    console: Console
+
+
+Measured = tuple[float, str]
+
+
+def churn_auc(bench: Bench) -> Measured:
+    """From the bundle's manifest."""
+    return bench.bundle.manifest.metrics["churn_auc"], "manifest, test cut-offs"
+
+
+def propensity_auc(bench: Bench) -> Measured:
+    """From the bundle's manifest."""
+    return bench.bundle.manifest.metrics["propensity_auc"], "manifest, test cut-offs"
+
+
+def unary_64_aio(bench: Bench) -> Measured:
+    """Server CPU per unary call with 64 in flight, over an empty call on grpcio's sync server."""
+    with tidemark_server(bench.registry, bench.url) as ours, empty_server() as empty:
+        a, b = Caller(ours, UNARY, unary_requests(), 64), Caller(empty, UNARY, unary_requests(), 64)
+
+        def cost(caller: Caller) -> float:
+            load = caller.run(SLICE_S)
+            return load.cpu_s / load.calls
+
+        found = paired(lambda: cost(a), lambda: cost(b))
+        a.close()
+        b.close()
+    return found.median, f"CPU per call; the empty call costs {found.unit * 1e6:.0f} µs; {found.spread}"
+
+
+def batch_256_share(bench: Bench) -> Measured:
+    """Customers per second in batches of 256, over the bare loop of MGET, decode and run."""
+    model = Model(bench.bundle)
+    requests, economics = batch_requests(256), np.tile(model.economics, (256, 1))
+    ids = [[customer_id(i * 256 + j) for j in range(256)] for i in range(CUSTOMERS // 256)]
+    with tidemark_server(bench.registry, bench.url) as ours, StateWriter(bench.url, model.layout) as redis:
+        caller = Caller(ours, BATCH, requests, 4)
+
+        def served() -> float:
+            load = caller.run(SLICE_S)
+            return load.calls * 256 / load.seconds
+
+        def bare() -> float:
+            start, done = time.perf_counter(), 0
+            while time.perf_counter() - start < SLICE_S:
+                states = model.layout.unpack(redis.read(ids[done % len(ids)]))
+                model.run(states, time.time(), economics)
+                done += 1
+            return done * 256 / (time.perf_counter() - start)
+
+        found = paired(served, bare)
+        caller.close()
+    return found.median, f"customers a second; the bare loop does {found.unit:,.0f}; {found.spread}"
+
+
+def redis_bytes_ratio(bench: Bench) -> Measured:
+    """Redis memory per customer, all included, over plain string keys with the bare slots."""
+    layout = StateLayout(bench.bundle.manifest.features)
+    keys = Keys(layout.fingerprint).of([customer_id(i) for i in range(CUSTOMERS)])
+    slots = b"\1" * 8 * len(layout.features)
+    with embedded_redis() as plain, StateWriter(plain, layout) as floor, StateWriter(bench.url, layout) as ours:
+        floor.write([customer_id(i) for i in range(CUSTOMERS)], [slots] * len(keys))
+        mine, least = ours.used_memory() / CUSTOMERS, floor.used_memory() / CUSTOMERS
+    return mine / least, f"{mine:.0f} over {least:.0f} bytes a customer, {len(layout.features)} slots"
+
+
+FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
+    ("churn_auc", ">= 0.85", churn_auc),
+    ("propensity_auc", ">= 0.807", propensity_auc),
+    ("unary_64_aio", "<= 2.2", unary_64_aio),
+    ("batch_256_share", ">= 0.75", batch_256_share),
+    ("redis_bytes_ratio", "<= 1.1", redis_bytes_ratio),
+)

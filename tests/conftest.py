@@ -1,0 +1,244 @@
+"""What many tests need: a Redis, bundles, a small shop of made-up customers, and a way to call commands."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import duckdb
+import numpy as np
+import pytest
+
+from feature_store.embedded import embedded_redis
+from feature_store.errors import run_cli
+from training.__main__ import cli as training_cli
+
+DAY_S = 86_400
+TOY_START = 1_700_006_400  # 2023-11-15 00:00 UTC
+TOY_DAYS = 365
+
+TOY_CONFIG = """
+[source]
+paths = { data = "." }
+events = "SELECT customer_id, to_timestamp(ts) AS event_time, event_type, amount, duration_s FROM '${data}/events.parquet'"
+attributes = "SELECT customer_id, income FROM '${data}/customers.csv'"
+
+[churn]
+event = "purchase"
+horizon_days = 28
+active_days = 60
+
+[propensity]
+event = "purchase"
+horizon_days = 7
+
+[evaluation]
+step_days = 14
+warm_up_days = 60
+
+[economics]
+margin = 0.3
+
+[economics.churn]
+contact_cost = 0.1
+offer_cost = 2.0
+success_rate = 0.3
+redemption_rate = 0.1
+budget_share = 0.1
+
+[economics.propensity]
+contact_cost = 0.05
+offer_cost = 1.0
+success_rate = 0.2
+redemption_rate = 0.05
+budget_share = 0.2
+
+[[feature]]
+name = "last_purchase"
+event = "purchase"
+aggregate = "latest"
+
+[[feature]]
+name = "first_purchase"
+event = "purchase"
+aggregate = "earliest"
+
+[[feature]]
+name = "purchases_28d"
+event = "purchase"
+aggregate = "count"
+half_life_days = 28
+
+[[feature]]
+name = "spend_56d"
+event = "purchase"
+aggregate = "sum"
+field = "amount"
+half_life_days = 56
+
+[[feature]]
+name = "dwell_14d"
+event = "view"
+aggregate = "sum"
+field = "duration_s"
+half_life_days = 14
+
+[[feature]]
+name = "income"
+aggregate = "attribute"
+
+[[overdue]]
+name = "overdue"
+latest = "last_purchase"
+rate = "purchases_28d"
+"""
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A folder with ``events.parquet``, ``customers.csv`` and ``shop.toml``."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "shop.toml"
+
+    def edited(self, *edits: tuple[str, str]) -> Path:
+        """A config beside the first one with some passages replaced; each must be there."""
+        text = self.config.read_text()
+        for old, new in edits:
+            assert old in text, old
+            text = text.replace(old, new)
+        path = self.folder / "edited.toml"
+        path.write_text(text)
+        return path
+
+    def change_events(self, query: str) -> None:
+        """Replace the events by what a query over the table ``old`` gives."""
+        path = self.folder / "events.parquet"
+        with duckdb.connect() as connection:
+            connection.execute(f"CREATE TABLE old AS FROM '{path}'")
+            connection.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+    @property
+    def is_bad_input(self) -> bool:
+        """Exit code 2 and exactly one line on stderr that says what is wrong."""
+        return self.code == 2 and self.err.startswith("error: ") and self.err.count("\n") == 1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A shop and a registry that holds its bundle."""
+
+    shop: Shop
+    registry: Path
+
+
+MakeShop = Callable[..., Shop]
+Call = Callable[..., Outcome]
+Run = Callable[..., Outcome]
+
+
+def write_shop(folder: Path, *, customers: int = 400, seed: int = 1) -> Shop:
+    """Customers who buy at rates of their own and leave at some time; each purchase comes with views around it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    with (folder / "events.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["customer_id", "ts", "event_type", "amount", "duration_s"])
+        for i in range(customers):
+            rate, basket = random.gamma(1.5, 1 / 12), random.lognormal(3, 0.6)
+            leaves = min(random.exponential(500), TOY_DAYS)
+            for day in np.sort(random.uniform(0, leaves, random.poisson(rate * leaves))):
+                ts = round(TOY_START + day * DAY_S, 3)
+                rows.writerow([f"c{i:04}", ts, "purchase", round(random.gamma(4, basket / 4), 2), ""])
+                rows.writerow([f"c{i:04}", ts - 60, "view", "", round(random.gamma(2, 30), 1)])
+        rows.writerow(["c0000", TOY_START, "view", "", 1.0])
+        rows.writerow(["c0000", TOY_START + TOY_DAYS * DAY_S, "view", "", 1.0])
+    with (folder / "customers.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["customer_id", "income"])
+        rows.writerows([f"c{i:04}", "" if i % 7 == 0 else round(random.normal(40_000, 9_000), 2)] for i in range(customers))
+    with duckdb.connect() as connection:
+        connection.execute(f"COPY (FROM '{folder}/events.csv') TO '{folder}/events.parquet' (FORMAT parquet)")
+    shop = Shop(folder)
+    shop.config.write_text(TOY_CONFIG)
+    return shop
+
+
+@pytest.fixture
+def make_shop(tmp_path: Path) -> MakeShop:
+    """Write a small shop into a folder of the test's own: ``make_shop(customers=…, seed=…)``."""
+    return lambda **options: write_shop(tmp_path / "shop", **options)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call a command line inside this process: ``call(command, *arguments)``."""
+
+    def run(command: click.Command, *arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["tidemark", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_cli(command)
+        out, err = capsys.readouterr()
+        return Outcome(ended.value.code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def run_module(tmp_path: Path) -> Run:
+    """Run ``python -m MODULE …`` as a process of its own, in the test's folder, with the installed wheel."""
+
+    def run(*arguments: object) -> Outcome:
+        return _run(tmp_path, *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A real redis-server for the whole session."""
+    with embedded_redis() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sample_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with the bundle of the built-in sample, fitted once by the command that users call."""
+    folder = tmp_path_factory.mktemp("sample")
+    done = _run(folder, "training", "fit", "complete_journey", "--registry", folder / "registry")
+    assert done.code == 0, done.err
+    return folder / "registry"
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The small shop, fitted once for the session. Tests read it; who changes something makes a copy."""
+    folder = tmp_path_factory.mktemp("toy")
+    shop, registry = write_shop(folder / "shop"), folder / "registry"
+    training_cli.main(["fit", str(shop.config), "--registry", str(registry)], standalone_mode=False)
+    return Trained(shop, registry)
+
+
+def _run(folder: Path, *arguments: object) -> Outcome:
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

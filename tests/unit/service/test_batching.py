@@ -1,0 +1,162 @@
+"""Batches form from what has arrived, large parts take turns, and every caller gets exactly one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from service.batching import Batcher
+from service.errors import Reason, ScoringError
+from service.scorer import Part, Scores
+
+Score = Callable[[Sequence[Part]], Awaitable[list[Scores]]]
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 10))
+
+
+class Recorder:
+    """A scorer that remembers its batches; a row says which id it is for."""
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.batches: list[list[str]] = []
+        self.pause_s = pause_s
+
+    async def score(self, parts: Sequence[Part]) -> list[Scores]:
+        self.batches.append([customer_id for part in parts for customer_id in part.customer_ids])
+        await asyncio.sleep(self.pause_s)
+        return [Scores([[float(customer_id)] for customer_id in p.customer_ids], dict(p.refused), "v") for p in parts]
+
+
+def ids(start: int, stop: int) -> Part:
+    return Part([str(i) for i in range(start, stop)])
+
+
+def test_what_arrives_together_is_one_batch() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        batcher = Batcher(recorder.score, in_flight=1)
+        scores = await asyncio.gather(*(batcher.score(ids(i, i + 1)) for i in range(50)))
+        assert len(recorder.batches) == 1
+        assert [score.rows for score in scores] == [[[float(i)]] for i in range(50)]
+
+    run(main())
+
+
+def test_what_arrives_while_a_batch_runs_is_the_next_one() -> None:
+    async def main() -> None:
+        recorder = Recorder(pause_s=0.05)
+        batcher = Batcher(recorder.score, in_flight=1)
+        first = asyncio.create_task(batcher.score(ids(0, 1)))
+        await asyncio.sleep(0.01)
+        rest = [asyncio.create_task(batcher.score(ids(i, i + 1))) for i in range(1, 9)]
+        await asyncio.gather(first, *rest)
+        assert [len(batch) for batch in recorder.batches] == [1, 8]
+
+    run(main())
+
+
+def test_a_large_part_is_cut_and_comes_back_whole_and_in_order() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        batcher = Batcher(recorder.score, max_rows=100, slice_rows=30, in_flight=3)
+        refused = {at: ScoringError(Reason.CUSTOMER_ID_INVALID, "bad") for at in (0, 29, 30, 999)}
+        scores = await batcher.score(Part([str(i) for i in range(1000)], refused=refused))
+        assert scores.rows == [[float(i)] for i in range(1000)]
+        assert set(scores.errors) == {0, 29, 30, 999}
+        assert max(len(batch) for batch in recorder.batches) <= 30
+
+    run(main())
+
+
+def test_a_single_call_does_not_wait_for_a_large_one() -> None:
+    async def main() -> None:
+        recorder = Recorder(pause_s=0.001)
+        batcher = Batcher(recorder.score, max_rows=64, slice_rows=32, in_flight=1)
+        large = asyncio.create_task(batcher.score(ids(0, 1000)))
+        await asyncio.sleep(0.002)
+        await batcher.score(ids(5000, 5001))
+        assert not large.done()
+        at = next(i for i, batch in enumerate(recorder.batches) if "5000" in batch)
+        assert at < 10
+        await large
+
+    run(main())
+
+
+def test_no_batch_is_larger_than_allowed() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        batcher = Batcher(recorder.score, max_rows=10, slice_rows=4, in_flight=2)
+        scores = await asyncio.gather(*(batcher.score(ids(i, i + 7)) for i in range(0, 70, 7)))
+        assert [row for score in scores for row in score.rows] == [[float(i)] for i in range(70)]
+        assert max(len(batch) for batch in recorder.batches) <= 10
+
+    run(main())
+
+
+def test_a_batch_that_fails_fails_all_its_parts_with_the_same_error() -> None:
+    async def main() -> None:
+        async def away(_parts: Sequence[Part]) -> list[Scores]:
+            raise ScoringError(Reason.FEATURE_STORE_UNAVAILABLE, "away")
+
+        batcher = Batcher(away)
+        outcomes = await asyncio.gather(*(batcher.score(ids(0, 3)) for _ in range(5)), return_exceptions=True)
+        assert [getattr(outcome, "reason", None) for outcome in outcomes] == [Reason.FEATURE_STORE_UNAVAILABLE] * 5
+
+    run(main())
+
+
+def test_a_bug_becomes_an_internal_error_that_shows_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async def broken(_parts: Sequence[Part]) -> list[Scores]:
+            raise ValueError("customer 4711 has a secret")
+
+        batcher = Batcher(broken)
+        with pytest.raises(ScoringError) as caught:
+            await batcher.score(ids(0, 1))
+        assert caught.value.reason is Reason.INTERNAL
+        assert "4711" not in caught.value.message
+        assert "4711" not in caplog.text
+        assert "ValueError" in caplog.text
+        batcher = Batcher(Recorder().score)
+        assert (await batcher.score(ids(0, 1))).rows == [[0.0]]
+
+    run(main())
+
+
+def test_abandoned_work_is_not_done() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        batcher = Batcher(recorder.score)
+        batcher.submit(ids(0, 5), lambda _: pytest.fail("nobody waits for this"), abandoned=lambda: True)
+        await batcher.score(ids(5, 6))
+        assert recorder.batches == [["5"]]
+
+    run(main())
+
+
+def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
+    async def main() -> None:
+        recorder = Recorder(pause_s=0.05)
+        batcher = Batcher(recorder.score)
+        leaver = asyncio.create_task(batcher.score(ids(0, 1)))
+        stayer = asyncio.create_task(batcher.score(ids(1, 2)))
+        await asyncio.sleep(0.01)
+        leaver.cancel()
+        assert (await stayer).rows == [[1.0]]
+
+    run(main())
+
+
+def test_a_part_without_customers_is_answered_without_a_batch() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        assert (await Batcher(recorder.score).score(Part([]))).rows == []
+        assert recorder.batches == []
+
+    run(main())

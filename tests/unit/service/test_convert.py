@@ -1,0 +1,194 @@
+"""Requests are checked field by field before anything is done, and replies are what protobuf itself would write."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_store.bundle import ECONOMICS
+from service.convert import METHODS, decode_batch, decode_score, encode_batch, encode_score
+from service.errors import Reason, ScoringError
+from service.scorer import Part, Scores
+from tidemark.v1 import scoring_pb2
+
+ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
+
+BAD_IDS = {
+    "empty": "",
+    "257 bytes": "x" * 257,
+    "over 256 bytes in fewer characters": "é" * 129,
+    "new line": "a\nb",
+    "NUL": "\x00",
+    "zero-width space": "a\u200bb",
+    "private use": "\ue000",
+}
+
+
+def score_request(**fields: object) -> bytes:
+    return scoring_pb2.ScoreCustomerRequest(**fields).SerializeToString()  # type: ignore[arg-type]
+
+
+def batch_request(**fields: object) -> bytes:
+    return scoring_pb2.BatchScoreCustomersRequest(**fields).SerializeToString()  # type: ignore[arg-type]
+
+
+def refusal(data: bytes) -> ScoringError:
+    with pytest.raises(ScoringError) as caught:
+        decode_score(data)
+    return caught.value
+
+
+@pytest.mark.parametrize("customer_id", BAD_IDS.values(), ids=BAD_IDS)
+def test_a_bad_id_is_refused_without_being_repeated(customer_id: str) -> None:
+    error = refusal(score_request(customer_id=customer_id))
+    assert (error.reason, error.field) == (Reason.CUSTOMER_ID_INVALID, "customer_id")
+    assert not customer_id or customer_id not in error.message
+
+
+@pytest.mark.parametrize("customer_id", ["7", "x" * 256, "é" * 128, "客户 42", "a b", "../../etc"])
+def test_any_printable_id_of_up_to_256_bytes_is_taken(customer_id: str) -> None:
+    assert decode_score(score_request(customer_id=customer_id)).customer_ids == [customer_id]
+
+
+def test_a_bad_id_in_a_batch_spoils_only_itself() -> None:
+    part = decode_batch(batch_request(customer_ids=["a", "", "b", "x" * 300]))
+    assert part.customer_ids == ["a", "", "b", ""]
+    assert {at: error.field for at, error in part.refused.items()} == {1: "customer_ids[1]", 3: "customer_ids[3]"}
+
+
+def test_a_thousand_ids_are_taken_and_one_more_is_not() -> None:
+    assert len(decode_batch(batch_request(customer_ids=["a"] * 1000)).customer_ids) == 1000
+    with pytest.raises(ScoringError, match="at most 1000") as caught:
+        decode_batch(batch_request(customer_ids=["a"] * 1001))
+    assert (caught.value.reason, caught.value.field) == (Reason.TOO_MANY_CUSTOMERS, "customer_ids")
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe", b"GET / HTTP/1.1"])
+@pytest.mark.parametrize("path", METHODS)
+def test_bytes_that_are_no_request_are_refused_as_malformed(path: str, data: bytes) -> None:
+    with pytest.raises(ScoringError) as caught:
+        METHODS[path].decode(data)
+    assert caught.value.reason is Reason.REQUEST_MALFORMED
+
+
+def test_unset_economics_keep_the_models_defaults() -> None:
+    assert decode_score(score_request(customer_id="a")).economics == {}
+    economics = scoring_pb2.Economics(churn=scoring_pb2.Offer())
+    assert decode_score(score_request(customer_id="a", economics=economics)).economics == {}
+
+
+def test_every_figure_of_the_economics_lands_in_its_column() -> None:
+    offers = {
+        offer: scoring_pb2.Offer(
+            contact_cost=base + 0.1,
+            offer_cost=base + 0.2,
+            success_rate=base / 10 + 0.03,
+            redemption_rate=base / 10 + 0.04,
+            budget_price=base + 0.5,
+        )
+        for offer, base in (("churn", 1.0), ("propensity", 2.0))
+    }
+    economics = scoring_pb2.Economics(margin=0.4, **offers)
+    found = decode_score(score_request(customer_id="a", economics=economics)).economics
+    named = {ECONOMICS[column]: round(figure, 6) for column, figure in found.items()}
+    assert named == {
+        "margin": 0.4,
+        "churn.contact_cost": 1.1,
+        "churn.offer_cost": 1.2,
+        "churn.success_rate": 0.13,
+        "churn.redemption_rate": 0.14,
+        "churn.budget_price": 1.5,
+        "propensity.contact_cost": 2.1,
+        "propensity.offer_cost": 2.2,
+        "propensity.success_rate": 0.23,
+        "propensity.redemption_rate": 0.24,
+        "propensity.budget_price": 2.5,
+    }
+
+
+def test_a_zero_in_the_economics_is_a_figure_not_a_default() -> None:
+    economics = scoring_pb2.Economics(propensity=scoring_pb2.Offer(contact_cost=0.0))
+    assert list(decode_score(score_request(customer_id="a", economics=economics)).economics.values()) == [0.0]
+
+
+@pytest.mark.parametrize("figure", [-0.01, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ECONOMICS)
+def test_a_figure_out_of_range_is_refused_by_name(name: str, figure: float) -> None:
+    error = refusal(score_request(customer_id="a", economics=_economics(name, figure)))
+    assert (error.reason, error.field) == (Reason.ECONOMICS_INVALID, f"economics.{name}")
+
+
+@pytest.mark.parametrize("name", [name for name in ECONOMICS if name.endswith(("rate", "margin"))])
+def test_a_share_above_one_is_refused(name: str) -> None:
+    assert "0 to 1" in refusal(score_request(customer_id="a", economics=_economics(name, 1.01))).message
+
+
+def _economics(name: str, figure: float) -> scoring_pb2.Economics:
+    offer, _, field = name.rpartition(".")
+    if not offer:
+        return scoring_pb2.Economics(margin=figure)
+    return scoring_pb2.Economics(**{offer: scoring_pb2.Offer(**{field: figure})})  # type: ignore[arg-type]
+
+
+def test_a_feature_age_is_read_in_seconds() -> None:
+    duration = Duration(seconds=90, nanos=500_000_000)
+    assert decode_score(score_request(customer_id="a", max_feature_age=duration)).max_age_s == 90.5
+    assert decode_score(score_request(customer_id="a", max_feature_age=Duration())).max_age_s == 0.0
+    assert decode_score(score_request(customer_id="a")).max_age_s is None
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(-1, 0), (0, -1), (0, 1_000_000_000), (10**12, 0)])
+def test_a_feature_age_out_of_range_is_refused(seconds: int, nanos: int) -> None:
+    error = refusal(score_request(customer_id="a", max_feature_age=Duration(seconds=seconds, nanos=nanos)))
+    assert (error.reason, error.field) == (Reason.MAX_FEATURE_AGE_INVALID, "max_feature_age")
+
+
+probabilities = st.floats(0, 1, width=32)
+rows = st.tuples(
+    probabilities, probabilities, st.floats(0, 1e9, width=32), probabilities, probabilities, st.floats(0, 2.5e11)
+).map(list)
+ids = st.text(min_size=1, max_size=64).filter(lambda text: text.isprintable() and len(text.encode()) <= 256)
+
+
+@given(customers=st.lists(st.tuples(ids, rows), min_size=1, max_size=5), version=st.sampled_from(["v", "x" * 200]))
+def test_replies_say_what_protobuf_would_say(customers: list[tuple[str, list[float]]], version: str) -> None:
+    part = Part([customer_id for customer_id, _ in customers])
+    scores = Scores([row for _, row in customers], {}, version)
+    response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores))
+    assert len(response.results) == len(customers)
+    for result, (customer_id, row) in zip(response.results, customers, strict=True):
+        found = result.score
+        churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
+        assert (found.customer_id, found.model_version, found.expected_spend) == (customer_id, version, spend)
+        assert (found.churn.probability, found.churn.threshold) == (churn, churn_threshold)
+        assert found.churn.alert is (churn >= churn_threshold)
+        assert (found.propensity.probability, found.propensity.threshold) == (propensity, propensity_threshold)
+        assert found.propensity.alert is (propensity >= propensity_threshold)
+        assert found.features_as_of.seconds + found.features_as_of.nanos / 1e9 == pytest.approx(as_of, abs=1e-4)
+        assert not scoring_pb2.ScoreCustomerResponse.FromString(found.SerializeToString()).FindInitializationErrors()
+    one = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(part, scores))
+    assert one == response.results[0].score
+
+
+def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
+    errors = {
+        1: ScoringError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id"),
+        2: ScoringError(Reason.FEATURES_TOO_OLD, "old", "max_feature_age"),
+    }
+    encoded = encode_batch(Part(["a", "b", "c"]), Scores([ROW] * 3, errors, "v"))
+    results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
+    assert [result.WhichOneof("result") for result in results] == ["score", "status", "status"]
+    assert [result.status.code for result in results] == [0, 5, 9]
+    assert b"customer_ids[1]" in results[1].status.details[0].value
+    assert b"max_feature_age" in results[2].status.details[0].value
+
+
+def test_the_error_of_a_single_customer_is_the_error_of_the_call() -> None:
+    error = ScoringError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id")
+    with pytest.raises(ScoringError) as caught:
+        encode_score(Part(["a"]), Scores([ROW], {0: error}, "v"))
+    assert caught.value is error

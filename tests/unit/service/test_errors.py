@@ -1,0 +1,50 @@
+"""Every reason has one status code, and every error tells the caller what to do."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from service.convert import status
+from service.errors import CODES, Code, Reason, ScoringError
+from service.front_aio import GRPC_CODES
+from tidemark.rpc import error_details_pb2
+
+TABLE = {
+    "REQUEST_MALFORMED": "INVALID_ARGUMENT",
+    "CUSTOMER_ID_INVALID": "INVALID_ARGUMENT",
+    "TOO_MANY_CUSTOMERS": "INVALID_ARGUMENT",
+    "ECONOMICS_INVALID": "INVALID_ARGUMENT",
+    "MAX_FEATURE_AGE_INVALID": "INVALID_ARGUMENT",
+    "CUSTOMER_UNKNOWN": "NOT_FOUND",
+    "FEATURES_TOO_OLD": "FAILED_PRECONDITION",
+    "STATE_UNREADABLE": "DATA_LOSS",
+    "FEATURE_STORE_UNAVAILABLE": "UNAVAILABLE",
+    "SHUTTING_DOWN": "UNAVAILABLE",
+    "INTERNAL": "INTERNAL",
+}
+
+
+def test_the_table_covers_every_reason() -> None:
+    assert {reason.value for reason in Reason} == set(TABLE) == {reason.value for reason in CODES}
+
+
+@pytest.mark.parametrize(("reason", "code"), TABLE.items())
+def test_a_reason_maps_to_its_code(reason: str, code: str) -> None:
+    found = ScoringError(Reason(reason), "what and how to mend it").code
+    assert found.name == code
+    assert GRPC_CODES[found.value] is getattr(grpc.StatusCode, code)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_a_status_carries_one_error_info_and_says_when_to_retry(reason: Reason) -> None:
+    found = status(ScoringError(reason, "what and how to mend it", "customer_id"))
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    infos = [detail for detail in found.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
+    assert len(infos) == 1
+    infos[0].Unpack(info)
+    assert (info.reason, info.domain, dict(info.metadata)) == (reason.value, "tidemark", {"field": "customer_id"})
+    retries = [detail for detail in found.details if detail.Unpack(retry)]
+    assert bool(retries) == (found.code == Code.UNAVAILABLE)
+    if retries:
+        assert 0 < retry.retry_delay.ToTimedelta().total_seconds() <= 5

@@ -1,0 +1,107 @@
+"""The main path on a fake store and a fake model: which id gets a score, and which an error of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+
+from feature_store.definitions import Feature
+from feature_store.errors import StoreUnavailableError
+from feature_store.state import Floats, State, StateBatch, StateLayout
+from service.errors import Reason, ScoringError
+from service.models import Model
+from service.scorer import Part, Scorer, Scores
+
+NOW = 1_800_000_000.0
+LAYOUT = StateLayout([Feature(name="visits", event="visit", aggregate="count", half_life_days=7)])
+
+
+class FakeStore:
+    """Customers ``known-<age>`` have a state of that many seconds; ``torn`` has half of one."""
+
+    async def read(self, customer_ids: Sequence[str]) -> StateBatch:
+        return LAYOUT.unpack([self._value(customer_id) for customer_id in customer_ids])
+
+    def _value(self, customer_id: str) -> bytes | None:
+        if customer_id == "torn":
+            return LAYOUT.pack(State(NOW, NOW, np.array([1.0])))[:-3]
+        if customer_id == "year-30000":
+            return LAYOUT.pack(State(NOW, 9e11, np.array([1.0])))
+        if not customer_id.startswith("known-"):
+            return None
+        as_of = NOW - float(customer_id.removeprefix("known-"))
+        return LAYOUT.pack(State(as_of, as_of, np.array([1.0])))
+
+
+class FakeModel:
+    """Says the margin it was given as every output, NaN for a customer whose state is a day old."""
+
+    version = "v1"
+    economics = np.array([0.25, *[1.0] * 10])
+
+    def run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
+        table = np.repeat(economics[:, :1], 6, axis=1)
+        table[:, -1] = states.as_of
+        table[now - states.reference == 86_400.0, 0] = np.nan
+        return table
+
+
+def score(*parts: Part) -> list[Scores]:
+    scorer = Scorer(FakeStore(), cast("Model", FakeModel()), clock=lambda: NOW)
+    return asyncio.run(scorer.score(parts))
+
+
+def reasons(scores: Scores) -> dict[int, Reason]:
+    return {at: error.reason for at, error in scores.errors.items()}
+
+
+def test_each_id_gets_a_score_or_an_error_of_its_own() -> None:
+    (scores,) = score(Part(["known-5", "nobody", "torn", "known-86400", "year-30000", "known-7"]))
+    assert reasons(scores) == {
+        1: Reason.CUSTOMER_UNKNOWN,
+        2: Reason.STATE_UNREADABLE,
+        3: Reason.STATE_UNREADABLE,
+        4: Reason.STATE_UNREADABLE,
+    }
+    assert scores.rows[0][:5] == [0.25] * 5
+    assert scores.rows[5][5] == NOW - 7
+
+
+def test_features_older_than_the_caller_allows_are_refused_for_that_caller_only() -> None:
+    ids = ["known-59", "known-61", "nobody"]
+    strict, lenient = score(Part(ids, max_age_s=60.0), Part(ids))
+    assert reasons(strict) == {1: Reason.FEATURES_TOO_OLD, 2: Reason.CUSTOMER_UNKNOWN}
+    assert reasons(lenient) == {2: Reason.CUSTOMER_UNKNOWN}
+    assert strict.errors[1].field == "max_feature_age"
+
+
+def test_the_economics_of_one_call_do_not_reach_its_neighbours() -> None:
+    one, two, three = score(Part(["known-1"]), Part(["known-1"] * 2, economics={0: 0.5}), Part(["known-1"]))
+    assert [row[0] for row in one.rows + two.rows + three.rows] == [0.25, 0.5, 0.5, 0.25]
+
+
+def test_an_id_refused_before_keeps_its_error() -> None:
+    error = ScoringError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids[1]")
+    (scores,) = score(Part(["known-1", "", "known-2"], refused={1: error}))
+    assert scores.errors == {1: error}
+
+
+def test_a_store_that_is_away_fails_the_whole_batch_as_unavailable() -> None:
+    class Away:
+        async def read(self, customer_ids: Sequence[str]) -> StateBatch:
+            raise StoreUnavailableError(f"cannot reach {len(customer_ids)} at secret-host")
+
+    scorer = Scorer(Away(), cast("Model", FakeModel()))
+    with pytest.raises(ScoringError) as caught:
+        asyncio.run(scorer.score([Part(["known-1"])]))
+    assert caught.value.reason is Reason.FEATURE_STORE_UNAVAILABLE
+    assert "secret" not in caught.value.message
+
+
+def test_no_error_repeats_a_customer_id() -> None:
+    (scores,) = score(Part(["nobody-4711", "torn"], max_age_s=0.0))
+    assert not any("4711" in error.message or "torn" in error.message for error in scores.errors.values())

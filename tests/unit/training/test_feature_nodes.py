@@ -1,0 +1,122 @@
+"""The feature nodes of the graph equal a plain recomputation, and age is the same as moving the state in time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_store.definitions import Feature
+from feature_store.graph import Graph
+from feature_store.state import DAY_S, Floats, StateLayout
+from training.config import Overdue
+from training.features import MAX_DAYS, FeatureMatrix, FeatureSpec, add_features
+from training.onnx_graph import GraphBuilder
+
+FEATURES = [
+    Feature(name="last", aggregate="latest", event="visit"),
+    Feature(name="income", aggregate="attribute"),
+    Feature(name="first", aggregate="earliest", event="visit"),
+    Feature(name="visits_7d", aggregate="count", event="visit", half_life_days=7),
+    Feature(name="spend_28d", aggregate="sum", event="purchase", field="amount", half_life_days=28),
+    Feature(name="children", aggregate="attribute"),
+    Feature(name="last_purchase", aggregate="latest", event="purchase"),
+]
+LAYOUT = StateLayout(FEATURES)
+SPEC = FeatureSpec(
+    LAYOUT,
+    [
+        Overdue(name="overdue", latest="last", rate="visits_7d"),
+        Overdue(name="overdue_purchase", latest="last_purchase", rate="visits_7d"),
+    ],
+)
+
+
+def nodes(spec: FeatureSpec) -> Graph:
+    graph = GraphBuilder()
+    graph.input("state", len(spec.layout.features))
+    graph.input("age", 1)
+    graph.output("features", add_features(graph, spec), len(spec.names))
+    return Graph(graph.build("features"))
+
+
+NODES = nodes(SPEC)
+
+seconds_ago = st.floats(-400 * DAY_S, 0)
+states = st.tuples(
+    seconds_ago | st.just(-math.inf),
+    st.floats(-1e6, 1e6) | st.just(math.nan),
+    seconds_ago | st.just(math.inf),
+    st.floats(0, 1000),
+    st.floats(-1e5, 1e5),
+    st.integers(0, 5).map(float) | st.just(math.nan),
+    seconds_ago | st.just(-math.inf),
+)
+batches = st.lists(states, min_size=1, max_size=8).map(np.array)
+ages = st.just(0.0) | st.floats(0, 400)
+
+
+def plain(state: Floats, age: float) -> list[float]:
+    """What the model sees of one customer, slot by slot."""
+    values = []
+    for feature, slot in zip(FEATURES, state, strict=True):
+        if feature.aggregate in ("latest", "earliest"):
+            values.append(min(max(age - slot / DAY_S, 0.0), MAX_DAYS))
+        else:
+            values.append(slot * 2 ** (-age / feature.half_life_days) if feature.half_life_days else slot)
+    known = [0.0 if math.isnan(value) else value for value in values]
+    flags = [float(math.isnan(values[1])), float(math.isnan(values[5]))]
+    per_day = known[3] * math.log(2) / 7
+    signed = [math.copysign(math.log(1 + abs(value)), value) for value in known]
+    return [*signed, *flags, known[0] * per_day, known[6] * per_day]
+
+
+def run(state: Floats, age: Floats) -> npt.NDArray[np.float32]:
+    return np.asarray(NODES.run(state=state, age=age[:, np.newaxis])["features"])
+
+
+def test_features_are_named_slots_first_then_flags_then_ratios() -> None:
+    slots = [f"log1p({feature.name})" for feature in FEATURES]
+    assert SPEC.names == [*slots, "missing(income)", "missing(children)", "overdue", "overdue_purchase"]
+
+
+@given(batches, st.data())
+def test_the_nodes_equal_a_plain_recomputation(state: Floats, data: st.DataObject) -> None:
+    age = np.array([data.draw(ages) for _ in state])
+    expected = [plain(row, at) for row, at in zip(state, age, strict=True)]
+    np.testing.assert_allclose(run(state, age), expected, rtol=1e-6, atol=1e-6)
+
+
+@given(batches, ages)
+def test_a_state_of_some_age_is_the_state_advanced_by_it(state: Floats, age: float) -> None:
+    aged = run(state, np.full(len(state), age))
+    advanced = run(LAYOUT.advance(state, np.full(len(state), age * DAY_S)), np.zeros(len(state)))
+    np.testing.assert_allclose(aged, advanced, rtol=1e-6, atol=1e-6)
+
+
+@given(batches)
+def test_the_matrix_that_trains_is_made_by_the_same_nodes(state: Floats) -> None:
+    np.testing.assert_array_equal(FeatureMatrix(SPEC)(state), run(state, np.zeros(len(state))))
+
+
+def test_a_customer_of_whom_nothing_is_known_has_finite_features() -> None:
+    found = run(LAYOUT.identity[np.newaxis], np.array([12.0]))[0]
+    never = math.log(1 + MAX_DAYS)
+    assert found.tolist() == pytest.approx([never, 0, 0, 0, 0, 0, never, 1, 1, 0, 0])
+
+
+def test_an_event_of_long_ago_counts_as_old_as_one_that_never_happened() -> None:
+    state = np.tile(LAYOUT.identity, (2, 1))
+    state[1, 0] = -20 * 365 * DAY_S
+    first, second = run(state, np.zeros(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_spec_of_one_plain_slot_needs_no_other_parts() -> None:
+    spec = FeatureSpec(StateLayout([FEATURES[3]]))
+    assert spec.names == ["log1p(visits_7d)"]
+    assert FeatureMatrix(spec)(np.array([[math.e - 1], [0.0]])).tolist() == [[pytest.approx(1.0)], [0.0]]
