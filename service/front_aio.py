@@ -30,7 +30,8 @@ class AioFront:
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server()
+        # Otherwise a second server on the same port would start without a word and take half of the calls.
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         handlers = {path.rpartition("/")[2]: _rpc(self._handler(method)) for path, method in METHODS.items()}
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,10 +14,10 @@ import click
 import duckdb
 import numpy as np
 import pytest
+import redis
 
 from feature_store.embedded import embedded_redis
 from feature_store.errors import run_cli
-from training.__main__ import cli as training_cli
 
 DAY_S = 86_400
 TOY_START = 1_700_006_400  # 2023-11-15 00:00 UTC
@@ -181,6 +182,12 @@ def write_shop(folder: Path, *, customers: int = 400, seed: int = 1) -> Shop:
     return shop
 
 
+def pytest_configure() -> None:
+    # Before anything loads OpenMP, and for the processes that tests start: its threads spin, so that a second one makes
+    # small fits slower and, beside any other load, many times slower.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 @pytest.fixture
 def make_shop(tmp_path: Path) -> MakeShop:
     """Write a small shop into a folder of the test's own: ``make_shop(customers=…, seed=…)``."""
@@ -219,6 +226,15 @@ def redis_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def clean_redis(redis_url: str) -> str:
+    """URL of an empty database of the session's Redis; others may use database 0 meanwhile."""
+    url = f"{redis_url}?db=7"
+    with redis.Redis.from_url(url) as connection:
+        connection.flushdb()
+    return url
+
+
 @pytest.fixture(scope="session")
 def sample_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with the bundle of the built-in sample, fitted once by the command that users call."""
@@ -233,7 +249,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The small shop, fitted once for the session. Tests read it; who changes something makes a copy."""
     folder = tmp_path_factory.mktemp("toy")
     shop, registry = write_shop(folder / "shop"), folder / "registry"
-    training_cli.main(["fit", str(shop.config), "--registry", str(registry)], standalone_mode=False)
+    done = _run(folder, "training", "fit", shop.config, "--registry", registry)
+    assert done.code == 0, done.err
     return Trained(shop, registry)
 
 

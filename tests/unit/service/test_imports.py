@@ -36,7 +36,7 @@ def output_of(code: str) -> set[str]:
 
 
 def test_the_server_imports_no_training_code() -> None:
-    found = output_of(IMPORTED.format(module="service.__main__"))
+    found = output_of(IMPORTED.format(module="service.server"))
     assert {"onnxruntime", "redis", "grpc"} <= found
     assert not found & {"training", "sklearn", "skl2onnx", "onnx", "pandas", "duckdb", "scipy", "rich"}
 

@@ -1,0 +1,224 @@
+"""``fit`` on a small shop: what a bundle holds, that it is true, and what a second one does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+import training.fit
+from feature_store import bundle
+from feature_store.bundle import ECONOMICS, INPUTS, OFFERS, OUTPUTS, Arrays, Bundle
+from feature_store.config import load_config
+from feature_store.definitions import fingerprint
+from feature_store.graph import Graph, open_bundle
+from feature_store.offline import OfflineStore
+from feature_store.state import DAY_S, StateLayout
+from training.__main__ import cli
+from training.config import TrainingConfig
+from training.dataset import Rows, build_rows
+from training.export import check_parity, graph_inputs
+from training.thresholds import threshold
+
+if TYPE_CHECKING:
+    from tests.conftest import Call, Trained
+
+# onnx 1.19 with protobuf 6 on skl2onnx's trees; mended in neither yet.
+pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def made(toy: Trained) -> Bundle:
+    return bundle.read(toy.registry)
+
+
+@pytest.fixture(scope="module")
+def config(toy: Trained) -> TrainingConfig:
+    return load_config(TrainingConfig, str(toy.shop.config))
+
+
+@pytest.fixture(scope="module")
+def blocks(made: Bundle, config: TrainingConfig) -> dict[str, Rows]:
+    """The rows of each block of cut-offs in the manifest, read from the source anew."""
+    layout = StateLayout(made.manifest.features)
+    with OfflineStore(config.source) as source:
+        return {
+            block: build_rows(source, layout, config, [moment(cutoff) for cutoff in cutoffs])
+            for block, cutoffs in made.manifest.cutoffs.items()
+            if cutoffs
+        }
+
+
+def moment(text: str) -> float:
+    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC).timestamp()
+
+
+def run(made: Bundle, state: np.ndarray[Any, Any]) -> Arrays:
+    return Graph(made.model).run(**graph_inputs(state, made.manifest.economics))
+
+
+def test_a_bundle_is_three_files_and_current_points_at_it(toy: Trained, made: Bundle) -> None:
+    folder = toy.registry / made.manifest.version
+    assert {path.name for path in toy.registry.iterdir()} == {made.manifest.version, "current"}
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "manifest.json", "golden.npz"}
+    # Relative, so that a registry can be moved or mounted elsewhere.
+    assert os.readlink(toy.registry / "current") == made.manifest.version
+    assert all(path.stat().st_mode & 0o044 for path in [folder, *folder.iterdir()])
+
+
+def test_a_manifest_says_what_the_bundle_is_and_where_it_comes_from(made: Bundle, config: TrainingConfig) -> None:
+    manifest = made.manifest
+    assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", manifest.version)
+    assert abs(datetime.fromisoformat(manifest.created).timestamp() - datetime.now(UTC).timestamp()) < 3600
+    assert manifest.config == "shop"
+    assert manifest.features == config.feature
+    assert manifest.fingerprint == fingerprint(config.feature)
+    assert manifest.derived[-2:] == ["missing(income)", "overdue"]
+    assert tuple(manifest.economics) == ECONOMICS
+    assert manifest.economics["margin"] == config.economics.margin
+    assert set(manifest.libraries) >= {"python", "numpy", "scikit-learn", "skl2onnx", "onnx", "onnxruntime", "duckdb"}
+    assert manifest.model_sha256 == bundle.sha256(made.model)
+    assert manifest.source["start"] == "2023-11-15 00:00:00 UTC"
+    assert manifest.source["end"] == "2024-11-14 00:00:00 UTC"
+    assert manifest.source["left_out"] == {}
+
+
+def test_a_manifest_names_the_cut_offs(made: Bundle) -> None:
+    cutoffs = {block: [moment(text) for text in times] for block, times in made.manifest.cutoffs.items()}
+    training_times = cutoffs["fit"] + cutoffs["gap"] + cutoffs["calibration"]
+    end, month = moment(made.manifest.source["end"]), 28 * DAY_S
+    assert len(training_times) + len(cutoffs["test"]) >= 12
+    assert cutoffs["test"] == [end - month - 28 * DAY_S, end - month - 14 * DAY_S, end - month]
+    assert training_times == sorted(training_times)
+    assert training_times[-1] + month <= cutoffs["test"][0]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_a_manifest_holds_the_evidence_of_the_contract(made: Bundle, offer: str) -> None:
+    found, baseline = made.manifest.metrics[offer], made.manifest.metrics[offer]["recency_alone"]
+    for name in ("auc", "average_precision", "brier", "log_loss", "base_rate"):
+        assert 0 <= found[name] <= 1
+        assert 0 <= baseline[name] <= 1
+    assert made.manifest.metrics[f"{offer}_auc"] == found["auc"] > 0.65
+    assert set(found["policy"]) >= {
+        "alert_share",
+        "profit_dynamic_threshold",
+        "profit_single_threshold",
+        "profit_probability_times_value",
+    }
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_the_evidence_is_what_the_graph_makes_of_the_test_cut_offs(
+    made: Bundle, blocks: dict[str, Rows], offer: str
+) -> None:
+    test = blocks["test"]
+    probability = run(made, test.state)[f"{offer}_probability"].astype(np.float64)
+    labels = getattr(test, offer)
+    assert made.manifest.metrics["rows"]["test"] == len(test)
+    assert made.manifest.metrics[offer]["auc"] == pytest.approx(roc_auc_score(labels, probability))
+    assert made.manifest.metrics[offer]["log_loss"] == pytest.approx(log_loss(labels, probability))
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_the_budget_is_met_on_the_newest_block_before_the_test(
+    made: Bundle, blocks: dict[str, Rows], config: TrainingConfig, offer: str
+) -> None:
+    found = run(made, blocks["calibration"].state)
+    share = float((found[f"{offer}_probability"] >= found[f"{offer}_threshold"]).mean())
+    assert share == pytest.approx(config.economics.offer(offer).budget_share, abs=0.01)
+    assert made.manifest.metrics[offer]["alert_share_newest_block"] == pytest.approx(share)
+
+
+def test_the_graph_has_the_inputs_and_outputs_of_the_contract(made: Bundle) -> None:
+    graph = onnx.load_from_string(made.model).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.output]}
+    assert kinds == dict.fromkeys(INPUTS, onnx.TensorProto.DOUBLE) | dict.fromkeys(OUTPUTS, onnx.TensorProto.FLOAT)
+    assert made.manifest.inputs == {"state": ["n", 6], "age": ["n", 1], "economics": ["n", len(ECONOMICS)]}
+    assert made.manifest.outputs == list(OUTPUTS)
+
+
+def test_every_output_has_one_finite_value_a_customer(made: Bundle, blocks: dict[str, Rows]) -> None:
+    unknown = StateLayout(made.manifest.features).identity
+    for state in (blocks["test"].state, unknown[np.newaxis], np.tile(unknown, (1000, 1))):
+        found = run(made, state)
+        assert {name: value.shape for name, value in found.items()} == dict.fromkeys(OUTPUTS, (len(state),))
+        assert all(np.isfinite(value).all() for value in found.values())
+        assert (found["expected_spend"] > 0).all()
+        for offer in OFFERS:
+            assert ((found[f"{offer}_probability"] >= 0) & (found[f"{offer}_probability"] <= 1)).all()
+
+
+def test_a_customer_gets_the_same_scores_alone_and_among_others(made: Bundle, blocks: dict[str, Rows]) -> None:
+    state = blocks["test"].state[:50]
+    together = run(made, state)
+    for row in range(len(state)):
+        alone = run(made, state[row : row + 1])
+        for name in OUTPUTS:
+            assert alone[name][0] == pytest.approx(together[name][row], rel=1e-6)
+
+
+def test_golden_rows_are_customers_of_the_test_cut_offs(made: Bundle, blocks: dict[str, Rows]) -> None:
+    real = {row.tobytes() for row in blocks["test"].state}
+    assert len(made.golden["input_state"]) >= 50
+    assert all(row.tobytes() in real for row in made.golden["input_state"])
+
+
+def test_scores_of_an_older_state_are_those_of_the_state_moved_to_now(made: Bundle, blocks: dict[str, Rows]) -> None:
+    layout, state = StateLayout(made.manifest.features), blocks["test"].state
+    inputs = graph_inputs(state, made.manifest.economics)
+    age = np.linspace(0, 90, len(state))
+    aged = Graph(made.model).run(**inputs | {"age": age[:, np.newaxis]})
+    moved = run(made, layout.advance(state, age * DAY_S))
+    # A time that crosses a split point of a tree by rounding may move a score: seldom.
+    same = np.isclose(aged["churn_probability"], moved["churn_probability"], atol=1e-5)
+    assert same.mean() > 0.99
+    assert not np.isclose(aged["churn_probability"], run(made, state)["churn_probability"], atol=1e-3).all()
+
+
+def test_a_caller_can_price_an_offer_of_its_own(made: Bundle, blocks: dict[str, Rows], config: TrainingConfig) -> None:
+    figures = made.manifest.economics | {"margin": 0.5, "churn.offer_cost": 7.5, "churn.budget_price": 0.25}
+    found = Graph(made.model).run(**graph_inputs(blocks["test"].state, figures))
+    offer = config.economics.churn.model_copy(update={"offer_cost": 7.5})
+    value = 0.5 * found["expected_spend"].astype(np.float64)
+    np.testing.assert_allclose(found["churn_threshold"], threshold(value, offer, 0.25, 0.01), atol=1e-5)
+    usual = run(made, blocks["test"].state)
+    np.testing.assert_array_equal(found["churn_probability"], usual["churn_probability"])
+    assert (found["churn_threshold"] != usual["churn_threshold"]).any()
+
+
+def test_a_second_fit_adds_a_version_of_the_same_model_and_moves_current(
+    call: Call, toy: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Path(shutil.copytree(toy.registry, tmp_path / "registry", symlinks=True))
+    checked: list[int] = []
+
+    def check(graph: Graph, inputs: Arrays, expected: Arrays) -> dict[str, float]:
+        checked.append(len(inputs["state"]))
+        return check_parity(graph, inputs, expected)
+
+    monkeypatch.setattr(training.fit, "check_parity", check)
+    first = os.readlink(registry / "current")
+    done = call(cli, "fit", toy.shop.config, "--registry", registry)
+    assert (done.code, done.err) == (0, "")
+    second = os.readlink(registry / "current")
+    assert {path.name for path in registry.iterdir()} == {first, second, "current"}
+    assert second > first
+    manifest = bundle.read(registry).manifest
+    assert manifest.version == second
+    assert manifest.model_sha256 == bundle.read(registry, first).manifest.model_sha256
+    # Every test row went through the gate, and what it found is in the manifest.
+    assert checked == [manifest.metrics["rows"]["test"]]
+    assert set(manifest.metrics["parity"]) == set(OUTPUTS)
+    open_bundle(bundle.read(registry))
+    # The command prints the evidence.
+    for text in (f"{manifest.metrics['churn_auc']:.4f}", "recency alone", "dynamic", "single", "p·v", second):
+        assert text in done.out

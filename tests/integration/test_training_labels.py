@@ -1,0 +1,131 @@
+"""Labels of a history small enough to check by hand: what counts at the very boundary, and who is asked about at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from feature_store.config import Source
+from feature_store.definitions import Feature
+from feature_store.offline import OfflineStore
+from feature_store.state import DAY_S, StateLayout
+from training.config import TrainingConfig
+from training.dataset import Rows, build_rows
+
+CUTOFF = 1_700_000_000.0
+SECOND = 1 / DAY_S
+
+# Days after the cut-off, type, amount. Horizons as in the contract: 60 days active, 28 churn and spend, 7 propensity.
+HISTORY = {
+    "at the cut-off itself": [(0.0, "purchase", 9.0)],
+    "active for the last second": [(-60 + SECOND, "purchase", 9.0)],
+    "a second too long ago": [(-60.0, "purchase", 9.0)],
+    "only looked": [(-1.0, "view", None), (1.0, "purchase", 9.0)],
+    "came later": [(1.0, "purchase", 9.0), (2.0, "purchase", 9.0)],
+    "back on the last second of seven days": [(-1.0, "purchase", 9.0), (7.0, "purchase", 5.0)],
+    "back a second after seven days": [(-1.0, "purchase", 9.0), (7 + SECOND, "purchase", 5.0)],
+    "back on the last second of 28 days": [(-2.0, "purchase", 9.0), (28.0, "purchase", 5.0)],
+    "back a second after 28 days": [(-3.0, "purchase", 9.0), (28 + SECOND, "purchase", 5.0)],
+    "looked afterwards": [(-4.0, "purchase", 9.0), (1.0, "view", 3.0)],
+    "bought twice, gave one back": [
+        (-50.0, "purchase", 9.0),
+        (-5.0, "purchase", 9.0),
+        (1.0, "purchase", 20.0),
+        (2.0, "purchase", -5.5),
+        (3.0, "purchase", None),
+    ],
+    "gave back more than bought": [(-6.0, "purchase", 9.0), (1.0, "purchase", -5.0)],
+}
+# customer: churn, propensity, spend, days since the last purchase
+EXPECTED = {
+    "at the cut-off itself": (True, False, 0.0, 0.0),
+    "active for the last second": (True, False, 0.0, 60 - SECOND),
+    "back on the last second of seven days": (False, True, 5.0, 1.0),
+    "back a second after seven days": (False, False, 5.0, 1.0),
+    "back on the last second of 28 days": (False, False, 5.0, 2.0),
+    "back a second after 28 days": (True, False, 0.0, 3.0),
+    "looked afterwards": (True, False, 0.0, 4.0),
+    "bought twice, gave one back": (False, True, 14.5, 5.0),
+    "gave back more than bought": (False, True, 0.0, 6.0),
+}
+LAYOUT = StateLayout(
+    [
+        Feature(name="last", aggregate="latest", event="purchase"),
+        Feature(name="purchases", aggregate="count", event="purchase", half_life_days=28),
+        Feature(name="spend", aggregate="sum", event="purchase", field="amount", half_life_days=28),
+    ]
+)
+OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
+
+
+def config(**sections: dict[str, object]) -> TrainingConfig:
+    return TrainingConfig.model_validate(
+        {
+            "source": {"events": ""},
+            "feature": LAYOUT.features,
+            "economics": {"margin": 0.3, "churn": OFFER, "propensity": OFFER},
+        }
+        | sections
+    )
+
+
+@pytest.fixture
+def source() -> Iterator[OfflineStore]:
+    values = ", ".join(
+        f"('{name}', to_timestamp({CUTOFF + day * DAY_S!r}), '{kind}', {'NULL' if amount is None else amount})"
+        for name, history in HISTORY.items()
+        for day, kind, amount in history
+    )
+    query = f"SELECT * FROM (VALUES {values}) AS t (customer_id, event_time, event_type, amount)"
+    with OfflineStore(Source(events=query)) as opened:
+        yield opened
+
+
+def labels(rows: Rows) -> dict[str, tuple[bool, bool, float, float]]:
+    columns = (rows.churn, rows.propensity, rows.spend, rows.recency_days)
+    return dict(zip(rows.customer_id.tolist(), zip(*(c.tolist() for c in columns), strict=True), strict=True))
+
+
+def test_labels_are_those_of_the_contract_to_the_second(source: OfflineStore) -> None:
+    found = labels(build_rows(source, LAYOUT, config(), [CUTOFF]))
+    assert found.keys() == EXPECTED.keys()
+    for name, expected in EXPECTED.items():
+        assert found[name] == pytest.approx(expected), name
+
+
+def test_a_row_carries_the_state_of_its_own_customer(source: OfflineStore) -> None:
+    rows = build_rows(source, LAYOUT, config(), [CUTOFF])
+    np.testing.assert_allclose(-rows.state[:, 0] / DAY_S, rows.recency_days, rtol=1e-9)
+    counts = dict(zip(rows.customer_id.tolist(), rows.state[:, 1].tolist(), strict=True))
+    assert counts["back on the last second of 28 days"] == pytest.approx(2 ** (-2 / 28))
+    assert counts["bought twice, gave one back"] == pytest.approx(2 ** (-50 / 28) + 2 ** (-5 / 28))
+
+
+def test_each_label_has_its_event_and_horizon_from_the_config(source: OfflineStore) -> None:
+    settings = config(
+        churn={"event": "view", "horizon_days": 8, "active_days": 2},
+        propensity={"event": "purchase", "horizon_days": 1},
+        economics={"event": "view", "horizon_days": 3, "margin": 0.3, "churn": OFFER, "propensity": OFFER},
+    )
+    assert labels(build_rows(source, LAYOUT, settings, [CUTOFF])) == {"only looked": (True, True, 0.0, 1.0)}
+    later = labels(build_rows(source, LAYOUT, settings, [CUTOFF + 1.5 * DAY_S]))
+    assert later == {"looked afterwards": (True, False, 0.0, 0.5)}
+
+
+def test_rows_of_many_cut_offs_are_those_of_each(source: OfflineStore) -> None:
+    cutoffs, steps = [CUTOFF - 30 * DAY_S, CUTOFF, CUTOFF + 30 * DAY_S], []
+    rows = build_rows(source, LAYOUT, config(), cutoffs, lambda: steps.append(None))
+    assert len(steps) == 3
+    assert len(rows) == sum(len(rows.at([cutoff])) for cutoff in cutoffs)
+    for cutoff in cutoffs:
+        alone = build_rows(source, LAYOUT, config(), [cutoff])
+        for name, column in vars(rows.at([cutoff])).items():
+            np.testing.assert_array_equal(column, getattr(alone, name))
+
+
+def test_a_cut_off_before_everything_has_no_rows(source: OfflineStore) -> None:
+    rows = build_rows(source, LAYOUT, config(), [CUTOFF - 1000 * DAY_S])
+    assert len(rows) == 0
+    assert rows.state.shape == (0, 3)

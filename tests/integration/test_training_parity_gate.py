@@ -1,0 +1,103 @@
+"""No bundle exists whose graph does not compute what scikit-learn computes, and none that was written by halves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import training.fit
+from feature_store import bundle
+from feature_store.bundle import OUTPUTS, Arrays
+from feature_store.graph import Graph
+from training.__main__ import cli
+from training.export import ParityError, check_parity, expected_outputs
+from training.spend import SpendModel
+
+if TYPE_CHECKING:
+    from tests.conftest import Call, Trained
+
+pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
+
+
+@pytest.fixture
+def registry(toy: Trained, tmp_path: Path) -> Iterator[Path]:
+    """A registry with a bundle, which must be as it was when the test is over."""
+    folder = Path(shutil.copytree(toy.registry, tmp_path / "registry", symlinks=True))
+    before = sorted(path.name for path in folder.iterdir()), os.readlink(folder / "current")
+    yield folder
+    assert (sorted(path.name for path in folder.iterdir()), os.readlink(folder / "current")) == before
+    bundle.read(folder)
+
+
+def golden(toy: Trained) -> tuple[Graph, Arrays, Arrays]:
+    """A graph, inputs, and what is expected of them."""
+    found = bundle.read(toy.registry)
+    inputs = {name: found.golden[f"input_{name}"] for name in found.manifest.inputs}
+    return Graph(found.model), inputs, {name: found.golden[f"output_{name}"].astype(np.float64) for name in OUTPUTS}
+
+
+def test_equal_outputs_pass_with_their_differences(toy: Trained) -> None:
+    worst = check_parity(*golden(toy))
+    assert set(worst) == set(OUTPUTS)
+    assert max(worst.values()) < 1e-6
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("off", [2.0, np.nan])
+def test_one_row_that_is_off_in_one_output_stops_the_export(toy: Trained, name: str, off: float) -> None:
+    graph, inputs, expected = golden(toy)
+    expected[name][-1] += off * (1e-4 * expected[name][-1] if name == "expected_spend" else 1e-5)
+    with pytest.raises(ParityError, match=f"the exported graph differs from scikit-learn: {name} is off by"):
+        check_parity(graph, inputs, expected)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_is_off_within_the_tolerance_passes(toy: Trained, name: str) -> None:
+    graph, inputs, expected = golden(toy)
+    step = 0.5e-4 * expected[name] if name == "expected_spend" else 0.5e-5
+    check_parity(graph, inputs, expected | {name: expected[name] + step})
+
+
+def test_a_fit_whose_graph_is_off_on_the_last_test_row_publishes_nothing(
+    toy: Trained, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(*arguments: Any) -> Arrays:
+        outputs = expected_outputs(*arguments)
+        outputs["churn_probability"][-1] += 1e-4
+        return outputs
+
+    monkeypatch.setattr(training.fit, "expected_outputs", off)
+    with pytest.raises(ParityError, match="churn_probability is off by 0.0001; no bundle was written"):
+        cli.main(["fit", str(toy.shop.config), "--registry", str(registry)], standalone_mode=False)
+
+
+def test_a_conversion_that_is_wrong_without_a_word_publishes_nothing(
+    toy: Trained, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What skl2onnx does to boosted trees with a log link: the spend comes out as its logarithm.
+    honest = SpendModel.add_to
+
+    def silent(model: SpendModel, *arguments: Any) -> str:
+        return honest(SpendModel(model.name, model.regressor, exports_log=False), *arguments)
+
+    monkeypatch.setattr(SpendModel, "add_to", silent)
+    with pytest.raises(ParityError, match="expected_spend is off by"):
+        cli.main(["fit", str(toy.shop.config), "--registry", str(registry)], standalone_mode=False)
+
+
+def test_a_disk_that_is_full_is_told_in_one_line_and_publishes_nothing(
+    call: Call, toy: Trained, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = call(cli, "fit", toy.shop.config, "--registry", registry)
+    assert done.is_bad_input
+    assert done.err == f"error: --registry {registry} cannot be written: No space left on device\n"

@@ -1,0 +1,120 @@
+"""Cut-offs: later than all training the test, one horizon before the end the last of it, and no outcome seen twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_store.errors import InputError
+from feature_store.state import DAY_S
+from training.config import TrainingConfig
+from training.cutoffs import Cutoffs, lay_out
+
+OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
+
+
+def config(horizon: float = 28, spend_horizon: float = 28, propensity: float = 7, **evaluation: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate(
+        {
+            "source": {"events": ""},
+            "feature": [{"name": "n", "aggregate": "count", "event": "purchase", "half_life_days": 7}],
+            "churn": {"horizon_days": horizon},
+            "propensity": {"horizon_days": propensity},
+            "economics": {"margin": 0.3, "horizon_days": spend_horizon, "churn": OFFER, "propensity": OFFER},
+            "evaluation": evaluation,
+        }
+    )
+
+
+def days(cutoffs: list[float]) -> list[float]:
+    return [cutoff / DAY_S for cutoff in cutoffs]
+
+
+def test_a_year_is_laid_out_as_the_contract_says() -> None:
+    found = lay_out(config(), 0.0, 365 * DAY_S)
+    assert days(found.test) == [309, 323, 337]
+    assert days(found.calibration) == [267, 281]
+    assert days(found.gap) == [253]
+    assert days(found.fit) == [239 - 14 * i for i in range(12, -1, -1)]
+    assert len(found.training) + len(found.test) >= 12
+
+
+plans = st.fixed_dictionaries(
+    {
+        "horizon": st.floats(7, 60),
+        "spend_horizon": st.floats(1, 60),
+        "step_days": st.floats(1, 40),
+        "warm_up_days": st.floats(1, 90),
+        "test_cutoffs": st.integers(1, 5),
+        "calibration_cutoffs": st.integers(1, 5),
+    }
+)
+ends = st.floats(30, 1500)
+
+
+def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, Cutoffs] | None:
+    """None where the history is too short, which another test is about."""
+    settings = config(**plan)
+    try:
+        return settings, lay_out(settings, 0.0, end * DAY_S)
+    except InputError:
+        return None
+
+
+@given(plans, ends)
+def test_the_layout_keeps_its_promises_whatever_the_plan(plan: dict[str, Any], end: float) -> None:
+    if (found := laid_out(plan, end)) is None:
+        return
+    settings, cutoffs = found
+    horizon = max(settings.churn.horizon_days, settings.economics.horizon_days) * DAY_S
+    # The last test cut-off lies one horizon before the end, the others 14 days apart.
+    assert cutoffs.test[-1] == pytest.approx(end * DAY_S - horizon)
+    assert [b - a for a, b in zip(cutoffs.test, cutoffs.test[1:], strict=False)] == pytest.approx(
+        [14 * DAY_S] * (len(cutoffs.test) - 1)
+    )
+    assert len(cutoffs.test) == settings.evaluation.test_cutoffs
+    # No label of training reaches the first test cut-off.
+    assert max(cutoffs.training) + horizon <= cutoffs.test[0] + 1e-3
+    # The calibrator sees no outcome that its model was fitted on.
+    assert cutoffs.fit
+    assert max(cutoffs.fit) + horizon <= min(cutoffs.calibration) + 1e-3
+    assert len(cutoffs.calibration) == settings.evaluation.calibration_cutoffs
+    # Every cut-off has a history of at least the warm-up, in steps as planned, ascending.
+    assert min(cutoffs.training) >= settings.evaluation.warm_up_days * DAY_S - 1e-3
+    step = settings.evaluation.step_days * DAY_S
+    assert [b - a for a, b in zip(cutoffs.training, cutoffs.training[1:], strict=False)] == pytest.approx(
+        [step] * (len(cutoffs.training) - 1)
+    )
+    assert len(cutoffs.training) + len(cutoffs.test) >= settings.evaluation.least_cutoffs
+
+
+@given(ends)
+def test_too_little_time_is_refused_and_enough_is_not(end: float) -> None:
+    # Worked out by hand for the plan of the contract: 9 steps of training, three test cut-offs, warm-up and horizons.
+    needed = 60 + 8 * 14 + 28 + 28 + 28
+    assert (laid_out({}, end) is None) == (end < needed)
+
+
+def test_too_little_time_is_told_with_the_numbers_and_the_mend() -> None:
+    with pytest.raises(InputError, match=r"the source's 200 days give 8 cut-offs, 12 are needed: bring a longer h"):
+        lay_out(config(), 0.0, 200 * DAY_S)
+
+
+@pytest.mark.xfail(strict=True, reason="defect: the message says 19 cut-offs are given where 12 are needed")
+def test_a_plan_that_leaves_nothing_to_fit_on_says_so() -> None:
+    with pytest.raises(InputError) as refused:
+        lay_out(config(calibration_cutoffs=50), 0.0, 365 * DAY_S)
+    assert "19 cut-offs, 12 are needed" not in str(refused.value)
+
+
+def test_the_longest_horizon_counts() -> None:
+    assert days(lay_out(config(horizon=28, spend_horizon=56), 0.0, 500 * DAY_S).test)[-1] == 500 - 56
+    assert days(lay_out(config(horizon=42, spend_horizon=7), 0.0, 500 * DAY_S).test)[-1] == 500 - 42
+
+
+def test_only_the_span_matters_not_when_it_was() -> None:
+    at_first, later = lay_out(config(), 0.0, 365 * DAY_S), lay_out(config(), 1.5e9, 1.5e9 + 365 * DAY_S)
+    assert [cutoff + 1.5e9 for cutoff in at_first.training + at_first.test] == later.training + later.test

@@ -1,0 +1,78 @@
+"""The evidence in the manifest: each figure on an example small enough to check by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from training.config import Offer
+from training.evaluate import calibration_error, policy_metrics, probability_metrics, recency_probability, spend_metrics
+
+LABELS = np.array([True, False, True, False])
+OFFER = Offer(contact_cost=1.0, offer_cost=2.0, success_rate=0.5, redemption_rate=0.1, budget_share=0.5)
+
+
+def test_probabilities_are_judged_by_rank_and_by_distance() -> None:
+    found = probability_metrics(LABELS, np.array([0.9, 0.2, 0.4, 0.6]))
+    # Pairs in order: 0.9>0.2, 0.9>0.6, 0.4>0.2, not 0.4>0.6. Precision at the hits: 1/1 and 2/3.
+    assert found["auc"] == 3 / 4
+    assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4)
+    assert found["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.8) + 2 * math.log(0.4)) / 4)
+    assert found["base_rate"] == 0.5
+
+
+def test_calibration_error_is_nought_where_shares_come_out_as_said() -> None:
+    probability = np.repeat([0.2, 0.8], 500)
+    labels = np.tile([True, False, False, False, False], 200)
+    labels[500:] = ~labels[500:]
+    assert calibration_error(labels, probability) == pytest.approx(0.0)
+    assert calibration_error(labels, probability + 0.1) == pytest.approx(0.1)
+
+
+def test_calibration_error_does_not_need_as_many_rows_as_bins() -> None:
+    assert calibration_error(np.array([True, False]), np.array([0.75, 0.25])) == pytest.approx(0.25)
+
+
+def test_recency_alone_is_a_probability_that_rises_with_the_days_away() -> None:
+    random = np.random.default_rng(0)
+    recency = random.uniform(0, 60, 2000)
+    churn = random.random(2000) < recency / 60
+    found = recency_probability(recency, churn, np.array([1.0, 20.0, 59.0]))
+    assert (np.diff(found) > 0).all()
+    assert ((found > 0) & (found < 1)).all()
+
+
+def test_spend_is_judged_by_customer_and_in_total() -> None:
+    found = spend_metrics(np.array([0.0, 10.0, 20.0]), np.array([2.0, 10.0, 24.0]))
+    deviance = 2 * (2 + 0 + 20 * math.log(20 / 24) - 20 + 24)
+    assert found == pytest.approx(
+        {"mean_absolute_error": 2.0, "total_ratio": 1.2, "mean": 10.0, "poisson_deviance": deviance / 3}
+    )
+
+
+def test_policies_are_compared_at_equal_contacts_by_the_outcomes_that_came() -> None:
+    probability = np.array([0.9, 0.8, 0.5, 0.1])
+    value = np.array([4.0, 10.0, 100.0, 1000.0])
+    threshold = np.array([1.0, 0.5, 0.1, 0.5])
+    found = policy_metrics(LABELS, probability, value, threshold, OFFER)
+    # Acting on a customer who meant it gains 0.5 * (value - 2) - 1, on another one it costs 0.1 * 2 + 1.
+    assert found["contacts"] == 2
+    assert found["alert_share"] == 0.5
+    assert found["profit_dynamic_threshold"] == pytest.approx(-1.2 + (0.5 * 98 - 1))  # the second and the third
+    assert found["profit_single_threshold"] == pytest.approx((0.5 * 2 - 1) - 1.2)  # the first and the second
+    assert found["profit_probability_times_value"] == pytest.approx(-1.2 + (0.5 * 98 - 1))  # the fourth and the third
+    assert found["precision"] == 0.5
+
+
+def test_a_policy_that_acts_on_nobody_gains_nothing() -> None:
+    found = policy_metrics(LABELS, np.zeros(4), np.full(4, 10.0), np.ones(4), OFFER)
+    assert set(found.values()) == {0.0}
+
+
+def test_a_policy_that_acts_on_everybody_is_every_policy() -> None:
+    found = policy_metrics(LABELS, np.ones(4), np.array([4.0, 10.0, 100.0, 1000.0]), np.zeros(4), OFFER)
+    profits = {profit for name, profit in found.items() if name.startswith("profit_")}
+    assert len(profits) == 1
