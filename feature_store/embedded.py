@@ -26,7 +26,18 @@ def embedded_redis(*arguments: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="tidemark-") as folder:
         path = Path(folder) / "redis.sock"
         process = subprocess.Popen(  # noqa: S603  # our own command
-            [*redis_server_command(), "--port", "0", "--unixsocket", str(path), "--dir", folder, "--save", "", *arguments],
+            [
+                *redis_server_command(),
+                "--port",
+                "0",
+                "--unixsocket",
+                str(path),
+                "--dir",
+                folder,
+                "--save",
+                "",
+                *arguments,
+            ],
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is for us: Redis ends after the server
         )

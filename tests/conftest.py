@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import redis
 
+from feature_store.__main__ import cli as feature_store_cli
 from feature_store.embedded import embedded_redis
 from feature_store.errors import run_cli
 
@@ -23,10 +25,11 @@ DAY_S = 86_400
 TOY_START = 1_700_006_400  # 2023-11-15 00:00 UTC
 TOY_DAYS = 365
 
-TOY_CONFIG = """
+TOY_CONFIG = '''
 [source]
 paths = { data = "." }
-events = "SELECT customer_id, to_timestamp(ts) AS event_time, event_type, amount, duration_s FROM '${data}/events.parquet'"
+events = """
+SELECT customer_id, to_timestamp(ts) AS event_time, event_type, amount, duration_s FROM '${data}/events.parquet'"""
 attributes = "SELECT customer_id, income FROM '${data}/customers.csv'"
 
 [churn]
@@ -97,7 +100,7 @@ aggregate = "attribute"
 name = "overdue"
 latest = "last_purchase"
 rate = "purchases_28d"
-"""
+'''
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,26 @@ class Trained:
     registry: Path
 
 
-MakeShop = Callable[..., Shop]
 Call = Callable[..., Outcome]
 Run = Callable[..., Outcome]
+
+
+@dataclass(frozen=True)
+class Store:
+    """``python -m feature_store`` on the small shop, its registry and an empty Redis: ``store("load", *options)``."""
+
+    call: Call
+    trained: Trained
+    url: str
+
+    def __call__(self, command: str, *options: object, config: object = None) -> Outcome:
+        config, registry = config or self.trained.shop.config, self.trained.registry
+        return self.call(feature_store_cli, command, config, "--registry", registry, "--redis", self.url, *options)
+
+    def keys(self) -> list[bytes]:
+        """Everything that Redis holds."""
+        with redis.Redis.from_url(self.url) as connection:
+            return list(connection.scan_iter())
 
 
 def write_shop(folder: Path, *, customers: int = 400, seed: int = 1) -> Shop:
@@ -174,7 +194,9 @@ def write_shop(folder: Path, *, customers: int = 400, seed: int = 1) -> Shop:
     with (folder / "customers.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["customer_id", "income"])
-        rows.writerows([f"c{i:04}", "" if i % 7 == 0 else round(random.normal(40_000, 9_000), 2)] for i in range(customers))
+        rows.writerows(
+            [f"c{i:04}", "" if i % 7 == 0 else round(random.normal(40_000, 9_000), 2)] for i in range(customers)
+        )
     with duckdb.connect() as connection:
         connection.execute(f"COPY (FROM '{folder}/events.csv') TO '{folder}/events.parquet' (FORMAT parquet)")
     shop = Shop(folder)
@@ -186,12 +208,6 @@ def pytest_configure() -> None:
     # Before anything loads OpenMP, and for the processes that tests start: its threads spin, so that a second one makes
     # small fits slower and, beside any other load, many times slower.
     os.environ["OMP_NUM_THREADS"] = "1"
-
-
-@pytest.fixture
-def make_shop(tmp_path: Path) -> MakeShop:
-    """Write a small shop into a folder of the test's own: ``make_shop(customers=…, seed=…)``."""
-    return lambda **options: write_shop(tmp_path / "shop", **options)
 
 
 @pytest.fixture
@@ -254,8 +270,31 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(shop, registry)
 
 
+@pytest.fixture
+def shop(toy: Trained, tmp_path: Path) -> Shop:
+    """A copy of the small shop, to be changed."""
+    return Shop(Path(shutil.copytree(toy.shop.folder, tmp_path / "shop")))
+
+
+@pytest.fixture
+def registry(toy: Trained, tmp_path: Path) -> Path:
+    """A copy of the small shop's registry, to be changed."""
+    return Path(shutil.copytree(toy.registry, tmp_path / "registry", symlinks=True))
+
+
+@pytest.fixture
+def store(call: Call, toy: Trained, clean_redis: str) -> Store:
+    """The commands of the feature store on the small shop and an empty Redis."""
+    return Store(call, toy, clean_redis)
+
+
 def _run(folder: Path, *arguments: object) -> Outcome:
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

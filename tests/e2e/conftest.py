@@ -15,10 +15,10 @@ from typing import Self
 
 import grpc
 import pytest
+from tidemark.rpc import status_pb2
 
 from feature_store.embedded import redis_server_command
 from service.client import ScoringClient
-from tidemark.rpc import status_pb2
 
 START_S = 30.0
 
@@ -120,7 +120,9 @@ def loaded_redis(redis_url: str, sample_registry: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(loaded_redis: str, sample_registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(
+    loaded_redis: str, sample_registry: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     options = ["--registry", str(sample_registry), "--redis", loaded_redis, "--port", "0"]
     with ServerProcess(tmp_path_factory.mktemp("server"), *options) as process:
         process.wait_for("health is SERVING")
@@ -140,7 +142,16 @@ def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
 
 
 def load_sample(url: str, registry: Path) -> None:
-    command = ["feature_store", "load", "complete_journey", "--registry", str(registry), "--redis", url, "--shift-to-now"]
+    command = [
+        "feature_store",
+        "load",
+        "complete_journey",
+        "--registry",
+        str(registry),
+        "--redis",
+        url,
+        "--shift-to-now",
+    ]
     subprocess.run([sys.executable, "-m", *command], cwd=registry, check=True, capture_output=True)
 
 

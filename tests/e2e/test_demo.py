@@ -37,7 +37,9 @@ def test_the_demo_answers_within_15_seconds_and_stops_cleanly(
     text = said.read_text()
     assert "no training needed" in text
     assert "times shifted" in text
-    rows = re.findall(r"^\s*(\d+)\s+0\.\d+\s+[01]\.\d+\s+(?:act|-)\s+0\.\d+\s+[01]\.\d+\s+(?:act|-)\s+[\d.]+", text, re.M)
+    rows = re.findall(
+        r"^\s*(\d+)\s+0\.\d+\s+[01]\.\d+\s+(?:act|-)\s+0\.\d+\s+[01]\.\d+\s+(?:act|-)\s+[\d.]+", text, re.MULTILINE
+    )
     assert len(rows) == 10
     with ScoringClient(f"127.0.0.1:{port}", timeout_s=5) as client:
         assert client.score(rows[0]).customer_id == rows[0]

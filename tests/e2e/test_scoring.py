@@ -10,6 +10,8 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from tidemark.rpc import error_details_pb2, status_pb2
+from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 from feature_store import bundle
 from feature_store.config import FeatureConfig, load_config
@@ -19,8 +21,6 @@ from feature_store.state import StateBatch, StateLayout
 from service.client import Economics, Offer, Problem, Score, ScoringClient
 from service.models import Model
 from tests.e2e.conftest import refused
-from tidemark.rpc import error_details_pb2, status_pb2
-from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 KNOWN = "900"
 

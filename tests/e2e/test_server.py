@@ -16,11 +16,11 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tidemark.v1 import scoring_pb2
 
 from service.client import ScoringClient, ScoringFailedError
 from tests.conftest import Run
 from tests.e2e.conftest import RedisProcess, ServerProcess, load_sample
-from tidemark.v1 import scoring_pb2
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -28,7 +28,9 @@ SERVICE = "tidemark.v1.ScoringService"
 
 
 def health(channel: grpc.Channel, service: str = "") -> int:
-    return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status)
+    return int(
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+    )
 
 
 def await_health(channel: grpc.Channel, wanted: int, seconds: float) -> float:
@@ -45,7 +47,16 @@ def fragile(
 ) -> Iterator[tuple[ServerProcess, RedisProcess]]:
     """A loaded server over a Redis that the test may harm."""
     load_sample(own_redis.url, sample_registry)
-    options = ["--registry", str(sample_registry), "--redis", own_redis.url, "--port", "0", "--health-interval-ms", "50"]
+    options = [
+        "--registry",
+        str(sample_registry),
+        "--redis",
+        own_redis.url,
+        "--port",
+        "0",
+        "--health-interval-ms",
+        "50",
+    ]
     with ServerProcess(tmp_path, *options) as server:
         server.wait_for("health is SERVING")
         yield server, own_redis

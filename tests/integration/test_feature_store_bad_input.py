@@ -7,47 +7,40 @@ from typing import TYPE_CHECKING
 
 import click
 import pytest
-import redis
 
 from feature_store.__main__ import cli
 from feature_store.config import FeatureConfig, built_in_names, load_config
 from training.__main__ import cli as training_cli
 
 if TYPE_CHECKING:
-    from tests.conftest import Call, Run, Trained
-
-
-def keys(url: str) -> list[bytes]:
-    with redis.Redis.from_url(url) as connection:
-        return list(connection.scan_iter())
+    from tests.conftest import Call, Run, Shop, Store, Trained
 
 
 @pytest.mark.parametrize("command", ["load", "verify"])
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("edit", "told"),
     [
-        ("half_life_days = 28", "half_life_days = 29", "are not those of bundle"),
-        ("half_life_days = 28", "half_life_days = -1", "edited.toml: feature.2.half_life_days: Input should be greater"),
-        ("[source]", "[source", "edited.toml: not valid TOML"),
-        ("${data}/events", "${date}/events", "the SQL uses an unknown folder 'date'"),
-        ("amount, duration_s FROM", "price FROM", "source.events: Binder Error"),
+        (("half_life_days = 28", "half_life_days = 29"), "are not those of bundle"),
+        (("half_life_days = 28", "half_life_days = -1"), "edited.toml: feature.2.half_life_days: Input should be"),
+        (("[source]", "[source"), "edited.toml: not valid TOML"),
+        (("${data}/events", "${date}/events"), "the SQL uses an unknown folder 'date'"),
+        (("amount, duration_s FROM", "price FROM"), "source.events: Binder Error"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(
-    call: Call, toy: Trained, clean_redis: str, command: str, old: str, new: str, told: str
+    store: Store, shop: Shop, command: str, edit: tuple[str, str], told: str
 ) -> None:
-    config = toy.shop.edited((old, new))
-    done = call(cli, command, config, "--registry", toy.registry, "--redis", clean_redis)
+    done = store(command, config=shop.edited(edit))
     assert done.is_bad_input, done.err
     assert told in done.err
-    assert keys(clean_redis) == []
+    assert store.keys() == []
 
 
-def test_a_config_of_other_features_is_told_both_fingerprints(call: Call, toy: Trained, clean_redis: str) -> None:
-    done = call(cli, "load", "complete_journey", "--registry", toy.registry, "--redis", clean_redis)
+def test_a_config_of_other_features_is_told_the_mend(store: Store) -> None:
+    done = store("load", config="complete_journey")
     assert done.is_bad_input
     assert "fit it first, or name the config the bundle was made with" in done.err
-    assert keys(clean_redis) == []
+    assert store.keys() == []
 
 
 @pytest.mark.parametrize("command", ["load", "verify"])
@@ -71,8 +64,8 @@ def test_redis_away_or_misspelt_is_one_line_without_the_password(
     assert "secret" not in done.err + done.out
 
 
-def test_verify_needs_a_load_before_it(call: Call, toy: Trained, clean_redis: str) -> None:
-    done = call(cli, "verify", toy.shop.config, "--registry", toy.registry, "--redis", clean_redis)
+def test_verify_needs_a_load_before_it(store: Store) -> None:
+    done = store("verify")
     assert done.is_bad_input
     assert "run 'python -m feature_store load' first" in done.err
 
@@ -86,20 +79,17 @@ def test_verify_needs_a_load_before_it(call: Call, toy: Trained, clean_redis: st
         (["more"], "unexpected extra argument"),
     ],
 )
-def test_a_bad_option_of_load_is_refused(
-    call: Call, toy: Trained, clean_redis: str, options: list[str], told: str
-) -> None:
+def test_a_bad_option_of_load_is_refused(store: Store, shop: Shop, options: list[str], told: str) -> None:
     # The table of customers knows no times: whoever is in it is known at any.
-    config = toy.shop.edited(("customers.csv'", "customers.csv' WHERE false"))
-    done = call(cli, "load", config, "--registry", toy.registry, "--redis", clean_redis, *options)
+    done = store("load", *options, config=shop.edited(("customers.csv'", "customers.csv' WHERE false")))
     assert done.is_bad_input, done.err
     assert told in done.err
-    assert keys(clean_redis) == []
+    assert store.keys() == []
 
 
 @pytest.mark.parametrize("sample", ["0", "-1", "many"])
-def test_a_sample_is_at_least_one_customer(call: Call, toy: Trained, clean_redis: str, sample: str) -> None:
-    done = call(cli, "verify", toy.shop.config, "--registry", toy.registry, "--redis", clean_redis, "--sample", sample)
+def test_a_sample_is_at_least_one_customer(store: Store, sample: str) -> None:
+    done = store("verify", "--sample", sample)
     assert done.is_bad_input
     assert "--sample" in done.err
 
@@ -118,11 +108,11 @@ def test_what_is_not_given_is_named(call: Call, toy: Trained, monkeypatch: pytes
 
 
 def test_the_redis_url_may_come_from_the_environment(
-    call: Call, toy: Trained, clean_redis: str, monkeypatch: pytest.MonkeyPatch
+    call: Call, toy: Trained, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("REDIS_URL", clean_redis)
+    monkeypatch.setenv("REDIS_URL", store.url)
     assert call(cli, "load", toy.shop.config, "--registry", toy.registry).code == 0
-    assert len(keys(clean_redis)) == 401
+    assert len(store.keys()) == 401
 
 
 def every_command() -> list[tuple[str, click.Command, list[str]]]:

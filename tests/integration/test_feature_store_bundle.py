@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
     from tests.conftest import Trained
 
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture
-def registry(toy: Trained, tmp_path: Path) -> Path:
-    """A copy of the small shop's registry, to be damaged."""
-    return Path(shutil.copytree(toy.registry, tmp_path / "registry", symlinks=True))
 
 
 def current(registry: Path) -> Path:
@@ -51,8 +44,8 @@ def replace_golden(registry: Path, change: Callable[[bundle.Arrays], None]) -> N
     rewrite(registry, golden_sha256=bundle.sha256(file.getvalue()))
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+def truncate(path: Path, by: int = 1) -> None:
+    path.write_bytes(path.read_bytes()[:-by])
 
 
 def test_a_bundle_is_read_as_it_was_written(toy: Trained) -> None:
@@ -80,7 +73,7 @@ def test_a_good_bundle_opens_and_gives_its_golden_rows(toy: Trained) -> None:
         (lambda at: (at / "model.onnx").unlink(), r"model.onnx cannot be read \(FileNotFoundError\)"),
         (lambda at: (at / "golden.npz").unlink(), r"golden.npz cannot be read \(FileNotFoundError\)"),
         (lambda at: (at / "manifest.json").unlink(), r"manifest.json cannot be read \(FileNotFoundError\)"),
-        (lambda at: truncate(at / "manifest.json") or truncate(at / "manifest.json"), "manifest.json is not valid"),
+        (lambda at: truncate(at / "manifest.json", 2), "manifest.json is not valid"),
         (lambda at: (at / "manifest.json").write_text("{}"), "manifest.json is not valid: version: Field required"),
         (lambda at: rewrite(at.parent, fingerprint="00000000"), "the fingerprint does not belong to the feature"),
         (lambda at: rewrite(at.parent, features=[]), "the fingerprint does not belong to the feature"),
@@ -164,7 +157,7 @@ def test_a_graph_with_other_inputs_than_its_manifest_says_is_refused(registry: P
 
 
 def contents(registry: Path) -> tuple[set[str], str]:
-    return {path.name for path in registry.iterdir()}, os.readlink(current(registry))
+    return {path.name for path in registry.iterdir()}, str(current(registry).readlink())
 
 
 def newer(registry: Path, version: str = "29990101T000000-newer") -> tuple[Manifest, bytes, bytes]:
@@ -188,11 +181,11 @@ def test_publishing_adds_a_version_and_moves_current_to_it(registry: Path) -> No
         "pathlib.Path.rename",
         *(
             pytest.param(
-                    name,
-                    marks=pytest.mark.xfail(
-                        strict=True, raises=AssertionError, reason="defect: the version stays, current does not follow"
-                    ),
-                )
+                name,
+                marks=pytest.mark.xfail(
+                    strict=True, raises=AssertionError, reason="defect: the version stays, current does not follow"
+                ),
+            )
             for name in ("pathlib.Path.symlink_to", "pathlib.Path.replace")
         ),
     ],
@@ -232,7 +225,7 @@ bundle.publish(registry, found.manifest.model_copy(update={{"version": "newer"}}
 
 def test_a_version_is_never_written_over(registry: Path) -> None:
     model = bundle.read(registry).model
-    version = os.readlink(current(registry))
+    version = str(current(registry).readlink())
     with pytest.raises(OSError, match="not empty"):
         bundle.publish(registry, newer(registry, version)[0], b"another model", b"")
     assert bundle.read(registry).model == model

@@ -72,12 +72,18 @@ def attributes_sql(known: dict[str, tuple[float | None, float | None]]) -> str:
     values = ", ".join(
         f"({quoted(name)}, {', '.join('NULL' if n is None else str(n) for n in pair)})" for name, pair in known.items()
     )
-    table = f"(VALUES {values}) AS t (customer_id, age, score)" if values else "(SELECT '' AS customer_id, 0 AS age, 0 AS score)"
+    table = (
+        f"(VALUES {values}) AS t (customer_id, age, score)"
+        if values
+        else "(SELECT '' AS customer_id, 0 AS age, 0 AS score)"
+    )
     return f"SELECT customer_id, age::DOUBLE AS age, score::DOUBLE AS score FROM {table}"
 
 
 @contextmanager
-def store(history: Sequence[Row], known: dict[str, tuple[float | None, float | None]] | None = None) -> Iterator[OfflineStore]:
+def store(
+    history: Sequence[Row], known: dict[str, tuple[float | None, float | None]] | None = None
+) -> Iterator[OfflineStore]:
     source = Source(events=events_sql(history), attributes=attributes_sql(known or {}))
     with OfflineStore(source) as opened:
         yield opened
@@ -87,7 +93,7 @@ def by_customer(states: OfflineStates) -> dict[str, list[float]]:
     return dict(zip(states.customer_ids.tolist(), states.slots.tolist(), strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(histories, attributes, times)
 def test_states_as_of_any_time_equal_the_fold_of_the_events_up_to_it(
     history: list[Row], known: dict[str, tuple[float | None, float | None]], as_of: float
@@ -138,7 +144,8 @@ def test_an_event_at_the_very_moment_counts_and_one_a_microsecond_later_does_not
 
 @pytest.mark.parametrize("amount", ["'nan'::DOUBLE", "'inf'::DOUBLE", "'-inf'::DOUBLE", "NULL"])
 def test_an_amount_that_is_no_number_counts_as_nothing(amount: str) -> None:
-    events = f"""SELECT 'a' AS customer_id, TIMESTAMP '2024-01-01' AS event_time, 'purchase' AS event_type, {amount} AS amount
+    events = f"""
+        SELECT 'a' AS customer_id, TIMESTAMP '2024-01-01' AS event_time, 'purchase' AS event_type, {amount} AS amount
         UNION ALL SELECT 'a', TIMESTAMP '2024-01-01', 'purchase', 7.0"""
     with OfflineStore(Source(events=events)) as source:
         found = source.states(StateLayout([FEATURES[4], FEATURES[6]]), source.summary.end)
@@ -153,15 +160,16 @@ def test_an_amount_that_is_no_number_counts_as_nothing(amount: str) -> None:
         "DECIMAL(9, 2)",
         "HUGEINT",
         *(
-            pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason="defect: a missing whole number becomes one"))
+            pytest.param(
+                kind, marks=pytest.mark.xfail(strict=True, reason="defect: a missing whole number becomes one")
+            )
             for kind in ("INTEGER", "BIGINT", "UTINYINT", "BOOLEAN")
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")  # part of the defect
 def test_an_attribute_of_any_numeric_type_may_be_missing(kind: str) -> None:
     source = Source(
-        events="SELECT unnest(['a', 'b']) AS customer_id, TIMESTAMP '2024-01-01' AS event_time, 'purchase' AS event_type",
+        events="SELECT unnest(['a', 'b']) AS customer_id, TIMESTAMP '2024-01-01' AS event_time, 'x' AS event_type",
         attributes=f"SELECT 'a' AS customer_id, 1::{kind} AS age UNION ALL SELECT 'b', NULL",
     )
     with OfflineStore(source) as opened:
@@ -184,7 +192,11 @@ def test_times_with_a_zone_and_of_any_precision_are_the_same_moment() -> None:
 
 
 def test_a_summary_says_what_was_read() -> None:
-    history = [Row("a", START, "x", None, None), Row("b", START + 5, "x", None, None), Row("a", START + 9, "x", 1.0, None)]
+    history = [
+        Row("a", START, "x", None, None),
+        Row("b", START + 5, "x", None, None),
+        Row("a", START + 9, "x", 1.0, None),
+    ]
     with store(history) as source:
         assert (source.summary.events, source.summary.customers) == (3, 2)
         assert (source.summary.start, source.summary.end) == (START, START + 9)

@@ -1,4 +1,4 @@
-"""What a source may get wrong is named in one message with the mend; rows that cannot be used are left out and counted."""
+"""What is wrong with a source is named with the mend; rows that cannot be used are left out and counted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def refusal(events: str = GOOD, attributes: str | None = None, layout: StateLayo
         (GOOD + ", 'dear' AS amount", "source.events: Conversion Error: Could not convert string 'dear' to DOUBLE"),
         (GOOD + " WHERE false", "source.events: no usable row"),
         (GOOD.replace("'a'", "NULL"), "source.events: no usable row"),
-        (GOOD.replace("'a'", "'${folder}/a'"), "source: the SQL uses an unknown folder 'folder': add it to source.paths"),
+        (
+            GOOD.replace("'a'", "'${folder}/a'"),
+            "source: the SQL uses an unknown folder 'folder': add it to source.paths",
+        ),
     ],
 )
 def test_bad_events_are_refused_with_their_place_and_the_mend(events: str, message: str) -> None:
@@ -69,7 +72,10 @@ def test_a_query_may_end_in_a_comment() -> None:
         (None, "feature 'age': source.attributes has no column of that name"),
         ("SELECT 'a' AS customer_id, 1 AS height", "feature 'age': source.attributes has no column of that name"),
         ("SELECT 'a' AS id, 1 AS age", "source.attributes: column 'customer_id' is missing: select the shop's column"),
-        ("SELECT 'a' AS customer_id, 'old' AS age", "feature 'age': its column is VARCHAR, not a number: convert it in"),
+        (
+            "SELECT 'a' AS customer_id, 'old' AS age",
+            "feature 'age': its column is VARCHAR, not a number: convert it in",
+        ),
         ("SELECT 'a' AS customer_id, DATE '1980-01-01' AS age", "feature 'age': its column is DATE, not a number"),
         ("SELECT 'a' AS customer_id, now() AS age", "feature 'age': its column is TIMESTAMP WITH TIME ZONE, not a num"),
         (
@@ -127,7 +133,9 @@ def test_an_attribute_row_without_a_usable_id_is_left_out() -> None:
 
 def test_ids_that_are_numbers_become_text() -> None:
     with OfflineStore(Source(events=GOOD.replace("'a'", "17"))) as source:
-        assert source.states(StateLayout([Feature(name="last", aggregate="latest", event="purchase")]), 2e9).customer_ids == ["17"]
+        assert source.states(
+            StateLayout([Feature(name="last", aggregate="latest", event="purchase")]), 2e9
+        ).customer_ids == ["17"]
 
 
 def test_files_are_found_in_the_folders_of_the_config(tmp_path: Path) -> None:

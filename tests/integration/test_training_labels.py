@@ -1,8 +1,9 @@
-"""Labels of a history small enough to check by hand: what counts at the very boundary, and who is asked about at all."""
+"""Labels of a small history, checked by hand: what counts at the very boundary, and who is asked about at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ CUTOFF = 1_700_000_000.0
 SECOND = 1 / DAY_S
 
 # Days after the cut-off, type, amount. Horizons as in the contract: 60 days active, 28 churn and spend, 7 propensity.
-HISTORY = {
+HISTORY: dict[str, list[tuple[float, str, float | None]]] = {
     "at the cut-off itself": [(0.0, "purchase", 9.0)],
     "active for the last second": [(-60 + SECOND, "purchase", 9.0)],
     "a second too long ago": [(-60.0, "purchase", 9.0)],
@@ -60,7 +61,7 @@ LAYOUT = StateLayout(
 OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
 
 
-def config(**sections: dict[str, object]) -> TrainingConfig:
+def config(**sections: Any) -> TrainingConfig:
     return TrainingConfig.model_validate(
         {
             "source": {"events": ""},
@@ -84,8 +85,9 @@ def source() -> Iterator[OfflineStore]:
 
 
 def labels(rows: Rows) -> dict[str, tuple[bool, bool, float, float]]:
-    columns = (rows.churn, rows.propensity, rows.spend, rows.recency_days)
-    return dict(zip(rows.customer_id.tolist(), zip(*(c.tolist() for c in columns), strict=True), strict=True))
+    labelled = zip(rows.churn, rows.propensity, rows.spend, rows.recency_days, strict=True)
+    values = [(bool(churn), bool(buys), float(spend), float(away)) for churn, buys, spend, away in labelled]
+    return dict(zip(rows.customer_id.tolist(), values, strict=True))
 
 
 def test_labels_are_those_of_the_contract_to_the_second(source: OfflineStore) -> None:
@@ -115,7 +117,8 @@ def test_each_label_has_its_event_and_horizon_from_the_config(source: OfflineSto
 
 
 def test_rows_of_many_cut_offs_are_those_of_each(source: OfflineStore) -> None:
-    cutoffs, steps = [CUTOFF - 30 * DAY_S, CUTOFF, CUTOFF + 30 * DAY_S], []
+    cutoffs = [CUTOFF - 30 * DAY_S, CUTOFF, CUTOFF + 30 * DAY_S]
+    steps: list[None] = []
     rows = build_rows(source, LAYOUT, config(), cutoffs, lambda: steps.append(None))
     assert len(steps) == 3
     assert len(rows) == sum(len(rows.at([cutoff])) for cutoff in cutoffs)

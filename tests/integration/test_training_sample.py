@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def test_the_whole_year_was_read(manifest: Manifest) -> None:
 
 def test_the_test_is_three_cut_offs_fourteen_days_apart_one_horizon_before_the_end(manifest: Manifest) -> None:
     test, end = days(manifest.cutoffs["test"]), days([manifest.source["end"]])[0]
-    assert [b - a for a, b in zip(test, test[1:], strict=False)] == [timedelta(days=14)] * 2
+    assert [b - a for a, b in pairwise(test)] == [timedelta(days=14)] * 2
     assert end - test[-1] == timedelta(days=28)
     trained = days([*manifest.cutoffs["fit"], *manifest.cutoffs["gap"], *manifest.cutoffs["calibration"]])
     assert len(trained) + len(test) >= 12

@@ -11,7 +11,10 @@ from feature_store.errors import InputError, StoreUnavailableError, run_cli
 
 
 def ended(
-    error: BaseException | int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+    error: BaseException | int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *arguments: str,
 ) -> tuple[int | str | None, str]:
     @click.command()
     def command() -> int | None:

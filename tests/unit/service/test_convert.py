@@ -8,12 +8,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
+from tidemark.v1 import scoring_pb2
 
 from feature_store.bundle import ECONOMICS
 from service.convert import METHODS, decode_batch, decode_score, encode_batch, encode_score
 from service.errors import Reason, ScoringError
 from service.scorer import Part, Scores
-from tidemark.v1 import scoring_pb2
 
 ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from tidemark.rpc import error_details_pb2
 
 from service.convert import status
 from service.errors import CODES, Code, Reason, ScoringError
 from service.front_aio import GRPC_CODES
-from tidemark.rpc import error_details_pb2
 
 TABLE = {
     "REQUEST_MALFORMED": "INVALID_ARGUMENT",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -72,9 +73,7 @@ def test_the_layout_keeps_its_promises_whatever_the_plan(plan: dict[str, Any], e
     horizon = max(settings.churn.horizon_days, settings.economics.horizon_days) * DAY_S
     # The last test cut-off lies one horizon before the end, the others 14 days apart.
     assert cutoffs.test[-1] == pytest.approx(end * DAY_S - horizon)
-    assert [b - a for a, b in zip(cutoffs.test, cutoffs.test[1:], strict=False)] == pytest.approx(
-        [14 * DAY_S] * (len(cutoffs.test) - 1)
-    )
+    assert [b - a for a, b in pairwise(cutoffs.test)] == pytest.approx([14 * DAY_S] * (len(cutoffs.test) - 1))
     assert len(cutoffs.test) == settings.evaluation.test_cutoffs
     # No label of training reaches the first test cut-off.
     assert max(cutoffs.training) + horizon <= cutoffs.test[0] + 1e-3
@@ -85,9 +84,7 @@ def test_the_layout_keeps_its_promises_whatever_the_plan(plan: dict[str, Any], e
     # Every cut-off has a history of at least the warm-up, in steps as planned, ascending.
     assert min(cutoffs.training) >= settings.evaluation.warm_up_days * DAY_S - 1e-3
     step = settings.evaluation.step_days * DAY_S
-    assert [b - a for a, b in zip(cutoffs.training, cutoffs.training[1:], strict=False)] == pytest.approx(
-        [step] * (len(cutoffs.training) - 1)
-    )
+    assert [b - a for a, b in pairwise(cutoffs.training)] == pytest.approx([step] * (len(cutoffs.training) - 1))
     assert len(cutoffs.training) + len(cutoffs.test) >= settings.evaluation.least_cutoffs
 
 

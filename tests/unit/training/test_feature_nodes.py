@@ -56,7 +56,7 @@ states = st.tuples(
     st.integers(0, 5).map(float) | st.just(math.nan),
     seconds_ago | st.just(-math.inf),
 )
-batches = st.lists(states, min_size=1, max_size=8).map(np.array)
+batches: st.SearchStrategy[Floats] = st.lists(states, min_size=1, max_size=8).map(np.array)
 ages = st.just(0.0) | st.floats(0, 400)
 
 
