@@ -40,7 +40,7 @@ class Source(BaseModel):
         """``query`` with every ``${name}`` replaced by its folder."""
         folders = {name: str(self._resolve(name, path)) for name, path in self.paths.items()}
         try:
-            return Template(query).substitute(folders)
+            return Template(query).substitute(folders).strip().removesuffix(";")
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"source: the SQL uses an unknown folder {error}: add it to source.paths, or write $$ for a dollar sign"

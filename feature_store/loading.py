@@ -15,6 +15,10 @@ from feature_store.state import Floats, StateBatch, StateLayout
 
 TOLERANCE = 1e-6
 """Largest relative difference between a stored and a recomputed slot."""
+NOTHING = 1e-6
+"""Smaller slots are compared as if they were this large: what cancels out leaves nothing but rounding."""
+CLOCK_S = 1e-3
+"""Seconds by which the time that a state says it is of may be off."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,11 @@ def _states(source: OfflineStore, layout: StateLayout, as_of: float) -> OfflineS
 
 
 def _differences(layout: StateLayout, stored: StateBatch, expected: Floats, reference: float) -> Floats:
-    """Largest relative difference of each row's slots, as of one reference; infinite where a state is not valid."""
+    """Largest relative difference of each row's slots as of ``reference``; infinite where a state is not of it."""
     found = layout.advance(stored.slots, reference - stored.reference)
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     with np.errstate(invalid="ignore"):
-        difference = np.abs(found - expected) / np.maximum(np.abs(expected), 1e-9)
+        difference = np.abs(found - expected) / np.maximum(np.abs(expected), NOTHING)
     difference = np.where(np.isfinite(difference), difference, np.inf)
-    return np.where(stored.valid, np.where(same, 0.0, difference).max(axis=1, initial=0.0), np.inf)
+    as_told = stored.valid & (np.abs(stored.as_of - reference) < CLOCK_S)
+    return np.where(as_told, np.where(same, 0.0, difference).max(axis=1, initial=0.0), np.inf)

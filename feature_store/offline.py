@@ -6,6 +6,7 @@ the same state from the same events (``python -m feature_store verify`` proves i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -76,7 +77,7 @@ class OfflineStore:
         attributes = [(i, f) for i, f in enumerate(layout.features) if f.aggregate == "attribute"]
         if attributes:
             self._check_attributes(layout.features)
-            known = ", ".join(f'"{f.name}" AS s{i}' for i, f in attributes)
+            known = ", ".join(f'"{f.name}"::DOUBLE AS s{i}' for i, f in attributes)
             query = f"""SELECT * FROM ({query}) FULL JOIN (SELECT customer_id, {known} FROM attributes)
                 USING (customer_id) ORDER BY customer_id"""
         found = self.connection.execute(query, {"as_of": as_of}).fetchnumpy()
@@ -111,7 +112,7 @@ class OfflineStore:
             "source.events",
             f"""CREATE TABLE read AS SELECT customer_id::VARCHAR AS customer_id,
                 CASE WHEN isfinite(event_time) THEN epoch(event_time) END AS t,
-                event_type::VARCHAR AS event_type, {numbers} FROM ({query})""",
+                event_type::VARCHAR AS event_type, {numbers} FROM ({query}\n)""",
         )
         self.connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(_LEFT_OUT.values())})")
 
@@ -124,7 +125,7 @@ class OfflineStore:
             raise InputError("source.attributes: column 'customer_id' is missing: select the shop's column AS it")
         self._execute(
             "source.attributes",
-            f"""CREATE TABLE attributes AS SELECT * REPLACE (customer_id::VARCHAR AS customer_id) FROM ({query})
+            f"""CREATE TABLE attributes AS SELECT * REPLACE (customer_id::VARCHAR AS customer_id) FROM ({query}\n)
                 WHERE NOT ({_LEFT_OUT["without a usable customer_id"]})""",
         )
         twice = self.connection.execute("SELECT count(*) - count(DISTINCT customer_id) FROM attributes").fetchall()
@@ -140,7 +141,7 @@ class OfflineStore:
                 kind = self._attribute_columns.get(feature.name)
                 if kind is None:
                     raise InputError(f"feature '{feature.name}': source.attributes has no column of that name")
-                if kind in ("VARCHAR", "BLOB", "DATE") or kind.startswith("TIMESTAMP"):
+                if not _NUMERIC.fullmatch(kind):
                     raise InputError(f"feature '{feature.name}': its column is {kind}, not a number: convert it in SQL")
 
     def _summarise(self) -> SourceSummary:
@@ -160,8 +161,10 @@ class OfflineStore:
         try:
             return self.connection.execute(query).fetchall()
         except duckdb.Error as error:
-            raise InputError(f"{where}: {str(error).split('LINE')[0]}") from error
+            raise InputError(f"{where}: {str(error).split(chr(10) + 'LINE ')[0]}") from error
 
+
+_NUMERIC: Final = re.compile(r"BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)")
 
 _LEFT_OUT: Final = {
     "without a usable customer_id": f"customer_id IS NULL OR strlen(customer_id) NOT BETWEEN 1 AND {MAX_ID_BYTES}"

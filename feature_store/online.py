@@ -35,7 +35,8 @@ class Keys:
     def of(self, customer_ids: Sequence[str]) -> list[bytes]:
         """Keys of customers, in order."""
         prefix = self.prefix
-        return [prefix + customer_id.encode() for customer_id in customer_ids]
+        # surrogateescape: a foreign key that is not text can be named all the same
+        return [prefix + customer_id.encode("utf-8", "surrogateescape") for customer_id in customer_ids]
 
 
 class StateReader:
@@ -52,6 +53,7 @@ class StateReader:
             self._pool: Any = redis.asyncio.ConnectionPool.from_url(
                 url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=AsyncRetry(NoBackoff(), 0)
             )
+            self._pool.make_connection()  # refuses unknown options only now
         self._idle: list[Any] = []
 
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
@@ -95,6 +97,7 @@ class StateWriter:
         self._keys = Keys(layout.fingerprint)
         with _clear_url_errors():
             self._redis: Any = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=5.0)
+            self._redis.connection_pool.make_connection()  # refuses unknown options only now
 
     def __enter__(self) -> Self:
         self._call(self._redis.ping)
@@ -123,7 +126,7 @@ class StateWriter:
         while True:
             cursor, keys = self._call(self._redis.scan, cursor, self._keys.prefix + b"*", CHUNK)
             for key in set(keys) - seen:
-                yield key[len(self._keys.prefix) :].decode(errors="replace")
+                yield key[len(self._keys.prefix) :].decode("utf-8", "surrogateescape")
             seen.update(keys)
             if cursor == 0:
                 return
@@ -150,7 +153,7 @@ class StateWriter:
     def _call(self, command: Callable[..., Any], *args: Any) -> Any:
         try:
             return command(*args)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that can be none
             raise StoreUnavailableError(type(error).__name__) from error
 
 
@@ -159,5 +162,5 @@ def _clear_url_errors() -> Iterator[None]:
     """Turn a bad URL into an error without the URL in it, which may hold a password."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError("the Redis URL is not valid: write redis://[user:password@]host:port[/db]") from error

@@ -155,7 +155,12 @@ class StateLayout:
         records = np.frombuffer(b"".join(sized), dtype=self.dtype)
         headers = np.ndarray(len(records), dtype="<u8", buffer=records, strides=(size,))
         found = np.array([value is not None for value in values], dtype=np.bool_)
-        valid = headers == self._header_word
+        own = headers == self._header_word
+        valid = own
         if sized != values:  # an absent or odd value: rare, so only then looked for one by one
-            valid &= np.array([value is not None and len(value) == size for value in values], dtype=np.bool_)
+            valid = own & np.array([value is not None and len(value) == size for value in values], dtype=np.bool_)
+        if not own.all():
+            blank = np.frombuffer(self._blank, dtype=self.dtype)[0]
+            records = records.copy()
+            records[~own] = blank
         return StateBatch(found, valid, records["reference"], records["as_of"], records["slots"])

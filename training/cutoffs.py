@@ -47,9 +47,14 @@ def lay_out(config: TrainingConfig, start: float, end: float) -> Cutoffs:
     fit = [cutoff for cutoff in training if cutoff <= calibration[0] - horizon]
     gap = training[len(fit) : -plan.calibration_cutoffs]
     found = len(training) + len(test)
-    if not fit or found < plan.least_cutoffs:
+    if found < plan.least_cutoffs:
         raise InputError(
             f"the source's {(end - start) / DAY_S:.0f} days give {found} cut-offs, {plan.least_cutoffs} are "
             "needed: bring a longer history, or shorten evaluation.step_days, evaluation.warm_up_days or the horizons"
+        )
+    if not fit:
+        raise InputError(
+            f"evaluation.calibration_cutoffs = {plan.calibration_cutoffs} leaves no cut-off to fit on: make it "
+            "smaller, or bring a longer history"
         )
     return Cutoffs(fit, gap, calibration, test)

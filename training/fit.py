@@ -27,7 +27,7 @@ from training.export import (
     library_versions,
 )
 from training.features import FeatureMatrix, FeatureSpec
-from training.probability import fit_probability
+from training.probability import check_outcomes, fit_probability
 from training.spend import fit_spend
 from training.thresholds import budget_price
 
@@ -51,6 +51,10 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
     cutoffs = lay_out(config, source.summary.start, source.summary.end)
     every = [*cutoffs.training, *cutoffs.test]
     rows = build_rows(source, layout, config, every, progress("states and labels", len(every)))
+
+    for offer in OFFERS:
+        for block in ("fit", "calibration", "test"):
+            check_outcomes(offer, block, getattr(rows.at(getattr(cutoffs, block)), offer))
 
     done = progress("models", 3)
     models = _fit_models(config, spec, rows, cutoffs, done)
@@ -106,7 +110,7 @@ def _fit_models(
     probability = {}
     for offer in OFFERS:
         fit, calibration, everything = zip(features, (getattr(block, offer) for block in blocks), strict=True)
-        probability[offer] = fit_probability(offer, fit, calibration, everything, seed)
+        probability[offer] = fit_probability(fit, calibration, everything, seed)
         done()
     fit, calibration, everything = zip(features, (block.spend for block in blocks), strict=True)
     spend = fit_spend(fit, calibration, everything, seed)

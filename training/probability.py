@@ -6,6 +6,8 @@ they are as good on later data here and need no hand-made interactions on a shop
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 from sklearn.calibration import CalibratedClassifierCV
@@ -18,18 +20,25 @@ Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.bool_]
 Block = tuple[Features, Labels]
 
+LEAST_OUTCOMES: Final = 5
 
-def fit_probability(name: str, fit: Block, calibration: Block, everything: Block, seed: int) -> CalibratedClassifierCV:
+
+def check_outcomes(name: str, block: str, labels: Labels) -> None:
+    """InputError where a block has too few of one outcome to learn from it or to judge by it."""
+    fewest = int(min(labels.sum(), len(labels) - labels.sum()))
+    if fewest < LEAST_OUTCOMES:
+        raise InputError(
+            f"{name}: of {len(labels)} customers at the {block} cut-offs {fewest} have the rarer outcome, "
+            f"{LEAST_OUTCOMES} are needed: bring more customers, or change {name}.event, {name}.horizon_days or "
+            "churn.active_days"
+        )
+
+
+def fit_probability(fit: Block, calibration: Block, everything: Block, seed: int) -> CalibratedClassifierCV:
     """Trees fitted on one block, calibrated on a later one, then fitted again on everything with that calibration.
 
-    InputError where a block has one outcome only.
+    Blocks must have passed :func:`check_outcomes`.
     """
-    for block, (_, labels) in (("fit", fit), ("calibration", calibration)):
-        if labels.all() or not labels.any():
-            raise InputError(
-                f"{name}: all {len(labels)} customers of the {block} cut-offs have the same outcome: "
-                f"change {name}.event, {name}.horizon_days or churn.active_days"
-            )
     frozen = FrozenEstimator(_trees(seed).fit(*fit))
     calibrated = CalibratedClassifierCV(frozen, method="sigmoid").fit(*calibration)
     # Also because skl2onnx has no converter for FrozenEstimator.

@@ -16,6 +16,7 @@ from sklearn.metrics import mean_poisson_deviance
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from feature_store.errors import InputError
 from feature_store.state import Floats
 from training.onnx_graph import GraphBuilder
 from training.probability import Features
@@ -50,7 +51,15 @@ Block = tuple[Features, Floats]
 
 
 def fit_spend(fit: Block, later: Block, everything: Block, seed: int) -> SpendModel:
-    """The candidate that, fitted on one block, predicts a later one best, fitted again on everything."""
+    """The candidate that, fitted on one block, predicts a later one best, fitted again on everything.
+
+    InputError where nobody spends anything.
+    """
+    if not fit[1].any():
+        raise InputError(
+            "economics: no customer spends anything within the horizon of the fit cut-offs: select an amount in "
+            "source.events, or change economics.event"
+        )
     linear = make_pipeline(StandardScaler(), PoissonRegressor(alpha=1e-2, max_iter=1000))
     trees = HistGradientBoostingRegressor(
         loss="poisson",

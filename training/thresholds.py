@@ -45,7 +45,9 @@ def budget_price(probability: Floats, value: Floats, offer: Offer, threshold_min
     inside = round(offer.budget_share * len(ranked))
     if inside >= len(ranked) or ranked[inside] < 0:
         return 0.0
-    return float((ranked[inside - 1] if inside else ranked[0] + 1.0) + ranked[inside]) / 2
+    first_out = float(ranked[inside])
+    better = ranked[ranked > first_out]  # customers of equal gain are inside all together or not at all
+    return (float(better[-1]) + first_out) / 2 if len(better) else first_out + 1.0
 
 
 def add_threshold(graph: GraphBuilder, spend: str, offer: str, threshold_min: float) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import redis.asyncio
@@ -163,7 +163,8 @@ def mget_256_ratio(bench: Bench) -> Measured:
     ours, theirs = StateReader(bench.url, layout, 1.0), redis.asyncio.Redis.from_url(bench.url, socket_timeout=1.0)
 
     async def by_client() -> None:
-        layout.unpack(await theirs.mget(keys))
+        values: Any = await theirs.mget(keys)
+        layout.unpack(values)
 
     found = paired(
         lambda: cpu_of(lambda: loop.run_until_complete(ours.read(ids))),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -162,7 +162,7 @@ def refused(code: grpc.StatusCode) -> Iterator[list[status_pb2.Status]]:
     with pytest.raises(grpc.RpcError) as caught:
         yield found
     assert caught.value.code() is code, caught.value.details()
-    trailers = dict(caught.value.trailing_metadata())
-    found.append(status_pb2.Status.FromString(trailers["grpc-status-details-bin"]))
+    trailers: Any = caught.value.trailing_metadata()
+    found.append(status_pb2.Status.FromString(dict(trailers)["grpc-status-details-bin"]))
     assert found[0].code == code.value[0]
     assert found[0].message == caught.value.details()

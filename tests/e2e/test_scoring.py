@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -126,7 +127,7 @@ def test_bad_economics_and_bad_durations_name_their_field(stub: scoring_pb2_grpc
 
 
 def test_bytes_that_are_no_request_are_an_invalid_argument(channel: grpc.Channel) -> None:
-    call = channel.unary_unary("/tidemark.v1.ScoringService/ScoreCustomer")
+    call: Any = channel.unary_unary("/tidemark.v1.ScoringService/ScoreCustomer")
     with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
         call(b"\xff\xff\xff")
     assert info_of(found[0]).reason == "REQUEST_MALFORMED"

@@ -55,12 +55,10 @@ def test_bad_events_are_refused_with_their_place_and_the_mend(events: str, messa
     assert refusal(events).startswith(message)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: DuckDB's message is cut at LINE, wherever that stands")
 def test_the_name_of_a_missing_column_is_told_whole() -> None:
     assert '"DEADLINE"' in refusal(GOOD.replace("TIMESTAMP '2024-01-01'", "DEADLINE"))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the query is put between brackets on the comment's line")
 def test_a_query_may_end_in_a_comment() -> None:
     with OfflineStore(Source(events=GOOD + " -- the whole history")) as source:
         assert source.summary.events == 1
@@ -85,11 +83,7 @@ def test_a_query_may_end_in_a_comment() -> None:
         ("SELECT * FROM nowhere", "source.attributes: Catalog Error: Table with name nowhere does not exist"),
         ("SELECT '${folder}' AS customer_id", "source: the SQL uses an unknown folder 'folder'"),
         *(
-            pytest.param(
-                f"SELECT 'a' AS customer_id, {value} AS age",
-                "feature 'age': its column is ",
-                marks=pytest.mark.xfail(strict=True, reason="defect: ends in a trace or a wrong number"),
-            )
+            pytest.param(f"SELECT 'a' AS customer_id, {value} AS age", "feature 'age': its column is ")
             for value in ("'x'::ENUM('x')", "uuid()", "[1, 2]", "TIME '10:00'", "INTERVAL 1 DAY")
         ),
     ],

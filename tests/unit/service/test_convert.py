@@ -169,7 +169,6 @@ def test_replies_say_what_protobuf_would_say(customers: list[tuple[str, list[flo
         assert (found.propensity.probability, found.propensity.threshold) == (propensity, propensity_threshold)
         assert found.propensity.alert is (propensity >= propensity_threshold)
         assert found.features_as_of.seconds + found.features_as_of.nanos / 1e9 == pytest.approx(as_of, abs=1e-4)
-        assert not scoring_pb2.ScoreCustomerResponse.FromString(found.SerializeToString()).FindInitializationErrors()
     one = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(part, scores))
     assert one == response.results[0].score
 

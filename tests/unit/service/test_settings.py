@@ -24,7 +24,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEMARK_REGISTRY", "/models")
     monkeypatch.setenv("TIDEMARK_REDIS", "redis://somewhere")
     monkeypatch.setenv("TIDEMARK_PORT", "1234")
-    settings = Settings()
+    settings = Settings()  # type: ignore[call-arg]
     assert (settings.registry, settings.redis, settings.port) == (Path("/models"), "redis://somewhere", 1234)
 
 

@@ -100,7 +100,6 @@ def test_too_little_time_is_told_with_the_numbers_and_the_mend() -> None:
         lay_out(config(), 0.0, 200 * DAY_S)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the message says 19 cut-offs are given where 12 are needed")
 def test_a_plan_that_leaves_nothing_to_fit_on_says_so() -> None:
     with pytest.raises(InputError) as refused:
         lay_out(config(calibration_cutoffs=50), 0.0, 365 * DAY_S)

@@ -132,7 +132,6 @@ def test_a_budget_too_small_for_one_customer_alerts_nobody() -> None:
     assert not (probability >= threshold(value, offer(), price, LEAST)).any()
 
 
-@pytest.mark.xfail(strict=True, reason="defect: customers of equal gain at the budget's edge are all alerted")
 def test_customers_of_equal_gain_do_not_break_the_budget() -> None:
     probability, value = np.full(100, 0.5), np.full(100, 50.0)
     price = budget_price(probability, value, offer(0.1), LEAST)
