@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 from service.errors import Reason, ScoringError
 from service.scorer import Part, Scores
 
@@ -40,7 +42,10 @@ class _Job:
             self._end(outcome)
             return
         self.finished[start] = outcome
-        if self.taken == len(self.part.customer_ids) and sum(len(s.rows) for s in self.finished.values()) == self.taken:
+        if (
+            self.taken == len(self.part.customer_ids)
+            and sum(len(s.table) for s in self.finished.values()) == self.taken
+        ):
             self._end(Scores.joined([self.finished[at] for at in sorted(self.finished)]))
 
     def _end(self, outcome: Scores | ScoringError) -> None:
@@ -83,7 +88,7 @@ class Batcher:
         What is ``abandoned`` (cancelled, past its deadline) by the time its turn comes is not worked on.
         """
         if not part.customer_ids:
-            deliver(Scores([], {}, ""))
+            deliver(Scores(np.empty((0, 0)), {}, ""))
             return
         self._waiting.append(_Job(part, deliver, abandoned))
         self._waiting_rows += len(part.customer_ids)

@@ -24,6 +24,8 @@ from service.scorer import Part, Scores
 SERVICE: Final = "tidemark.v1.ScoringService"
 MAX_BATCH: Final = 1000
 MAX_ID_BYTES: Final = 256
+SURELY_SHORT: Final = MAX_ID_BYTES // 4
+"""Characters that cannot be more than MAX_ID_BYTES in UTF-8."""
 MAX_NANOS: Final = 999_999_999
 MAX_DURATION_S: Final = 315_576_000_000
 """About 10,000 years, the bound that google.protobuf.Duration sets itself."""
@@ -56,10 +58,11 @@ def decode_batch(data: bytes) -> Part:
         message = f"{len(ids)} customers are too many for one call: send at most {MAX_BATCH}"
         raise ScoringError(Reason.TOO_MANY_CUSTOMERS, message, "customer_ids")
     refused = {}
-    for at, customer_id in enumerate(ids):
-        if error := _id_error(customer_id, "customer_ids", at):
-            refused[at] = error
-            ids[at] = ""
+    if not (all(ids) and max(map(len, ids), default=0) <= SURELY_SHORT and all(map(str.isprintable, ids))):
+        for at, customer_id in enumerate(ids):
+            if error := _id_error(customer_id, "customer_ids", at):
+                refused[at] = error
+                ids[at] = ""
     return Part(ids, _economics(request), _max_age(request), refused)
 
 
@@ -124,18 +127,16 @@ def encode_score(part: Part, scores: Scores) -> bytes:
     """A ScoreCustomerResponse."""
     if scores.errors:
         raise scores.errors[0]
-    return wire.score(part.customer_ids[0], scores.rows[0], _version(scores.model_version))
+    return wire.score(part.customer_ids[0], scores.table[0].tolist(), _version(scores.model_version))
 
 
 def encode_batch(part: Part, scores: Scores) -> bytes:
     """A BatchScoreCustomersResponse."""
-    version, errors = _version(scores.model_version), scores.errors
-    results = [
-        wire.result(2, status(errors[at], at).SerializeToString())
-        if at in errors
-        else wire.result(1, wire.score(customer_id, row, version))
-        for at, (customer_id, row) in enumerate(zip(part.customer_ids, scores.rows, strict=True))
-    ]
+    if not part.customer_ids:
+        return b""
+    results = wire.results(part.customer_ids, scores.table, _version(scores.model_version))
+    for at, error in scores.errors.items():
+        results[at] = wire.field(1, wire.field(2, status(error, at).SerializeToString()))
     return b"".join(results)
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from feature_store.errors import StoreUnavailableError
 from feature_store.state import Floats, StateBatch
@@ -67,12 +68,12 @@ class Part:
 class Scores:
     """Scores of a part, a row for each of its ids, in their order.
 
-    A row is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and thresholds 0 to 1, spend in the
-    currency of the data), then the time in unix seconds up to which events are known. ``errors`` says by position why
-    an id has no score: its row means nothing.
+    A row of ``table``, float64 ``[n, 6]``, is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and
+    thresholds 0 to 1, spend in the currency of the data), then the time in unix seconds up to which events are known.
+    ``errors`` says by position why an id has no score: its row means nothing, but can be encoded.
     """
 
-    rows: list[list[float]]
+    table: Floats
     errors: Mapping[int, ScoringError]
     model_version: str
 
@@ -81,12 +82,12 @@ class Scores:
         """The scores of a part's slices, put together again."""
         if len(slices) == 1:
             return slices[0]
-        rows: list[list[float]] = []
         errors: dict[int, ScoringError] = {}
+        start = 0
         for scores in slices:
-            errors.update({len(rows) + at: error for at, error in scores.errors.items()})
-            rows += scores.rows
-        return Scores(rows, errors, slices[-1].model_version)
+            errors.update({start + at: error for at, error in scores.errors.items()})
+            start += len(scores.table)
+        return Scores(np.concatenate([scores.table for scores in slices]), errors, slices[-1].model_version)
 
 
 class Scorer:
@@ -109,7 +110,8 @@ class Scorer:
         now = self._clock()
         table = await self._run(states, now, self._economics(parts, len(ids)))
         usable = states.valid & np.isfinite(table).all(axis=1) & (np.abs(states.as_of) < LATEST_TIME_S)
-        return self._share_out(parts, states, table.tolist(), usable, now)
+        table[~usable] = 0.0
+        return self._share_out(parts, states, table, usable, now)
 
     async def _run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         """The graph, off the loop where it takes longer than handing it over, so that the loop goes on meanwhile."""
@@ -131,7 +133,7 @@ class Scorer:
         return economics
 
     def _share_out(
-        self, parts: Sequence[Part], states: StateBatch, rows: list[list[float]], usable: np.ndarray, now: float
+        self, parts: Sequence[Part], states: StateBatch, table: Floats, usable: npt.NDArray[np.bool_], now: float
     ) -> list[Scores]:
         all_usable, version = bool(usable.all()), self._model.version
         shares, start = [], 0
@@ -145,7 +147,7 @@ class Scorer:
             if part.max_age_s is not None:
                 too_old = usable[start:stop] & (now - states.as_of[start:stop] > part.max_age_s)
                 errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
-            shares.append(Scores(rows[start:stop], {**errors, **part.refused}, version))
+            shares.append(Scores(table[start:stop], {**errors, **part.refused}, version))
             start = stop
         return shares
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import duckdb
 import numpy as np
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.embedded import embedded_redis
@@ -208,6 +210,9 @@ def pytest_configure() -> None:
     # Before anything loads OpenMP, and for the processes that tests start: its threads spin, so that a second one makes
     # small fits slower and, beside any other load, many times slower.
     os.environ["OMP_NUM_THREADS"] = "1"
+    # How long an example takes says more about what else the machine does than about the code.
+    settings.register_profile("tidemark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tidemark")
 
 
 @pytest.fixture
@@ -233,6 +238,16 @@ def run_module(tmp_path: Path) -> Run:
         return _run(tmp_path, *arguments)
 
     return run
+
+
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose clock is not set to UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.fixture(scope="session")

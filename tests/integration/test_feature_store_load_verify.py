@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -84,15 +85,23 @@ def test_rounding_is_no_difference_and_a_moved_reference_neither(store: Store, l
 @pytest.mark.parametrize(
     "value",
     [
-        b"",
-        b"torn",
-        pytest.param(b"x" * 72),
+        pytest.param(lambda _: b"", id="empty"),
+        pytest.param(lambda _: b"torn", id="torn"),
+        pytest.param(lambda _: b"x" * 72, id="foreign"),
+        pytest.param(lambda layout: layout.header + bytes(64), id="zeros behind our header"),
+        pytest.param(
+            lambda layout: layout.header + b"x" * 64,
+            marks=pytest.mark.xfail(strict=True, raises=RuntimeWarning, reason="defect: overflow in exp2 is printed"),
+            id="rubbish behind our header",
+        ),
     ],
 )
-def test_a_value_that_is_no_state_is_a_mismatch(store: Store, layout: StateLayout, value: bytes) -> None:
+def test_a_value_that_is_no_state_is_a_mismatch(
+    store: Store, layout: StateLayout, value: Callable[[StateLayout], bytes]
+) -> None:
     store("load")
     with StateWriter(store.url, layout) as redis:
-        redis.write(["c0001"], [value])
+        redis.write(["c0001"], [value(layout)])
     verified = store("verify")
     assert figures(verified) == (1, 0, 0)
     assert "largest difference  inf" in verified.out
@@ -113,6 +122,7 @@ def test_a_wrong_time_up_to_which_events_are_known_is_a_mismatch(store: Store, l
         ("2024-06-01T18:00:00+02:00", datetime(2024, 6, 1, 16, tzinfo=UTC)),
     ],
 )
+@pytest.mark.usefixtures("in_tokyo")
 def test_states_may_be_loaded_as_of_an_earlier_time(
     store: Store, layout: StateLayout, text: str, moment: datetime
 ) -> None:
@@ -172,15 +182,18 @@ def test_events_that_came_late_show_as_mismatches_until_the_next_load(store: Sto
     assert figures(store("verify", config=shop.config)) == (1, 0, 0)
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="defect: a floor of 1e-6 is finer than rounding")
 def test_purchases_that_were_all_given_back_are_no_mismatch(store: Store, shop: Shop) -> None:
-    # The same three events; DuckDB's threads may add them up in any order.
+    # A wholesaler's customer: what is left of 60 purchases is rounding, and DuckDB's threads may add up in any order.
+    bought = np.random.default_rng(0).integers(100_000, 1_000_000, 60) / 100
+    amounts = [*bought, *-bought]
+    shop.change_events("SELECT * FROM old WHERE customer_id <> 'c0005'")
     add = "FROM old UNION ALL SELECT 'c0005', 1_731_000_000, 'purchase', unnest([{}]), NULL"
-    shop.change_events("SELECT * FROM old WHERE customer_id <> 'c0005'")
-    shop.change_events(add.format("1000.1, 2000.2, -3000.3"))
-    store("load", config=shop.config)
-    shop.change_events("SELECT * FROM old WHERE customer_id <> 'c0005'")
-    shop.change_events(add.format("2000.2, -3000.3, 1000.1"))
-    assert figures(store("verify", config=shop.config)) == (0, 0, 0)
+    for command, order in (("load", amounts), ("verify", sorted(amounts))):
+        shop.change_events("SELECT * FROM old WHERE customer_id <> 'c0005'")
+        shop.change_events(add.format(", ".join(f"{amount}::DOUBLE" for amount in order)))
+        done = store(command, config=shop.config)
+    assert figures(done) == (0, 0, 0)
 
 
 def test_rows_that_were_left_out_are_told(store: Store, shop: Shop) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.batching import Batcher
@@ -29,7 +30,7 @@ class Recorder:
     async def score(self, parts: Sequence[Part]) -> list[Scores]:
         self.batches.append([customer_id for part in parts for customer_id in part.customer_ids])
         await asyncio.sleep(self.pause_s)
-        return [Scores([[float(customer_id)] for customer_id in p.customer_ids], dict(p.refused), "v") for p in parts]
+        return [Scores(np.array([[float(i)] for i in p.customer_ids]), dict(p.refused), "v") for p in parts]
 
 
 def ids(start: int, stop: int) -> Part:
@@ -42,7 +43,7 @@ def test_what_arrives_together_is_one_batch() -> None:
         batcher = Batcher(recorder.score, in_flight=1)
         scores = await asyncio.gather(*(batcher.score(ids(i, i + 1)) for i in range(50)))
         assert len(recorder.batches) == 1
-        assert [score.rows for score in scores] == [[[float(i)]] for i in range(50)]
+        assert [score.table.tolist() for score in scores] == [[[float(i)]] for i in range(50)]
 
     run(main())
 
@@ -66,7 +67,7 @@ def test_a_large_part_is_cut_and_comes_back_whole_and_in_order() -> None:
         batcher = Batcher(recorder.score, max_rows=100, slice_rows=30, in_flight=3)
         refused = {at: ScoringError(Reason.CUSTOMER_ID_INVALID, "bad") for at in (0, 29, 30, 999)}
         scores = await batcher.score(Part([str(i) for i in range(1000)], refused=refused))
-        assert scores.rows == [[float(i)] for i in range(1000)]
+        assert scores.table.tolist() == [[float(i)] for i in range(1000)]
         assert set(scores.errors) == {0, 29, 30, 999}
         assert max(len(batch) for batch in recorder.batches) <= 30
 
@@ -93,7 +94,7 @@ def test_no_batch_is_larger_than_allowed() -> None:
         recorder = Recorder()
         batcher = Batcher(recorder.score, max_rows=10, slice_rows=4, in_flight=2)
         scores = await asyncio.gather(*(batcher.score(ids(i, i + 7)) for i in range(0, 70, 7)))
-        assert [row for score in scores for row in score.rows] == [[float(i)] for i in range(70)]
+        assert [row for score in scores for row in score.table.tolist()] == [[float(i)] for i in range(70)]
         assert max(len(batch) for batch in recorder.batches) <= 10
 
     run(main())
@@ -124,7 +125,7 @@ def test_a_bug_becomes_an_internal_error_that_shows_nothing_of_the_inside(caplog
         assert "4711" not in caplog.text
         assert "ValueError" in caplog.text
         batcher = Batcher(Recorder().score)
-        assert (await batcher.score(ids(0, 1))).rows == [[0.0]]
+        assert (await batcher.score(ids(0, 1))).table.tolist() == [[0.0]]
 
     run(main())
 
@@ -148,7 +149,7 @@ def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
         stayer = asyncio.create_task(batcher.score(ids(1, 2)))
         await asyncio.sleep(0.01)
         leaver.cancel()
-        assert (await stayer).rows == [[1.0]]
+        assert (await stayer).table.tolist() == [[1.0]]
 
     run(main())
 
@@ -156,7 +157,7 @@ def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
 def test_a_part_without_customers_is_answered_without_a_batch() -> None:
     async def main() -> None:
         recorder = Recorder()
-        assert (await Batcher(recorder.score).score(Part([]))).rows == []
+        assert (await Batcher(recorder.score).score(Part([]))).table.tolist() == []
         assert recorder.batches == []
 
     run(main())

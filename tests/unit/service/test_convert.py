@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
@@ -157,7 +158,7 @@ ids = st.text(min_size=1, max_size=64).filter(lambda text: text.isprintable() an
 @given(customers=st.lists(st.tuples(ids, rows), min_size=1, max_size=5), version=st.sampled_from(["v", "x" * 200]))
 def test_replies_say_what_protobuf_would_say(customers: list[tuple[str, list[float]]], version: str) -> None:
     part = Part([customer_id for customer_id, _ in customers])
-    scores = Scores([row for _, row in customers], {}, version)
+    scores = Scores(np.array([row for _, row in customers]), {}, version)
     response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores))
     assert len(response.results) == len(customers)
     for result, (customer_id, row) in zip(response.results, customers, strict=True):
@@ -178,7 +179,7 @@ def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
         1: ScoringError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id"),
         2: ScoringError(Reason.FEATURES_TOO_OLD, "old", "max_feature_age"),
     }
-    encoded = encode_batch(Part(["a", "b", "c"]), Scores([ROW] * 3, errors, "v"))
+    encoded = encode_batch(Part(["a", "b", "c"]), Scores(np.array([ROW] * 3), errors, "v"))
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
     assert [result.WhichOneof("result") for result in results] == ["score", "status", "status"]
     assert [result.status.code for result in results] == [0, 5, 9]
@@ -189,5 +190,5 @@ def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
 def test_the_error_of_a_single_customer_is_the_error_of_the_call() -> None:
     error = ScoringError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id")
     with pytest.raises(ScoringError) as caught:
-        encode_score(Part(["a"]), Scores([ROW], {0: error}, "v"))
+        encode_score(Part(["a"]), Scores(np.array([ROW]), {0: error}, "v"))
     assert caught.value is error

@@ -67,8 +67,8 @@ def test_each_id_gets_a_score_or_an_error_of_its_own() -> None:
         3: Reason.STATE_UNREADABLE,
         4: Reason.STATE_UNREADABLE,
     }
-    assert scores.rows[0][:5] == [0.25] * 5
-    assert scores.rows[5][5] == NOW - 7
+    assert scores.table[0, :5].tolist() == [0.25] * 5
+    assert scores.table[5, 5] == NOW - 7
 
 
 def test_features_older_than_the_caller_allows_are_refused_for_that_caller_only() -> None:
@@ -81,7 +81,7 @@ def test_features_older_than_the_caller_allows_are_refused_for_that_caller_only(
 
 def test_the_economics_of_one_call_do_not_reach_its_neighbours() -> None:
     one, two, three = score(Part(["known-1"]), Part(["known-1"] * 2, economics={0: 0.5}), Part(["known-1"]))
-    assert [row[0] for row in one.rows + two.rows + three.rows] == [0.25, 0.5, 0.5, 0.25]
+    assert [row[0] for scores in (one, two, three) for row in scores.table.tolist()] == [0.25, 0.5, 0.5, 0.25]
 
 
 def test_an_id_refused_before_keeps_its_error() -> None:

@@ -169,7 +169,11 @@ def test_the_graph_computes_the_formula_for_each_customers_own_economics(
             assert found[f"{name}_threshold"][at] == pytest.approx(expected, abs=1e-6)
 
 
-def test_economics_of_nothing_but_zeros_mean_never() -> None:
-    found = THRESHOLDS.run(spend=np.array([[0.0], [100.0]]), economics=np.zeros((2, len(ECONOMICS))))
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_an_offer_of_nothing_but_zeros_means_never(margin: float) -> None:
+    # It costs nothing and wins nobody: 0 / 0, which must not come out as NaN.
+    economics = np.zeros((2, len(ECONOMICS)))
+    economics[:, 0] = margin
+    found = THRESHOLDS.run(spend=np.array([[0.0], [100.0]]), economics=economics)
     assert found["churn_threshold"].tolist() == [1.0, 1.0]
     assert found["propensity_threshold"].tolist() == [1.0, 1.0]
