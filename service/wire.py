@@ -44,13 +44,13 @@ def score(customer_id: str, row: Sequence[float], version: bytes) -> bytes:
 
 def results(customer_ids: Sequence[str], table: Floats, version: bytes) -> list[bytes]:
     """The CustomerResult fields of a batch response, for the rows of Scores: like :func:`score`, for many at once."""
-    figures = bytearray(_BLANK * len(table))
-    block = np.frombuffer(figures, dtype=_FIGURES_TABLE)
+    blank = bytearray(_BLANK * len(table))
+    block = np.frombuffer(blank, dtype=_FIGURES_TABLE)
     for column, name in enumerate(("churn", "propensity", "spend", "churn_threshold", "threshold")):
         block[name] = table[:, column]
     block["churn_alert"] = table[:, 0] >= table[:, 3]
     block["alert"] = table[:, 1] >= table[:, 4]
-    size, as_of = _FIGURES.size, table[:, 5]
+    figures, size, as_of = bytes(blank), _FIGURES.size, table[:, 5]
     # Customers that were loaded together share their time.
     same = bool((as_of == as_of[0]).all())
     tails = repeat(_as_of(float(as_of[0])) + version) if same else (_as_of(t) + version for t in as_of.tolist())
