@@ -93,7 +93,7 @@ def by_customer(states: OfflineStates) -> dict[str, list[float]]:
     return dict(zip(states.customer_ids.tolist(), states.slots.tolist(), strict=True))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(histories, attributes, times)
 def test_states_as_of_any_time_equal_the_fold_of_the_events_up_to_it(
     history: list[Row], known: dict[str, tuple[float | None, float | None]], as_of: float
@@ -112,7 +112,7 @@ def test_states_as_of_any_time_equal_the_fold_of_the_events_up_to_it(
         np.testing.assert_allclose(slots, expected, rtol=1e-6, atol=1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(histories, times)
 def test_no_row_of_the_future_is_in_a_feature(history: list[Row], as_of: float) -> None:
     past = [row for row in history if row.time <= as_of]
