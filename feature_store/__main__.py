@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from feature_store import bundle
+from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
 from feature_store.definitions import fingerprint
-from feature_store.errors import InputError, run_cli
+from feature_store.errors import InputError
 from feature_store.loading import TOLERANCE, load_states, verify_states
 from feature_store.offline import OfflineStore, SourceSummary, iso
 from feature_store.online import StateWriter

@@ -1,10 +1,6 @@
-"""Errors that a person can mend, and the place where command lines turn them into one clear line."""
+"""Errors that a person can mend."""
 
 from __future__ import annotations
-
-import sys
-
-import click
 
 
 class InputError(Exception):
@@ -13,23 +9,3 @@ class InputError(Exception):
 
 class StoreUnavailableError(Exception):
     """Redis did not answer, or not in time."""
-
-
-def run_cli(command: click.Command) -> None:
-    """Run a command line: bad input ends in one line on stderr and exit code 2, Ctrl-C in 130."""
-    try:
-        code = command.main(standalone_mode=False)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2)
-    except InputError as error:
-        _fail(str(error), 2)
-    except StoreUnavailableError as error:
-        _fail(f"Redis is away: {error}. Check --redis and that the server runs.", 2)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("stopped", 130)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str, code: int) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(code)

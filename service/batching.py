@@ -111,11 +111,6 @@ class Batcher:
             raise outcome
         return outcome
 
-    async def drain(self) -> None:
-        """Return when nothing waits any more."""
-        while self._workers:
-            await asyncio.wait(self._workers)
-
     async def _work(self) -> None:
         while batch := await self._gather():
             outcomes = await self._outcomes([job.part.slice(start, stop) for job, start, stop in batch])

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_store import bundle
+from feature_store.cli import run_cli
 from feature_store.embedded import embedded_redis
-from feature_store.errors import InputError, run_cli
+from feature_store.errors import InputError
 from feature_store.online import StateWriter
 from feature_store.state import StateLayout
 from service.client import Alert, Problem, Score, ScoringClient

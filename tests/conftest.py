@@ -20,8 +20,8 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from feature_store.__main__ import cli as feature_store_cli
+from feature_store.cli import run_cli
 from feature_store.embedded import embedded_redis
-from feature_store.errors import run_cli
 
 DAY_S = 86_400
 TOY_START = 1_700_006_400  # 2023-11-15 00:00 UTC

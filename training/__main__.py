@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from feature_store import bundle
+from feature_store.cli import run_cli
 from feature_store.config import load_config
-from feature_store.errors import InputError, run_cli
+from feature_store.errors import InputError
 from feature_store.offline import OfflineStore
 from training.config import TrainingConfig
 from training.fit import fit as fit_bundle

@@ -15,6 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.frozen import FrozenEstimator
 
 from feature_store.errors import InputError
+from training.trees import tree_parameters
 
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.bool_]
@@ -39,22 +40,9 @@ def fit_probability(fit: Block, calibration: Block, everything: Block, seed: int
 
     Blocks must have passed :func:`check_outcomes`.
     """
-    frozen = FrozenEstimator(_trees(seed).fit(*fit))
+    frozen = FrozenEstimator(HistGradientBoostingClassifier(**tree_parameters(seed)).fit(*fit))
     calibrated = CalibratedClassifierCV(frozen, method="sigmoid").fit(*calibration)
-    # Also because skl2onnx has no converter for FrozenEstimator.
-    calibrated.estimator = calibrated.calibrated_classifiers_[0].estimator = _trees(seed).fit(*everything)
+    refitted = HistGradientBoostingClassifier(**tree_parameters(seed)).fit(*everything)
+    # Not frozen again, because skl2onnx has no converter for that.
+    calibrated.estimator = calibrated.calibrated_classifiers_[0].estimator = refitted
     return calibrated
-
-
-def _trees(seed: int) -> HistGradientBoostingClassifier:
-    """Small trees, many rows a leaf: chosen by log loss on later cut-offs of the sample."""
-    return HistGradientBoostingClassifier(
-        max_iter=100,
-        learning_rate=0.08,
-        max_leaf_nodes=8,
-        min_samples_leaf=100,
-        l2_regularization=10.0,
-        max_features=0.5,
-        early_stopping=False,
-        random_state=seed,
-    )

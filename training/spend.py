@@ -20,6 +20,7 @@ from feature_store.errors import InputError
 from feature_store.state import Floats
 from training.onnx_graph import GraphBuilder
 from training.probability import Features
+from training.trees import tree_parameters
 
 LEAST = 1e-9
 """Predictions are positive; the deviance needs that."""
@@ -61,17 +62,7 @@ def fit_spend(fit: Block, later: Block, everything: Block, seed: int) -> SpendMo
             "source.events, or change economics.event"
         )
     linear = make_pipeline(StandardScaler(), PoissonRegressor(alpha=1e-2, max_iter=1000))
-    trees = HistGradientBoostingRegressor(
-        loss="poisson",
-        max_iter=90,
-        learning_rate=0.06,
-        max_leaf_nodes=8,
-        min_samples_leaf=100,
-        l2_regularization=10.0,
-        max_features=0.5,
-        early_stopping=False,
-        random_state=seed,
-    )
+    trees = HistGradientBoostingRegressor(loss="poisson", **tree_parameters(seed))
     candidates = [
         SpendModel("Poisson GLM", linear.fit(*fit), exports_log=False),
         SpendModel("Poisson boosted trees", trees.fit(*fit), exports_log=True),

@@ -7,7 +7,8 @@ import sys
 import click
 import pytest
 
-from feature_store.errors import InputError, StoreUnavailableError, run_cli
+from feature_store.cli import run_cli
+from feature_store.errors import InputError, StoreUnavailableError
 
 
 def ended(
