@@ -122,7 +122,7 @@ def _open(config: str, registry: Path) -> tuple[FeatureConfig, StateLayout]:
 
 def _say_left_out(summary: SourceSummary) -> None:
     for reason, rows in summary.left_out.items():
-        click.echo(f"left out {rows:,} events {reason}", err=True)
+        click.echo(f"left out {rows:,} events {reason}")
 
 
 if __name__ == "__main__":

@@ -87,22 +87,23 @@ class Bundle:
 def publish(registry: Path, manifest: Manifest, model: bytes, golden: bytes) -> Path:
     """Write a version whole or not at all, and point ``current`` at it in one step; OSError where that fails."""
     registry.mkdir(parents=True, exist_ok=True)
-    target, link = registry / manifest.version, registry / f".{CURRENT}-{manifest.version}"
+    target = registry / manifest.version
     if target.exists():
         raise FileExistsError(errno.EEXIST, "this version exists already", str(target))
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=registry))
+    link = staging.with_name(f"{staging.name}-{CURRENT}")
+    ours = staging  # the only folder that a failure may remove: another process may publish meanwhile
     try:
         staging.chmod(0o755)
         _write(staging / MODEL_FILE, model)
         _write(staging / GOLDEN_FILE, golden)
         _write(staging / MANIFEST_FILE, (manifest.model_dump_json(indent=2, exclude_none=True) + "\n").encode())
         link.symlink_to(manifest.version)
-        staging.rename(target)
+        ours = staging.rename(target)
         link.replace(registry / CURRENT)
     except BaseException:
         link.unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(ours, ignore_errors=True)
         raise
     return target
 

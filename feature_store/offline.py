@@ -171,6 +171,7 @@ _LEFT_OUT: Final = {
     " OR regexp_matches(customer_id, '[[:cntrl:]]')",
     "without an event_time": "t IS NULL",
     "without an event_type": "event_type IS NULL",
+    "in the future": "t > epoch(now()) + 86400",
 }
 
 

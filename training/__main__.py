@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from feature_store.config import load_config
 from feature_store.errors import InputError
 from feature_store.offline import OfflineStore
 from training.config import TrainingConfig
+from training.export import ParityError
 from training.fit import fit as fit_bundle
 from training.summary import print_summary
 
@@ -41,7 +43,10 @@ def fit(config: str, registry: Path) -> None:
         reading = progress.add_task("reading the source", total=1)
         with OfflineStore(settings.source) as source:
             progress.advance(reading)
-            fitted = fit_bundle(settings, Path(config).stem, source, _steps(progress))
+            try:
+                fitted = fit_bundle(settings, Path(config).stem, source, _steps(progress))
+            except ParityError as error:
+                sys.exit(f"error: {error}")
     try:
         folder = bundle.publish(registry, fitted.manifest, fitted.model, fitted.golden)
     except OSError as error:

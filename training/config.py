@@ -88,6 +88,7 @@ class Evaluation(_Section):
     test_cutoffs: Annotated[int, Field(ge=1, le=50)] = 3
     calibration_cutoffs: Annotated[int, Field(ge=1, le=50)] = 2
     least_cutoffs: Annotated[int, Field(ge=3)] = 12
+    most_cutoffs: Annotated[int, Field(ge=3, le=1000)] = 104
     warm_up_days: Days = 60
     seed: int = 7
 

@@ -42,7 +42,8 @@ def lay_out(config: TrainingConfig, start: float, end: float) -> Cutoffs:
     step = plan.step_days * DAY_S
     test = [end - horizon - i * TEST_STEP_DAYS * DAY_S for i in range(plan.test_cutoffs)][::-1]
     newest, first = test[0] - horizon, start + plan.warm_up_days * DAY_S
-    training = [newest - i * step for i in range(int((newest - first) // step) + 1)][::-1] if newest >= first else []
+    most = max(plan.most_cutoffs - len(test), 0)
+    training = [newest - i * step for i in range(min(int((newest - first) // step) + 1, most))][::-1]
     calibration = training[-plan.calibration_cutoffs :]
     fit = [cutoff for cutoff in training if cutoff <= calibration[0] - horizon]
     gap = training[len(fit) : -plan.calibration_cutoffs]

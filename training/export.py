@@ -21,6 +21,7 @@ from training.spend import SpendModel
 from training.thresholds import add_threshold, threshold
 
 GOLDEN_ROWS: Final = 64
+BELOW_ONE: Final = np.array([[np.nextafter(np.float32(1), np.float32(0))]])
 LIBRARIES: Final = ("numpy", "scikit-learn", "skl2onnx", "onnx", "onnxruntime", "duckdb")
 
 
@@ -45,7 +46,9 @@ def build_graph(spec: FeatureSpec, models: Models, economics: Economics) -> byte
     features, columns = add_features(graph, spec), len(spec.names)
     for offer in OFFERS:
         both = graph.model(models.probability[offer], features, columns, "probabilities")
-        graph.output(f"{offer}_probability", graph.add("Gather", both, graph.constant(np.array([1])), axis=1))
+        yes = graph.add("Gather", both, graph.constant(np.array([1])), axis=1)
+        # Below 1, even rounded: a threshold of 1 means never.
+        graph.output(f"{offer}_probability", graph.add("Min", yes, graph.constant(BELOW_ONE)))
     spend = models.spend.add_to(graph, features, columns)
     graph.output("expected_spend", spend)
     for offer in OFFERS:

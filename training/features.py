@@ -18,7 +18,7 @@ from training.config import Overdue
 from training.onnx_graph import GraphBuilder
 
 MAX_DAYS: Final = 3650.0
-"""Ages are cut here; an event that never happened counts as this old."""
+"""Ages are cut here: a latest event that never happened counts as this old (and an earliest one as new)."""
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,6 @@ bundle.publish(registry, found.manifest.model_copy(update={{"version": "newer"}}
     assert link == before[1]
 
 
-@pytest.mark.xfail(strict=True, raises=BundleError, reason="defect: who comes second removes what the first published")
 def test_a_version_that_another_process_published_meanwhile_stays(
     registry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,7 +91,6 @@ def test_rounding_is_no_difference_and_a_moved_reference_neither(store: Store, l
         pytest.param(lambda layout: layout.header + bytes(64), id="zeros behind our header"),
         pytest.param(
             lambda layout: layout.header + b"x" * 64,
-            marks=pytest.mark.xfail(strict=True, raises=RuntimeWarning, reason="defect: overflow in exp2 is printed"),
             id="rubbish behind our header",
         ),
     ],
@@ -182,7 +181,6 @@ def test_events_that_came_late_show_as_mismatches_until_the_next_load(store: Sto
     assert figures(store("verify", config=shop.config)) == (1, 0, 0)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="defect: a floor of 1e-6 is finer than rounding")
 def test_purchases_that_were_all_given_back_are_no_mismatch(store: Store, shop: Shop) -> None:
     # A wholesaler's customer: what is left of 60 purchases is rounding, and DuckDB's threads may add up in any order.
     bought = np.random.default_rng(0).integers(100_000, 1_000_000, 60) / 100
@@ -199,4 +197,5 @@ def test_purchases_that_were_all_given_back_are_no_mismatch(store: Store, shop: 
 def test_rows_that_were_left_out_are_told(store: Store, shop: Shop) -> None:
     shop.change_events("FROM old UNION ALL SELECT NULL, 1_720_000_000, 'purchase', 12.5, NULL")
     loaded = store("load", config=shop.config)
-    assert (loaded.code, loaded.err) == (0, "left out 1 events without a usable customer_id\n")
+    assert (loaded.code, loaded.err) == (0, "")
+    assert loaded.out.startswith("left out 1 events without a usable customer_id\n")
