@@ -134,6 +134,8 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder.name}: {MANIFEST_FILE} is not valid: {first_problem(error)}") from error
     if fingerprint(manifest.features) != manifest.fingerprint:
         raise BundleError(f"{folder.name}: the fingerprint does not belong to the feature definitions")
+    if missing := set(ECONOMICS).difference(manifest.economics):
+        raise BundleError(f"{folder.name}: the economics lack {', '.join(sorted(missing))}")
     if set(manifest.inputs) != set(INPUTS) or not set(OUTPUTS) <= set(manifest.outputs):
         raise BundleError(f"{folder.name}: the graph's inputs or outputs are not the ones this release serves")
     return manifest

@@ -1,0 +1,75 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import random
+import re
+from pathlib import Path
+
+from tests.conftest import Run
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_config_of_the_readme_fits_loads_and_verifies(tmp_path: Path, redis_url: str, run_module: Run) -> None:
+    config = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert config is not None
+    (tmp_path / "shop.toml").write_text(config[1])
+    rng, start = random.Random(5), dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+    with (tmp_path / "orders.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["customer", "ordered_at", "total"])
+        for number in range(300):
+            rate, ends = rng.uniform(0.02, 0.3), rng.uniform(30, 600)
+            rows.writerows(
+                [
+                    f"c{number}",
+                    (start + dt.timedelta(days=day + rng.random())).isoformat(),
+                    round(rng.gammavariate(2, 20), 2),
+                ]
+                for day in range(365)
+                if day < ends and rng.random() < rate
+            )
+    with (tmp_path / "customers.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["customer", "age"])
+        rows.writerows([f"c{number}", "" if number % 5 == 0 else 20 + number % 60] for number in range(300))
+
+    fitted = run_module("training", "fit", "shop.toml", "--registry", "models")
+    assert fitted.code == 0, fitted.err
+    load = run_module("feature_store", "load", "shop.toml", "--registry", "models", "--redis", redis_url)
+    assert load.code == 0, load.err
+    verify = run_module("feature_store", "verify", "shop.toml", "--registry", "models", "--redis", redis_url)
+    assert verify.code == 0, verify.out
+    assert "online equals offline" in verify.out
+
+
+def test_every_make_target_that_the_readme_names_exists() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    for target in ("run", "test", "check", "bench", "format", "protos", "lock", "clean"):
+        assert re.search(rf"^{target}:.* ## ", makefile, re.MULTILINE)
+
+
+def test_the_lock_files_have_hashes_and_no_addresses() -> None:
+    root = Path(__file__).parents[2]
+    whole, server = (root / name for name in ("requirements.lock", "service/requirements.lock"))
+    for lock in (whole, server):
+        text = lock.read_text()
+        assert "://" not in text
+        pins = re.findall(r"^\S+==\S+", text, re.MULTILINE)
+        assert len(pins) > 10
+        assert text.count("--hash=sha256:") >= len(pins)
+    pinned = set(re.findall(r"^(\S+==\S+)", whole.read_text(), re.MULTILINE))
+    served = set(re.findall(r"^(\S+==\S+)", server.read_text(), re.MULTILINE))
+    assert served <= pinned
+    assert not {name for name in served if name.startswith(("scikit-learn", "skl2onnx", "pandas", "duckdb"))}
+
+
+def test_the_errors_of_the_readme_are_those_of_the_contract() -> None:
+    proto = (Path(__file__).parents[2] / "protos" / "tidemark" / "v1" / "scoring.proto").read_text()
+    told = set(re.findall(r"^\| ([A-Z_]+) \| ([A-Z_]+) \|", README, re.MULTILINE))
+    commented = set(re.findall(r"^//   ([A-Z_]+) +([A-Z_]+) ", proto, re.MULTILINE))
+    assert told == commented
+    assert len(told) > 8
