@@ -11,7 +11,7 @@ import numpy as np
 
 from feature_store.bundle import OFFERS, Manifest, sha256
 from feature_store.graph import Graph
-from feature_store.offline import OfflineStore, iso
+from feature_store.offline import OfflineStore
 from feature_store.state import StateLayout
 from training import evaluate
 from training.config import TrainingConfig
@@ -84,7 +84,7 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
         derived=spec.names,
         inputs=graph.inputs,
         outputs=graph.outputs,
-        cutoffs={block: [iso(cutoff) for cutoff in getattr(cutoffs, block)] for block in vars(cutoffs)},
+        cutoffs={block: [_timestamp(cutoff) for cutoff in getattr(cutoffs, block)] for block in vars(cutoffs)},
         metrics=metrics,
         economics=figures,
         model_sha256=sha256(model),
@@ -93,12 +93,17 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
         source={
             "events": source.summary.events,
             "customers": source.summary.customers,
-            "start": iso(source.summary.start),
-            "end": iso(source.summary.end),
+            "start": _timestamp(source.summary.start),
+            "end": _timestamp(source.summary.end),
             "left_out": source.summary.left_out,
         },
     )
     return Fitted(manifest, model, golden)
+
+
+def _timestamp(seconds: float) -> str:
+    """ISO 8601, for the manifest's readers."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _fit_models(

@@ -56,7 +56,7 @@ def blocks(made: Bundle, config: TrainingConfig) -> dict[str, Rows]:
 
 
 def moment(text: str) -> float:
-    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC).timestamp()
+    return datetime.fromisoformat(text).timestamp()
 
 
 def run(made: Bundle, state: np.ndarray[Any, Any]) -> Arrays:
@@ -84,8 +84,8 @@ def test_a_manifest_says_what_the_bundle_is_and_where_it_comes_from(made: Bundle
     assert manifest.economics["margin"] == config.economics.margin
     assert set(manifest.libraries) >= {"python", "numpy", "scikit-learn", "skl2onnx", "onnx", "onnxruntime", "duckdb"}
     assert manifest.model_sha256 == bundle.sha256(made.model)
-    assert manifest.source["start"] == "2023-11-15 00:00:00 UTC"
-    assert manifest.source["end"] == "2024-11-14 00:00:00 UTC"
+    assert manifest.source["start"] == "2023-11-15T00:00:00+00:00"
+    assert manifest.source["end"] == "2024-11-14T00:00:00+00:00"
     assert manifest.source["left_out"] == {}
 
 

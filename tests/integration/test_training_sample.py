@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ def manifest(sample_registry: Path) -> Manifest:
 
 
 def days(texts: list[str]) -> list[datetime]:
-    return [datetime.strptime(text, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC) for text in texts]
+    return [datetime.fromisoformat(text) for text in texts]
 
 
 def test_churn_and_propensity_are_as_good_as_the_contract_asks(manifest: Manifest) -> None:
