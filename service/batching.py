@@ -80,6 +80,7 @@ class Batcher:
         self._turns: Final = turns
         self._waiting: deque[_Job] = deque()
         self._waiting_rows = 0
+        self._working = 0
         self._workers: set[asyncio.Task[None]] = set()
 
     def submit(self, part: Part, deliver: Deliver, abandoned: Callable[[], bool] = lambda: False) -> None:
@@ -92,7 +93,8 @@ class Batcher:
             return
         self._waiting.append(_Job(part, deliver, abandoned))
         self._waiting_rows += len(part.customer_ids)
-        if len(self._workers) < (self._in_flight if self._waiting_rows >= self._slice_rows else 1):
+        if self._working < (self._in_flight if self._waiting_rows >= self._slice_rows else 1):
+            self._working += 1
             worker = asyncio.get_running_loop().create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
@@ -112,10 +114,15 @@ class Batcher:
         return outcome
 
     async def _work(self) -> None:
-        while batch := await self._gather():
-            outcomes = await self._outcomes([job.part.slice(start, stop) for job, start, stop in batch])
-            for (job, start, _), outcome in zip(batch, outcomes, strict=True):
-                job.finish(start, outcome)
+        try:
+            while batch := await self._gather():
+                outcomes = await self._outcomes([job.part.slice(start, stop) for job, start, stop in batch])
+                for (job, start, _), outcome in zip(batch, outcomes, strict=True):
+                    job.finish(start, outcome)
+        finally:
+            # In the same turn of the loop in which nothing was found waiting: a task's callbacks come a turn later, and
+            # a call that arrives between would wait for a worker that has gone.
+            self._working -= 1
 
     async def _gather(self) -> list[tuple[_Job, int, int]]:
         """The next batch, after what is already on its way in has arrived: turns of the loop, not time."""

@@ -154,6 +154,18 @@ def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
     run(main())
 
 
+def test_a_call_at_any_moment_of_the_end_of_a_batch_is_taken_up() -> None:
+    async def main() -> None:
+        for turns in range(60):
+            batcher = Batcher(Recorder().score)
+            await batcher.score(ids(0, 1))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.wait_for(batcher.score(ids(1, 2)), 1)
+
+    run(main())
+
+
 def test_a_part_without_customers_is_answered_without_a_batch() -> None:
     async def main() -> None:
         recorder = Recorder()
