@@ -1,7 +1,6 @@
 # Everything runs in .venv, made from the lock, against the built wheel: what is tested is what is shipped.
 PYTHON ?= python3
 PORT ?= 50051
-REDIS_URL ?=
 REGISTRY ?= build/registry
 CONFIG ?= complete_journey
 
@@ -18,7 +17,7 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(WHEEL) ## train on the sample, load Redis, serve on 127.0.0.1:$PORT and show first answers; Ctrl-C stops it
-	@exec $(BIN)/python -P -m service.demo $(CONFIG) --registry $(REGISTRY) --port $(PORT) $(if $(REDIS_URL),--redis $(REDIS_URL))
+	@exec $(BIN)/python -P -m service.demo $(CONFIG) --registry $(REGISTRY) --port $(PORT)
 
 test: $(WHEEL) ## run all tests against the built wheel
 	$(BIN)/pytest tests

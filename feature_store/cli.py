@@ -14,6 +14,9 @@ def run_cli(command: click.Command) -> None:
     """Run a command line: bad input ends in one line on stderr and exit code 2, Ctrl-C in 130."""
     try:
         code = command.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except InputError as error:

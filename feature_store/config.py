@@ -50,7 +50,10 @@ class Source(BaseModel):
         if not path.startswith("package:"):
             return (self._base / path).resolve()
         package, _, folder = path.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise InputError(f"source.paths.{name}: Python package '{package}' is not installed")
         return Path(next(iter(spec.submodule_search_locations))) / folder

@@ -97,11 +97,9 @@ def verify_states(source: OfflineStore, redis: StateWriter, layout: StateLayout,
 
 
 def _states(source: OfflineStore, layout: StateLayout, as_of: float) -> OfflineStates:
-    states = source.states(layout, as_of)
-    if not len(states.customer_ids):
-        start = iso(source.summary.start)
-        raise InputError(f"no customer is known as of {iso(as_of)}: the source begins {start}")
-    return states
+    if as_of < source.summary.start:
+        raise InputError(f"no customer is known as of {iso(as_of)}: the source begins {iso(source.summary.start)}")
+    return source.states(layout, as_of)
 
 
 def _differences(layout: StateLayout, stored: StateBatch, expected: Floats, reference: float) -> Floats:

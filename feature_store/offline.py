@@ -168,7 +168,7 @@ _NUMERIC: Final = re.compile(r"BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOA
 
 _LEFT_OUT: Final = {
     "without a usable customer_id": f"customer_id IS NULL OR strlen(customer_id) NOT BETWEEN 1 AND {MAX_ID_BYTES}"
-    " OR regexp_matches(customer_id, '[[:cntrl:]]')",
+    " OR regexp_matches(replace(customer_id, ' ', ''), '[\\p{C}\\p{Z}]')",
     "without an event_time": "t IS NULL",
     "without an event_type": "event_type IS NULL",
     "in the future": "t > epoch(now()) + 86400",

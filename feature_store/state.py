@@ -130,6 +130,11 @@ class StateLayout:
         """``state`` after ``event``, which may be older than events folded before."""
         return self.merge(state, self.of_event(event))
 
+    def _possible(self, slots: Floats) -> npt.NDArray[np.bool_]:
+        """Which rows hold only numbers that a state can: finite ones, the identity, and any missing attribute."""
+        possible = np.isfinite(slots) | (slots == self.identity) | (np.isnan(slots) & self._attribute)
+        return np.asarray(possible.all(axis=1))
+
     # --- packing ------------------------------------------------------------------------------------------------
 
     def pack(self, state: State) -> bytes:
@@ -148,7 +153,7 @@ class StateLayout:
     def unpack(self, values: Sequence[bytes | None]) -> StateBatch:
         """Decode stored values, None for an absent one, without a loop over customers or fields.
 
-        A value of another length, format or fingerprint is found but not valid.
+        A value of another length, format or fingerprint, or with a number that no state can hold, is found, not valid.
         """
         size = self.dtype.itemsize
         sized = [value if value is not None and len(value) == size else self._blank for value in values]
@@ -156,6 +161,9 @@ class StateLayout:
         headers = np.ndarray(len(records), dtype="<u8", buffer=records, strides=(size,))
         found = np.array([value is not None for value in values], dtype=np.bool_)
         own = headers == self._header_word
+        own &= np.isfinite(records["reference"]) & np.isfinite(records["as_of"])
+        if not np.isfinite(records["slots"]).all():
+            own &= self._possible(records["slots"])
         valid = own
         if sized != values:  # an absent or odd value: rare, so only then looked for one by one
             valid = own & np.array([value is not None and len(value) == size for value in values], dtype=np.bool_)

@@ -22,6 +22,7 @@ from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 MAX_BATCH: Final = 1000
 DEFAULT_TIMEOUT_S: Final = 1.0
+CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 RETRY_UNAVAILABLE: Final = json.dumps(
     {
@@ -143,7 +144,9 @@ class ScoringClient:
             customer_id=customer_id, economics=_economics(economics), max_feature_age=max_feature_age
         )
         try:
-            return _score(self._stub.ScoreCustomer(request, timeout=timeout_s or self._timeout_s))
+            return _score(
+                self._stub.ScoreCustomer(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+            )
         except grpc.RpcError as error:
             raise ScoringFailedError(_call_problem(error)) from None
 
@@ -159,6 +162,8 @@ class ScoringClient:
 
         ``timeout_s`` bounds each call. ScoringFailedError where a whole call fails.
         """
+        if isinstance(customer_ids, str):
+            raise TypeError("customer_ids is one text: give a list of ids")
         results: list[Score | Problem] = []
         for start in range(0, len(customer_ids), MAX_BATCH):
             request = scoring_pb2.BatchScoreCustomersRequest(
@@ -167,7 +172,9 @@ class ScoringClient:
                 max_feature_age=max_feature_age,
             )
             try:
-                response = self._stub.BatchScoreCustomers(request, timeout=timeout_s or self._timeout_s)
+                response = self._stub.BatchScoreCustomers(
+                    request, timeout=self._timeout_s if timeout_s is None else timeout_s
+                )
             except grpc.RpcError as error:
                 raise ScoringFailedError(_call_problem(error)) from None
             results += [_score(r.score) if r.HasField("score") else _problem(r.status) for r in response.results]
@@ -207,5 +214,5 @@ def _problem(status: status_pb2.Status) -> Problem:
         detail.Unpack(info)
         if detail.Unpack(retry):
             retry_after = retry.retry_delay.ToTimedelta()
-    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    code = CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     return Problem(code, info.reason, status.message, info.metadata.get("field"), retry_after)

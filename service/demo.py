@@ -6,7 +6,11 @@ with the real client, and goes on serving until Ctrl-C or SIGTERM.
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,17 +42,23 @@ START_TIMEOUT_S: Final = 20.0
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config")
 @click.option("--registry", required=True, type=click.Path(path_type=Path), help="Folder of bundles.")
-@click.option("--redis", "url", help="A Redis of your own [default: an embedded one].")
+@click.option(
+    "--redis", "url", envvar="REDIS_URL", help="A Redis of your own, or REDIS_URL [default: an embedded one]."
+)
 @click.option("--port", default=50051, show_default=True, type=click.IntRange(1, 65535))
 def demo(config: str, registry: Path, url: str | None, port: int) -> None:
     """Train if need be, load Redis, serve, and show the first answers."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a background job inherits it ignored
+        signal.signal(number, _interrupt)
+    _check_free(port)
     console = Console()
     with ExitStack() as stack:
         _train_unless_there(console, config, registry)
         url = url or stack.enter_context(_announced_redis(console))
-        _run(console, "feature_store", "load", config, "--registry", str(registry), "--redis", url, "--shift-to-now")
-        server = stack.enter_context(_server(console, registry, url, port))
+        load = _shown(console, url, "feature_store", "load", config, "--registry", str(registry), "--shift-to-now")
+        _run(load, url)
+        serve = _shown(console, url, "service", "--registry", str(registry), "--port", str(port))
+        server = stack.enter_context(_server(serve, url))
         _await_serving(server, port)
         _show_answers(console, registry, url, port)
         console.print(f"serving on 127.0.0.1:{port} until Ctrl-C", highlight=False)
@@ -63,7 +73,7 @@ def _train_unless_there(console: Console, config: str, registry: Path) -> None:
     try:
         found = bundle.read(registry)
     except bundle.BundleError:
-        _run(console, "training", "fit", config, "--registry", str(registry))
+        _run(_shown(console, None, "training", "fit", config, "--registry", str(registry)), None)
     else:
         console.print(f"found bundle {found.manifest.version} in {registry}: no training needed", highlight=False)
 
@@ -75,20 +85,38 @@ def _announced_redis(console: Console) -> Iterator[str]:
         yield url
 
 
-def _run(console: Console, *command: str) -> None:
-    """Run one of our commands, shown as a user would type it; its own error line is enough if it fails."""
-    console.print(f"$ python -m {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
-    code = subprocess.run([sys.executable, "-P", "-m", *command], check=False).returncode  # noqa: S603  # our own
+def _check_free(port: int) -> None:
+    """Refuse a port that is taken before anything is done, not after."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise InputError(f"port {port} is taken: choose another one with --port (make run PORT=…)") from error
+
+
+def _shown(console: Console, url: str | None, *command: str) -> list[str]:
+    """One of our commands, printed as a user would type it; a password in the URL is not printed."""
+    redis = ["--redis", re.sub(r"//[^/@]*@", "//…@", url)] if url else []
+    line = shlex.join(["python", "-m", *command]) + "".join(f" {word}" for word in redis)
+    console.print(f"$ {line}", style="bold", highlight=False, soft_wrap=True)
+    return [sys.executable, "-P", "-m", *command]
+
+
+def _environment(url: str | None) -> dict[str, str]:
+    """Where the commands find Redis: not in their arguments, which everybody on the machine can read."""
+    return {**os.environ, "REDIS_URL": url, "TIDEMARK_REDIS": url} if url else dict(os.environ)
+
+
+def _run(command: list[str], url: str | None) -> None:
+    """Run a command; its own error line is enough if it fails."""
+    code = subprocess.run(command, env=_environment(url), check=False).returncode  # noqa: S603  # our own
     if code:
         sys.exit(code)
 
 
 @contextmanager
-def _server(console: Console, registry: Path, url: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = ["service", "--registry", str(registry), "--redis", url, "--port", str(port)]
-    console.print(f"$ python -m {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
+def _server(command: list[str], url: str) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C reaches this process, which then stops server and Redis in order.
-    process = subprocess.Popen([sys.executable, "-P", "-m", *command], start_new_session=True)  # noqa: S603  # our own
+    process = subprocess.Popen(command, env=_environment(url), start_new_session=True)  # noqa: S603  # our own
     try:
         yield process
     finally:

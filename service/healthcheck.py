@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+EVERY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104  # asked at, not listened on
+
 
 def main() -> int:
-    """Ask the port that TIDEMARK_PORT names."""
-    with grpc.insecure_channel(f"127.0.0.1:{os.environ.get('TIDEMARK_PORT', '50051')}") as channel:
+    """Ask where TIDEMARK_HOST and TIDEMARK_PORT say."""
+    host, port = os.environ.get("TIDEMARK_HOST", "127.0.0.1"), os.environ.get("TIDEMARK_PORT", "50051")
+    if host in EVERY_ADDRESS:
+        host = "127.0.0.1"
+    with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
         except grpc.RpcError as error:

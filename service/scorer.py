@@ -28,8 +28,9 @@ from feature_store.state import Floats, StateBatch
 from service.errors import Reason, ScoringError
 from service.models import Model
 
+EARLIEST_TIME_S: Final = -62_135_596_800.0
 LATEST_TIME_S: Final = 253_402_300_799.0
-"""End of the year 9999, the last moment a timestamp of the contract can say."""
+"""The years 1 to 9999, which a timestamp of the contract can say."""
 
 
 OFF_LOOP_ROWS: Final = 64
@@ -109,7 +110,8 @@ class Scorer:
             raise ScoringError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
         now = self._clock()
         table = await self._run(states, now, self._economics(parts, len(ids)))
-        usable = states.valid & np.isfinite(table).all(axis=1) & (np.abs(states.as_of) < LATEST_TIME_S)
+        usable = states.valid & np.isfinite(table).all(axis=1)
+        usable &= (states.as_of >= EARLIEST_TIME_S) & (states.as_of <= LATEST_TIME_S)
         table[~usable] = 0.0
         return self._share_out(parts, states, table, usable, now)
 

@@ -33,9 +33,10 @@ async def serve(settings: Settings) -> None:
     batcher = Batcher(scorer.score, max_rows=settings.max_batch_rows, slice_rows=settings.slice_rows)
     front = AioFront(batcher)
     stopping = _stop_signal()
-    port = await front.start(f"{settings.host}:{settings.port}")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    port = await front.start(f"{host}:{settings.port}")
     logger.info("model %s, fingerprint %s", model.version, model.layout.fingerprint)
-    logger.info("serving on %s:%d", settings.host, port)
+    logger.info("serving on %s:%d", host, port)
     watching = asyncio.create_task(_watch(store, front, settings.health_interval_ms / 1000))
     await stopping.wait()
     logger.info("stopping: running calls have %g s", settings.grace_s)

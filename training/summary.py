@@ -33,8 +33,12 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
             quality.add_row(label, *(f"{found[name]:.4f}" for name in names))
     console.print(quality)
 
-    profit = Table(title="Expected profit at equal contacts", title_justify="left", box=box.SIMPLE)
-    for heading in ("", "alerts", "precision", "dynamic threshold", "single threshold", "p·v ranking", "budget price"):
+    profit = Table(
+        title="Expected profit at equal contacts: dynamic threshold, single threshold, p·v ranking",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    for heading in ("", "alerts", "precision", "dynamic", "single", "p·v", "budget price"):
         profit.add_column(heading, justify="left" if not heading else "right")
     for offer in OFFERS:
         policy = metrics[offer]["policy"]

@@ -24,13 +24,29 @@ SIZE = 24 + 8 * len(FEATURES)
 STATE = State(1.7e9, 1.7e9 - 5, np.array([-5.0, -7.5, 1.25, np.nan]))
 PACKED = LAYOUT.pack(STATE)
 
-floats = st.floats(width=64)
+floats = st.floats(allow_nan=False, allow_infinity=False)
 states = st.builds(
     lambda reference, as_of, slots: State(reference, as_of, np.array(slots)),
     floats,
     floats,
-    st.lists(floats, min_size=len(FEATURES), max_size=len(FEATURES)),
+    st.tuples(*(floats | st.just(float(nothing)) for nothing in LAYOUT.identity)),
 )
+
+
+def holds_a_state(value: bytes | None) -> bool:
+    """The same in plain words: our header, times, and in each slot a finite number or what stands for nothing."""
+    if value is None or len(value) != SIZE or value[:8] != LAYOUT.header:
+        return False
+    reference, as_of, *slots = struct.unpack("<2d4d", value[8:])
+    nothing = [
+        number == none or (np.isnan(number) and np.isnan(none))
+        for number, none in zip(slots, LAYOUT.identity, strict=True)
+    ]
+    return bool(np.isfinite([reference, as_of]).all()) and all(
+        n or np.isfinite(s) for n, s in zip(nothing, slots, strict=True)
+    )
+
+
 # Half of the values that look right, and all that can go wrong with them.
 damaged = st.one_of(
     st.none(),
@@ -77,7 +93,7 @@ def test_many_pack_as_each_does_alone(many: list[State]) -> None:
 def test_unpacking_never_fails_and_only_the_right_header_and_length_are_valid(values: list[bytes | None]) -> None:
     batch = LAYOUT.unpack(values)
     assert batch.found.tolist() == [value is not None for value in values]
-    right = [value is not None and len(value) == SIZE and value[:8] == LAYOUT.header for value in values]
+    right = [holds_a_state(value) for value in values]
     assert batch.valid.tolist() == right
     assert len(batch.reference) == len(batch.as_of) == len(batch.slots) == len(values)
     for row, value in enumerate(values):
@@ -122,3 +138,18 @@ def test_a_foreign_header_is_not_valid(value: bytes) -> None:
 def test_values_may_come_as_any_sequence() -> None:
     batch = LAYOUT.unpack((PACKED, None))
     assert batch.valid.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("slot", range(len(LAYOUT.features)))
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_number_that_no_state_can_hold_is_not_valid(slot: int, number: float) -> None:
+    slots = STATE.slots.copy()
+    slots[slot] = number
+    identity = LAYOUT.identity[slot]
+    possible = number == identity or (np.isnan(number) and np.isnan(identity))
+    assert LAYOUT.unpack([LAYOUT.pack(State(1.0, 1.0, slots))]).valid.tolist() == [possible]
+
+
+@pytest.mark.parametrize(("reference", "as_of"), [(np.nan, 1.0), (1.0, np.inf)])
+def test_a_time_that_is_none_is_not_valid(reference: float, as_of: float) -> None:
+    assert LAYOUT.unpack([LAYOUT.pack(State(reference, as_of, STATE.slots))]).valid.tolist() == [False]
