@@ -100,7 +100,7 @@ def test_redis_away_is_unavailable_with_retry_info_and_heals_by_itself(
     with grpc.insecure_channel(server.target) as channel, ScoringClient(server.target, timeout_s=0.2) as client:
         assert client.score("900", timeout_s=5).customer_id == "900"
         redis.kill()
-        await_health(channel, NOT_SERVING, 1.0)
+        await_health(channel, NOT_SERVING, 3.0)
         start = time.monotonic()
         with pytest.raises(ScoringFailedError) as caught:
             client.score("900", timeout_s=3.0)
@@ -125,7 +125,7 @@ def test_redis_that_hangs_is_unavailable_within_its_timeout(fragile: tuple[Serve
         with pytest.raises(grpc.RpcError) as caught:
             call(request, timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < 3.0
         redis.resume()
         await_health(channel, SERVING, 5.0)
         call(request, timeout=5)
