@@ -49,9 +49,9 @@ class AioFront:
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health whether calls can be answered."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        told = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in REPORTED:
-            await self._health.set(service, status)
+            await self._health.set(service, told)
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and give the running ones time to finish."""
