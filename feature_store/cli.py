@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
 
 import click
 
-from feature_store.errors import InputError, StoreUnavailableError
+from feature_store.errors import InputError, StoreUnavailableError, end_with
 
 
 def run_cli(command: click.Command) -> None:
@@ -18,16 +17,11 @@ def run_cli(command: click.Command) -> None:
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)
     except click.ClickException as error:
-        _fail(error.format_message(), 2)
+        end_with(error.format_message(), 2)
     except InputError as error:
-        _fail(str(error), 2)
+        end_with(str(error), 2)
     except StoreUnavailableError as error:
-        _fail(f"Redis is away: {error}. Check --redis and that the server runs.", 2)
+        end_with(f"Redis is away: {error}. Check --redis and that the server runs.", 2)
     except (click.Abort, KeyboardInterrupt):
-        _fail("stopped", 130)
+        end_with("stopped", 130)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(code)

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Aggregate = Literal["count", "sum", "latest", "earliest", "attribute"]
 EventField = Literal["amount", "duration_s"]
 
+MAX_ID_BYTES = 256
+"""Longest customer id, in UTF-8: what the source loads and what the server takes."""
+
 STATE_FORMAT = 1
 """Version of the packed state. It is part of the fingerprint: another format is another state."""
 

@@ -1,6 +1,9 @@
-"""Errors that a person can mend."""
+"""Errors that a person can mend, and how a command ends on one."""
 
 from __future__ import annotations
+
+import sys
+from typing import NoReturn
 
 
 class InputError(Exception):
@@ -9,3 +12,9 @@ class InputError(Exception):
 
 class StoreUnavailableError(Exception):
     """Redis did not answer, or not in time."""
+
+
+def end_with(message: str, code: int) -> NoReturn:
+    """End the process with one line on stderr."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.config import Source
-from feature_store.definitions import Feature
+from feature_store.definitions import MAX_ID_BYTES, Feature
 from feature_store.errors import InputError
 from feature_store.state import DAY_S, Floats, StateLayout
 
 REQUIRED: Final = ("customer_id", "event_time", "event_type")
 OPTIONAL: Final = ("amount", "duration_s", "item_id", "channel", "text", "event_id")
-MAX_ID_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ class SourceSummary:
 class OfflineStates:
     """States of all customers as of one time: ids ``[n]`` in ascending order, slots float64 ``[n, slots]``."""
 
-    as_of: float
     customer_ids: npt.NDArray[np.object_]
     slots: Floats
 
@@ -85,7 +83,7 @@ class OfflineStore:
         for i in range(len(layout.features)):
             column = np.ma.masked_invalid(found[f"s{i}"])
             slots[:, i] = column.filled(layout.identity[i])
-        return OfflineStates(as_of, np.asarray(found["customer_id"], dtype=object), slots)
+        return OfflineStates(np.asarray(found["customer_id"], dtype=object), slots)
 
     def _read_events(self, query: str) -> None:
         columns = self._columns("source.events", query)

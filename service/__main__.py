@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import NoReturn
 
 import uvloop
 from pydantic import ValidationError
@@ -13,7 +12,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from feature_store.bundle import BundleError
 from feature_store.config import first_problem
-from feature_store.errors import InputError
+from feature_store.errors import InputError, end_with
 from service.settings import Settings
 
 
@@ -22,9 +21,9 @@ def main() -> None:
     try:
         settings = CliApp.run(Settings, cli_exit_on_error=False)
     except ValidationError as error:
-        _fail(_hint(first_problem(error)))
+        end_with(_hint(first_problem(error)), 2)
     except SettingsError as error:
-        _fail(str(error))
+        end_with(str(error), 2)
     # The C core of gRPC has a log of its own, in a format of its own; what matters of it comes back as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from service.server import serve  # noqa: PLC0415  # reads that variable when it is imported
@@ -33,18 +32,13 @@ def main() -> None:
     try:
         uvloop.run(serve(settings))
     except (BundleError, InputError, OSError) as error:
-        _fail(str(error))
+        end_with(str(error), 2)
 
 
 def _hint(problem: str) -> str:
     name, _, what = problem.partition(": ")
     option = "--" + name.replace("_", "-")
     return f"{option} (or TIDEMARK_{name.upper()}): {what}"
-
-
-def _fail(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

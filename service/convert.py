@@ -17,13 +17,13 @@ from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2
 
 from feature_store.bundle import ECONOMICS
+from feature_store.definitions import MAX_ID_BYTES
 from service import wire
 from service.errors import DOMAIN, Reason, ScoringError
 from service.scorer import Part, Scores
 
 SERVICE: Final = "tidemark.v1.ScoringService"
 MAX_BATCH: Final = 1000
-MAX_ID_BYTES: Final = 256
 SURELY_SHORT: Final = MAX_ID_BYTES // 4
 """Characters that cannot be more than MAX_ID_BYTES in UTF-8."""
 MAX_NANOS: Final = 999_999_999

@@ -15,8 +15,9 @@ from feature_store.bundle import ECONOMICS, OFFERS, Arrays
 from feature_store.graph import Graph, beyond_tolerance, largest_differences
 from feature_store.state import Floats
 from training.config import Economics
-from training.features import FeatureMatrix, FeatureSpec, add_features
+from training.features import FeatureSpec, add_features
 from training.onnx_graph import GraphBuilder
+from training.probability import Features
 from training.spend import SpendModel
 from training.thresholds import add_threshold, threshold
 
@@ -56,11 +57,8 @@ def build_graph(spec: FeatureSpec, models: Models, economics: Economics) -> byte
     return graph.build("tidemark")
 
 
-def expected_outputs(
-    spec: FeatureSpec, models: Models, economics: Economics, figures: Mapping[str, float], state: Floats
-) -> Arrays:
-    """What the graph must give for states as of their reference, computed with scikit-learn and NumPy."""
-    features = FeatureMatrix(spec)(state)
+def expected_outputs(features: Features, models: Models, economics: Economics, figures: Mapping[str, float]) -> Arrays:
+    """What the graph must give for customers with these features, computed with scikit-learn and NumPy."""
     spend = models.spend.predict(features)
     outputs: Arrays = {"expected_spend": spend}
     for name in OFFERS:

@@ -14,7 +14,7 @@ from feature_store.graph import Graph
 from feature_store.offline import OfflineStore
 from feature_store.state import StateLayout
 from training import evaluate
-from training.config import TrainingConfig
+from training.config import Economics, TrainingConfig
 from training.cutoffs import Cutoffs, lay_out
 from training.dataset import Rows, build_rows
 from training.export import (
@@ -27,7 +27,7 @@ from training.export import (
     library_versions,
 )
 from training.features import FeatureMatrix, FeatureSpec
-from training.probability import check_outcomes, fit_probability
+from training.probability import Features, check_outcomes, fit_probability
 from training.spend import fit_spend
 from training.thresholds import budget_price
 
@@ -57,8 +57,10 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
             check_outcomes(offer, block, getattr(rows.at(getattr(cutoffs, block)), offer))
 
     done = progress("models", 3)
-    models = _fit_models(config, spec, rows, cutoffs, done)
-    figures = config.economics.figures(_budget_prices(config, spec, models, rows.at(cutoffs.calibration)))
+    matrix = FeatureMatrix(spec)
+    models = _fit_models(config, matrix, rows, cutoffs, done)
+    newest = matrix(rows.at(cutoffs.calibration).state)
+    figures = config.economics.figures(_budget_prices(config.economics, models, newest))
 
     done = progress("export, parity, evaluation", 3)
     model = build_graph(spec, models, config.economics)
@@ -66,7 +68,7 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
     done()
     test = rows.at(cutoffs.test)
     inputs = graph_inputs(test.state, figures)
-    parity = check_parity(graph, inputs, expected_outputs(spec, models, config.economics, figures, test.state))
+    parity = check_parity(graph, inputs, expected_outputs(matrix(test.state), models, config.economics, figures))
     golden = golden_rows(graph, inputs)
     done()
     metrics = _evaluate(config, graph, figures, rows, cutoffs)
@@ -107,9 +109,9 @@ def _timestamp(seconds: float) -> str:
 
 
 def _fit_models(
-    config: TrainingConfig, spec: FeatureSpec, rows: Rows, cutoffs: Cutoffs, done: Callable[[], None]
+    config: TrainingConfig, matrix: FeatureMatrix, rows: Rows, cutoffs: Cutoffs, done: Callable[[], None]
 ) -> Models:
-    matrix, seed = FeatureMatrix(spec), config.evaluation.seed
+    seed = config.evaluation.seed
     blocks = [rows.at(block) for block in (cutoffs.fit, cutoffs.calibration, cutoffs.training)]
     features = [matrix(block.state) for block in blocks]
     probability = {}
@@ -123,9 +125,8 @@ def _fit_models(
     return Models(probability, spend)
 
 
-def _budget_prices(config: TrainingConfig, spec: FeatureSpec, models: Models, newest: Rows) -> dict[str, float]:
+def _budget_prices(economics: Economics, models: Models, features: Features) -> dict[str, float]:
     """The price of each offer's budget, set on the newest block before the test."""
-    economics, features = config.economics, FeatureMatrix(spec)(newest.state)
     value = economics.margin * models.spend.predict(features)
     return {
         name: budget_price(
