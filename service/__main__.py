@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 
 import uvloop
 from pydantic import ValidationError
@@ -14,6 +12,7 @@ from feature_store.bundle import BundleError
 from feature_store.config import first_problem
 from feature_store.errors import InputError, end_with
 from service.settings import Settings
+from service.workers import supervise
 
 
 def main() -> None:
@@ -26,11 +25,14 @@ def main() -> None:
         end_with(str(error), 2)
     # The C core of gRPC has a log of its own, in a format of its own; what matters of it comes back as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from service.server import serve  # noqa: PLC0415  # reads that variable when it is imported
+    from service.server import serve, start_log, work  # noqa: PLC0415  # reads that variable when it is imported
 
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    start_log(settings)
     try:
-        uvloop.run(serve(settings))
+        if settings.workers > 1:
+            supervise(settings, work)
+        else:
+            uvloop.run(serve(settings))
     except (BundleError, InputError, OSError) as error:
         end_with(str(error), 2)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -140,6 +141,7 @@ def encode_batch(part: Part, scores: Scores) -> bytes:
     return b"".join(results)
 
 
+@lru_cache(maxsize=4)
 def _version(model_version: str) -> bytes:
     return wire.field(6, model_version.encode())
 

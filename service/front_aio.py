@@ -13,9 +13,11 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service import tls
 from service.batching import Batcher
 from service.convert import METHODS, SERVICE, Method, status
 from service.errors import Code, Reason, ScoringError
+from service.settings import Settings
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 REPORTED: Final = ("", SERVICE)
@@ -27,25 +29,41 @@ Handler = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[
 class AioFront:
     """A grpc.aio server with the scoring service, health and reflection."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher, settings: Settings) -> None:
         self._batcher = batcher
+        self._settings = settings
         self._health = health.aio.HealthServicer()
-        # Otherwise a second server on the same port would start without a word and take half of the calls.
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+
+    async def start(self, host: str, port: int, *, share_port: bool = False) -> int:
+        """Listen and return the port; OSError where that is not possible."""
+        credentials = tls.server_credentials(self._settings)
+        self._server = grpc.aio.server(options=self._options(share_port))
         handlers = {path.rpartition("/")[2]: _rpc(self._handler(method)) for path, method in METHODS.items()}
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
-    async def start(self, address: str) -> int:
-        """Listen on ``host:port`` and return the port; OSError where that is not possible."""
         await self.set_serving(False)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            port = self._server.add_insecure_port(address)
+            add = self._server.add_insecure_port
+            found = add(address) if credentials is None else self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
         await self._server.start()
-        return int(port)
+        return int(found)
+
+    def _options(self, share_port: bool) -> list[tuple[str, int]]:
+        settings = self._settings
+        return [
+            # On by default: a second server on the same port would start without a word and take half of the calls.
+            ("grpc.so_reuseport", int(share_port)),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), 2**31 - 1)),
+            ("grpc.keepalive_time_ms", min(int(settings.keepalive_s * 1000), 2**31 - 1)),
+            ("grpc.keepalive_timeout_ms", min(int(settings.keepalive_timeout_s * 1000), 2**31 - 1)),
+        ]
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health whether calls can be answered."""

@@ -34,7 +34,7 @@ LATEST_TIME_S: Final = 253_402_300_799.0
 
 
 OFF_LOOP_ROWS: Final = 64
-"""From about a quarter of a millisecond on, a graph run leaves the loop to others (onnxruntime releases the GIL)."""
+"""Beyond, which is about a quarter of a millisecond, a graph run leaves the loop to others (it releases the GIL)."""
 
 
 class StateSource(Protocol):
@@ -44,9 +44,9 @@ class StateSource(Protocol):
         """States in the order of the ids; StoreUnavailableError where the store does not answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: that triples the time to make one, and each call makes one
 class Part:
-    """Customers to score on the same terms: a request, or a slice of a large one.
+    """Customers to score on the same terms: a request, or a slice of a large one. Not to be changed.
 
     economics: figures that replace a default, by column of the graph's input; max_age_s: None for any age; refused:
     errors of ids found invalid before, by position (such an id is given as the empty string).
@@ -65,9 +65,9 @@ class Part:
         return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Scores:
-    """Scores of a part, a row for each of its ids, in their order.
+    """Scores of a part, a row for each of its ids, in their order. Not to be changed.
 
     A row of ``table``, float64 ``[n, 6]``, is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and
     thresholds 0 to 1, spend in the currency of the data), then the time in unix seconds up to which events are known.
@@ -117,7 +117,7 @@ class Scorer:
 
     async def _run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         """The graph, off the loop where it takes longer than handing it over, so that the loop goes on meanwhile."""
-        if len(economics) < OFF_LOOP_ROWS:
+        if len(economics) <= OFF_LOOP_ROWS:
             return self._model.run(states, now, economics)
         return await asyncio.get_running_loop().run_in_executor(
             self._graph_thread, self._model.run, states, now, economics
@@ -141,17 +141,24 @@ class Scorer:
         shares, start = [], 0
         for part in parts:
             stop = start + len(part.customer_ids)
-            errors: dict[int, ScoringError] = {}
-            if not all_usable:
-                errors = {
-                    int(at): _unusable(bool(states.found[start + at])) for at in np.flatnonzero(~usable[start:stop])
-                }
-            if part.max_age_s is not None:
-                too_old = usable[start:stop] & (now - states.as_of[start:stop] > part.max_age_s)
-                errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
-            shares.append(Scores(table[start:stop], {**errors, **part.refused}, version))
+            errors = part.refused
+            if not all_usable or part.max_age_s is not None:
+                errors = {**_errors(part, states, usable, now, slice(start, stop)), **part.refused}
+            shares.append(Scores(table[start:stop], errors, version))
             start = stop
         return shares
+
+
+def _errors(
+    part: Part, states: StateBatch, usable: npt.NDArray[np.bool_], now: float, rows: slice
+) -> dict[int, ScoringError]:
+    """Why customers of a part have no score."""
+    found, usable = states.found[rows], usable[rows]
+    errors = {int(at): _unusable(bool(found[at])) for at in np.flatnonzero(~usable)}
+    if part.max_age_s is not None:
+        too_old = usable & (now - states.as_of[rows] > part.max_age_s)
+        errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
+    return errors
 
 
 def _unusable(found: bool) -> ScoringError:

@@ -2,8 +2,8 @@
 
 ::
 
-    wire ─► front_aio ─► convert ─► batching ─► scorer ─► online store (Redis)
-                                                  └─────► model (ONNX)
+    wire ─► front_lean or front_aio ─► convert ─► batching ─► scorer ─► online store (Redis)
+                                                                └─────► model (ONNX)
 """
 
 from __future__ import annotations
@@ -12,31 +12,53 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
+from multiprocessing.connection import Connection
 from typing import Final
 
-from feature_store.errors import StoreUnavailableError
+import uvloop
+
+from feature_store.bundle import BundleError
+from feature_store.errors import InputError, StoreUnavailableError
 from feature_store.online import StateReader
 from service.batching import Batcher
 from service.front_aio import AioFront
+from service.front_lean import LeanFront
 from service.models import Model
 from service.scorer import Scorer
 from service.settings import Settings
+from service.workers import READY
 
+AIO_TURNS: Final = 16
 logger: Final = logging.getLogger("tidemark")
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. BundleError, InputError or OSError where serving cannot start."""
+def work(settings: Settings, port: int, pipe: Connection) -> None:
+    """One of several workers on ``port``: serve until told to stop, or until the process at the pipe's end is gone."""
+    start_log(settings)
+    try:
+        uvloop.run(serve(settings, port=port, pipe=pipe))
+    except (BundleError, InputError, OSError) as error:
+        pipe.send(str(error))
+
+
+async def serve(settings: Settings, *, port: int | None = None, pipe: Connection | None = None) -> None:
+    """Serve until SIGINT or SIGTERM; with a pipe as one of several workers, which share ``port``.
+
+    BundleError, InputError or OSError where serving cannot start.
+    """
     model = Model.current(settings.registry)
     store = StateReader(settings.redis, model.layout, settings.redis_timeout_ms / 1000)
     scorer = Scorer(store, model)
-    batcher = Batcher(scorer.score, max_rows=settings.max_batch_rows, slice_rows=settings.slice_rows)
-    front = AioFront(batcher)
+    front = _front(settings, scorer)
     stopping = _stop_signal()
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    port = await front.start(f"{host}:{settings.port}")
+    port = await front.start(settings.host, settings.port if port is None else port, share_port=pipe is not None)
     logger.info("model %s, fingerprint %s", model.version, model.layout.fingerprint)
-    logger.info("serving on %s:%d", host, port)
+    if pipe is None:
+        logger.info("serving on %s:%d", f"[{settings.host}]" if ":" in settings.host else settings.host, port)
+    else:
+        asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
+        pipe.send(READY)
     watching = asyncio.create_task(_watch(store, front, settings.health_interval_ms / 1000))
     await stopping.wait()
     logger.info("stopping: running calls have %g s", settings.grace_s)
@@ -48,7 +70,21 @@ async def serve(settings: Settings) -> None:
     logger.info("stopped")
 
 
-async def _watch(store: StateReader, front: AioFront, interval_s: float) -> None:
+def start_log(settings: Settings) -> None:
+    """Log to stderr; with several workers each line says which."""
+    process = "%(process)d " if settings.workers > 1 else ""
+    form = f"%(asctime)s {process}%(levelname)s %(message)s"
+    logging.basicConfig(level=settings.log_level, format=form, stream=sys.stderr)
+
+
+def _front(settings: Settings, scorer: Scorer) -> AioFront | LeanFront:
+    rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
+    if settings.front == "lean":
+        return LeanFront(Batcher(scorer.score, **rows), settings)
+    return AioFront(Batcher(scorer.score, **rows, turns=AIO_TURNS), settings)
+
+
+async def _watch(store: StateReader, front: AioFront | LeanFront, interval_s: float) -> None:
     """Let health follow Redis."""
     serving = None
     while True:

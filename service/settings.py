@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -24,6 +24,20 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = (
         50051
     )
+    front: Annotated[
+        Literal["lean", "grpcio"],
+        Field(description="What speaks gRPC: lean, our own over a native HTTP/2 parser, or grpcio's server."),
+    ] = "lean"
+    workers: Annotated[
+        int, Field(ge=1, le=64, description="Processes that share the port; each is one core, more or less.")
+    ] = 1
+    tls_certificate: Annotated[
+        Path | None, Field(description="PEM file with the server's certificate, and what stands above it; sets TLS on.")
+    ] = None
+    tls_key: Annotated[Path | None, Field(description="PEM file with its key, without a password.")] = None
+    tls_client_ca: Annotated[
+        Path | None, Field(description="PEM file of the authorities that clients must have a certificate of.")
+    ] = None
     redis_timeout_ms: Annotated[
         int, Field(ge=1, le=60_000, description="Redis must connect and answer within this time.")
     ] = 250
@@ -35,9 +49,34 @@ class Settings(BaseSettings):
     slice_rows: Annotated[
         int, Field(ge=1, le=10_000, description="Most customers of one call in one graph run; the rest takes turns.")
     ] = 256
+    max_message_bytes: Annotated[
+        int, Field(ge=1024, le=2**30, description="Largest request or reply, after decompression.")
+    ] = 4 * 2**20
+    max_buffered_bytes: Annotated[
+        int,
+        Field(
+            ge=1024, description="Most bytes of unfinished requests, and of unread replies, a connection. Lean only."
+        ),
+    ] = 16 * 2**20
+    max_connections: Annotated[int, Field(ge=1, description="More are closed at once. Lean only.")] = 1000
+    max_connection_age_s: Annotated[
+        float, Field(gt=0, description="Then a client is asked to come on a new connection, give or take 10 %.")
+    ] = 1800.0
+    keepalive_s: Annotated[
+        float, Field(gt=0, description="A client that was silent for so long is asked for a sign of life.")
+    ] = 60.0
+    keepalive_timeout_s: Annotated[float, Field(gt=0, description="It has so long to give one.")] = 20.0
     grace_s: Annotated[
         float, Field(ge=0, le=600, description="At a stop, running calls may take this long to finish.")
     ] = 5.0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least severity that is logged.")
     ] = "INFO"
+
+    @model_validator(mode="after")
+    def _tls_goes_together(self) -> Self:
+        if (self.tls_certificate is None) is not (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: give both, or none")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        return self

@@ -119,9 +119,21 @@ def loaded_redis(redis_url: str, sample_registry: Path) -> str:
     return redis_url
 
 
+@pytest.fixture(scope="session", params=["lean", "grpcio"], autouse=True)
+def front(request: pytest.FixtureRequest) -> Iterator[str]:
+    """All tests run on both fronts: every server that they start is of this one."""
+    name = str(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIDEMARK_FRONT", name)
+        yield name
+
+
 @pytest.fixture(scope="session")
 def server(
-    loaded_redis: str, sample_registry: Path, tmp_path_factory: pytest.TempPathFactory
+    front: str,  # noqa: ARG001  # set before the server starts
+    loaded_redis: str,
+    sample_registry: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ServerProcess]:
     options = ["--registry", str(sample_registry), "--redis", loaded_redis, "--port", "0"]
     with ServerProcess(tmp_path_factory.mktemp("server"), *options) as process:

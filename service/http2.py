@@ -1,0 +1,238 @@
+"""HTTP/2 for the lean front, without I/O: bytes in, requests as far as they have come, replies out.
+
+The only module that imports zttp, which parses, keeps the windows and refuses what the standard forbids. Here stands
+what it leaves to others: how much one peer may hold in memory, how many frames that ask for nothing it may send, and
+when it should come on a new connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final, NoReturn
+
+import zttp
+
+Headers = list[tuple[bytes, bytes]]
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+NO_ERROR: Final = 0
+ENHANCE_YOUR_CALM: Final = 11
+
+MOST_REQUESTS: Final = 3000
+"""zttp takes 4,096 requests on a connection for a flood; the rest is room for what is on its way at a GOAWAY."""
+MOST_RESETS: Final = 100
+"""And 256 resets of streams, of which 128 may be open when the peer is asked to go."""
+TURN: Final = 1024
+"""Events taken at a time (and a request counts more with many headers), so that no peer holds the loop for long."""
+BURST: Final = 2000.0
+"""Frames that ask for nothing (SETTINGS, PING, WINDOW_UPDATE, …) that a peer may send in one go."""
+PER_SECOND: Final = 500.0
+PER_REQUEST: Final = 10.0
+BARREN_BYTES: Final = 32
+"""So many bytes without an event, such as PRIORITY and empty DATA, count as one frame."""
+FRAME_BYTES: Final = 16_384 + 9
+"""The largest frame, which may be on its way in pieces."""
+SHORT_DATA: Final = 64
+
+EVERY_STREAM: Final = 2**31 - 1
+OPAQUE: Final = b"tidemark"
+PING: Final = b"\0\0\x08\x06\0\0\0\0\0" + OPAQUE
+
+
+class PeerError(Exception):
+    """The peer broke the protocol or a limit: send what :meth:`Http2.to_send` still has, and close."""
+
+
+class Stream:
+    """A request as far as it has come: headers (names in lower case, the last of each), what is left of its body."""
+
+    __slots__ = ("body", "ended", "headers", "id", "method", "path", "reset")
+
+    def __init__(self, event: zttp.Request) -> None:
+        self.id: Final = event.stream_id
+        self.method: Final = event.method
+        self.path: Final = event.path
+        self.headers: Final = dict(event.headers)
+        self.body: bytes | bytearray = b""
+        self.ended = event.end_stream
+        self.reset = False
+
+
+class Http2:
+    """The server's side of one connection.
+
+    ``most_buffered``: bytes of bodies not yet consumed, and of replies not yet taken by the peer, each.
+    """
+
+    def __init__(self, most_buffered: int) -> None:
+        self._h2 = zttp.Connection(zttp.SERVER, zttp.HTTP2)
+        self._h2.initiate_connection()
+        self._most_buffered: Final = most_buffered
+        self.streams: Final[dict[int, Stream]] = {}
+        """Requests that have no whole reply yet."""
+        self.behind = False
+        """Whether bytes that were received wait for :meth:`advance`."""
+        self.pongs = 0
+        """Answers to pings of ours so far."""
+        self._parked: dict[int, zttp.Stream] = {}
+        self._own_frames = b""
+        self._credit = BURST
+        self._barren = self._buffered = 0
+        self._requests = self._resets = self._last = 0
+        self._final = False
+
+    # --- what the peer sends ------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> Collection[Stream]:
+        """Take in bytes: the streams that got further by them. PeerError ends the connection."""
+        self._barren += len(data)
+        try:
+            self._h2.receive_data(data)
+        except zttp.ProtocolError as error:
+            raise PeerError(str(error)) from error
+        return self.advance()
+
+    def advance(self) -> Collection[Stream]:
+        """Go on with bytes received before, for one turn."""
+        moved: dict[int, Stream] = {}
+        streams, next_event = self.streams, self._h2.next_event
+        turn, idle, requests = TURN, 0, 0
+        event: Any = None  # one of zttp's, told apart by its class: isinstance for each would cost more than parsing
+        try:
+            while turn > 0 and (event := next_event()) is not zttp.NEED_DATA:
+                turn -= 1
+                kind = type(event)
+                if kind is zttp.Data:
+                    idle += len(event.data) < SHORT_DATA
+                    if (stream := streams.get(event.stream_id)) is not None:
+                        self._grow(stream, event.data)
+                        moved[stream.id] = stream
+                elif kind is zttp.WindowUpdate:
+                    idle += 1
+                elif kind is zttp.Request:
+                    requests += 1
+                    turn -= len(event.headers) >> 3
+                    if not self._final:
+                        self._last = event.stream_id
+                        streams[self._last] = moved[self._last] = Stream(event)
+                elif kind is zttp.EndOfMessage:
+                    if (stream := streams.get(event.stream_id)) is not None:
+                        stream.ended = True
+                        moved[stream.id] = stream
+                else:
+                    idle += 1
+                    self._control(event, moved)
+        except zttp.ProtocolError as error:
+            raise PeerError(str(error)) from error
+        self.behind = event is not zttp.NEED_DATA
+        self._charge(idle, requests)
+        return moved.values()
+
+    def _grow(self, stream: Stream, data: bytes) -> None:
+        self._barren = max(0, self._barren - len(data))
+        self._buffered += len(data)
+        if self._buffered > self._most_buffered:
+            self._flood("more bodies at once than a connection may hold")
+        if not stream.body:
+            stream.body = data
+        else:
+            if isinstance(stream.body, bytes):
+                stream.body = bytearray(stream.body)  # grows without being copied each time
+            stream.body += data
+
+    def _control(self, event: zttp.Event, moved: dict[int, Stream]) -> None:
+        if isinstance(event, zttp.RstStream):
+            self._resets += 1
+            if (stream := self.streams.get(event.stream_id)) is not None:
+                self._close(stream)
+                stream.reset = True
+                moved[stream.id] = stream
+        elif isinstance(event, zttp.Ping) and event.ack and event.data == OPAQUE:
+            self.pongs += 1
+
+    def _charge(self, idle: float, requests: int) -> None:
+        """Count what asks for nothing against what the peer is allowed of it."""
+        if requests:
+            self._requests += requests
+            self._barren = 0
+        elif self._barren > FRAME_BYTES:
+            idle += self._barren / BARREN_BYTES
+            self._barren = 0
+        self._credit = min(BURST, self._credit + PER_REQUEST * requests) - idle
+        if self._credit < 0:
+            self._flood("too many frames that ask for nothing")
+
+    def _flood(self, why: str) -> NoReturn:
+        self._h2.close(ENHANCE_YOUR_CALM)
+        raise PeerError(why)
+
+    def refill(self, seconds: float) -> None:
+        """Allow the peer what it may send by ``seconds`` that have gone by."""
+        self._credit = min(BURST, self._credit + PER_SECOND * seconds)
+
+    def consume(self, stream: Stream, size: int) -> None:
+        """Drop the first bytes of a body: they have been used."""
+        stream.body = stream.body[size:]
+        self._buffered -= size
+
+    # --- what the peer gets -------------------------------------------------------------------------------------
+
+    def send(self, stream: Stream, head: Headers | None, body: bytes, trailers: Headers | None) -> None:
+        """Send a part of the reply of an open stream, or all of it: trailers end it, and the stream with it."""
+        handle = self._h2.stream(stream.id)
+        if head is not None:
+            handle.send_response(200, head)
+        if body:
+            handle.send_data(body)
+        if trailers is not None:
+            handle.end_message(trailers)
+            self._close(stream)
+        if handle.pending_bytes:
+            self._parked[stream.id] = handle
+        elif trailers is not None and not stream.ended:
+            handle.reset(NO_ERROR)  # the rest of the request need not come
+
+    def refuse(self, stream: Stream, status: int, headers: Headers) -> None:
+        """Answer with headers alone."""
+        handle = self._h2.stream(stream.id)
+        handle.send_response(status, headers, True)  # noqa: FBT003  # takes no keyword
+        if not stream.ended:
+            handle.reset(NO_ERROR)
+        self._close(stream)
+
+    def _close(self, stream: Stream) -> None:
+        del self.streams[stream.id]
+        self._buffered -= len(stream.body)
+
+    def unsent(self) -> int:
+        """Bytes of replies that wait because the peer has not opened its window."""
+        if not self._parked:
+            return 0
+        waiting = {at: size for at, handle in self._parked.items() if (size := handle.pending_bytes)}
+        self._parked = {at: self._parked[at] for at in waiting}
+        return sum(waiting.values())
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life, which :attr:`pongs` counts."""
+        self._own_frames += PING
+
+    def go_away(self) -> None:
+        """Ask the peer to open no more streams here; those that it opens before it has read this are answered."""
+        self._h2.close(NO_ERROR, EVERY_STREAM)
+
+    def go_away_at_last(self) -> None:
+        """Say which stream was the last one; the peer may safely ask again elsewhere for any after it."""
+        self._final = True
+        self._h2.close(NO_ERROR, self._last)
+
+    @property
+    def worn(self) -> bool:
+        """Whether the peer should come on a new connection soon."""
+        return self._requests >= MOST_REQUESTS or self._resets >= MOST_RESETS
+
+    def to_send(self) -> bytes:
+        """Return and clear the bytes to send."""
+        data = self._h2.data_to_send()
+        if self._own_frames:
+            data, self._own_frames = data + self._own_frames, b""
+        return data

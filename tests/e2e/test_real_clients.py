@@ -1,0 +1,461 @@
+"""Clients that other services use, each with an HTTP/2 of its own, get right answers from a server process.
+
+grpcio, grpc.aio, @grpc/grpc-js and Connect carry out the same plans: rounds of calls side by side on one connection.
+The two in JavaScript (tests/clients) decode each reply and write it again, so that what is compared went through them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import platform
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, timestamp_pb2
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tidemark.rpc import error_details_pb2, status_pb2
+from tidemark.v1 import scoring_pb2
+
+from feature_store import bundle
+from tests.e2e.conftest import RedisProcess, ServerProcess
+
+ROOT = Path(__file__).parents[2]
+SERVICE = "tidemark.v1.ScoringService"
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+KNOWN = "900"
+IDS = [str(number) for number in range(1, 1001)]
+FILES: list[Any] = [any_pb2, duration_pb2, timestamp_pb2, status_pb2, error_details_pb2, health_pb2, scoring_pb2]
+NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREACH|E5\d\d)\b"
+
+Call = tuple[str, Message]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Calls made side by side; the next round begins when all of them have ended."""
+
+    calls: Sequence[Call]
+    timeout_ms: int = 20_000
+    cancel_ms: int = 0
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended: ``details`` are the bytes of the google.rpc.Status, ``infos`` what the client reads in them."""
+
+    code: int
+    message: str
+    details: bytes
+    infos: list[list[str]]
+    replies: list[bytes]
+
+    def read(self, kind: Any) -> Any:
+        """The one reply of a call that went well."""
+        assert (self.code, self.message, self.details, len(self.replies)) == (0, "", b"", 1)
+        return kind.FromString(self.replies[0])
+
+
+Client = Callable[..., list[list[Outcome]]]
+"""``client(target, rounds, gzip=False)``."""
+
+
+def score(customer_id: str) -> Call:
+    return f"/{SERVICE}/ScoreCustomer", scoring_pb2.ScoreCustomerRequest(customer_id=customer_id)
+
+
+def batch(ids: Sequence[str]) -> Call:
+    return f"/{SERVICE}/BatchScoreCustomers", scoring_pb2.BatchScoreCustomersRequest(customer_ids=ids)
+
+
+def health(method: str, service: str) -> Call:
+    return f"/grpc.health.v1.Health/{method}", health_pb2.HealthCheckRequest(service=service)
+
+
+# --- the clients ----------------------------------------------------------------------------------------------------
+
+
+def sync_client(target: str, rounds: Sequence[Round], *, gzip: bool = False) -> list[list[Outcome]]:
+    with grpc.insecure_channel(target, compression=grpc.Compression.Gzip if gzip else None) as channel:
+        return [_sync_round(channel, round_) for round_ in rounds]
+
+
+def _sync_round(channel: Any, round_: Round) -> list[Outcome]:
+    def begin(path: str, request: Message) -> Any:
+        method = channel.unary_stream(path) if path.endswith("Watch") else channel.unary_unary(path).future
+        return method(request.SerializeToString(), timeout=round_.timeout_ms / 1000, metadata=round_.metadata)
+
+    def end(path: str, call: Any) -> Outcome:
+        replies: list[bytes] = []
+        try:
+            for reply in call if path.endswith("Watch") else [call.result()]:
+                replies.append(reply)  # noqa: PERF402  # those before an error count
+        except (grpc.RpcError, grpc.FutureCancelledError):
+            pass  # its code tells
+        return _outcome(call.code(), call.details(), call.trailing_metadata(), replies)
+
+    calls = [begin(*call) for call in round_.calls]
+    cancelling = threading.Timer(round_.cancel_ms / 1000, lambda: [call.cancel() for call in calls])
+    if round_.cancel_ms:
+        cancelling.start()
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(end, [path for path, _ in round_.calls], calls))
+
+
+def aio_client(target: str, rounds: Sequence[Round], *, gzip: bool = False) -> list[list[Outcome]]:
+    async def carry_out() -> list[list[Outcome]]:
+        compression = grpc.Compression.Gzip if gzip else None
+        async with grpc.aio.insecure_channel(target, compression=compression) as channel:
+            return [await asyncio.gather(*(_aio_call(channel, *call, r) for call in r.calls)) for r in rounds]
+
+    return asyncio.run(carry_out())
+
+
+async def _aio_call(channel: Any, path: str, request: Message, round_: Round) -> Outcome:
+    streams = path.endswith("Watch")
+    method = channel.unary_stream(path) if streams else channel.unary_unary(path)
+    call = method(request.SerializeToString(), timeout=round_.timeout_ms / 1000, metadata=round_.metadata)
+    if round_.cancel_ms:
+        asyncio.get_running_loop().call_later(round_.cancel_ms / 1000, call.cancel)
+    replies: list[bytes] = []
+    try:
+        if streams:
+            async for reply in call:
+                replies.append(reply)  # noqa: PERF401  # those before an error count
+        else:
+            replies.append(await call)
+    except (grpc.RpcError, asyncio.CancelledError):
+        pass  # its code tells
+    return _outcome(await call.code(), await call.details(), await call.trailing_metadata(), replies)
+
+
+def _outcome(code: grpc.StatusCode, message: str | None, trailers: Any, replies: list[bytes]) -> Outcome:
+    details = dict(trailers or ()).get("grpc-status-details-bin", b"")
+    infos = []
+    for detail in status_pb2.Status.FromString(details).details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            infos.append([info.domain, info.reason, info.metadata["field"]])
+    return Outcome(code.value[0], message or "", details, infos, replies)
+
+
+def node_client(script: Path) -> Client:
+    def carry_out(target: str, rounds: Sequence[Round], *, gzip: bool = False) -> list[list[Outcome]]:
+        files = [descriptor_pb2.FileDescriptorProto.FromString(file.DESCRIPTOR.serialized_pb) for file in FILES]
+        contract = {"protos": str(ROOT / "protos"), "descriptors": descriptor_pb2.FileDescriptorSet(file=files)}
+        plan = contract | {"target": target, "gzip": gzip, "rounds": [vars(round_) for round_ in rounds]}
+        written = json.dumps(plan, default=_text)
+        command = ["node", str(script)]
+        ended = subprocess.run(command, input=written, capture_output=True, text=True, timeout=60, check=False)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        return [[Outcome(**_read(outcome)) for outcome in round_] for round_ in json.loads(ended.stdout)]
+
+    return carry_out
+
+
+def _text(value: bytes | Message) -> str:
+    return base64.b64encode(value if isinstance(value, bytes) else value.SerializeToString()).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text + "==")  # gRPC leaves the padding out
+
+
+def _read(outcome: dict[str, Any]) -> dict[str, Any]:
+    return outcome | {"details": _bytes(outcome["details"]), "replies": [_bytes(reply) for reply in outcome["replies"]]}
+
+
+@pytest.fixture(scope="session")
+def node_folder() -> Path:
+    """tests/clients with the packages of its lock file, in the build folder."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("no node and npm on the PATH")
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    if int(version.removeprefix("v").partition(".")[0]) < 20:
+        pytest.skip(f"node is older than 20: {version.strip()}")
+    folder = ROOT / "build" / "clients"
+    shutil.copytree(ROOT / "tests" / "clients", folder, dirs_exist_ok=True)
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "--fetch-retries=1"]
+    try:
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the npm registry did not answer in time")
+    if silent := re.search(NO_ANSWER, ended.stderr):
+        pytest.skip(f"the npm registry does not answer: {silent[1]}")
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+CLIENTS: dict[str, Callable[[pytest.FixtureRequest], Client]] = {
+    "grpcio": lambda _: sync_client,
+    "grpc.aio": lambda _: aio_client,
+    "grpc-js": lambda request: node_client(request.getfixturevalue("node_folder") / "grpc_js.mjs"),
+    "connect": lambda request: node_client(request.getfixturevalue("node_folder") / "connect.mjs"),
+}
+
+
+@pytest.fixture(scope="session")
+def target(server: ServerProcess) -> str:
+    """host:port of the server that all of this is about."""
+    return server.target
+
+
+@pytest.fixture(params=CLIENTS)
+def carry_out(request: pytest.FixtureRequest, target: str) -> Client:
+    """``carry_out(*rounds, gzip=False)``."""
+    client = CLIENTS[request.param](request)
+    return lambda *rounds, gzip=False: client(target, rounds, gzip=gzip)
+
+
+@pytest.fixture
+def expected(target: str) -> dict[str, Any]:
+    """What grpcio is told about every customer there is, now: scores move with time."""
+    (((outcome,),)) = sync_client(target, [Round([batch(IDS)])])
+    results = outcome.read(scoring_pb2.BatchScoreCustomersResponse).results
+    return {result.score.customer_id: result.score for result in results if result.HasField("score")}
+
+
+def figures(score: Any) -> list[float]:
+    alerts = [figure for alert in (score.churn, score.propensity) for figure in (alert.probability, alert.threshold)]
+    return [*alerts, score.expected_spend]
+
+
+def assert_scores(found: Sequence[Any], expected: dict[str, Any], ids: Sequence[str]) -> None:
+    """Each id has the score of its own; one in a hundred may have moved on meanwhile, as trees have edges."""
+    assert [score.customer_id for score in found] == list(ids)
+    moved = 0
+    for score in found:
+        twin = expected[score.customer_id]
+        assert (score.model_version, score.features_as_of) == (twin.model_version, twin.features_as_of)
+        assert score.churn.alert is (score.churn.probability >= score.churn.threshold)
+        assert score.propensity.alert is (score.propensity.probability >= score.propensity.threshold)
+        moved += figures(score) != pytest.approx(figures(twin), rel=1e-4, abs=1e-6)
+    assert moved <= len(found) / 100
+
+
+def scores(outcomes: Sequence[Outcome]) -> list[Any]:
+    return [outcome.read(scoring_pb2.ScoreCustomerResponse) for outcome in outcomes]
+
+
+def statuses(outcome: Outcome) -> list[int]:
+    return [health_pb2.HealthCheckResponse.FromString(reply).status for reply in outcome.replies]
+
+
+# --- right answers --------------------------------------------------------------------------------------------------
+
+
+def test_a_score_is_what_grpcio_is_told(carry_out: Client, expected: dict[str, Any], sample_registry: Path) -> None:
+    (found,) = carry_out(Round([score(KNOWN)]))
+    assert_scores(scores(found), expected, [KNOWN])
+    assert scores(found)[0].model_version == bundle.read(sample_registry).manifest.version
+
+
+@pytest.mark.parametrize("gzip", [False, True], ids=["plain", "gzip"])
+def test_batches_of_1000_side_by_side_keep_order_and_problems(
+    carry_out: Client, expected: dict[str, Any], *, gzip: bool
+) -> None:
+    ids = ["nobody", *expected, "", *expected][:1000]
+    (found,) = carry_out(Round([batch(ids)] * 8), gzip=gzip)
+    for outcome in found:
+        results = outcome.read(scoring_pb2.BatchScoreCustomersResponse).results
+        known = [n for n, customer_id in enumerate(ids) if customer_id in expected]
+        assert_scores([results[n].score for n in known], expected, [ids[n] for n in known])
+        codes = {ids[n]: result.status.code for n, result in enumerate(results) if n not in known}
+        assert codes == {"nobody": grpc.StatusCode.NOT_FOUND.value[0], "": grpc.StatusCode.INVALID_ARGUMENT.value[0]}
+
+
+def test_requests_larger_than_the_first_window_arrive_whole(carry_out: Client) -> None:
+    ids = [f"{number:0256}" for number in range(1000)]
+    _, found = carry_out(Round([score(KNOWN)]), Round([batch(ids)] * 4))
+    for outcome in found:
+        results = outcome.read(scoring_pb2.BatchScoreCustomersResponse).results
+        infos = [error_details_pb2.ErrorInfo.FromString(result.status.details[0].value) for result in results]
+        assert [info.metadata["field"] for info in infos] == [f"customer_ids[{n}]" for n in range(1000)]
+
+
+def test_1000_calls_at_once_get_each_its_own_answer(carry_out: Client, expected: dict[str, Any]) -> None:
+    ids = [*expected, *expected][:1000]
+    (found,) = carry_out(Round([score(customer_id) for customer_id in ids]))
+    assert_scores(scores(found), expected, ids)
+
+
+def test_metadata_of_all_kinds_and_compression_change_nothing(carry_out: Client, expected: dict[str, Any]) -> None:
+    def sent(n: int) -> tuple[tuple[str, str | bytes], ...]:
+        seldom = ("x-long", chr(ord("a") + n) * 3000), ("x-trace-bin", bytes(range(n, 200 + n))), ("x-empty-bin", b"")
+        return ("authorization", f"Bearer {n}"), ("x-request-id", f"{n:032x}"), ("x-request-id", "again"), *seldom
+
+    rounds = [Round([score(KNOWN)] * 3, metadata=sent(n)) for n in range(20)]
+    for found in carry_out(*rounds, gzip=True):
+        assert_scores(scores(found), expected, [KNOWN] * 3)
+
+
+# --- errors, deadlines, cancellation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "reason", "field"),
+    [
+        (score("nobody-4711"), grpc.StatusCode.NOT_FOUND, "CUSTOMER_UNKNOWN", "customer_id"),
+        (score(""), grpc.StatusCode.INVALID_ARGUMENT, "CUSTOMER_ID_INVALID", "customer_id"),
+        (batch([KNOWN] * 1001), grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_CUSTOMERS", "customer_ids"),
+    ],
+    ids=["unknown", "bad id", "too many"],
+)
+def test_an_error_arrives_with_its_details_to_the_byte(
+    carry_out: Client, call: Call, code: grpc.StatusCode, reason: str, field: str
+) -> None:
+    (found,), after = carry_out(Round([call]), Round([score(KNOWN)]))
+    assert (found.code, found.infos, found.replies) == (code.value[0], [["tidemark", reason, field]], [])
+    assert found.message
+    told = status_pb2.Status(code=code.value[0], message=found.message)
+    told.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tidemark", metadata={"field": field}))
+    assert found.details == told.SerializeToString()
+    assert scores(after)
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [({"timeout_ms": 2}, grpc.StatusCode.DEADLINE_EXCEEDED), ({"cancel_ms": 2}, grpc.StatusCode.CANCELLED)],
+    ids=["deadline", "cancelled"],
+)
+def test_calls_given_up_leave_the_connection_as_good_as_it_was(
+    carry_out: Client, expected: dict[str, Any], how: dict[str, Any], code: grpc.StatusCode
+) -> None:
+    impatient = Round([batch(IDS)] * 20, **how)
+    _, given_up, after = carry_out(Round([score(KNOWN)]), impatient, Round([score(KNOWN)] * 50))
+    assert {(outcome.code, *outcome.replies) for outcome in given_up} == {(code.value[0],)}
+    assert_scores(scores(after), expected, [KNOWN] * 50)
+
+
+# --- health ---------------------------------------------------------------------------------------------------------
+
+
+def test_health_is_told_of_the_server_and_of_its_service(carry_out: Client) -> None:
+    checks, watches = ([health(method, service) for service in ("", SERVICE, "x")] for method in ("Check", "Watch"))
+    checked, watched = carry_out(Round(checks), Round(watches, cancel_ms=300))
+    assert [outcome.code for outcome in checked] == [0, 0, grpc.StatusCode.NOT_FOUND.value[0]]
+    assert [statuses(outcome) for outcome in checked] == [[SERVING], [SERVING], []]
+    assert [outcome.code for outcome in watched] == [grpc.StatusCode.CANCELLED.value[0]] * 3
+    assert [statuses(outcome) for outcome in watched] == [[SERVING], [SERVING], [SERVICE_UNKNOWN]]
+
+
+def probe(target: str, service: str = "") -> int:
+    """What grpc_health_probe does without further options, and its exit code."""
+    with grpc.insecure_channel(target, [("grpc.primary_user_agent", "grpc_health_probe")]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=1)
+        except grpc.FutureTimeoutError:
+            return 2
+        try:
+            request = health_pb2.HealthCheckRequest(service=service)
+            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=1)
+        except grpc.RpcError:
+            return 3
+    return 0 if reply.status == SERVING else 4
+
+
+def test_a_health_probe_ends_with_the_code_that_orchestrators_expect(target: str) -> None:
+    assert [probe(target), probe(target, SERVICE), probe(target, "x"), probe("127.0.0.1:1")] == [0, 0, 3, 2]
+
+
+def test_every_client_watches_health_go_and_come_back(
+    own_redis: RedisProcess, sample_registry: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    clients = [client(request) for client in CLIENTS.values()]
+    options = ["--registry", str(sample_registry), "--redis", own_redis.url, "--port", "0"]
+    with ServerProcess(tmp_path, *options) as server, ThreadPoolExecutor(len(clients)) as pool:
+        server.wait_for("health is SERVING")
+        plan = [Round([health("Watch", SERVICE)], cancel_ms=4000)]
+        watching = [pool.submit(client, server.target, plan) for client in clients]
+        time.sleep(1.5)
+        own_redis.kill()
+        server.wait_for("health is NOT_SERVING")
+        assert probe(server.target) == 4
+        own_redis.start()
+        for ended in watching:
+            (((outcome,),)) = ended.result()
+            assert statuses(outcome) == [SERVING, NOT_SERVING, SERVING]
+        assert probe(server.target) == 0
+
+
+# --- tools ----------------------------------------------------------------------------------------------------------
+
+
+def test_buf_curl_learns_the_contract_by_reflection_and_calls_it(target: str, tmp_path: Path) -> None:
+    def curl(path: str, *options: str) -> subprocess.CompletedProcess[str]:
+        buf = [str(Path(sys.executable).with_name("buf")), "curl", "--protocol=grpc", "--http2-prior-knowledge"]
+        environment = os.environ | {"BUF_CACHE_DIR": str(tmp_path)}
+        command = [*buf, *options, f"http://{target}{path}"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+    listed = curl("", "--list-services")
+    assert {SERVICE, "grpc.health.v1.Health"} <= set(listed.stdout.split()), listed.stderr
+    scored = curl(f"/{SERVICE}/ScoreCustomer", '--data={"customer_id": "900"}')
+    assert json.loads(scored.stdout)["customerId"] == KNOWN
+    refused = json.loads(curl(f"/{SERVICE}/ScoreCustomer", '--data={"customer_id": "nobody"}').stderr)
+    info = error_details_pb2.ErrorInfo.FromString(_bytes(refused["details"][0]["value"]))
+    assert (refused["code"], info.reason) == ("not_found", "CUSTOMER_UNKNOWN")
+    checked = curl("/grpc.health.v1.Health/Check", "--data={}", "--user-agent=grpc_health_probe")
+    assert json.loads(checked.stdout) == {"status": "SERVING"}
+
+
+@pytest.fixture(scope="session")
+def h2load(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command: the system's, or Debian's with what it needs, unpacked into the build folder; never installed."""
+    if found := shutil.which("h2load"):
+        return [found]
+    folder, apt_folder = ROOT / "build" / "h2load", tmp_path_factory.mktemp("apt")
+    library, program = folder / "usr" / "lib" / f"{platform.machine()}-linux-gnu", folder / "usr" / "bin" / "h2load"
+    if not program.exists():
+        if not (shutil.which("apt-get") and shutil.which("dpkg")):
+            pytest.skip("no h2load on the PATH, and no apt-get and dpkg to get it with")
+        for needed in ("archives", "lists"):
+            (apt_folder / needed / "partial").mkdir(parents=True)
+        own = [f"Dir::State::Lists={apt_folder / 'lists'}", f"Dir::Cache={apt_folder}", "Debug::NoLocking=1"]
+        apt = ["apt-get", *(f"--option={option}" for option in (*own, "APT::Sandbox::User=root"))]
+        download = [*apt, "install", "--yes", "--download-only", "--no-install-recommends", "nghttp2-client"]
+        try:
+            for command in ([*apt, "update"], download):
+                subprocess.run(command, capture_output=True, timeout=60, check=True)
+        except subprocess.SubprocessError:
+            pytest.skip("no h2load on the PATH, and apt-get cannot download it")
+        for package in sorted((apt_folder / "archives").glob("*.deb")):  # the program itself comes last
+            subprocess.run(["dpkg", "--extract", package, folder], timeout=60, check=True)
+    return ["env", f"LD_LIBRARY_PATH={library}", str(program)]
+
+
+@pytest.mark.parametrize(
+    ("call", "times", "windows"),
+    [(score(KNOWN), 2000, []), (batch(IDS), 64, ["--window-bits=12", "--connection-window-bits=14"])],
+    ids=["scores", "batches through small windows"],
+)
+def test_h2load_gets_a_whole_answer_to_every_request(
+    h2load: list[str], target: str, tmp_path: Path, *, call: Call, times: int, windows: list[str]
+) -> None:
+    (((answer,),)) = sync_client(target, [Round([call])])
+    data, body = call[1].SerializeToString(), tmp_path / "body"
+    body.write_bytes(struct.pack(">xI", len(data)) + data)
+    options = [f"--requests={times}", "--clients=4", "--max-concurrent-streams=16", f"--data={body}", *windows]
+    headers = ["--header=content-type: application/grpc", "--header=te: trailers"]
+    command = [*h2load, *options, *headers, f"http://{target}{call[0]}"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f" {times} succeeded, 0 failed, 0 errored, 0 timeout" in said
+    assert f"status codes: {times} 2xx, 0 3xx, 0 4xx, 0 5xx" in said
+    assert f"({times * (5 + len(answer.replies[0]))}) data" in said
