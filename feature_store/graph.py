@@ -39,6 +39,8 @@ def open_bundle(bundle: Bundle) -> Graph:
     graph = Graph(bundle.model, manifest.outputs)
     if {name: list(shape) for name, shape in graph.inputs.items()} != manifest.inputs:
         raise BundleError(f"{manifest.version}: the graph's inputs are not the manifest's")
+    if not all(len(rows) for rows in golden.values()):
+        raise BundleError(f"{manifest.version}: there are no golden rows to check it by")
     try:
         found = graph.run(**{name: golden[f"input_{name}"] for name in manifest.inputs})
         worst = largest_differences(found, {name: golden[f"output_{name}"] for name in manifest.outputs})

@@ -39,7 +39,6 @@ class Model:
             economics=economics,
         )
         table = np.empty((len(states.slots), len(OUTPUTS) + 1))
-        for column, name in enumerate(OUTPUTS):
-            table[:, column] = found[name]
+        table[:, :-1] = np.array([found[name] for name in OUTPUTS]).T
         table[:, -1] = states.as_of
         return table

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.errors import StoreUnavailableError
-from feature_store.state import Floats, StateBatch
+from feature_store.state import Floats, StateBatch, finite
 from service.errors import Reason, ScoringError
 from service.models import Model
 
@@ -32,6 +32,8 @@ EARLIEST_TIME_S: Final = -62_135_596_800.0
 LATEST_TIME_S: Final = 253_402_300_799.0
 """The years 1 to 9999, which a timestamp of the contract can say."""
 
+
+Usable = npt.NDArray[np.bool_]
 
 OFF_LOOP_ROWS: Final = 64
 """Beyond, which is about a quarter of a millisecond, a graph run leaves the loop to others (it releases the GIL)."""
@@ -98,6 +100,7 @@ class Scorer:
         self._store = store
         self._model = model
         self._clock = clock
+        self._defaults = np.tile(model.economics, (OFF_LOOP_ROWS, 1))
         self._graph_thread = ThreadPoolExecutor(1, "graph")
 
     async def score(self, parts: Sequence[Part]) -> list[Scores]:
@@ -110,10 +113,7 @@ class Scorer:
             raise ScoringError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
         now = self._clock()
         table = await self._run(states, now, self._economics(parts, len(ids)))
-        usable = states.valid & np.isfinite(table).all(axis=1)
-        usable &= (states.as_of >= EARLIEST_TIME_S) & (states.as_of <= LATEST_TIME_S)
-        table[~usable] = 0.0
-        return self._share_out(parts, states, table, usable, now)
+        return self._share_out(parts, states, table, _usable(states, table), now)
 
     async def _run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         """The graph, off the loop where it takes longer than handing it over, so that the loop goes on meanwhile."""
@@ -125,6 +125,10 @@ class Scorer:
 
     def _economics(self, parts: Sequence[Part], rows: int) -> Floats:
         """Economics of every row: the model's defaults, and over them what a part brings of its own."""
+        if not any(part.economics for part in parts):
+            if rows > len(self._defaults):
+                self._defaults = np.tile(self._model.economics, (rows, 1))
+            return self._defaults[:rows]
         economics = np.tile(self._model.economics, (rows, 1))
         start = 0
         for part in parts:
@@ -135,25 +139,33 @@ class Scorer:
         return economics
 
     def _share_out(
-        self, parts: Sequence[Part], states: StateBatch, table: Floats, usable: npt.NDArray[np.bool_], now: float
+        self, parts: Sequence[Part], states: StateBatch, table: Floats, usable: Usable | None, now: float
     ) -> list[Scores]:
-        all_usable, version = bool(usable.all()), self._model.version
-        shares, start = [], 0
+        version, shares, start = self._model.version, [], 0
         for part in parts:
             stop = start + len(part.customer_ids)
             errors = part.refused
-            if not all_usable or part.max_age_s is not None:
+            if usable is not None or part.max_age_s is not None:
                 errors = {**_errors(part, states, usable, now, slice(start, stop)), **part.refused}
             shares.append(Scores(table[start:stop], errors, version))
             start = stop
         return shares
 
 
-def _errors(
-    part: Part, states: StateBatch, usable: npt.NDArray[np.bool_], now: float, rows: slice
-) -> dict[int, ScoringError]:
+def _usable(states: StateBatch, table: Floats) -> Usable | None:
+    """Which rows have scores; the others are blanked. None where all have: the usual case, found out cheaply."""
+    as_of = table[:, -1]
+    if states.all_valid and finite(table) and as_of.min() >= EARLIEST_TIME_S and as_of.max() <= LATEST_TIME_S:
+        return None
+    usable = states.valid & np.isfinite(table).all(axis=1) & (as_of >= EARLIEST_TIME_S) & (as_of <= LATEST_TIME_S)
+    table[~usable] = 0.0
+    return usable
+
+
+def _errors(part: Part, states: StateBatch, every: Usable | None, now: float, rows: slice) -> dict[int, ScoringError]:
     """Why customers of a part have no score."""
-    found, usable = states.found[rows], usable[rows]
+    found = states.found[rows]
+    usable = np.ones_like(found) if every is None else every[rows]
     errors = {int(at): _unusable(bool(found[at])) for at in np.flatnonzero(~usable)}
     if part.max_age_s is not None:
         too_old = usable & (now - states.as_of[rows] > part.max_age_s)

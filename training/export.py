@@ -17,12 +17,12 @@ from feature_store.state import Floats
 from training.config import Economics
 from training.features import FeatureSpec, add_features
 from training.onnx_graph import GraphBuilder
-from training.probability import Features
+from training.probability import Features, add_probabilities
 from training.spend import SpendModel
-from training.thresholds import add_threshold, threshold
+from training.thresholds import add_thresholds, threshold
 
 GOLDEN_ROWS: Final = 64
-BELOW_ONE: Final = np.array([[np.nextafter(np.float32(1), np.float32(0))]])
+BELOW_ONE: Final = np.array([np.nextafter(np.float32(1), np.float32(0))], dtype=np.float64)
 LIBRARIES: Final = ("numpy", "scikit-learn", "skl2onnx", "onnx", "onnxruntime", "duckdb")
 
 
@@ -45,15 +45,18 @@ def build_graph(spec: FeatureSpec, models: Models, economics: Economics) -> byte
     graph.input("age", 1)
     graph.input("economics", len(ECONOMICS))
     features, columns = add_features(graph, spec), len(spec.names)
-    for offer in OFFERS:
-        both = graph.model(models.probability[offer], features, columns, "probabilities")
-        yes = graph.add("Gather", both, graph.constant(np.array([1])), axis=1)
-        # Below 1, even rounded: a threshold of 1 means never.
-        graph.output(f"{offer}_probability", graph.add("Min", yes, graph.constant(BELOW_ONE)))
+    classifiers = [models.probability[offer] for offer in OFFERS]
+    probability = add_probabilities(graph, classifiers, features, columns)
+    # Below 1, even rounded: a threshold of 1 means never.
+    probability = graph.add("Min", probability, graph.constant(BELOW_ONE))
     spend = models.spend.add_to(graph, features, columns)
-    graph.output("expected_spend", spend)
-    for offer in OFFERS:
-        graph.output(f"{offer}_threshold", add_threshold(graph, spend, offer, economics.threshold_min))
+    thresholds = add_thresholds(graph, spend, OFFERS, economics.threshold_min)
+    probability, spend, thresholds = (graph.add("Cast", v, to=graph.float32) for v in (probability, spend, thresholds))
+    for column, offer in enumerate(OFFERS):
+        graph.output(f"{offer}_probability", probability, column)
+    graph.output("expected_spend", spend, 0)
+    for column, offer in enumerate(OFFERS):
+        graph.output(f"{offer}_threshold", thresholds, column)
     return graph.build("tidemark")
 
 

@@ -54,12 +54,14 @@ def add_features(graph: GraphBuilder, spec: FeatureSpec) -> str:
     within = graph.add("Clip", days, graph.constant(np.array(0.0)), graph.constant(np.array(MAX_DAYS)))
     value = graph.add("Where", graph.constant(timed), within, decayed)
 
-    missing = graph.add("IsNaN", value)
-    known = graph.add("Where", missing, graph.constant(np.array([0.0])), value)
+    known = value
+    if spec.attributes:
+        missing = graph.add("IsNaN", value)
+        known = graph.add("Where", missing, graph.constant(np.array([0.0])), value)
     size = graph.add("Log", graph.add("Add", graph.add("Abs", known), graph.constant(np.array([1.0]))))
     parts = [graph.add("Mul", graph.add("Sign", known), size)]
     if spec.attributes:
-        flags = graph.add("Gather", missing, graph.constant(np.array(spec.attributes)), axis=1)
+        flags = graph.columns(missing, spec.attributes)
         parts.append(graph.add("Cast", flags, to=graph.float64))
     if spec.overdue:
         parts.append(_add_overdue(graph, spec, known))
@@ -69,12 +71,12 @@ def add_features(graph: GraphBuilder, spec: FeatureSpec) -> str:
 
 def _add_overdue(graph: GraphBuilder, spec: FeatureSpec, value: str) -> str:
     slots = {feature.name: i for i, feature in enumerate(spec.layout.features)}
-    away = graph.constant(np.array([slots[line.latest] for line in spec.overdue]))
-    rate = np.array([slots[line.rate] for line in spec.overdue])
+    away = [slots[line.latest] for line in spec.overdue]
+    rate = [slots[line.rate] for line in spec.overdue]
     # A decayed count of n at a constant rate stands for n * ln 2 / half-life events a day.
     per_day = np.array([np.log(2) / (spec.layout.features[i].half_life_days or np.inf) for i in rate])
-    usual = graph.add("Mul", graph.add("Gather", value, graph.constant(rate), axis=1), graph.constant(per_day))
-    return graph.add("Mul", graph.add("Gather", value, away, axis=1), usual)
+    usual = graph.add("Mul", graph.columns(value, rate), graph.constant(per_day))
+    return graph.add("Mul", graph.columns(value, away), usual)
 
 
 class FeatureMatrix:
@@ -84,7 +86,7 @@ class FeatureMatrix:
         graph = GraphBuilder()
         graph.input("state", len(spec.layout.features))
         graph.input("age", 1)
-        graph.output("features", add_features(graph, spec), len(spec.names))
+        graph.output("features", add_features(graph, spec), columns=len(spec.names))
         self._graph = Graph(graph.build("features"))
 
     def __call__(self, state: Floats) -> npt.NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -43,9 +44,21 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
 
+    def column(self, value: str, index: int) -> str:
+        """One column ``[n]`` of a value ``[n, columns]``."""
+        return self.add("Gather", value, self.constant(np.array(index)), axis=1)
+
+    def columns(self, value: str, indexes: Sequence[int]) -> str:
+        """Some columns ``[n, indexes]`` of a value ``[n, columns]``."""
+        return self.add("Gather", value, self.constant(np.array(indexes)), axis=1)
+
     def model(self, estimator: Any, features: str, columns: int, output: str) -> str:
-        """A fitted scikit-learn estimator on float32 ``features``; returns the name of its ``output``."""
-        options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "predict_proba") else None
+        """A fitted scikit-learn estimator on float32 ``features``; returns the name of its ``output``.
+
+        Of a classifier that is the score before it becomes a probability.
+        """
+        classifier = hasattr(estimator, "predict_proba")
+        options = {id(estimator): {"zipmap": False, "raw_scores": True}} if classifier else None
         signature = [(features, FloatTensorType([None, columns]))]
         converted = convert_sklearn(estimator, initial_types=signature, options=options, target_opset=OPSETS)
         prefix = f"model_{len(self._nodes)}_"
@@ -54,14 +67,13 @@ class GraphBuilder:
         self._constants.extend(inner.initializer)
         return prefix + output
 
-    def output(self, name: str, value: str, columns: int | None = None) -> None:
-        """Name a float64 or float32 value [n, columns], or [n, 1] that becomes [n], as a float32 output."""
-        as_float = self.add("Cast", value, to=TensorProto.FLOAT)
-        if columns is None:
-            shape = self.constant(np.array([-1], dtype=np.int64))
-            self._nodes.append(helper.make_node("Reshape", [as_float, shape], [name]))
+    def output(self, name: str, value: str, column: int | None = None, columns: int | None = None) -> None:
+        """Name one ``column`` of a float32 value, or all of its ``columns``, as an output."""
+        if column is None:
+            self._nodes.append(helper.make_node("Identity", [value], [name]))
         else:
-            self._nodes.append(helper.make_node("Identity", [as_float], [name]))
+            index = self.constant(np.array(column))
+            self._nodes.append(helper.make_node("Gather", [value, index], [name], axis=1))
         dimensions: list[str | int | None] = ["n"] if columns is None else ["n", columns]
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dimensions))
 

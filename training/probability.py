@@ -6,6 +6,7 @@ they are as good on later data here and need no hand-made interactions on a shop
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.frozen import FrozenEstimator
 
 from feature_store.errors import InputError
+from training.onnx_graph import GraphBuilder
 from training.trees import tree_parameters
 
 Features = npt.NDArray[np.float32]
@@ -46,3 +48,20 @@ def fit_probability(fit: Block, calibration: Block, everything: Block, seed: int
     # Not frozen again, because skl2onnx has no converter for that.
     calibrated.estimator = calibrated.calibrated_classifiers_[0].estimator = refitted
     return calibrated
+
+
+def add_probabilities(
+    graph: GraphBuilder, classifiers: Sequence[CalibratedClassifierCV], features: str, columns: int
+) -> str:
+    """The classifiers as graph nodes on ``features`` (float32); returns the name of float64 ``[n, classifiers]``.
+
+    Only the trees are converted. Their calibration is four nodes for all together, where a converted one is twenty for
+    each: with one customer at a time it is the number of nodes that a run costs.
+    """
+    fitted = [classifier.calibrated_classifiers_[0] for classifier in classifiers]
+    scores = [graph.columns(graph.model(one.estimator, features, columns, "probabilities"), [1]) for one in fitted]
+    score = graph.add("Cast", graph.add("Concat", *scores, axis=1), to=graph.float64)
+    slope, offset = (
+        graph.constant(-np.array([getattr(one.calibrators[0], name) for one in fitted])) for name in ("a_", "b_")
+    )
+    return graph.add("Sigmoid", graph.add("Add", graph.add("Mul", score, slope), offset))

@@ -11,6 +11,8 @@ At b = 0 this is the cost-sensitive optimum of Elkan (2001) with costs of each e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from feature_store.bundle import ECONOMICS, OFFER_FIGURES
@@ -50,16 +52,16 @@ def budget_price(probability: Floats, value: Floats, offer: Offer, threshold_min
     return (float(better[-1]) + first_out) / 2 if len(better) else first_out + 1.0
 
 
-def add_threshold(graph: GraphBuilder, spend: str, offer: str, threshold_min: float) -> str:
-    """Add the formula for ``spend`` float64 [n, 1] and the graph's ``economics`` input; returns the output's name."""
+def add_thresholds(graph: GraphBuilder, spend: str, offers: Sequence[str], threshold_min: float) -> str:
+    """Add the formula for ``spend`` float64 [n, 1] and the graph's ``economics`` input.
 
-    def figure(name: str) -> str:
-        column = graph.constant(np.array([ECONOMICS.index(name)]))
-        return graph.add("Gather", "economics", column, axis=1)
-
-    contact, cost, success, redemption, price = (figure(f"{offer}.{name}") for name in OFFER_FIGURES)
+    Returns the name of float64 ``[n, offers]``.
+    """
+    contact, cost, success, redemption, price = (
+        graph.columns("economics", [ECONOMICS.index(f"{offer}.{name}") for offer in offers]) for name in OFFER_FIGURES
+    )
     zero, one = graph.constant(np.array([0.0])), graph.constant(np.array([1.0]))
-    value = graph.add("Mul", figure("margin"), spend)
+    value = graph.add("Mul", graph.columns("economics", [ECONOMICS.index("margin")]), spend)
     given_away = graph.add("Mul", redemption, cost)
     least = graph.add("Add", graph.add("Add", contact, price), given_away)
     beyond = graph.add("Sub", value, cost)

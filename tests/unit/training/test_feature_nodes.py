@@ -40,7 +40,7 @@ def nodes(spec: FeatureSpec) -> Graph:
     graph = GraphBuilder()
     graph.input("state", len(spec.layout.features))
     graph.input("age", 1)
-    graph.output("features", add_features(graph, spec), len(spec.names))
+    graph.output("features", add_features(graph, spec), columns=len(spec.names))
     return Graph(graph.build("features"))
 
 

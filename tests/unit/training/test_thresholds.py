@@ -12,7 +12,7 @@ from feature_store.graph import Graph
 from feature_store.state import Floats
 from training.config import Offer
 from training.onnx_graph import GraphBuilder
-from training.thresholds import add_threshold, budget_price, gain, threshold
+from training.thresholds import add_thresholds, budget_price, gain, threshold
 
 LEAST = 0.01
 
@@ -145,8 +145,9 @@ def graph_of_thresholds() -> Graph:
     graph = GraphBuilder()
     spend = graph.input("spend", 1)
     graph.input("economics", len(ECONOMICS))
-    for name in OFFERS:
-        graph.output(f"{name}_threshold", add_threshold(graph, spend, name, LEAST))
+    found = graph.add("Cast", add_thresholds(graph, spend, OFFERS, LEAST), to=graph.float32)
+    for column, name in enumerate(OFFERS):
+        graph.output(f"{name}_threshold", found, column)
     return Graph(graph.build("thresholds"))
 
 
