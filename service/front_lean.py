@@ -199,7 +199,12 @@ class _Connection(asyncio.Protocol):
             if not data.startswith(PREFACE[:CHOICE_BYTES]):
                 self._refuse_protocol()
                 return
-        self._turn(partial(self._h2.receive, data))
+        try:
+            self._todo.extend(self._h2.receive(data))
+        except PeerError as error:
+            self._end(error)
+            return
+        self._serve_all()
 
     def eof_received(self) -> None:
         """The client sends no more, so nobody waits for answers."""
@@ -233,17 +238,20 @@ class _Connection(asyncio.Protocol):
 
     # --- calls --------------------------------------------------------------------------------------------------
 
-    def _turn(self, source: Callable[[], Any]) -> None:
-        """Serve the streams that ``source`` yields, for as long as a turn may take; the rest has another turn."""
+    def _next_turn(self) -> None:
+        self._turning = False
+        if self._transport.is_closing():
+            return
         try:
-            self._todo.extend(source())
+            if not self._todo:
+                self._todo.extend(self._h2.advance())
         except PeerError as error:
-            logger.debug("closing a connection: %s", error)
-            self._end()
+            self._end(error)
             return
         self._serve_all()
 
     def _serve_all(self) -> None:
+        """Serve the streams that got further, for as long as a turn may take; the rest has another turn."""
         todo, end = self._todo, time.monotonic() + TURN_S
         while todo:
             self._serve(todo.popleft())
@@ -257,15 +265,6 @@ class _Connection(asyncio.Protocol):
             self._turning = True
             asyncio.get_running_loop().call_soon(self._next_turn)
         self._read_or_not()
-
-    def _next_turn(self) -> None:
-        self._turning = False
-        if self._transport.is_closing():
-            return
-        if self._todo:
-            self._serve_all()
-        else:
-            self._turn(self._h2.advance)
 
     def _read_or_not(self) -> None:
         if (wanted := self._choked or self._turning) is not self._paused and not self._transport.is_closing():
@@ -366,7 +365,8 @@ class _Connection(asyncio.Protocol):
             self._h2.ping()
             self.flush()
 
-    def _end(self) -> None:
+    def _end(self, error: PeerError) -> None:
+        logger.debug("closing a connection: %s", error)
         self.flush()
         self._transport.close()
 

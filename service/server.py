@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -29,7 +30,9 @@ from service.scorer import Scorer
 from service.settings import Settings
 from service.workers import READY
 
-AIO_TURNS: Final = 16
+TURNS: Final = {"lean": 4, "grpcio": 16}
+"""Of the loop, before a batch is taken. With 16 single calls in flight lean's 4 turns save a sixth of the CPU."""
+
 logger: Final = logging.getLogger("tidemark")
 
 
@@ -53,6 +56,9 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     front = _front(settings, scorer)
     stopping = _stop_signal()
     port = await front.start(settings.host, settings.port if port is None else port, share_port=pipe is not None)
+    # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
+    gc.collect()
+    gc.freeze()
     logger.info("model %s, fingerprint %s", model.version, model.layout.fingerprint)
     if pipe is None:
         logger.info("serving on %s:%d", f"[{settings.host}]" if ":" in settings.host else settings.host, port)
@@ -79,9 +85,8 @@ def start_log(settings: Settings) -> None:
 
 def _front(settings: Settings, scorer: Scorer) -> AioFront | LeanFront:
     rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
-    if settings.front == "lean":
-        return LeanFront(Batcher(scorer.score, **rows), settings)
-    return AioFront(Batcher(scorer.score, **rows, turns=AIO_TURNS), settings)
+    batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
+    return LeanFront(batcher, settings) if settings.front == "lean" else AioFront(batcher, settings)
 
 
 async def _watch(store: StateReader, front: AioFront | LeanFront, interval_s: float) -> None:
