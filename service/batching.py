@@ -137,7 +137,10 @@ class Batcher:
                 continue
             outcomes = await self._outcomes([job.part.slice(start, stop) for job, start, stop in batch])
             for (job, start, _), outcome in zip(batch, outcomes, strict=True):
-                job.finish(start, outcome)
+                try:
+                    job.finish(start, outcome)
+                except Exception as error:  # a front that cannot deliver: the others still get theirs
+                    logger.error("an answer could not be delivered: %s", type(error).__name__)
 
     def _take(self, lane: _Lane) -> list[tuple[_Job, int, int]]:
         """The next batch: a slice of each waiting job in turn, as far as there is room."""

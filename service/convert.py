@@ -54,10 +54,10 @@ def decode_score(data: bytes) -> Part:
 def decode_batch(data: bytes) -> Part:
     """A BatchScoreCustomersRequest."""
     request = _parsed(scoring_pb2.BatchScoreCustomersRequest, data)
-    ids = list(request.customer_ids)
-    if len(ids) > MAX_BATCH:
-        message = f"{len(ids)} customers are too many for one call: send at most {MAX_BATCH}"
+    if (count := len(request.customer_ids)) > MAX_BATCH:
+        message = f"{count} customers are too many for one call: send at most {MAX_BATCH}"
         raise ScoringError(Reason.TOO_MANY_CUSTOMERS, message, "customer_ids")
+    ids = list(request.customer_ids)
     refused = {}
     if not (all(ids) and max(map(len, ids), default=0) <= SURELY_SHORT and all(map(str.isprintable, ids))):
         for at, customer_id in enumerate(ids):

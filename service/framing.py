@@ -65,17 +65,22 @@ def next_message(body: bytes | bytearray, encoding: bytes, most: int) -> tuple[b
 
     CallError where it is larger than ``most`` bytes, compressed or not, or cannot be decompressed.
     """
-    if len(body) < PREFIX:
-        return None
-    size = int.from_bytes(body[1:PREFIX])
-    if size > most:
-        raise _too_large(str(size), most)
-    if len(body) < PREFIX + size:
+    if (size := announced(body, most)) is None or len(body) < PREFIX + size:
         return None
     message = bytes(body[PREFIX : PREFIX + size])
     if body[0]:
         message = _decompressed(message, encoding if body[0] == 1 else b"", most)
     return message, PREFIX + size
+
+
+def announced(body: bytes | bytearray, most: int) -> int | None:
+    """The size of the first message of a body, None where that has not come yet; CallError where it is too large."""
+    if len(body) < PREFIX:
+        return None
+    size = int.from_bytes(body[1:PREFIX])
+    if size > most:
+        raise _too_large(str(size), most)
+    return size
 
 
 def only_message(body: bytes | bytearray, encoding: bytes, most: int) -> bytes:

@@ -39,6 +39,7 @@ from service.framing import (
     OK,
     WORTHWHILE,
     CallError,
+    announced,
     check_encoding,
     compressed_frame,
     frame,
@@ -59,16 +60,12 @@ TURN_S: Final = 0.002
 HANDSHAKE_S: Final = 10.0
 """A connection must have spoken HTTP/2 by then,"""
 WHOLE_S: Final = 30.0
-"""a unary request must be whole,"""
-STALLED_S: Final = 30.0
-"""and a peer must have taken some of what waits for it."""
+"""and a unary request must be whole."""
 PONG_S: Final = 5.0
 """A peer that is asked to go has read it by then; without a sign it is taken as read."""
 LINGER_S: Final = 1.0
 """Then it has as long to close; a socket that is closed before it is read to the end may lose what was sent."""
 AGE_JITTER: Final = 0.1
-CHOICE_BYTES: Final = 4
-"""Enough to tell the preface of HTTP/2 from any method of HTTP/1.1."""
 NOT_HTTP2: Final = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nContent-Length: 60\r\n"
     b"Connection: close\r\n\r\nThis port speaks gRPC over HTTP/2: call it with a gRPC client"
@@ -91,7 +88,7 @@ class LeanFront:
             **{path.encode(): partial(_Score, method) for path, method in METHODS.items()},
         }
         self.connections: Final[set[_Connection]] = set()
-        self._unflushed: Final[list[_Connection]] = []
+        self._unflushed: list[_Connection] = []
         self._ticking: asyncio.TimerHandle | None = None
         self._gone: asyncio.Event | None = None
 
@@ -142,15 +139,23 @@ class LeanFront:
         self._unflushed.append(connection)
 
     def _flush(self) -> None:
-        for connection in self._unflushed:
+        unflushed, self._unflushed = self._unflushed, []
+        for connection in unflushed:
             connection.flush()
-        self._unflushed.clear()
 
     def _tick(self) -> None:
-        now = time.monotonic()
-        for connection in list(self.connections):
-            connection.tick(now)
         self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        now, held = time.monotonic(), 0
+        for connection in list(self.connections):
+            try:
+                connection.tick(now)
+            except Exception as error:  # whatever it is, the times of others are kept
+                logger.error("closing a connection: %s", type(error).__name__)
+                connection.abort()
+            held += connection.held
+        if held > self.settings.max_held_bytes:
+            logger.warning("connections hold %d bytes: closing the one that holds most", held)
+            max(self.connections, key=lambda connection: connection.held).abort()
 
 
 class _Connection(asyncio.Protocol):
@@ -169,6 +174,9 @@ class _Connection(asyncio.Protocol):
         self._born = self._heard = self._took = time.monotonic()
         self._pinged: float | None = None
         self._unsent = 0
+        self._mute = False
+        """Whether nothing may be written any more: the connection is lost, or its end has been written."""
+        self._closing: float | None = None
         self._leaving: Literal["", "asked", "told", "gone"] = ""
         self._left = math.inf
         age = front.settings.max_connection_age_s
@@ -192,11 +200,11 @@ class _Connection(asyncio.Protocol):
         self._heard = time.monotonic()
         if self._greeting is not None:
             data = self._greeting + data
-            if len(data) < CHOICE_BYTES:
+            if len(data) < len(PREFACE) and PREFACE.startswith(data):
                 self._greeting = data
                 return
             self._greeting = None
-            if not data.startswith(PREFACE[:CHOICE_BYTES]):
+            if not data.startswith(PREFACE):
                 self._refuse_protocol()
                 return
         try:
@@ -211,6 +219,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Give up all calls."""
+        self._mute = True
         self.front.lost(self)
         for call in list(self._calls.values()):
             call.stream.reset = True
@@ -340,6 +349,15 @@ class _Connection(asyncio.Protocol):
             self._unflushed = True
             self.front.flush_soon(self)
 
+    def check_room(self) -> None:
+        """CallError where more replies wait for the peer than may."""
+        if self._h2.unsent() > self.most_bytes:
+            raise CallError(Code.RESOURCE_EXHAUSTED, "replies wait on this connection: read them first")
+
+    def again(self, stream: Stream) -> None:
+        """Serve the stream once more, behind all that wait."""
+        self._todo.append(stream)
+
     def consume(self, stream: Stream, size: int) -> None:
         """Drop the first bytes of a request that goes on: they have been used."""
         self._h2.consume(stream, size)
@@ -351,7 +369,7 @@ class _Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Write what there is to write."""
         self._unflushed = False
-        if data := self._h2.to_send():
+        if (data := self._h2.to_send()) and not self._mute:
             self._transport.write(data)
 
     # --- its end ------------------------------------------------------------------------------------------------
@@ -372,6 +390,11 @@ class _Connection(asyncio.Protocol):
 
     def tick(self, now: float) -> None:
         """Keep all times: deadlines, signs of life, age."""
+        if self._transport.is_closing():  # what it still has to say may find no reader
+            self._closing = self._closing or now
+            if now > self._closing + self.front.settings.stalled_s:
+                self.abort()
+            return
         self._h2.refill(TICK_S)
         for call in [call for call in self._calls.values() if now > call.due]:
             self.fail(call.stream, too_late() if now > call.deadline else too_slow())
@@ -384,12 +407,17 @@ class _Connection(asyncio.Protocol):
         else:
             self._keep_alive(now)
 
+    @property
+    def held(self) -> int:
+        """Bytes in memory: of requests that are not whole, and of replies that were not taken at the last tick."""
+        return self._h2.buffered + self._unsent
+
     def _stalled(self, now: float) -> bool:
         """Whether the peer has taken nothing of what waits for it, for too long."""
         unsent = self._h2.unsent()
         if unsent != self._unsent or not (unsent or self._choked):
             self._unsent, self._took = unsent, now
-        return now > self._took + STALLED_S
+        return now > self._took + self.front.settings.stalled_s
 
     def _keep_alive(self, now: float) -> None:
         settings = self.front.settings
@@ -405,14 +433,17 @@ class _Connection(asyncio.Protocol):
 
     def _go_on_leaving(self, now: float) -> None:
         if self._leaving == "asked" and (self._h2.pongs or now > self._left):
-            self._leaving = "told"
+            self._leaving, self._left = "told", now + self.front.settings.stalled_s
             self._h2.go_away_at_last()
             for call in list(self._calls.values()):
                 if call.talking:  # a stream without an end of its own
                     self.fail(call.stream, CallError(Code.UNAVAILABLE, "the connection is closing: call again"))
             self.flush()
-        if self._leaving == "told" and not self._h2.streams and not self._unsent:
+        if self._leaving == "told" and not self._h2.streams and self._unsent and now > self._left:
+            self.abort()  # all is answered, and taken too slowly
+        elif self._leaving == "told" and not self._h2.streams and not self._unsent:
             self._leaving, self._left = "gone", now + LINGER_S
+            self._mute = True
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             else:
@@ -459,7 +490,7 @@ class _Unary(_Call):
             self.due = self.deadline
             self.answer(only_message(stream.body, self.encoding, most))
         else:
-            next_message(stream.body, self.encoding, most)  # too large is too large before it is whole
+            announced(stream.body, most)  # too large is too large before it is whole
 
     def answer(self, request: bytes) -> None:
         raise NotImplementedError
@@ -562,9 +593,11 @@ class _Reflect(_Streaming):
     __slots__ = ()
 
     def advance(self) -> None:
-        while (request := self.next_request()) is not None:
+        if (request := self.next_request()) is not None:
+            self.connection.check_room()
             self.tell(self.connection.front.reflection.answer(request))
-        if self.stream.ended:
+            self.connection.again(self.stream)  # the next one when others had their turn
+        elif self.stream.ended:
             self.connection.send(self.stream, None if self.talking else HEAD, b"", OK)
 
 

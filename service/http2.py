@@ -16,6 +16,7 @@ Headers = list[tuple[bytes, bytes]]
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 NO_ERROR: Final = 0
+STREAM_CLOSED: Final = 5
 ENHANCE_YOUR_CALM: Final = 11
 
 MOST_REQUESTS: Final = 3000
@@ -29,7 +30,7 @@ BURST: Final = 2000.0
 PER_SECOND: Final = 500.0
 PER_REQUEST: Final = 10.0
 BARREN_BYTES: Final = 32
-"""So many bytes without an event, such as PRIORITY and empty DATA, count as one frame."""
+"""So many bytes without a request or a body count as one frame: of PRIORITY and empty DATA nothing else is seen."""
 FRAME_BYTES: Final = 16_384 + 9
 """The largest frame, which may be on its way in pieces."""
 SHORT_DATA: Final = 64
@@ -76,8 +77,10 @@ class Http2:
         """Answers to pings of ours so far."""
         self._parked: dict[int, zttp.Stream] = {}
         self._own_frames = b""
+        self.buffered = 0
+        """Bytes of bodies not yet consumed."""
         self._credit = BURST
-        self._barren = self._buffered = 0
+        self._barren = 0
         self._requests = self._resets = self._last = 0
         self._final = False
 
@@ -130,8 +133,8 @@ class Http2:
 
     def _grow(self, stream: Stream, data: bytes) -> None:
         self._barren = max(0, self._barren - len(data))
-        self._buffered += len(data)
-        if self._buffered > self._most_buffered:
+        self.buffered += len(data)
+        if self.buffered > self._most_buffered:
             self._flood("more bodies at once than a connection may hold")
         if not stream.body:
             stream.body = data
@@ -142,7 +145,10 @@ class Http2:
 
     def _control(self, event: zttp.Event, moved: dict[int, Stream]) -> None:
         if isinstance(event, zttp.RstStream):
-            self._resets += 1
+            if event.error_code == STREAM_CLOSED:  # zttp's own, for what was on its way when a request was refused
+                self._barren = 0
+            else:
+                self._resets += 1
             if (stream := self.streams.get(event.stream_id)) is not None:
                 self._close(stream)
                 stream.reset = True
@@ -173,7 +179,7 @@ class Http2:
     def consume(self, stream: Stream, size: int) -> None:
         """Drop the first bytes of a body: they have been used."""
         stream.body = stream.body[size:]
-        self._buffered -= size
+        self.buffered -= size
 
     # --- what the peer gets -------------------------------------------------------------------------------------
 
@@ -202,7 +208,7 @@ class Http2:
 
     def _close(self, stream: Stream) -> None:
         del self.streams[stream.id]
-        self._buffered -= len(stream.body)
+        self.buffered -= len(stream.body)
 
     def unsent(self) -> int:
         """Bytes of replies that wait because the peer has not opened its window."""

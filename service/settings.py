@@ -51,13 +51,19 @@ class Settings(BaseSettings):
     ] = 256
     max_message_bytes: Annotated[
         int, Field(ge=1024, le=2**30, description="Largest request or reply, after decompression.")
-    ] = 4 * 2**20
+    ] = 2**20
     max_buffered_bytes: Annotated[
         int,
         Field(
             ge=1024, description="Most bytes of unfinished requests, and of unread replies, a connection. Lean only."
         ),
     ] = 16 * 2**20
+    max_held_bytes: Annotated[
+        int, Field(ge=1024, description="The same for all connections together; the greediest is closed. Lean only.")
+    ] = 256 * 2**20
+    stalled_s: Annotated[
+        float, Field(gt=0, description="A client must have taken some of its replies within this time. Lean only.")
+    ] = 30.0
     max_connections: Annotated[int, Field(ge=1, description="More are closed at once. Lean only.")] = 1000
     max_connection_age_s: Annotated[
         float, Field(gt=0, description="Then a client is asked to come on a new connection, give or take 10 %.")

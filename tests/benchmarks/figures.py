@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
+import h2.config
+import h2.connection
+import h2.events
 import numpy as np
 import redis.asyncio
 import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from tidemark.v1 import scoring_pb2
 
-from feature_store.bundle import Bundle
 from feature_store.embedded import embedded_redis
 from feature_store.online import Keys, StateReader, StateWriter
 from feature_store.state import StateLayout
 from service.convert import encode_batch
-from service.models import Model
+from service.framing import HEAD, OK
+from service.http2 import Http2
 from service.scorer import Part, Scores
-from tests.benchmarks.setting import (
-    BATCH,
-    CUSTOMERS,
-    UNARY,
-    Caller,
-    batch_requests,
-    cpu_of,
-    customer_id,
-    empty_server,
-    load_customers,
-    paired,
-    tidemark_server,
-    unary_requests,
-)
+from tests.benchmarks import front, raw_load
+from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, cpu_of, customer_id, load_customers, paired
 
-SLICE_S: Final = 1.5
+ROUND: Final = 400
+"""Calls, which fit into the first windows."""
+AT_ONCE: Final = 40
 SETTLE_S: Final = 3.0
 """Redis grows its table of keys step by step after the last of them."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value and its goal, ``<= n`` or ``>= n``."""
+    """A measured value and its goal, ``<= n`` or ``>= n``, or none."""
 
     name: str
     value: float
@@ -53,22 +45,11 @@ class Figure:
 
     @property
     def ok(self) -> bool:
-        """Whether the goal is reached."""
+        """Whether the goal is reached, where there is one."""
+        if not self.goal:
+            return True
         sign, bound = self.goal.split()
         return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What every measurement needs."""
-
-    registry: Path
-    url: str
-    bundle: Bundle
-    console: Console
-
-
-Measured = tuple[float, str]
 
 
 def churn_auc(bench: Bench) -> Measured:
@@ -79,46 +60,6 @@ def churn_auc(bench: Bench) -> Measured:
 def propensity_auc(bench: Bench) -> Measured:
     """From the bundle's manifest."""
     return bench.bundle.manifest.metrics["propensity_auc"], "manifest, test cut-offs"
-
-
-def unary_64_aio(bench: Bench) -> Measured:
-    """Server CPU per unary call with 64 in flight, over an empty call on grpcio's sync server."""
-    with tidemark_server(bench.registry, bench.url) as ours, empty_server() as empty:
-        a, b = Caller(ours, UNARY, unary_requests(), 64), Caller(empty, UNARY, unary_requests(), 64)
-
-        def cost(caller: Caller) -> float:
-            load = caller.run(SLICE_S)
-            return load.cpu_s / load.calls
-
-        found = paired(lambda: cost(a), lambda: cost(b))
-        a.close()
-        b.close()
-    return found.median, f"CPU per call; the empty call costs {found.unit * 1e6:.0f} µs; {found.spread}"
-
-
-def batch_256_share(bench: Bench) -> Measured:
-    """Customers per second in batches of 256, over the bare loop of MGET, decode and run."""
-    model = Model(bench.bundle)
-    requests, economics = batch_requests(256), np.tile(model.economics, (256, 1))
-    ids = [list(scoring_pb2.BatchScoreCustomersRequest.FromString(request).customer_ids) for request in requests]
-    with tidemark_server(bench.registry, bench.url) as ours, StateWriter(bench.url, model.layout) as redis:
-        caller = Caller(ours, BATCH, requests, 4)
-
-        def served() -> float:
-            load = caller.run(SLICE_S)
-            return load.calls * 256 / load.seconds
-
-        def bare() -> float:
-            start, done = time.perf_counter(), 0
-            while time.perf_counter() - start < SLICE_S:
-                states = model.layout.unpack(redis.read(ids[done % len(ids)]))
-                model.run(states, time.time(), economics)
-                done += 1
-            return done * 256 / (time.perf_counter() - start)
-
-        found = paired(served, bare)
-        caller.close()
-    return found.median, f"customers a second, 4 calls in flight; the bare loop does {found.unit:,.0f}; {found.spread}"
 
 
 def redis_bytes_ratio(bench: Bench) -> Measured:
@@ -184,12 +125,57 @@ def mget_256_ratio(bench: Bench) -> Measured:
     return found.median, f"CPU; redis-py's client {found.unit * 1e6:,.0f} µs; {found.spread}"
 
 
+def http2_ratio(_bench: Bench) -> Measured:
+    """Why zttp speaks HTTP/2: frames of a call in and frames of its reply out, over h2, the usual library for that."""
+    requests, reply = raw_load.Requests(0), bytes(100)
+    first = b"".join([raw_load.PREFACE, requests.first_headers, requests.group(1, 1)[raw_load.DATA_AT :]])
+    rest = bytes(requests.group(3, ROUND))
+    step = len(rest) // ROUND * AT_ONCE
+    parts = [first, *(rest[at : at + step] for at in range(0, len(rest), step))]
+
+    def by_zttp() -> None:
+        connection = Http2(len(rest))
+        for part in parts:
+            for stream in list(connection.receive(part)):
+                connection.send(stream, HEAD, reply, OK)
+            connection.to_send()
+
+    def by_h2() -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+        connection.initiate_connection()
+        for part in parts:
+            for event in connection.receive_data(part):
+                if isinstance(event, h2.events.StreamEnded):
+                    connection.send_headers(event.stream_id, [(b":status", b"200"), *HEAD])
+                    connection.send_data(event.stream_id, reply)
+                    connection.send_headers(event.stream_id, OK, end_stream=True)
+            connection.data_to_send()
+
+    found = paired(lambda: cpu_of(by_zttp, 3), lambda: cpu_of(by_h2, 3))
+    return found.median, f"CPU per call; h2 {found.unit / ROUND * 1e6:.0f} µs; {found.spread}"
+
+
 FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("churn_auc", ">= 0.85", churn_auc),
     ("propensity_auc", ">= 0.807", propensity_auc),
-    ("unary_64_aio", "<= 2.2", unary_64_aio),
-    ("batch_256_share", ">= 0.75", batch_256_share),
+    ("unary_64", "<= 0.12", partial(front.unary, 64)),
+    ("unary_16", "<= 0.30", partial(front.unary, 16)),
+    ("unary_1", "<= 0.7", partial(front.unary, 1)),
+    ("unary_1_latency", "<= 0.75", front.unary_1_latency),
+    ("unary_64_clients", "<= 0.3", partial(front.unary_clients, "lean")),
+    ("unary_64_aio", "<= 2.2", partial(front.unary_clients, "grpcio")),
+    ("front_share", "<= 0.40", front.front_share),
+    ("batch_256_share", ">= 0.85", front.batch_256_share),
+    ("workers_2", ">= 1.6", front.workers_2),
+    ("interference_p99", "<= 3", front.interference_p99),
+    ("http2_ratio", "<= 0.1", http2_ratio),
     ("redis_bytes_ratio", "<= 1.1", redis_bytes_ratio),
     ("encode_256_ratio", "<= 0.5", encode_256_ratio),
     ("mget_256_ratio", "<= 0.8", mget_256_ratio),
 )
+
+GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, Measured]]]]] = (
+    ({"million_failed": "<= 0", "million_memory": "<= 1.05"}, front.million_calls),
+    (dict.fromkeys(("peer_tidemark_64", "peer_mosec_64", "peer_empty_cpp_64"), ""), front.peers),
+)
+"""Figures that are found together; those without a goal are there to compare with, where the peer is at hand."""

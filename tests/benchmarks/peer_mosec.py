@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.benchmarks import raw_http
-from tests.benchmarks.setting import Load, Server, server
+from tests.benchmarks.setting import Server, server
 
 START_S: Final = 30.0
 
@@ -44,10 +44,10 @@ def _answers(peer: Server) -> bool:
         return False
 
 
-def load(peer: Server, *, in_flight: int, seconds: float) -> Load:
-    """Calls and the CPU of all of mosec's processes; RuntimeError where one failed."""
-    cpu = peer.cpu_s()
+def cost(peer: Server, *, in_flight: int, seconds: float) -> float:
+    """CPU seconds of all of mosec's processes per call; RuntimeError where one failed."""
+    before = peer.cpu_s()
     found = raw_http.run(peer.port, "/inference", in_flight=in_flight, seconds=seconds)
     if found.failed:
         raise RuntimeError(f"mosec failed {found.failed} of {found.calls + found.failed} calls")
-    return Load(found.calls, found.seconds, peer.cpu_s() - cpu)
+    return (peer.cpu_s() - before) / found.calls

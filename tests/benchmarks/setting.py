@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,15 @@ import grpc
 import grpc.aio
 import numpy as np
 import psutil
+from rich.console import Console
 from tidemark.v1 import scoring_pb2
 
 from feature_store.bundle import Bundle
 from feature_store.online import StateWriter
 from feature_store.state import StateLayout
+
+Measured = tuple[float, str]
+"""A figure, and how it came about."""
 
 CUSTOMERS: Final = 100_000
 UNARY: Final = "/tidemark.v1.ScoringService/ScoreCustomer"
@@ -47,6 +52,16 @@ def load_customers(url: str, bundle: Bundle) -> None:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """What every measurement needs."""
+
+    registry: Path
+    url: str
+    bundle: Bundle
+    console: Console
+
+
+@dataclass(frozen=True)
 class Server:
     """A running server process and its port."""
 
@@ -60,9 +75,10 @@ class Server:
 
 
 @contextmanager
-def server(*command: str) -> Iterator[Server]:
+def server(*command: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run ``python -m ...`` until the block ends; it must say its port on stderr as ``serving on host:port``."""
-    process = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True)
+    variables = {**os.environ, **(environment or {})}
+    process = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=variables)
     try:
         assert process.stderr is not None
         for line in process.stderr:
@@ -133,6 +149,31 @@ class Caller:
 
     async def _all(self, until: float) -> int:
         return sum(await asyncio.gather(*(self._one(i, until) for i in range(self._in_flight))))
+
+    def cost(self, seconds: float) -> float:
+        """Server CPU seconds per call."""
+        load = self.run(seconds)
+        return load.cpu_s / load.calls
+
+    def paced(self, seconds: float, rate: float) -> list[float]:
+        """Seconds that calls took which were begun at an even ``rate`` (a second), whatever became of those before."""
+        return self._loop.run_until_complete(self._paced(seconds, rate))
+
+    async def _paced(self, seconds: float, rate: float) -> list[float]:
+        taken: list[float] = []
+
+        async def one(number: int, due: float) -> None:
+            await self._calls[number % len(self._calls)](self._requests[number % len(self._requests)])
+            taken.append(time.perf_counter() - due)
+
+        start, begun = time.perf_counter(), set()
+        for number in range(int(seconds * rate)):
+            due = start + number / rate
+            if (ahead := due - time.perf_counter()) > 0:
+                await asyncio.sleep(ahead)
+            begun.add(self._loop.create_task(one(number, due)))
+        await asyncio.gather(*begun)
+        return taken
 
     async def _one(self, number: int, until: float) -> int:
         call, done, at = self._calls[number % len(self._calls)], 0, number * 61

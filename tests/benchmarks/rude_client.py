@@ -1,0 +1,32 @@
+"""Calls of 1000 ids, one after the other without a pause, for so long; prints how many were answered."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+import grpc
+
+from tests.benchmarks.setting import BATCH, batch_requests
+
+ROWS = 1000
+
+
+@click.command()
+@click.option("--port", required=True, type=int)
+@click.option("--seconds", required=True, type=float)
+def main(port: int, seconds: float) -> None:
+    """Call."""
+    requests, calls = batch_requests(ROWS), 0
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call: Any = channel.unary_unary(BATCH)
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            call(requests[calls % len(requests)])
+            calls += 1
+    print(calls)
+
+
+if __name__ == "__main__":
+    main()
