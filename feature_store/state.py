@@ -57,9 +57,9 @@ class Event:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class StateBatch:
-    """Decoded states of many customers, row by row.
+    """Decoded states of many customers, row by row. Not to be changed.
 
     found and valid: bool ``[n]``; reference and as_of: float64 ``[n]`` unix seconds; slots: float64 ``[n, slots]``.
     Rows that are not valid hold the identity and must not be used. all_valid: surely none is like that.
@@ -74,9 +74,8 @@ class StateBatch:
 
 
 def finite(numbers: Floats) -> bool:
-    """Whether all numbers are surely finite: one infinite or missing makes their sum so, and a huge sum is no proof."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(np.add.reduce(numbers, None))
+    """Whether all numbers are surely finite: one that is not makes the sum of squares so; a huge one is no proof."""
+    return math.isfinite(np.vdot(numbers, numbers))
 
 
 class StateLayout:

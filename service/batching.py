@@ -66,6 +66,8 @@ class _Lane:
         self.waiting: Final[deque[_Job]] = deque()
         self.idle: Final[list[asyncio.Future[None]]] = []
         self.tasks: Final[list[asyncio.Task[None]]] = []
+        self.crowded = False
+        """Whether calls come side by side: only then another one may be about to."""
 
 
 class Batcher:
@@ -128,13 +130,14 @@ class Batcher:
     async def _work(self, lane: _Lane) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            # What is already on its way in arrives first: turns of the loop, not time.
-            for _ in range(self._turns):
-                await asyncio.sleep(0)
+            if lane.crowded:  # what is already on its way in arrives first: turns of the loop, not time
+                for _ in range(self._turns):
+                    await asyncio.sleep(0)
             if not (batch := self._take(lane)):
                 lane.idle.append(woken := loop.create_future())
                 await woken
                 continue
+            lane.crowded = len(batch) > 1
             outcomes = await self._outcomes([job.part.slice(start, stop) for job, start, stop in batch])
             for (job, start, _), outcome in zip(batch, outcomes, strict=True):
                 try:

@@ -155,7 +155,7 @@ class Scorer:
 def _usable(states: StateBatch, table: Floats) -> Usable | None:
     """Which rows have scores; the others are blanked. None where all have: the usual case, found out cheaply."""
     as_of = table[:, -1]
-    if states.all_valid and finite(table) and as_of.min() >= EARLIEST_TIME_S and as_of.max() <= LATEST_TIME_S:
+    if states.all_valid and finite(table) and all(EARLIEST_TIME_S <= t <= LATEST_TIME_S for t in as_of.tolist()):
         return None
     usable = states.valid & np.isfinite(table).all(axis=1) & (as_of >= EARLIEST_TIME_S) & (as_of <= LATEST_TIME_S)
     table[~usable] = 0.0
