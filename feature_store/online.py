@@ -97,6 +97,9 @@ class StateReader:
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
             raise StoreUnavailableError(type(error).__name__) from error
+        if (task := asyncio.current_task()) is not None and task.cancelling():  # redis-py keeps that to itself
+            await connection.disconnect(nowait=True)
+            raise asyncio.CancelledError
         return _Exchange(connection)
 
 

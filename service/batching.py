@@ -121,7 +121,7 @@ class Batcher:
             if not future.done():
                 future.set_result(outcome)
 
-        self.submit(part, deliver, abandoned)
+        self.submit(part, deliver, lambda: future.done() or abandoned())
         outcome = await future
         if isinstance(outcome, ScoringError):
             raise outcome

@@ -104,7 +104,8 @@ def _decompressed(message: bytes, encoding: bytes, most: int) -> bytes:
     except zlib.error:
         found = b""
     if len(found) > most:
-        raise _too_large(f"more than {most}", most)
+        whole = int.from_bytes(message[-4:], "little") if encoding == GZIP else 0  # as gzip says at its end
+        raise _too_large(str(max(whole, most + 1)), most)
     if not unpack.eof or unpack.unused_data:
         name = encoding.decode()
         raise CallError(Code.INTERNAL, f"Unexpected error decompressing data for algorithm {name}")

@@ -20,6 +20,7 @@ from service.errors import Code, Reason, ScoringError
 from service.settings import Settings
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+MOST_MS: Final = 2**31 - 1
 REPORTED: Final = ("", SERVICE)
 """Services whose health is told; the empty name is the server as a whole."""
 
@@ -55,14 +56,17 @@ class AioFront:
 
     def _options(self, share_port: bool) -> list[tuple[str, int]]:
         settings = self._settings
+        timeout_ms = min(int(settings.keepalive_timeout_s * 1000), MOST_MS)
         return [
             # On by default: a second server on the same port would start without a word and take half of the calls.
             ("grpc.so_reuseport", int(share_port)),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), 2**31 - 1)),
-            ("grpc.keepalive_time_ms", min(int(settings.keepalive_s * 1000), 2**31 - 1)),
-            ("grpc.keepalive_timeout_ms", min(int(settings.keepalive_timeout_s * 1000), 2**31 - 1)),
+            ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), MOST_MS)),
+            ("grpc.keepalive_time_ms", min(int(settings.keepalive_s * 1000), MOST_MS)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_timeout_ms", timeout_ms),
+            ("grpc.http2.ping_timeout_ms", timeout_ms),
         ]
 
     async def set_serving(self, serving: bool) -> None:

@@ -47,7 +47,7 @@ from service.framing import (
     only_message,
     timeout_s,
 )
-from service.http2 import PREFACE, Http2, PeerError, Stream
+from service.http2 import PREFACE, Headers, Http2, PeerError, Stream
 from service.scorer import Scores
 from service.settings import Settings
 from service.standard import Health, Reflection
@@ -66,9 +66,10 @@ PONG_S: Final = 5.0
 LINGER_S: Final = 1.0
 """Then it has as long to close; a socket that is closed before it is read to the end may lose what was sent."""
 AGE_JITTER: Final = 0.1
+NOT_HTTP2_TEXT: Final = b"This port speaks gRPC over HTTP/2: call it with a gRPC client\n"
 NOT_HTTP2: Final = (
-    b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nContent-Length: 60\r\n"
-    b"Connection: close\r\n\r\nThis port speaks gRPC over HTTP/2: call it with a gRPC client"
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n"
+    b"Connection: close\r\n\r\n%b" % (len(NOT_HTTP2_TEXT), NOT_HTTP2_TEXT)
 )
 """For the first bytes of anything else."""
 
@@ -173,6 +174,7 @@ class _Connection(asyncio.Protocol):
         self._unflushed = self._paused = self._choked = self._turning = False
         self._born = self._heard = self._took = time.monotonic()
         self._pinged: float | None = None
+        self._pongs = 0
         self._unsent = 0
         self._mute = False
         """Whether nothing may be written any more: the connection is lost, or its end has been written."""
@@ -198,6 +200,8 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take in bytes, and serve what has become whole by them."""
         self._heard = time.monotonic()
+        if self._mute:
+            return
         if self._greeting is not None:
             data = self._greeting + data
             if len(data) < len(PREFACE) and PREFACE.startswith(data):
@@ -243,7 +247,7 @@ class _Connection(asyncio.Protocol):
 
     def _refuse_protocol(self) -> None:
         self._transport.write(NOT_HTTP2)
-        self._transport.close()
+        self._say_goodbye()
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -268,7 +272,7 @@ class _Connection(asyncio.Protocol):
                 break
         if self._h2.worn:
             self.leave()
-        if not self.scoring:  # otherwise replies are due soon, and what else there is to write goes with them
+        if not self.scoring or self._h2.owes:  # otherwise replies are due soon, and all is written with them
             self.flush()
         if (todo or self._h2.behind) and not self._turning:
             self._turning = True
@@ -307,11 +311,11 @@ class _Connection(asyncio.Protocol):
         if stream.id not in self._h2.streams:
             return None
         if stream.method != b"POST":
-            self._h2.refuse(stream, 405, [(b"allow", b"POST")])
+            self._refuse(stream, 405, [(b"allow", b"POST")])
             return None
         kind = stream.headers.get(b"content-type", b"")
         if kind != b"application/grpc" and not kind.startswith((b"application/grpc+", b"application/grpc;")):
-            self._h2.refuse(stream, 415, [(b"accept-post", b"application/grpc")])
+            self._refuse(stream, 415, [(b"accept-post", b"application/grpc")])
             return None
         if (begin := self.front.calls.get(stream.path)) is None:
             raise CallError(Code.UNIMPLEMENTED, "Method not found!")
@@ -330,6 +334,13 @@ class _Connection(asyncio.Protocol):
         self._h2.send(stream, head, body, trailers)
         if trailers is not None and (call := self._calls.pop(stream.id, None)) is not None:
             call.over()
+        self._flush_soon()
+
+    def _refuse(self, stream: Stream, status: int, headers: Headers) -> None:
+        self._h2.refuse(stream, status, headers)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._unflushed:
             self._unflushed = True
             self.front.flush_soon(self)
@@ -337,17 +348,15 @@ class _Connection(asyncio.Protocol):
     def fail(self, stream: Stream, error: CallError) -> None:
         """End a call with a status that is not OK; trailers alone where nothing has been sent yet."""
         call = self._calls.pop(stream.id, None)
+        if call is not None:
+            call.over()
         if stream.id not in self._h2.streams:
             return
         if call is not None and call.talking:
             self._h2.send(stream, None, b"", error.headers())
+            self._flush_soon()
         else:
-            self._h2.refuse(stream, 200, [*HEAD, *error.headers()])
-        if call is not None:
-            call.over()
-        if not self._unflushed:
-            self._unflushed = True
-            self.front.flush_soon(self)
+            self._refuse(stream, 200, [*HEAD, *error.headers()])
 
     def check_room(self) -> None:
         """CallError where more replies wait for the peer than may."""
@@ -378,10 +387,20 @@ class _Connection(asyncio.Protocol):
         """Ask the client for a new connection, and close this one when its calls are done."""
         if not self._leaving:
             self._leaving, self._left = "asked", time.monotonic() + PONG_S
+            self._pongs = self._h2.pongs + (self._pinged is not None)
             self._h2.go_away()
             # Its answer shows that the client has read GOAWAY, and opens no more streams here.
             self._h2.ping()
             self.flush()
+
+    def _say_goodbye(self) -> None:
+        """Write no more, and take in what still comes for a while: a socket closed before loses what was sent."""
+        self._leaving, self._left = "gone", time.monotonic() + LINGER_S
+        self._mute = True
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
     def _end(self, error: PeerError) -> None:
         logger.debug("closing a connection: %s", error)
@@ -432,7 +451,7 @@ class _Connection(asyncio.Protocol):
             self.flush()
 
     def _go_on_leaving(self, now: float) -> None:
-        if self._leaving == "asked" and (self._h2.pongs or now > self._left):
+        if self._leaving == "asked" and (self._h2.pongs > self._pongs or now > self._left):
             self._leaving, self._left = "told", now + self.front.settings.stalled_s
             self._h2.go_away_at_last()
             for call in list(self._calls.values()):
@@ -442,12 +461,7 @@ class _Connection(asyncio.Protocol):
         if self._leaving == "told" and not self._h2.streams and self._unsent and now > self._left:
             self.abort()  # all is answered, and taken too slowly
         elif self._leaving == "told" and not self._h2.streams and not self._unsent:
-            self._leaving, self._left = "gone", now + LINGER_S
-            self._mute = True
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            else:
-                self._transport.close()
+            self._say_goodbye()
         if self._leaving == "gone" and now > self._left:
             self._transport.close()
 
@@ -476,6 +490,12 @@ class _Call:
 
     def advance(self) -> None:
         raise NotImplementedError
+
+    def tell(self, message: bytes) -> None:
+        """Send one of several replies."""
+        head = None if self.talking else HEAD
+        self.talking = True
+        self.connection.send(self.stream, head, frame(message), None)
 
     def over(self) -> None:
         """Nothing is to be done by default."""
@@ -556,47 +576,33 @@ class _HealthCheck(_Unary):
         self.reply(self.connection.front.health.check(request))
 
 
-class _Streaming(_Call):
-    """A call whose replies are messages of their own."""
+class _HealthWatch(_Unary):
+    """One request, and a reply at each change."""
 
     __slots__ = ()
 
-    def __init__(self, connection: _Connection, stream: Stream) -> None:
-        super().__init__(connection, stream)
-        self.due = self.deadline
-
-    def next_request(self) -> bytes | None:
-        if (found := next_message(self.stream.body, self.encoding, self.connection.most_bytes)) is None:
-            return None
-        message, size = found
-        self.connection.consume(self.stream, size)
-        return message
-
-    def tell(self, message: bytes) -> None:
-        head = None if self.talking else HEAD
-        self.talking = True
-        self.connection.send(self.stream, head, frame(message), None)
-
-
-class _HealthWatch(_Streaming):
-    __slots__ = ()
-
-    def advance(self) -> None:
-        if not self.talking and (request := self.next_request()) is not None:
-            self.connection.front.health.watch(request, self.tell)
+    def answer(self, request: bytes) -> None:
+        self.connection.front.health.watch(request, self.tell)
 
     def over(self) -> None:
         self.connection.front.health.unwatch(self.tell)
 
 
-class _Reflect(_Streaming):
+class _Reflect(_Call):
+    """A reply to each request, for as long as there are any."""
+
     __slots__ = ()
 
     def advance(self) -> None:
-        if (request := self.next_request()) is not None:
+        self.due = self.deadline
+        if (found := next_message(self.stream.body, self.encoding, self.connection.most_bytes)) is not None:
+            request, size = found
             self.connection.check_room()
+            self.connection.consume(self.stream, size)
             self.tell(self.connection.front.reflection.answer(request))
             self.connection.again(self.stream)  # the next one when others had their turn
+        elif self.stream.ended and self.stream.body:
+            raise CallError(Code.INTERNAL, "the request ended within a message")
         elif self.stream.ended:
             self.connection.send(self.stream, None if self.talking else HEAD, b"", OK)
 

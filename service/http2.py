@@ -71,6 +71,8 @@ class Http2:
         self._most_buffered: Final = most_buffered
         self.streams: Final[dict[int, Stream]] = {}
         """Requests that have no whole reply yet."""
+        self.owes = False
+        """Whether the peer waits for more than replies: an acknowledgement, or a window for the rest of a request."""
         self.behind = False
         """Whether bytes that were received wait for :meth:`advance`."""
         self.pongs = 0
@@ -128,6 +130,7 @@ class Http2:
         except zttp.ProtocolError as error:
             raise PeerError(str(error)) from error
         self.behind = event is not zttp.NEED_DATA
+        self.owes = self.owes or any(not stream.ended for stream in moved.values())
         self._charge(idle, requests)
         return moved.values()
 
@@ -144,6 +147,7 @@ class Http2:
             stream.body += data
 
     def _control(self, event: zttp.Event, moved: dict[int, Stream]) -> None:
+        self.owes = True
         if isinstance(event, zttp.RstStream):
             if event.error_code == STREAM_CLOSED:  # zttp's own, for what was on its way when a request was refused
                 self._barren = 0
@@ -238,6 +242,7 @@ class Http2:
 
     def to_send(self) -> bytes:
         """Return and clear the bytes to send."""
+        self.owes = False
         data = self._h2.data_to_send()
         if self._own_frames:
             data, self._own_frames = data + self._own_frames, b""

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
@@ -68,9 +67,9 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     watching = asyncio.create_task(_watch(store, front, settings.health_interval_ms / 1000))
     await stopping.wait()
     logger.info("stopping: running calls have %g s", settings.grace_s)
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+    while not watching.done():  # a library in between may keep a cancellation to itself
+        watching.cancel()
+        await asyncio.wait([watching], timeout=0.1)
     await front.stop(settings.grace_s)
     await store.close()
     logger.info("stopped")

@@ -14,6 +14,9 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
     """For the lean front; None without TLS. InputError where the files cannot be used."""
     if settings.tls_certificate is None:
         return None
+    for path in (settings.tls_certificate, settings.tls_key, settings.tls_client_ca):
+        if path is not None and not path.is_file():
+            raise InputError(f"TLS: there is no file {path}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])

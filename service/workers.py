@@ -70,13 +70,16 @@ def supervise(settings: Settings, work: Work) -> None:
 def _held_port(settings: Settings) -> socket.socket:
     """A port that workers can share, and that nobody else has: sharing alone would take calls from another server."""
     family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(address)
-        address = trial.getsockname()
-    held = socket.socket(family)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind(address)
+    try:
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+            address = trial.getsockname()
+        held = socket.socket(family)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(address)
+    except OSError as error:
+        raise InputError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
     return held
 
 

@@ -1,0 +1,173 @@
+"""Several workers on one port: they share its connections, come and go together, and are replaced when they die."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.client import ScoringClient
+from service.workers import AT_LEAST_S
+from tests.conftest import Run
+from tests.e2e.conftest import ServerProcess
+
+KNOWN = "900"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+Start = Callable[..., ServerProcess]
+
+
+def family(server: ServerProcess) -> list[psutil.Process]:
+    """The process and all below it."""
+    head = psutil.Process(server.process.pid)
+    return [head, *head.children(recursive=True)]
+
+
+def workers(server: ServerProcess) -> list[psutil.Process]:
+    """Those that listen on the port."""
+    port = int(server.target.rpartition(":")[2])
+    return [
+        process
+        for process in family(server)[1:]
+        if any(c.laddr.port == port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+    ]
+
+
+def await_end(processes: list[psutil.Process], seconds: float = 10) -> None:
+    _, alive = psutil.wait_procs(processes, seconds)
+    assert alive == []
+
+
+@pytest.fixture
+def start(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start(*options: str, workers: int = 2, port: int = 0) -> ServerProcess:
+            usual = ["--registry", str(sample_registry), "--redis", loaded_redis]
+            usual += ["--workers", str(workers), "--port", str(port)]
+            server = stack.enter_context(ServerProcess(tmp_path, *usual, *options))
+            server.wait_for("serving on")
+            stack.callback(lambda: [process.kill() for process in members if process.is_running()])
+            members = family(server)
+            return server
+
+        yield start
+
+
+def score_on_new_connections(target: str, count: int) -> None:
+    for _ in range(count):
+        with ScoringClient(target, timeout_s=5) as client:
+            assert client.score(KNOWN).customer_id == KNOWN
+
+
+def busy(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def test_workers_share_a_port_and_all_are_healthy(start: Start) -> None:
+    server = start()
+    assert re.search(r"serving on \S+:\d+ with 2 workers", server.log)
+    found = workers(server)
+    assert len(found) == 2
+    taken: set[int] = set()
+    with ExitStack() as stack:
+        while len(taken) < 2:
+            channel = stack.enter_context(grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]))
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert reply.status == SERVING
+            taken |= {
+                worker.pid
+                for worker in found
+                if any(c.status == psutil.CONN_ESTABLISHED and c.raddr for c in worker.net_connections("inet"))
+            }
+    score_on_new_connections(server.target, 10)
+    everybody = family(server)
+    assert server.stop() == 0
+    await_end(everybody[1:])
+    assert server.log.count("stopped") == 2
+    assert "Traceback" not in server.log
+
+
+def test_a_killed_worker_is_replaced(start: Start) -> None:
+    server = start()
+    time.sleep(AT_LEAST_S)  # one that dies sooner is a fault that would come again
+    first = workers(server)
+    first[0].kill()
+    server.wait_for("a worker ended with code -9: starting another")
+    deadline = time.monotonic() + 10
+    while len(second := workers(server)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert first[1].pid in {worker.pid for worker in second}
+    score_on_new_connections(server.target, 10)
+    everybody = family(server)
+    assert server.stop() == 0
+    await_end(everybody[1:])
+
+
+def test_a_worker_that_ends_at_once_ends_all(start: Start) -> None:
+    server = start()
+    everybody = family(server)
+    workers(server)[0].kill()
+    assert server.process.wait(20) == 2
+    await_end(everybody[1:])
+    assert "Traceback" not in server.log
+    assert server.log.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_stop_with_a_stop_and_the_port_is_free_again(start: Start, number: signal.Signals) -> None:
+    server = start()
+    port = int(server.target.rpartition(":")[2])
+    score_on_new_connections(server.target, 4)
+    everybody = family(server)
+    for process in everybody if number == signal.SIGINT else everybody[:1]:  # Ctrl-C reaches all of them
+        process.send_signal(number)
+    assert server.process.wait(15) == 0
+    await_end(everybody[1:])
+    assert "Traceback" not in server.log
+    score_on_new_connections(start(workers=2, port=port).target, 1)
+
+
+def test_a_port_left_by_one_process_can_be_taken_by_several(start: Start) -> None:
+    alone = start(workers=1)
+    with ScoringClient(alone.target, timeout_s=5) as client:
+        assert client.score(KNOWN).customer_id == KNOWN
+        assert alone.stop() == 0  # it closes first, so its end of the connection lingers in TIME_WAIT
+    port = int(alone.target.rpartition(":")[2])
+    score_on_new_connections(start(workers=2, port=port).target, 1)
+
+
+def test_workers_end_with_the_process_that_started_them(start: Start) -> None:
+    server = start()
+    everybody = family(server)
+    assert len(everybody) >= 3
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait(5)
+    await_end(everybody[1:])
+
+
+def test_a_bundle_that_cannot_be_served_ends_all_in_one_line(tmp_path: Path, run_module: Run) -> None:
+    options = ["--registry", tmp_path, "--redis", "redis://127.0.0.1:1", "--port", "0", "--workers", "2"]
+    ended = run_module("service", *options)
+    assert ended.is_bad_input, ended
+
+
+@pytest.mark.parametrize("holder", [1, 2])
+@pytest.mark.parametrize("comer", [1, 2])
+def test_a_port_in_use_is_never_shared_with_another_server(
+    start: Start, sample_registry: Path, run_module: Run, holder: int, comer: int
+) -> None:
+    port = start(workers=holder).target.rpartition(":")[2]
+    options = ["--registry", sample_registry, "--redis", "redis://127.0.0.1:1", "--port", port, "--workers", comer]
+    ended = run_module("service", *options)
+    assert ended.is_bad_input, ended
+    assert port in ended.err
