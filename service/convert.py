@@ -46,9 +46,11 @@ class Method:
 def decode_score(data: bytes) -> Part:
     """A ScoreCustomerRequest."""
     request = _parsed(scoring_pb2.ScoreCustomerRequest, data)
-    if error := _id_error(request.customer_id, "customer_id"):
+    customer_id = request.customer_id
+    surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
+    if not surely_good and (error := _id_error(customer_id, "customer_id")):
         raise error
-    return Part([request.customer_id], _economics(request), _max_age(request))
+    return Part([customer_id], _economics(request), _max_age(request))
 
 
 def decode_batch(data: bytes) -> Part:

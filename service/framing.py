@@ -85,6 +85,8 @@ def announced(body: bytes | bytearray, most: int) -> int | None:
 
 def only_message(body: bytes | bytearray, encoding: bytes, most: int) -> bytes:
     """The message of a body that has ended; CallError where it is not exactly one."""
+    if len(body) >= PREFIX and not body[0] and int.from_bytes(body[1:PREFIX]) == len(body) - PREFIX <= most:
+        return bytes(body[PREFIX:])  # as nearly all are
     if (found := next_message(body, encoding, most)) is None:
         if body:
             raise CallError(Code.INTERNAL, "the request ended within a message")

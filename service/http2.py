@@ -97,7 +97,7 @@ class Http2:
             raise PeerError(str(error)) from error
         return self.advance()
 
-    def advance(self) -> Collection[Stream]:
+    def advance(self) -> Collection[Stream]:  # noqa: C901  # one branch a kind of event, in the loop that all calls take
         """Go on with bytes received before, for one turn."""
         moved: dict[int, Stream] = {}
         streams, next_event = self.streams, self._h2.next_event
@@ -108,12 +108,16 @@ class Http2:
                 turn -= 1
                 kind = type(event)
                 if kind is zttp.Data:
-                    idle += len(event.data) < SHORT_DATA
+                    data = event.data
+                    idle += len(data) < SHORT_DATA
                     if (stream := streams.get(event.stream_id)) is not None:
-                        self._grow(stream, event.data)
                         moved[stream.id] = stream
-                elif kind is zttp.WindowUpdate:
-                    idle += 1
+                        self.buffered += len(data)
+                        self._barren -= len(data)
+                        if stream.body or self.buffered > self._most_buffered:
+                            self._grow(stream, data)
+                        else:
+                            stream.body = data
                 elif kind is zttp.Request:
                     requests += 1
                     turn -= len(event.headers) >> 3
@@ -126,7 +130,8 @@ class Http2:
                         moved[stream.id] = stream
                 else:
                     idle += 1
-                    self._control(event, moved)
+                    if kind is not zttp.WindowUpdate:
+                        self._control(event, moved)
         except zttp.ProtocolError as error:
             raise PeerError(str(error)) from error
         self.behind = event is not zttp.NEED_DATA
@@ -135,16 +140,12 @@ class Http2:
         return moved.values()
 
     def _grow(self, stream: Stream, data: bytes) -> None:
-        self._barren = max(0, self._barren - len(data))
-        self.buffered += len(data)
+        """Put together a body that comes in pieces."""
         if self.buffered > self._most_buffered:
             self._flood("more bodies at once than a connection may hold")
-        if not stream.body:
-            stream.body = data
-        else:
-            if isinstance(stream.body, bytes):
-                stream.body = bytearray(stream.body)  # grows without being copied each time
-            stream.body += data
+        if isinstance(stream.body, bytes):
+            stream.body = bytearray(stream.body)  # grows without being copied each time
+        stream.body += data
 
     def _control(self, event: zttp.Event, moved: dict[int, Stream]) -> None:
         self.owes = True

@@ -31,6 +31,8 @@ from service.workers import READY
 
 TURNS: Final = {"lean": 4, "grpcio": 16}
 """Of the loop, before a batch is taken. With 16 single calls in flight lean's 4 turns save a sixth of the CPU."""
+GC_EVERY: Final = 20_000
+"""Objects made and not freed. Calls leave no cycles behind, so there is little to look for: it saves 3 % of a call."""
 
 logger: Final = logging.getLogger("tidemark")
 
@@ -58,6 +60,7 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_EVERY)
     logger.info("model %s, fingerprint %s", model.version, model.layout.fingerprint)
     if pipe is None:
         logger.info("serving on %s:%d", f"[{settings.host}]" if ":" in settings.host else settings.host, port)
