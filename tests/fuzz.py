@@ -40,7 +40,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hyperframe import frame as frames
 from tidemark.v1 import scoring_pb2
 
-from service import front_lean
+from service import calls, connection, front_lean
 from service.batching import Batcher
 from service.errors import Reason, ScoringError
 from service.http2 import PREFACE
@@ -213,7 +213,7 @@ async def _capture_grpcio() -> list[bytes]:
     records: list[bytearray] = []
     front = _front(Scorer())
 
-    class Recorded(front_lean._Connection):
+    class Recorded(connection.Connection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             records.append(bytearray())
             self.record = records[-1]
@@ -582,7 +582,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        vars(front_lean)["time"] = self.clock
+        for module in (calls, connection, front_lean):
+            vars(module)["time"] = self.clock
         self.scorer = Scorer()
         self.front = _front(self.scorer)
         self.faults: list[str] = []
@@ -603,7 +604,7 @@ class Bench:
     def connect(self, *, reads: bool) -> Transport:
         """A new connection."""
         transport = Transport(reads)
-        transport.protocol = front_lean._Connection(self.front)
+        transport.protocol = connection.Connection(self.front)
         transport.protocol.connection_made(transport)
         return transport
 

@@ -162,6 +162,7 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("unary_16", "<= 0.30", partial(front.unary, 16)),
     ("unary_1", "<= 0.7", partial(front.unary, 1)),
     ("unary_1_latency", "<= 0.75", front.unary_1_latency),
+    ("fronts_1", "<= 1", front.fronts_1),
     ("unary_64_clients", "<= 0.3", partial(front.unary_clients, "lean")),
     ("unary_64_aio", "<= 2.2", partial(front.unary_clients, "grpcio")),
     ("front_share", "<= 0.40", front.front_share),

@@ -43,6 +43,7 @@ REST_S: Final = 3.0
 PROFILE_S: Final = 8.0
 NOT_THE_FRONT: Final = ("redis", "states", "graph", "protobuf")
 P99: Final = 0.99
+LINES: Final = 64
 
 
 def cost(target: Server, in_flight: int) -> float:
@@ -60,6 +61,16 @@ def unary(in_flight: int, bench: Bench) -> Measured:
     with tidemark_server(bench.registry, bench.url) as ours, empty_server() as empty:
         found = paired(lambda: cost(ours, in_flight), lambda: cost(empty, in_flight))
     return found.median, f"CPU per call; the empty call costs {found.unit * 1e6:.0f} µs; {found.spread}"
+
+
+def fronts_1(bench: Bench) -> Measured:
+    """Server CPU of one call at a time on the lean front, where it gains least, over the same on grpcio's."""
+    with (
+        tidemark_server(bench.registry, bench.url, "--front", "lean") as lean,
+        tidemark_server(bench.registry, bench.url, "--front", "grpcio") as grpcio,
+    ):
+        found = paired(lambda: cost(lean, 1), lambda: cost(grpcio, 1))
+    return found.median, f"CPU per call; on grpcio's front {found.unit * 1e6:.0f} µs; {found.spread}"
 
 
 def unary_clients(front: str, bench: Bench) -> Measured:
@@ -160,13 +171,12 @@ def workers_2(bench: Bench) -> Measured:
 def interference_p99(bench: Bench) -> Measured:
     """p99 of unary calls at half load while another client sends calls of 1000 ids back to back, over without."""
     with tidemark_server(bench.registry, bench.url) as ours:
-        calm = Caller(ours, UNARY, unary_requests(), 16)
-        half = calm.run(SLICE_S).calls / SLICE_S / 2
+        half = raw_load.run(ours.port, connections=16, in_flight=1, seconds=SLICE_S).calls / SLICE_S / 2
         rude = [sys.executable, "-m", "tests.benchmarks.rude_client", "--port", str(ours.port), "--seconds"]
         large: list[int] = []
 
         def p99() -> float:
-            return float(np.quantile(calm.paced(2 * SLICE_S, half), P99))
+            return float(np.quantile(paced(ours, half, 2 * SLICE_S), P99))
 
         def disturbed() -> float:
             with subprocess.Popen([*rude, str(4 * SLICE_S)], stdout=subprocess.PIPE) as client:
@@ -176,10 +186,38 @@ def interference_p99(bench: Bench) -> Measured:
             return found
 
         found = paired(disturbed, p99)
-        calm.close()
     rows = statistics.median(large) / (4 * SLICE_S) * 1000
     beside = f"{rows:,.0f} customers a second in large calls beside them"
     return found.median, f"without {found.unit * 1e3:.1f} ms, at {half:,.0f} a second; {beside}; {found.spread}"
+
+
+def paced(target: Server, rate: float, seconds: float) -> list[float]:
+    """Seconds that calls took which were due at an even ``rate``, on connections of one call each."""
+    requests, poll, taken = raw_load.Requests(target.port), select.epoll(), []
+    free = [raw_load.Calls(target.port, 1, requests) for _ in range(LINES)]
+    busy: dict[int, tuple[raw_load.Calls, float]] = {}
+    for line in free:
+        poll.register(line.socket, select.EPOLLIN)
+    start, begun = time.perf_counter(), 0
+    while begun < rate * seconds or busy:
+        now = time.perf_counter()
+        while free and begun < rate * seconds and (due := start + begun / rate) <= now:
+            line = free.pop()
+            line.send()
+            busy[line.socket.fileno()] = line, due
+            begun += 1
+        wait = start + begun / rate - now if begun < rate * seconds else raw_load.PATIENCE_S
+        for number, _ in poll.poll(max(0.0, wait)):
+            if number in busy:
+                line, due = busy[number]
+                line.read()
+                if not line.pending:
+                    taken.append(time.perf_counter() - due)
+                    del busy[number]
+                    free.append(line)
+    for line in free:
+        line.socket.close()
+    return taken[LINES:]  # the first on each brought its connection up
 
 
 def million_calls(bench: Bench) -> dict[str, Measured]:

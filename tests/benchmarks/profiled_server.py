@@ -28,6 +28,8 @@ OWNERS: Final = {
     "service/batching.py": "batching",
     "service/http2.py": "http2",
     "service/front_lean.py": "front",
+    "service/connection.py": "front",
+    "service/calls.py": "front",
     "service/framing.py": "front",
 }
 

@@ -155,26 +155,6 @@ class Caller:
         load = self.run(seconds)
         return load.cpu_s / load.calls
 
-    def paced(self, seconds: float, rate: float) -> list[float]:
-        """Seconds that calls took which were begun at an even ``rate`` (a second), whatever became of those before."""
-        return self._loop.run_until_complete(self._paced(seconds, rate))
-
-    async def _paced(self, seconds: float, rate: float) -> list[float]:
-        taken: list[float] = []
-
-        async def one(number: int, due: float) -> None:
-            await self._calls[number % len(self._calls)](self._requests[number % len(self._requests)])
-            taken.append(time.perf_counter() - due)
-
-        start, begun = time.perf_counter(), set()
-        for number in range(int(seconds * rate)):
-            due = start + number / rate
-            if (ahead := due - time.perf_counter()) > 0:
-                await asyncio.sleep(ahead)
-            begun.add(self._loop.create_task(one(number, due)))
-        await asyncio.gather(*begun)
-        return taken
-
     async def _one(self, number: int, until: float) -> int:
         call, done, at = self._calls[number % len(self._calls)], 0, number * 61
         while time.perf_counter() < until:
