@@ -82,8 +82,8 @@ class Batcher:
         self,
         score: Callable[[Sequence[Part]], Awaitable[list[Scores]]],
         *,
-        max_rows: int = 512,
-        slice_rows: int = 256,
+        max_rows: int = 256,
+        slice_rows: int = 128,
         turns: int = 0,
     ) -> None:
         """``turns`` is for fronts that take several turns of the loop to bring a call in, as grpc.aio does.

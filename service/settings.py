@@ -45,10 +45,10 @@ class Settings(BaseSettings):
         int,
         Field(ge=10, le=60_000, description="How often Redis is asked whether it is there, for the health service."),
     ] = 500
-    max_batch_rows: Annotated[int, Field(ge=1, le=10_000, description="Most customers in one graph run.")] = 512
+    max_batch_rows: Annotated[int, Field(ge=1, le=10_000, description="Most customers in one graph run.")] = 256
     slice_rows: Annotated[
         int, Field(ge=1, le=10_000, description="Most customers of one call in one graph run; the rest takes turns.")
-    ] = 256
+    ] = 128
     max_message_bytes: Annotated[
         int, Field(ge=1024, le=2**30, description="Largest request or reply, after decompression.")
     ] = 2**20
