@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import feature_store
+import service
 
 IMPORTED = """
 import sys
@@ -49,3 +56,19 @@ def test_training_imports_no_server() -> None:
     found = output_of(IMPORTED.format(module="training.__main__"))
     assert {"sklearn", "onnx", "duckdb"} <= found
     assert not found & {"service", "grpc", "tidemark", "uvloop"}
+
+
+@pytest.mark.parametrize(
+    ("library", "only"),
+    [("zttp", "http2.py"), ("redis", "online.py"), ("hiredis", "online.py"), ("onnxruntime", "graph.py")],
+)
+def test_one_module_alone_knows_each_library_that_may_be_replaced(library: str, only: str) -> None:
+    def imports(path: Path) -> set[str]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        plain = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        return {
+            name.partition(".")[0] for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
+        }
+
+    modules = [path for package in (feature_store, service) for path in Path(package.__path__[0]).glob("*.py")]
+    assert [path.name for path in modules if library in imports(path)] == [only]
