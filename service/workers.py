@@ -76,7 +76,8 @@ def _held_port(settings: Settings) -> socket.socket:
             trial.bind(address)
             address = trial.getsockname()
         held = socket.socket(family)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # connections of before may linger; workers share
+            held.setsockopt(socket.SOL_SOCKET, option, 1)
         held.bind(address)
     except OSError as error:
         raise InputError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
