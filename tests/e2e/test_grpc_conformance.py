@@ -297,6 +297,7 @@ def test_a_client_that_reads_slowly_gets_all_and_keeps_nobody_waiting(server: Se
 # --- deadlines and cancellation -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("lean")  # grpcio's timer may come later than its answer
 @pytest.mark.parametrize("timeout", ["0H", "0S", "0n"])
 def test_a_call_that_is_late_as_it_comes_is_told_so(raw: RawClient, timeout: str) -> None:
     assert raw.ask(SCORE, ONE, [("grpc-timeout", timeout)]).code == DEADLINE_EXCEEDED
@@ -730,7 +731,6 @@ TABLE = {
     "announced and not compressed": Asked(SCORE, framed(ONE), GZIP),
     "compressed and too large": Asked(SCORE, framed(bytes(2**20), squeezed=True), GZIP),
     "not decompressible": Asked(SCORE, b"\1" + framed(ONE)[1:], GZIP),
-    "late as it comes": Asked(SCORE, framed(ONE), [("grpc-timeout", "0S")]),
     "late when, nobody knows": Asked(SCORE, framed(ONE), [("grpc-timeout", "soon")]),
     "health": check(""),
     "health of the service": check(SERVICE),
