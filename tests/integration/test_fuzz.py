@@ -1,11 +1,10 @@
-"""A short run of the fuzz, with another seed each day; ``python -m tests.fuzz --cases 400000`` is the long one."""
+"""A short run of the fuzz, the same each time; ``python -m tests.fuzz --cases 400000 --seed N`` is the long one."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 CASES = 20_000
@@ -14,7 +13,7 @@ CASES = 20_000
 def test_mutated_captures_of_real_traffic_find_nothing(tmp_path: Path) -> None:
     # As a script: the tests' folder gets onto the path, and the built wheel is what is fuzzed.
     script = Path(__file__).parents[1] / "fuzz.py"
-    command = [sys.executable, str(script), "--cases", str(CASES), "--seed", str(int(time.time() // 86_400))]
+    command = [sys.executable, str(script), "--cases", str(CASES), "--seed", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"^([\d,]+) answered", done.stdout, re.MULTILINE)
