@@ -203,11 +203,10 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _serve(self, stream: Stream) -> None:
-        call = self._calls.get(stream.id)
         if stream.reset:
-            if call is not None:
-                self._forget(call)
+            self._forget(stream)
             return
+        call = self._calls.get(stream.id)
         try:
             if call is None:
                 call = self._begin(stream)
@@ -242,8 +241,8 @@ class Connection(asyncio.Protocol):
         if stream.id not in self._h2.streams:
             return
         self._h2.send(stream, head, body, trailers)
-        if trailers is not None and (call := self._calls.pop(stream.id, None)) is not None:
-            call.over()
+        if trailers is not None:
+            self._forget(stream)
         self._flush_soon()
 
     def _refuse(self, stream: Stream, status: int, headers: Headers) -> None:
@@ -258,9 +257,7 @@ class Connection(asyncio.Protocol):
     def fail(self, stream: Stream, error: Exception) -> None:
         """End a call with a status that is not OK; trailers alone where nothing has been sent yet."""
         headers = call_error(error).headers()
-        call = self._calls.pop(stream.id, None)
-        if call is not None:
-            call.over()
+        call = self._forget(stream)
         if stream.id not in self._h2.streams:
             return
         if call is not None and call.talking:
@@ -282,9 +279,11 @@ class Connection(asyncio.Protocol):
         """Drop the first bytes of a request that goes on: they have been used."""
         self._h2.consume(stream, size)
 
-    def _forget(self, call: Call) -> None:
-        self._calls.pop(call.stream.id, None)
-        call.over()
+    def _forget(self, stream: Stream) -> Call | None:
+        """The stream's call, which has ended."""
+        if (call := self._calls.pop(stream.id, None)) is not None:
+            call.over()
+        return call
 
     def flush(self) -> None:
         """Write what there is to write."""

@@ -35,7 +35,7 @@ class AioFront:
         self._settings = settings
         self._health = health.aio.HealthServicer()
 
-    async def start(self, host: str, port: int, *, share_port: bool = False) -> int:
+    async def start(self, port: int, *, share_port: bool = False) -> int:
         """Listen and return the port; OSError where that is not possible."""
         credentials = tls.server_credentials(self._settings)
         self._server = grpc.aio.server(options=self._options(share_port))
@@ -43,9 +43,8 @@ class AioFront:
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-
         await self.set_serving(False)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = f"{self._settings.host_of_address}:{port}"
         try:
             add = self._server.add_insecure_port
             found = add(address) if credentials is None else self._server.add_secure_port(address, credentials)

@@ -54,12 +54,12 @@ class LeanFront:
         self._ticking: asyncio.TimerHandle | None = None
         self._gone: asyncio.Event | None = None
 
-    async def start(self, host: str, port: int, *, share_port: bool = False) -> int:
+    async def start(self, port: int, *, share_port: bool = False) -> int:
         """Listen and return the port; OSError where that is not possible."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: Connection(self),
-            host,
+            self.settings.host,
             port,
             ssl=tls.server_context(self.settings),
             ssl_handshake_timeout=HANDSHAKE_S if self.settings.tls_certificate else None,

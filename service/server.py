@@ -56,14 +56,14 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     scorer = Scorer(store, model)
     front = _front(settings, scorer)
     stopping = _stop_signal()
-    port = await front.start(settings.host, settings.port if port is None else port, share_port=pipe is not None)
+    port = await front.start(settings.port if port is None else port, share_port=pipe is not None)
     # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_EVERY)
     logger.info("model %s, fingerprint %s", model.version, model.layout.fingerprint)
     if pipe is None:
-        logger.info("serving on %s:%d", f"[{settings.host}]" if ":" in settings.host else settings.host, port)
+        logger.info("serving on %s:%d", settings.host_of_address, port)
     else:
         asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
         pipe.send(READY)

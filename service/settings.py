@@ -79,10 +79,17 @@ class Settings(BaseSettings):
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least severity that is logged.")
     ] = "INFO"
 
+    @property
+    def host_of_address(self) -> str:
+        """The host as it stands before a port."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
     @model_validator(mode="after")
     def _tls_goes_together(self) -> Self:
+        # A setting, a colon and the mend, as all other problems of settings are told.
         if (self.tls_certificate is None) is not (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key go together: give both, or none")
+            missing = "tls_certificate" if self.tls_certificate is None else "tls_key"
+            raise ValueError(f"{missing}: missing, certificate and key go together: give both, or none")
         if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+            raise ValueError("tls_certificate: missing, and tls_client_ca needs it with its key")
         return self

@@ -55,8 +55,7 @@ def supervise(settings: Settings, work: Work) -> None:
             for worker in workers:
                 _await_ready(worker, stopping)
             if not stopping:
-                host = f"[{settings.host}]" if ":" in settings.host else settings.host
-                logger.info("serving on %s:%d with %d workers", host, port, settings.workers)
+                logger.info("serving on %s:%d with %d workers", settings.host_of_address, port, settings.workers)
             while not stopping:
                 wait([worker.process.sentinel for worker in workers], CHECK_S)
                 for at, worker in enumerate(workers):
@@ -80,7 +79,7 @@ def _held_port(settings: Settings) -> socket.socket:
             held.setsockopt(socket.SOL_SOCKET, option, 1)
         held.bind(address)
     except OSError as error:
-        raise InputError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+        raise InputError(f"cannot listen on {settings.host_of_address}:{settings.port}: {error.strerror}") from error
     return held
 
 

@@ -44,10 +44,6 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
 
-    def column(self, value: str, index: int) -> str:
-        """One column ``[n]`` of a value ``[n, columns]``."""
-        return self.add("Gather", value, self.constant(np.array(index)), axis=1)
-
     def columns(self, value: str, indexes: Sequence[int]) -> str:
         """Some columns ``[n, indexes]`` of a value ``[n, columns]``."""
         return self.add("Gather", value, self.constant(np.array(indexes)), axis=1)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -99,9 +99,6 @@ class RedisProcess:
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
-
-
-StartServer = Callable[..., ServerProcess]
 
 
 @pytest.fixture
