@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_store.config import first_problem
-from feature_store.definitions import Feature, fingerprint
+from feature_store.definitions import Feature, Interests, fingerprint
 
 CURRENT: Final = "current"
 MODEL_FILE: Final = "model.onnx"
@@ -63,6 +63,7 @@ class Manifest(BaseModel):
     config: str
     fingerprint: str
     features: list[Feature]
+    interests: Interests = Interests()
     derived: list[str]
     inputs: dict[str, list[int | str]]
     outputs: list[str]

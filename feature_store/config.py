@@ -11,7 +11,7 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from feature_store.definitions import Feature, check_unique_names
+from feature_store.definitions import Feature, Interests, check_unique_names
 from feature_store.errors import InputError
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -65,6 +65,7 @@ class FeatureConfig(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     source: Source
+    interests: Interests = Interests()
     feature: Annotated[list[Feature], Field(min_length=1, max_length=512)]
 
     @model_validator(mode="after")

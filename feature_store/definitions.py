@@ -19,7 +19,10 @@ EventField = Literal["amount", "duration_s"]
 MAX_ID_BYTES = 256
 """Longest customer id, in UTF-8: what the source loads and what the server takes."""
 
-STATE_FORMAT = 1
+MAX_NAME_BYTES = 64
+"""Longest event type and channel, in UTF-8."""
+
+STATE_FORMAT = 2
 """Version of the packed state. It is part of the fingerprint: another format is another state."""
 
 
@@ -28,7 +31,8 @@ class Feature(BaseModel):
 
     ``count`` and ``sum`` are exponentially decayed sums: an event of weight ``v`` at time ``t`` counts
     ``v * 2**(-(now - t) / half_life)``. ``latest`` and ``earliest`` keep a time. ``attribute`` is a number from the
-    customer table.
+    customer table. A ``sum`` takes no more than ``clip`` from one event, either way; where a config does not say it,
+    training learns it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +42,7 @@ class Feature(BaseModel):
     event: Annotated[str | None, Field(min_length=1, max_length=64)] = None
     field: EventField | None = None
     half_life_days: Annotated[float | None, Field(gt=0, le=3650, allow_inf_nan=False)] = None
+    clip: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -52,12 +57,45 @@ class Feature(BaseModel):
                 raise ValueError(f"aggregate '{self.aggregate}' needs '{key}'")
             if given and not needed:
                 raise ValueError(f"aggregate '{self.aggregate}' has no use for '{key}': remove it")
+        if self.clip is not None and self.aggregate != "sum":
+            raise ValueError(f"aggregate '{self.aggregate}' has no use for 'clip': remove it")
         return self
 
     @property
     def decayed(self) -> bool:
         """Whether the slot is a decayed sum."""
         return self.half_life_days is not None
+
+
+class Interests(BaseModel):
+    """``[interests]``: what counts as looking at an item and as buying it, and when a look has become a repeated one.
+
+    For each customer the ``keep`` items looked at most are kept, with decay; ``repeated_views`` views of the first of
+    them without a purchase are told with the alert.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view: Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES)] = "view"
+    purchase: Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES)] = "purchase"
+    half_life_days: Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)] = 7.0
+    keep: Annotated[int, Field(ge=0, le=32)] = 5
+    repeated_views: Annotated[int, Field(ge=1, le=1000)] = 3
+
+    @property
+    def half_life_s(self) -> float:
+        """Seconds in which a view comes to count half."""
+        return self.half_life_days * 86_400
+
+
+def matches(configured: Sequence[Feature], fitted: Sequence[Feature]) -> bool:
+    """Whether a bundle's features are those of a config, which may leave the clips of its sums to training."""
+    if len(configured) != len(fitted):
+        return False
+    return all(
+        (mine if mine.clip is not None else mine.model_copy(update={"clip": theirs.clip})) == theirs
+        for mine, theirs in zip(configured, fitted, strict=True)
+    )
 
 
 def check_unique_names(features: Sequence[Feature]) -> None:

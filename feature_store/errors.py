@@ -14,6 +14,10 @@ class StoreUnavailableError(Exception):
     """Redis did not answer, or not in time."""
 
 
+class ArchiveBehindError(Exception):
+    """Too many events wait for the archive."""
+
+
 def end_with(message: str, code: int) -> NoReturn:
     """End the process with one line on stderr."""
     print("error: " + " ".join(message.split()), file=sys.stderr)

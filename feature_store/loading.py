@@ -62,7 +62,7 @@ def load_states(
     ids = states.customer_ids.tolist()
     moment = np.full(len(ids), as_of + shift)
     gone = set(redis.customer_ids()).difference(ids)
-    redis.write(ids, layout.pack_many(moment, moment, states.slots))
+    redis.write(ids, layout.pack_many(moment, states.slots))
     redis.delete(sorted(gone))
     redis.record_load({"as_of": as_of, "shift": shift})
     return LoadSummary(len(ids), len(gone), as_of, shift)
@@ -105,7 +105,7 @@ def _states(source: OfflineStore, layout: StateLayout, as_of: float) -> OfflineS
 def _differences(layout: StateLayout, stored: StateBatch, expected: Floats, reference: float) -> Floats:
     """Largest relative difference of each row's slots as of ``reference``; infinite where a state is not of it."""
     with np.errstate(over="ignore", invalid="ignore"):  # rubbish may stand behind a right header
-        found = layout.advance(stored.slots, reference - stored.reference)
+        found = layout.advance(stored.slots, reference - stored.as_of)
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     with np.errstate(invalid="ignore"):
         difference = np.abs(found - expected) / np.maximum(np.abs(expected), NOTHING)

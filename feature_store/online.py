@@ -1,7 +1,16 @@
-"""Online feature store: one packed value per customer in Redis. The only module that imports redis.
+"""Online feature store: packed values in Redis. The only module that imports redis.
 
-Keys are ``tm:<fingerprint>:<customer_id>``; the hash ``tm:<fingerprint>`` says what was loaded last. States of bundles
-with other definitions live beside them under their own fingerprint.
+========================== ==================================================================================
+key                        value
+========================== ==================================================================================
+``tm:<fingerprint>:<id>``  a customer's state (``feature_store.state``); those of other definitions live beside
+``tm:<fingerprint>``       hash: what was loaded last
+``tm:layouts``             set: the fingerprints that there are states of
+``tm:live:<id>``           a customer's record (``feature_store.record``), or whose alias this id is
+``tm:log``                 position of the newest commit, which counts all that changed customers
+``tm:log:<position>``      what a commit has for the archive (``feature_store.events``), until it is there
+``tm:archived``            position up to which the archive has everything; there is an archive if this is there
+========================== ==================================================================================
 """
 
 from __future__ import annotations
@@ -9,8 +18,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha1
 from itertools import islice
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import hiredis
 import redis
@@ -19,11 +29,22 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from feature_store.errors import InputError, StoreUnavailableError
+from feature_store.commit import SCRIPT, Group, keys_and_arguments
+from feature_store.errors import ArchiveBehindError, InputError, StoreUnavailableError
+from feature_store.record import UnreadableRecordError, told
 from feature_store.state import StateBatch, StateLayout
 
 CHUNK: Final = 1000
 NOT_YET: Final = object()
+SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
+ALIAS_DEPTH: Final = 4
+"""An alias names a customer who is none; more than one step is seen only while two merges meet."""
+
+
+LOG: Final = b"tm:log"
+ARCHIVED: Final = b"tm:archived"
+LAYOUTS: Final = b"tm:layouts"
+RECORD: Final = b"tm:live:"
 
 
 class Keys:
@@ -34,23 +55,47 @@ class Keys:
         self.prefix: Final = self.load + b":"
 
     def of(self, customer_ids: Sequence[str]) -> list[bytes]:
-        """Keys of customers, in order."""
-        prefix = self.prefix
-        # surrogateescape: a foreign key that is not text can be named all the same
-        return [prefix + customer_id.encode("utf-8", "surrogateescape") for customer_id in customer_ids]
+        """Keys of customers' states, in order."""
+        return _keys(self.prefix, customer_ids)
+
+    @staticmethod
+    def records(customer_ids: Sequence[str]) -> list[bytes]:
+        """Keys of customers' records, in order."""
+        return _keys(RECORD, customer_ids)
+
+    @staticmethod
+    def log(position: int) -> bytes:
+        """Key of a commit's log entry."""
+        return b"%b:%d" % (LOG, position)
 
 
-class StateReader:
-    """Reads states for the server: one MGET per batch, on the running event loop.
+def _keys(prefix: bytes, customer_ids: Sequence[str]) -> list[bytes]:
+    # surrogateescape: a foreign key that is not text can be named all the same
+    return [prefix + customer_id.encode("utf-8", "surrogateescape") for customer_id in customer_ids]
 
-    redis-py opens the connections (addresses, logins, TLS); the two commands that are asked here then go straight over
+
+class Committed(NamedTuple):
+    """A commit's position, and the groups (by number) that were not written because somebody else was faster."""
+
+    position: int
+    overtaken: list[int]
+
+
+def _committed(reply: list[int]) -> Committed:
+    if reply[0] < 0:
+        raise ArchiveBehindError
+    return Committed(reply[0], reply[1:])
+
+
+class Redis:
+    """Asks Redis for the server, on the running event loop.
+
+    redis-py opens the connections (addresses, logins, TLS); the few commands that are asked here then go straight over
     the socket, because its client costs several times as much as the exchange (``mget_256_ratio`` in the benchmark).
     """
 
-    def __init__(self, url: str, layout: StateLayout, timeout_s: float) -> None:
-        self._keys = Keys(layout.fingerprint)
-        self._layout = layout
-        self._timeout_s = timeout_s
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.timeout_s: Final = timeout_s
         with _clear_url_errors():
             self._pool: Any = redis.asyncio.ConnectionPool.from_url(
                 url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=AsyncRetry(NoBackoff(), 0)
@@ -58,26 +103,21 @@ class StateReader:
             self._pool.make_connection()  # refuses unknown options only now
         self._idle: list[_Exchange] = []
 
-    async def read(self, customer_ids: Sequence[str]) -> StateBatch:
-        """States of customers, in order; StoreUnavailableError where Redis does not answer in time."""
-        return self._layout.unpack(await self._ask(b"MGET", *self._keys.of(customer_ids)))
+    async def ask(self, *command: bytes) -> Any:
+        """The reply to a command; StoreUnavailableError where Redis does not answer in time, or with an error."""
+        (reply,) = await self.ask_all([command])
+        if isinstance(reply, RedisError):
+            raise StoreUnavailableError(type(reply).__name__) from reply
+        return reply
 
-    async def ping(self) -> None:
-        """Return if Redis answers; StoreUnavailableError if it does not."""
-        await self._ask(b"PING")
-
-    async def close(self) -> None:
-        """Close the connections."""
-        while self._idle:
-            await self._idle.pop().close()
-
-    async def _ask(self, *command: bytes) -> Any:
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub allows one argument only
+    async def ask_all(self, commands: Sequence[tuple[bytes, ...]]) -> list[Any]:
+        """The replies to commands that are sent together, errors among them; StoreUnavailableError as above."""
+        packed = b"".join(hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # its stub allows one argument only
         while True:
             reused = bool(self._idle)
             exchange = self._idle.pop() if reused else await self._open()
             try:
-                reply = await exchange.ask(packed, self._timeout_s)
+                replies = await exchange.ask(packed, len(commands), self.timeout_s)
             except (RedisError, OSError) as error:
                 await exchange.close()
                 # A connection that died while idle is no outage: ask again until a fresh one fails.
@@ -88,7 +128,41 @@ class StateReader:
                 raise
             else:
                 self._idle.append(exchange)
-                return reply
+                return replies
+
+    async def commit(self, groups: Sequence[Group], most_waiting: int = 0, *, durable: bool = False) -> Committed:
+        """Write groups, each if nobody else was faster; ``durable``: and return when it is on disk.
+
+        ArchiveBehindError where more commits than ``most_waiting`` (0 for any number) wait for the archive.
+        StoreUnavailableError where Redis does not answer in time or cannot say that it is on disk: then it may or may
+        not be written.
+        """
+        keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED, most_waiting)
+        rest = (b"%d" % len(keys), *keys, *arguments)
+        to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (self.timeout_s * 1000))] if durable else []
+        replies = await self.ask_all([(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk])
+        if str(replies[0]).startswith("NOSCRIPT"):  # Redis is new, or was restarted
+            replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk])
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise StoreUnavailableError(type(reply).__name__) from reply
+        if to_disk and replies[1][0] < 1:
+            raise StoreUnavailableError("not on disk in time")
+        return _committed(replies[0])
+
+    async def has_append_only_file(self) -> bool:
+        """Whether what is acknowledged can be waited for on disk."""
+        (reply,) = await self.ask_all([(b"WAITAOF", b"1", b"0", b"1")])
+        return not isinstance(reply, RedisError)
+
+    async def ping(self) -> None:
+        """Return if Redis answers; StoreUnavailableError if it does not."""
+        await self.ask(b"PING")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        while self._idle:
+            await self._idle.pop().close()
 
     async def _open(self) -> _Exchange:
         connection = self._pool.make_connection()
@@ -104,42 +178,44 @@ class StateReader:
 
 
 class _Exchange(asyncio.Protocol):
-    """An open connection of redis-py's, taken over: one command at a time, answered in the callback of its socket."""
+    """An open connection of redis-py's, taken over: one question at a time, answered in the callback of its socket."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._replies = hiredis.Reader(replyError=ResponseError, notEnoughData=NOT_YET)
-        self._reply: asyncio.Future[Any] | None = None
+        self._reader = hiredis.Reader(replyError=ResponseError, notEnoughData=NOT_YET)
+        self._answer: asyncio.Future[list[Any]] | None = None
+        self._replies: list[Any] = []
+        self._wanted = 0
         self._lost = False
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001  # nothing public leads to it
         self._transport.set_protocol(self)
 
-    async def ask(self, packed: bytes, timeout_s: float) -> Any:
-        """The reply to a command; RedisError, ConnectionError or TimeoutError where there is none."""
+    async def ask(self, packed: bytes, wanted: int, timeout_s: float) -> list[Any]:
+        """The replies to ``wanted`` commands; ConnectionError or TimeoutError where they do not come."""
         if self._lost:
             raise ConnectionResetError
         loop = asyncio.get_running_loop()
-        reply = self._reply = loop.create_future()
+        answer = self._answer = loop.create_future()
+        self._replies, self._wanted = [], wanted
         timer = loop.call_later(timeout_s, self._fail, TimeoutError())
         self._transport.write(packed)
         try:
-            found = await reply
+            return list(await answer)
         finally:
             timer.cancel()
-        if isinstance(found, RedisError):
-            raise found
-        return found
 
     async def close(self) -> None:
         """Close without a word."""
         await self._connection.disconnect(nowait=True)
 
     def data_received(self, data: bytes) -> None:
-        """Hand over the reply when it is whole."""
-        self._replies.feed(data)
-        while (found := self._replies.gets()) is not NOT_YET:
-            if not isinstance(found, hiredis.PushNotification) and self._reply is not None and not self._reply.done():
-                self._reply.set_result(found)
+        """Hand over the replies when they are whole."""
+        self._reader.feed(data)
+        while (found := self._reader.gets()) is not NOT_YET:
+            if not isinstance(found, hiredis.PushNotification):
+                self._replies.append(found)
+        if len(self._replies) >= self._wanted and self._answer is not None and not self._answer.done():
+            self._answer.set_result(self._replies)
 
     def connection_lost(self, _error: Exception | None) -> None:
         """End the waiting."""
@@ -147,8 +223,56 @@ class _Exchange(asyncio.Protocol):
         self._fail(ConnectionResetError())
 
     def _fail(self, error: OSError) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+
+class StateReader:
+    """Reads states, and what customers' records have to say to them, for the server: one MGET per batch."""
+
+    def __init__(self, store: Redis, layout: StateLayout) -> None:
+        self._redis = store
+        self._keys = Keys(layout.fingerprint)
+        self._layout = layout
+
+    async def read(self, customer_ids: Sequence[str]) -> StateBatch:
+        """States of customers, in order; an alias has that of the customer it belongs to.
+
+        StoreUnavailableError where Redis does not answer in time.
+        """
+        values, said = await self._values(customer_ids), {}
+        states, records = values[: len(customer_ids)], values[len(customer_ids) :]
+        if records.count(None) == len(records):
+            return self._layout.unpack(states)
+        todo: Sequence[int] = range(len(records))
+        for _ in range(ALIAS_DEPTH):
+            aliases = {}
+            for row, record in zip(todo, records, strict=True):
+                try:
+                    what = None if record is None else told(record)
+                except UnreadableRecordError:
+                    states[row] = b""  # it may say that scoring is not allowed
+                    continue
+                if isinstance(what, str):
+                    aliases[row] = what
+                elif what is not None:
+                    said[row] = what
+            if not aliases:
+                break
+            todo, values = list(aliases), await self._values(list(aliases.values()))
+            records = values[len(todo) :]
+            for row, state in zip(todo, values, strict=False):
+                states[row] = state
+        batch = self._layout.unpack(states)
+        batch.told = said
+        return batch
+
+    async def _values(self, customer_ids: Sequence[str]) -> list[bytes | None]:
+        """Their states, then their records."""
+        found: list[bytes | None] = await self._redis.ask(
+            b"MGET", *self._keys.of(customer_ids), *self._keys.records(customer_ids)
+        )
+        return found
 
 
 class StateWriter:

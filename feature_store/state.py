@@ -1,15 +1,15 @@
 """Customer state: a commutative monoid of decayed sums and times, one packed value per customer.
 
-A state is ``(reference, slots)``. Every slot is meant *as of the reference time*, which may be moved freely
-(:func:`advance`) without changing what the state says:
+A state is ``(as_of, slots)``: events are known up to ``as_of``, and every slot is meant as of then. Moving the slots to
+another time (:meth:`StateLayout.advance`) does not change what they say:
 
 ======== ============================================ ================== ==========
 slot      value                                        merge              identity
 ======== ============================================ ================== ==========
-count     sum of ``2**(-(reference - t) / half_life)`` add                0
-sum       the same, times the field's value            add                0
-latest    latest event time minus reference, seconds   max                -inf
-earliest  earliest event time minus reference, seconds min                +inf
+count     sum of ``2**(-(as_of - t) / half_life)``     add                0
+sum       the same, times the field's clipped value    add                0
+latest    latest event time minus as_of, seconds       max                -inf
+earliest  earliest event time minus as_of, seconds     min                +inf
 attribute the number                                   max, missing loses NaN
 ======== ============================================ ================== ==========
 
@@ -28,6 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.definitions import STATE_FORMAT, Feature, fingerprint
+from feature_store.events import Event
+from feature_store.record import Told
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,38 +41,41 @@ MAGIC: Final = b"tm"
 class State:
     """One customer's state.
 
-    reference: unix seconds as of which the slots are meant; as_of: unix seconds up to which events are known;
-    slots: float64 ``[slots]`` in the order of the feature lines.
+    as_of: unix seconds up to which events are known, and as of which the slots are meant; slots: float64 ``[slots]`` in
+    the order of the feature lines; position: of the newest log entry that it knows (``feature_store.customers``).
     """
 
-    reference: float
     as_of: float
     slots: Floats
-
-
-@dataclass(frozen=True)
-class Event:
-    """The part of a canonical event that a fold needs (``event_time`` in unix seconds)."""
-
-    event_time: float
-    event_type: str
-    values: Mapping[str, float] = field(default_factory=dict)
+    position: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class StateBatch:
     """Decoded states of many customers, row by row. Not to be changed.
 
-    found and valid: bool ``[n]``; reference and as_of: float64 ``[n]`` unix seconds; slots: float64 ``[n, slots]``.
-    Rows that are not valid hold the identity and must not be used. all_valid: surely none is like that.
+    found and valid: bool ``[n]``; as_of: float64 ``[n]`` unix seconds; slots: float64 ``[n, slots]``. Rows that are not
+    valid hold the identity and must not be used. all_valid: surely none is like that. told: by row, what a customer's
+    record has to say.
     """
 
     found: npt.NDArray[np.bool_]
     valid: npt.NDArray[np.bool_]
-    reference: Floats
     as_of: Floats
     slots: Floats
     all_valid: bool = False
+    told: Mapping[int, Told] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where the events of one type go: decayed sums (column, field or None, clip, 1 / half-life), latest, earliest."""
+
+    sums: npt.NDArray[np.intp]
+    fields: Sequence[tuple[int, str, float]]
+    rates: Floats
+    latest: Sequence[int]
+    earliest: Sequence[int]
 
 
 def finite(numbers: Floats) -> bool:
@@ -98,13 +103,15 @@ class StateLayout:
                 ("magic", "S2"),
                 ("version", "<u2"),
                 ("fingerprint", "V4"),
-                ("reference", "<f8"),
+                ("position", "<u8"),
                 ("as_of", "<f8"),
                 ("slots", "<f8", (len(self.features),)),
             ]
         )
         self.header: Final = MAGIC + STATE_FORMAT.to_bytes(2, "little") + bytes.fromhex(self.fingerprint)
-        self._blank = self.pack(State(0.0, 0.0, self.identity))
+        self.clips: Final = _clips(self.features)
+        self._plans = {kind: self._plan(kind) for kind in {f.event for f in self.features if f.event}}
+        self._blank = self.pack(State(0.0, self.identity))
 
     # --- algebra ------------------------------------------------------------------------------------------------
 
@@ -116,25 +123,58 @@ class StateLayout:
 
     def merge(self, a: State, b: State) -> State:
         """The state of one customer who is both ``a`` and ``b``. Associative and commutative."""
-        reference = max(a.reference, b.reference)
-        x = self.advance(a.slots, reference - a.reference)
-        y = self.advance(b.slots, reference - b.reference)
+        as_of = max(a.as_of, b.as_of)
+        x = self.advance(a.slots, as_of - a.as_of)
+        y = self.advance(b.slots, as_of - b.as_of)
         slots = np.select(
             [self._latest | self._attribute, self._earliest], [np.fmax(x, y), np.minimum(x, y)], default=x + y
         )
-        return State(reference, max(a.as_of, b.as_of), slots)
+        return State(as_of, slots, max(a.position, b.position))
 
-    def of_event(self, event: Event) -> State:
-        """The state that says just this one event."""
-        slots = self.identity.copy()
-        for i, feature in enumerate(self.features):
-            if feature.event == event.event_type:
-                slots[i] = event.values.get(feature.field, 0.0) if feature.field else float(feature.decayed)
-        return State(event.event_time, event.event_time, slots)
+    def fold(self, as_of: Floats, slots: Floats, rows: Sequence[int], events: Sequence[Event]) -> tuple[Floats, Floats]:
+        """States (``[n]``, ``[n, slots]``) after events, of which the i-th belongs to row ``rows[i]``.
 
-    def fold(self, state: State, event: Event) -> State:
-        """``state`` after ``event``, which may be older than events folded before."""
-        return self.merge(state, self.of_event(event))
+        Events may be older than those folded before. A state that knows nothing yet has ``as_of`` -inf.
+        """
+        row = np.array(rows, dtype=np.intp)
+        t = np.array([event.event_time for event in events])
+        newest = as_of.copy()
+        np.maximum.at(newest, row, t)
+        moved = self.advance(slots, np.where(np.isfinite(as_of), newest - as_of, 0.0))
+        later = newest[row] - t
+        of_type: dict[str, list[int]] = {}
+        for at, event in enumerate(events):
+            of_type.setdefault(event.event_type, []).append(at)
+        for kind, places in of_type.items():
+            if (plan := self._plans.get(kind)) is not None:
+                self._add(moved, plan, row[places], later[places], [events[at] for at in places])
+        return newest, moved
+
+    def _add(
+        self, slots: Floats, plan: _Plan, row: npt.NDArray[np.intp], later: Floats, events: Sequence[Event]
+    ) -> None:
+        """Add events of one type to ``slots``, which are as of ``later`` (``[events]`` seconds) after each of them."""
+        if len(plan.sums):
+            weights = np.exp2(-later[:, np.newaxis] * plan.rates)
+            for column, name, clip in plan.fields:
+                values = np.array([getattr(event, name) or 0.0 for event in events])
+                weights[:, column] *= np.clip(values, -clip, clip)
+            np.add.at(slots, (row[:, np.newaxis], plan.sums), weights)
+        for column in plan.latest:
+            np.maximum.at(slots[:, column], row, -later)
+        for column in plan.earliest:
+            np.minimum.at(slots[:, column], row, -later)
+
+    def _plan(self, kind: str) -> _Plan:
+        mine = [(i, feature) for i, feature in enumerate(self.features) if feature.event == kind]
+        sums = [(i, feature) for i, feature in mine if feature.decayed]
+        return _Plan(
+            sums=np.array([i for i, _ in sums], dtype=np.intp),
+            fields=[(at, f.field, f.clip or math.inf) for at, (_, f) in enumerate(sums) if f.field],
+            rates=1 / self._half_life_s[[i for i, _ in sums]],
+            latest=[i for i, feature in mine if feature.aggregate == "latest"],
+            earliest=[i for i, feature in mine if feature.aggregate == "earliest"],
+        )
 
     def _possible(self, slots: Floats) -> npt.NDArray[np.bool_]:
         """Which rows hold only numbers that a state can: finite ones, the identity, and any missing attribute."""
@@ -144,15 +184,15 @@ class StateLayout:
     # --- packing ------------------------------------------------------------------------------------------------
 
     def pack(self, state: State) -> bytes:
-        """Header (magic, format, fingerprint, reference, as_of) and slots, little-endian: ``24 + 8 * slots`` bytes."""
-        return self.pack_many(np.array([state.reference]), np.array([state.as_of]), state.slots[np.newaxis])[0]
+        """Header (magic, format, fingerprint, position, as_of) and slots, little-endian: ``24 + 8 * slots`` bytes."""
+        return self.pack_many(np.array([state.as_of]), state.slots[np.newaxis], state.position)[0]
 
-    def pack_many(self, reference: Floats, as_of: Floats, slots: Floats) -> list[bytes]:
-        """Packed values of ``[n]``, ``[n]`` and ``[n, slots]``."""
+    def pack_many(self, as_of: Floats, slots: Floats, position: int = 0) -> list[bytes]:
+        """Packed values of ``[n]`` and ``[n, slots]``."""
         records = np.zeros(len(slots), dtype=self.dtype)
         records["magic"], records["version"] = MAGIC, STATE_FORMAT
         records["fingerprint"] = np.void(bytes.fromhex(self.fingerprint))
-        records["reference"], records["as_of"], records["slots"] = reference, as_of, slots
+        records["position"], records["as_of"], records["slots"] = position, as_of, slots
         whole, size = records.tobytes(), self.dtype.itemsize
         return [whole[at : at + size] for at in range(0, len(whole), size)]
 
@@ -163,16 +203,26 @@ class StateLayout:
         """
         size, header = self.dtype.itemsize, self.header
         sized = [value if value is not None and len(value) == size else self._blank for value in values]
-        numbers = np.frombuffer(b"".join(sized), dtype="<f8").reshape(len(sized), size // 8)[:, 1:]
+        numbers = np.frombuffer(b"".join(sized), dtype="<f8").reshape(len(sized), size // 8)[:, 2:]
         # The usual case with as few array operations as it takes: in small batches it is their number that costs.
         if sized == values and finite(numbers) and all(value.startswith(header) for value in sized):
             every = np.ones(len(sized), dtype=np.bool_)
-            return StateBatch(every, every, numbers[:, 0], numbers[:, 1], numbers[:, 2:], all_valid=True)
+            return StateBatch(every, every, numbers[:, 0], numbers[:, 1:], all_valid=True)
         found = np.array([value is not None for value in values], dtype=np.bool_)
         own = np.array([value.startswith(header) for value in sized], dtype=np.bool_)
-        own &= np.isfinite(numbers[:, :2]).all(axis=1) & self._possible(numbers[:, 2:])
+        own &= np.isfinite(numbers[:, 0]) & self._possible(numbers[:, 1:])
         valid = own & np.array([value is not None and len(value) == size for value in values], dtype=np.bool_)
         if not own.all():
             numbers = numbers.copy()
-            numbers[~own] = np.frombuffer(self._blank, dtype="<f8")[1:]
-        return StateBatch(found, valid, numbers[:, 0], numbers[:, 1], numbers[:, 2:])
+            numbers[~own] = np.frombuffer(self._blank, dtype="<f8")[2:]
+        return StateBatch(found, valid, numbers[:, 0], numbers[:, 1:])
+
+
+def _clips(features: Sequence[Feature]) -> dict[str, dict[str, float]]:
+    """By event type and field, the most that is taken from one event (where its features differ, by any of them)."""
+    found: dict[str, dict[str, float]] = {}
+    for feature in features:
+        if feature.clip is not None and feature.event and feature.field:
+            fields = found.setdefault(feature.event, {})
+            fields[feature.field] = min(feature.clip, fields.get(feature.field, math.inf))
+    return found

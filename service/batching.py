@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from service.errors import Reason, ScoringError
+from service.errors import Reason, RequestError
 from service.scorer import OFF_LOOP_ROWS, Part, Scores
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 SMALL_ROWS: Final = OFF_LOOP_ROWS
 """Parts up to here, and batches of them, run right on the loop."""
 
-Deliver = Callable[[Scores | ScoringError], None]
+Deliver = Callable[[Scores | RequestError], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -37,11 +37,11 @@ class _Job:
     finished: dict[int, Scores] = field(default_factory=dict)
     over: bool = False
 
-    def finish(self, start: int, outcome: Scores | ScoringError) -> None:
+    def finish(self, start: int, outcome: Scores | RequestError) -> None:
         """Take in one slice's outcome; tell when it was the last one, or went wrong."""
         if self.over:
             return
-        if isinstance(outcome, ScoringError):
+        if isinstance(outcome, RequestError):
             self._end(outcome)
             return
         size = len(self.part.customer_ids)
@@ -52,7 +52,7 @@ class _Job:
         if self.taken == size and sum(len(s.table) for s in self.finished.values()) == size:
             self._end(Scores.joined([self.finished[at] for at in sorted(self.finished)]))
 
-    def _end(self, outcome: Scores | ScoringError) -> None:
+    def _end(self, outcome: Scores | RequestError) -> None:
         self.over = True
         self.deliver(outcome)
 
@@ -115,15 +115,15 @@ class Batcher:
 
     async def score(self, part: Part, abandoned: Callable[[], bool] = lambda: False) -> Scores:
         """Like :meth:`submit`, for a front that waits."""
-        future: asyncio.Future[Scores | ScoringError] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Scores | RequestError] = asyncio.get_running_loop().create_future()
 
-        def deliver(outcome: Scores | ScoringError) -> None:
+        def deliver(outcome: Scores | RequestError) -> None:
             if not future.done():
                 future.set_result(outcome)
 
         self.submit(part, deliver, lambda: future.done() or abandoned())
         outcome = await future
-        if isinstance(outcome, ScoringError):
+        if isinstance(outcome, RequestError):
             raise outcome
         return outcome
 
@@ -161,13 +161,13 @@ class Batcher:
         waiting.extend(unfinished)
         return batch
 
-    async def _outcomes(self, parts: Sequence[Part]) -> Sequence[Scores | ScoringError]:
+    async def _outcomes(self, parts: Sequence[Part]) -> Sequence[Scores | RequestError]:
         try:
             return await self._score(parts)
-        except ScoringError as error:
+        except RequestError as error:
             return [error] * len(parts)
         except Exception as error:  # whatever it is, every caller gets an answer, and none sees the inside
             logger.error("a batch of %d parts failed: %s", len(parts), type(error).__name__)
-            return [ScoringError(Reason.INTERNAL, "the server could not score this: report it with the time")] * len(
+            return [RequestError(Reason.INTERNAL, "the server could not score this: report it with the time")] * len(
                 parts
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from service.convert import Method, status
-from service.errors import Code, Reason, ScoringError
+from service.errors import Code, Reason, RequestError
 from service.framing import (
     GZIP,
     GZIP_HEAD,
@@ -24,6 +26,8 @@ from service.framing import (
     only_message,
     timeout_s,
 )
+from service.handlers import Stream as RequestStream
+from service.handlers import Unary as Handler
 from service.http2 import Stream
 from service.scorer import Scores
 
@@ -128,15 +132,86 @@ class Score(Unary):
         """Whether nobody waits any more; at the deadline the connection's tick says so to the client."""
         return self.stream.reset or time.monotonic() > self.deadline
 
-    def deliver(self, outcome: Scores | ScoringError) -> None:
+    def deliver(self, outcome: Scores | RequestError) -> None:
         """Take the batch's outcome to the client."""
-        if isinstance(outcome, ScoringError):
+        if isinstance(outcome, RequestError):
             self.connection.fail(self.stream, outcome)
             return
         try:
             self.reply(self.method.encode(self.part, outcome))
         except Exception as error:  # whatever it is, the call ends with a status
             self.connection.fail(self.stream, error)
+
+
+class Handled(Unary):
+    """A call that a handler answers, in a task of its own."""
+
+    __slots__ = ("handler", "task")
+
+    def __init__(self, handler: Handler, connection: Connection, stream: Stream) -> None:
+        super().__init__(connection, stream)
+        self.handler: Final = handler
+        self.task: asyncio.Task[bytes] | None = None
+
+    def answer(self, request: bytes) -> None:
+        """Have it handled."""
+        self.task = asyncio.get_running_loop().create_task(_awaited(self.handler(request)))
+        self.task.add_done_callback(self.done)
+
+    def done(self, task: asyncio.Task[bytes]) -> None:
+        """Take the outcome to the client."""
+        if task.cancelled():
+            return
+        try:
+            self.reply(task.result())
+        except Exception as error:  # whatever it is, the call ends with a status
+            self.connection.fail(self.stream, error)
+
+    def over(self) -> None:
+        """Nobody waits any more."""
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Streamed(Call):
+    """Many requests and one reply: each is taken when the one before it is done with, so a fast client has to wait."""
+
+    __slots__ = ("added", "task")
+
+    def __init__(self, begin: Callable[[], RequestStream], connection: Connection, stream: Stream) -> None:
+        super().__init__(connection, stream)
+        self.added: Final = begin()
+        self.task: asyncio.Task[None] | None = None
+        self.due = self.deadline
+
+    def advance(self) -> None:
+        """The next request, if it is whole and the one before is done with."""
+        if self.task is not None:
+            return
+        if (found := next_message(self.stream.body, self.encoding, self.connection.most_bytes)) is not None:
+            request, size = found
+            self.connection.consume(self.stream, size)
+            self.task = asyncio.get_running_loop().create_task(self.added.add(request))
+            self.task.add_done_callback(self.done)
+        elif self.stream.ended and self.stream.body:
+            raise CallError(Code.INTERNAL, "the request ended within a message")
+        elif self.stream.ended:
+            self.connection.send(self.stream, HEAD, frame(self.added.reply()), OK)
+
+    def done(self, task: asyncio.Task[None]) -> None:
+        """Go on with the next request."""
+        self.task = None
+        if task.cancelled():
+            return
+        if (error := task.exception()) is None:
+            self.connection.go_on(self.stream)
+        elif isinstance(error, Exception):
+            self.connection.fail(self.stream, error)
+
+    def over(self) -> None:
+        """Nobody waits any more."""
+        if self.task is not None:
+            self.task.cancel()
 
 
 class HealthCheck(Unary):
@@ -183,6 +258,10 @@ class Reflect(Call):
             self.connection.send(self.stream, None if self.talking else HEAD, b"", OK)
 
 
+async def _awaited(reply: Awaitable[bytes]) -> bytes:
+    return await reply
+
+
 def too_late() -> CallError:
     """For a call past its deadline."""
     return CallError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
@@ -197,8 +276,8 @@ def call_error(error: Exception) -> CallError:
     """Any error as the end of a call; nothing of the inside of one that is a fault of ours may reach the caller."""
     if isinstance(error, CallError):
         return error
-    if not isinstance(error, ScoringError):
+    if not isinstance(error, RequestError):
         name = type(error).__name__
         logger.error("a call failed: %s", name)
-        error = ScoringError(Reason.INTERNAL, f"the server failed ({name})")
+        error = RequestError(Reason.INTERNAL, f"the server failed ({name})")
     return CallError(error.code, error.message, status(error).SerializeToString())

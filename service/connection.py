@@ -275,6 +275,13 @@ class Connection(asyncio.Protocol):
         """Serve the stream once more, behind all that wait."""
         self._todo.append(stream)
 
+    def go_on(self, stream: Stream) -> None:
+        """Serve the stream once more, in a turn of its own: something that it waited for is done."""
+        self.again(stream)
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._next_turn)
+
     def consume(self, stream: Stream, size: int) -> None:
         """Drop the first bytes of a request that goes on: they have been used."""
         self._h2.consume(stream, size)

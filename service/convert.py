@@ -1,4 +1,6 @@
-"""Between the wire and the core: the only module that reads or writes protobuf messages.
+"""Between the wire and the core: the messages of ScoringService.
+
+Only this module and those beside it named ``convert_…`` read or write protobuf messages of the contract.
 
 ``METHODS`` is the contract as the fronts see it: for every path, how request bytes become a part and scores become
 reply bytes.
@@ -19,8 +21,9 @@ from tidemark.v1 import scoring_pb2
 
 from feature_store.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
+from feature_store.events import text_fault
 from service import wire
-from service.errors import DOMAIN, Reason, ScoringError
+from service.errors import DOMAIN, Reason, RequestError
 from service.scorer import Part, Scores
 
 SERVICE: Final = "tidemark.v1.ScoringService"
@@ -34,7 +37,7 @@ MAX_DURATION_S: Final = 315_576_000_000
 
 @dataclass(frozen=True)
 class Method:
-    """One RPC: decode raises ScoringError for a bad request; encode raises it where the whole call has failed."""
+    """One RPC: decode raises RequestError for a bad request; encode raises it where the whole call has failed."""
 
     decode: Callable[[bytes], Part]
     encode: Callable[[Part, Scores], bytes]
@@ -45,51 +48,46 @@ class Method:
 
 def decode_score(data: bytes) -> Part:
     """A ScoreCustomerRequest."""
-    request = _parsed(scoring_pb2.ScoreCustomerRequest, data)
+    request = parsed(scoring_pb2.ScoreCustomerRequest, data)
     customer_id = request.customer_id
     surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
-    if not surely_good and (error := _id_error(customer_id, "customer_id")):
+    if not surely_good and (error := id_error(customer_id, "customer_id")):
         raise error
     return Part([customer_id], _economics(request), _max_age(request))
 
 
 def decode_batch(data: bytes) -> Part:
     """A BatchScoreCustomersRequest."""
-    request = _parsed(scoring_pb2.BatchScoreCustomersRequest, data)
+    request = parsed(scoring_pb2.BatchScoreCustomersRequest, data)
     if (count := len(request.customer_ids)) > MAX_BATCH:
         message = f"{count} customers are too many for one call: send at most {MAX_BATCH}"
-        raise ScoringError(Reason.TOO_MANY_CUSTOMERS, message, "customer_ids")
+        raise RequestError(Reason.TOO_MANY_CUSTOMERS, message, "customer_ids")
     ids = list(request.customer_ids)
     refused = {}
     if not (all(ids) and max(map(len, ids), default=0) <= SURELY_SHORT and all(map(str.isprintable, ids))):
         for at, customer_id in enumerate(ids):
-            if error := _id_error(customer_id, "customer_ids", at):
+            if error := id_error(customer_id, "customer_ids", at):
                 refused[at] = error
                 ids[at] = ""
     return Part(ids, _economics(request), _max_age(request), refused)
 
 
-def _parsed(kind: Any, data: bytes) -> Any:
+def parsed(kind: Any, data: bytes) -> Any:
+    """The message of a request; RequestError where the bytes are none."""
     try:
         return kind.FromString(data)
     except DecodeError as error:
         message = f"the request is not a {kind.DESCRIPTOR.full_name}: build it from the published proto files"
-        raise ScoringError(Reason.REQUEST_MALFORMED, message) from error
+        raise RequestError(Reason.REQUEST_MALFORMED, message) from error
 
 
-def _id_error(customer_id: str, name: str, at: int | None = None) -> ScoringError | None:
+def id_error(customer_id: str, name: str, at: int | None = None) -> RequestError | None:
     """What is wrong with an id; its position is named, the id itself never is."""
-    if not customer_id:
-        problem = "is empty"
-    elif len(customer_id) > MAX_ID_BYTES or len(customer_id.encode()) > MAX_ID_BYTES:
-        problem = f"is longer than {MAX_ID_BYTES} bytes"
-    elif not customer_id.isprintable():
-        problem = "has characters that cannot be printed"
-    else:
+    if (problem := text_fault(customer_id, MAX_ID_BYTES)) is None:
         return None
     field = name if at is None else f"{name}[{at}]"
     message = f"{field} {problem}: send 1 to {MAX_ID_BYTES} bytes of printable text"
-    return ScoringError(Reason.CUSTOMER_ID_INVALID, message, field)
+    return RequestError(Reason.CUSTOMER_ID_INVALID, message, field)
 
 
 def _max_age(request: Any) -> float | None:
@@ -98,7 +96,7 @@ def _max_age(request: Any) -> float | None:
     age: Duration = request.max_feature_age
     if not (0 <= age.seconds <= MAX_DURATION_S and 0 <= age.nanos <= MAX_NANOS):
         message = "max_feature_age is negative or out of range: send a duration of zero or more"
-        raise ScoringError(Reason.MAX_FEATURE_AGE_INVALID, message, "max_feature_age")
+        raise RequestError(Reason.MAX_FEATURE_AGE_INVALID, message, "max_feature_age")
     return age.seconds + age.nanos / 1e9
 
 
@@ -119,7 +117,7 @@ def _checked(field: str, figure: float) -> float:
     share = field.endswith(("rate", "margin"))
     if not math.isfinite(figure) or figure < 0 or (share and figure > 1):
         wanted = "a share from 0 to 1" if share else "a finite amount of zero or more"
-        raise ScoringError(Reason.ECONOMICS_INVALID, f"{field} is out of range: send {wanted}", field)
+        raise RequestError(Reason.ECONOMICS_INVALID, f"{field} is out of range: send {wanted}", field)
     return figure
 
 
@@ -130,14 +128,15 @@ def encode_score(part: Part, scores: Scores) -> bytes:
     """A ScoreCustomerResponse."""
     if scores.errors:
         raise scores.errors[0]
-    return wire.score(part.customer_ids[0], scores.table[0].tolist(), _version(scores.model_version))
+    version, note = _version(scores.model_version), scores.notes.get(0)
+    return wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes)
 
 
 def encode_batch(part: Part, scores: Scores) -> bytes:
     """A BatchScoreCustomersResponse."""
     if not part.customer_ids:
         return b""
-    results = wire.results(part.customer_ids, scores.table, _version(scores.model_version))
+    results = wire.results(part.customer_ids, scores, _version(scores.model_version))
     for at, error in scores.errors.items():
         results[at] = wire.field(1, wire.field(2, status(error, at).SerializeToString()))
     return b"".join(results)
@@ -148,7 +147,7 @@ def _version(model_version: str) -> bytes:
     return wire.field(6, model_version.encode())
 
 
-def status(error: ScoringError, at: int | None = None) -> status_pb2.Status:
+def status(error: RequestError, at: int | None = None) -> status_pb2.Status:
     """The google.rpc.Status of an error, of position ``at`` in a batch: one ErrorInfo, RetryInfo where that helps."""
     field = f"customer_ids[{at}]" if error.field == "customer_id" and at is not None else error.field
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"field": field} if field else None)

@@ -17,8 +17,10 @@ class Code(IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
+    ABORTED = 10
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
@@ -26,14 +28,23 @@ class Code(IntEnum):
 
 
 class Reason(StrEnum):
-    """Why a request, or one customer of it, got no score: the ``reason`` of its ErrorInfo."""
+    """Why a request, or one customer of it, got no answer: the ``reason`` of its ErrorInfo."""
 
     REQUEST_MALFORMED = "REQUEST_MALFORMED"
     CUSTOMER_ID_INVALID = "CUSTOMER_ID_INVALID"
     TOO_MANY_CUSTOMERS = "TOO_MANY_CUSTOMERS"
+    TOO_MANY_EVENTS = "TOO_MANY_EVENTS"
     ECONOMICS_INVALID = "ECONOMICS_INVALID"
     MAX_FEATURE_AGE_INVALID = "MAX_FEATURE_AGE_INVALID"
+    CONSENT_MISSING = "CONSENT_MISSING"
+    MERGE_WITH_ITSELF = "MERGE_WITH_ITSELF"
     CUSTOMER_UNKNOWN = "CUSTOMER_UNKNOWN"
+    CONSENT_WITHHELD = "CONSENT_WITHHELD"
+    MERGE_CYCLE = "MERGE_CYCLE"
+    ALREADY_MERGED = "ALREADY_MERGED"
+    TOO_MANY_ALIASES = "TOO_MANY_ALIASES"
+    CONFLICT = "CONFLICT"
+    ARCHIVE_BEHIND = "ARCHIVE_BEHIND"
     FEATURES_TOO_OLD = "FEATURES_TOO_OLD"
     STATE_UNREADABLE = "STATE_UNREADABLE"
     FEATURE_STORE_UNAVAILABLE = "FEATURE_STORE_UNAVAILABLE"
@@ -44,9 +55,18 @@ CODES: Final = {
     Reason.REQUEST_MALFORMED: Code.INVALID_ARGUMENT,
     Reason.CUSTOMER_ID_INVALID: Code.INVALID_ARGUMENT,
     Reason.TOO_MANY_CUSTOMERS: Code.INVALID_ARGUMENT,
+    Reason.TOO_MANY_EVENTS: Code.INVALID_ARGUMENT,
     Reason.ECONOMICS_INVALID: Code.INVALID_ARGUMENT,
     Reason.MAX_FEATURE_AGE_INVALID: Code.INVALID_ARGUMENT,
+    Reason.CONSENT_MISSING: Code.INVALID_ARGUMENT,
+    Reason.MERGE_WITH_ITSELF: Code.INVALID_ARGUMENT,
     Reason.CUSTOMER_UNKNOWN: Code.NOT_FOUND,
+    Reason.CONSENT_WITHHELD: Code.PERMISSION_DENIED,
+    Reason.MERGE_CYCLE: Code.FAILED_PRECONDITION,
+    Reason.ALREADY_MERGED: Code.FAILED_PRECONDITION,
+    Reason.TOO_MANY_ALIASES: Code.FAILED_PRECONDITION,
+    Reason.CONFLICT: Code.ABORTED,
+    Reason.ARCHIVE_BEHIND: Code.RESOURCE_EXHAUSTED,
     Reason.FEATURES_TOO_OLD: Code.FAILED_PRECONDITION,
     Reason.STATE_UNREADABLE: Code.DATA_LOSS,
     Reason.FEATURE_STORE_UNAVAILABLE: Code.UNAVAILABLE,
@@ -55,10 +75,11 @@ CODES: Final = {
 
 RETRY_AFTER_S: Final = 0.5
 """What RetryInfo says with UNAVAILABLE: about the time in which health follows Redis."""
+RETRIED: Final = (Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED)
 
 
-class ScoringError(Exception):
-    """A request or one of its customers cannot be scored.
+class RequestError(Exception):
+    """A request, or one of its customers, cannot be served.
 
     ``message`` says what is wrong and how to mend it, never whose data it is; ``field`` names the request's field.
     """
@@ -77,4 +98,4 @@ class ScoringError(Exception):
     @property
     def retry_after_s(self) -> float | None:
         """Seconds after which trying again may help, None where it does not."""
-        return RETRY_AFTER_S if self.code is Code.UNAVAILABLE else None
+        return RETRY_AFTER_S if self.code in RETRIED else None

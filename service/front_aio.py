@@ -5,7 +5,7 @@ What the bytes mean is in ``convert``, what is done with them in ``batching``. T
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -15,34 +15,38 @@ from grpc_reflection.v1alpha import reflection
 
 from service import tls
 from service.batching import Batcher
-from service.convert import METHODS, SERVICE, Method, status
-from service.errors import Code, Reason, ScoringError
+from service.convert import METHODS, Method, status
+from service.errors import Code, Reason, RequestError
+from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
 from service.settings import Settings
+from service.standard import SERVICES
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 MOST_MS: Final = 2**31 - 1
-REPORTED: Final = ("", SERVICE)
-"""Services whose health is told; the empty name is the server as a whole."""
 
-Handler = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
+Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class AioFront:
-    """A grpc.aio server with the scoring service, health and reflection."""
+    """A grpc.aio server with all services, health and reflection."""
 
-    def __init__(self, batcher: Batcher, settings: Settings) -> None:
+    def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
         self._batcher = batcher
         self._settings = settings
+        self._methods: dict[str, Any] = {
+            **{path: _unary(self._score(method)) for path, method in METHODS.items()},
+            **{path: _unary(_handle(handler)) for path, handler in handlers.unary.items()},
+            **{path: _stream(begin) for path, begin in handlers.streams.items()},
+        }
         self._health = health.aio.HealthServicer()
 
     async def start(self, port: int, *, share_port: bool = False) -> int:
         """Listen and return the port; OSError where that is not possible."""
         credentials = tls.server_credentials(self._settings)
         self._server = grpc.aio.server(options=self._options(share_port))
-        handlers = {path.rpartition("/")[2]: _rpc(self._handler(method)) for path, method in METHODS.items()}
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
+        self._server.add_generic_rpc_handlers([_Methods(self._methods)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self.set_serving(False)
         address = f"{self._settings.host_of_address}:{port}"
         try:
@@ -71,7 +75,7 @@ class AioFront:
     async def set_serving(self, serving: bool) -> None:
         """Tell health whether calls can be answered."""
         told = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in REPORTED:
+        for service in ("", *SERVICES):
             await self._health.set(service, told)
 
     async def stop(self, grace_s: float) -> None:
@@ -79,24 +83,65 @@ class AioFront:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
 
-    def _handler(self, method: Method) -> Handler:
-        async def handle(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            try:
-                part = method.decode(request)
-                return method.encode(part, await self._batcher.score(part, context.cancelled))
-            except ScoringError as error:
-                await _abort(context, error)
-            except Exception as error:  # nothing of the inside may reach the caller
-                await _abort(context, ScoringError(Reason.INTERNAL, f"the server failed ({type(error).__name__})"))
-            raise AssertionError("abort returns never")
+    def _score(self, method: Method) -> Handler:
+        async def score(request: bytes, context: Context) -> bytes:
+            part = method.decode(request)
+            return method.encode(part, await self._batcher.score(part, context.cancelled))
 
-        return handle
+        return score
 
 
-def _rpc(handler: Handler) -> Any:
-    return grpc.unary_unary_rpc_method_handler(handler)  # no serializers: the front passes bytes
+Handler = Callable[[Any, Context], Awaitable[bytes]]
+"""Answers a call; RequestError where it fails."""
 
 
-async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: ScoringError) -> None:
+class _Methods(grpc.GenericRpcHandler):
+    """Methods by path. No serializers: the front passes bytes."""
+
+    def __init__(self, methods: Mapping[str, Any]) -> None:
+        self._methods = methods
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The method of a call, None where there is none."""
+        return self._methods.get(handler_call_details.method)
+
+
+def _unary(handler: Handler) -> Any:
+    return grpc.unary_unary_rpc_method_handler(_told(handler))
+
+
+def _stream(begin: Callable[[], Stream]) -> Any:
+    async def take(requests: AsyncIterator[bytes], _context: Context) -> bytes:
+        stream = begin()
+        async for request in requests:
+            await stream.add(request)
+        return stream.reply()
+
+    return grpc.stream_unary_rpc_method_handler(_told(take))
+
+
+def _handle(handler: Unary) -> Handler:
+    async def handle(request: bytes, _context: Context) -> bytes:
+        return await handler(request)
+
+    return handle
+
+
+def _told(handler: Handler) -> Any:
+    """The handler with every error told as a status."""
+
+    async def told(request: Any, context: Context) -> bytes:
+        try:
+            return await handler(request, context)
+        except RequestError as error:
+            await _abort(context, error)
+        except Exception as error:  # nothing of the inside may reach the caller
+            await _abort(context, RequestError(Reason.INTERNAL, f"the server failed ({type(error).__name__})"))
+        raise AssertionError("abort returns never")
+
+    return told
+
+
+async def _abort(context: Context, error: RequestError) -> None:
     details = (("grpc-status-details-bin", status(error).SerializeToString()),)
     await context.abort(GRPC_CODES[Code(error.code).value], error.message, details)

@@ -25,29 +25,32 @@ from grpc_health.v1 import health
 
 from service import tls
 from service.batching import Batcher
-from service.calls import Call, HealthCheck, HealthWatch, Reflect, Score
+from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Score, Streamed
 from service.connection import HANDSHAKE_S, TICK_S, Connection
-from service.convert import METHODS, SERVICE
+from service.convert import METHODS
+from service.handlers import NO_HANDLERS, Handlers
 from service.http2 import Stream
 from service.settings import Settings
-from service.standard import Health, Reflection
+from service.standard import SERVICES, Health, Reflection
 
 logger = logging.getLogger(__name__)
 
 
 class LeanFront:
-    """The scoring service, health and reflection, on connections of our own."""
+    """All services, health and reflection, on connections of our own."""
 
-    def __init__(self, batcher: Batcher, settings: Settings) -> None:
+    def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
         self.batcher: Final = batcher
         self.settings: Final = settings
-        self.health: Final = Health(("", SERVICE))
-        self.reflection: Final = Reflection((SERVICE, health.SERVICE_NAME))
+        self.health: Final = Health(("", *SERVICES))
+        self.reflection: Final = Reflection((*SERVICES, health.SERVICE_NAME))
         self.calls: Final[dict[bytes, Callable[[Connection, Stream], Call]]] = {
             b"/grpc.health.v1.Health/Check": HealthCheck,
             b"/grpc.health.v1.Health/Watch": HealthWatch,
             b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Reflect,
             **{path.encode(): partial(Score, method) for path, method in METHODS.items()},
+            **{path.encode(): partial(Handled, handler) for path, handler in handlers.unary.items()},
+            **{path.encode(): partial(Streamed, begin) for path, begin in handlers.streams.items()},
         }
         self.connections: Final[set[Connection]] = set()
         self._unflushed: list[Connection] = []

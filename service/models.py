@@ -20,6 +20,7 @@ class Model:
         manifest = loaded.manifest
         self.version: Final = manifest.version
         self.layout: Final = StateLayout(manifest.features)
+        self.interests: Final = manifest.interests
         self.economics: Final = np.array([manifest.economics[name] for name in ECONOMICS])
         self._graph: Final[Graph] = open_bundle(loaded)
 
@@ -35,7 +36,7 @@ class Model:
         """
         found = self._graph.run(
             state=np.ascontiguousarray(states.slots),
-            age=((now - states.reference) / DAY_S)[:, np.newaxis],
+            age=((now - states.as_of) / DAY_S)[:, np.newaxis],
             economics=economics,
         )
         table = np.empty((len(states.slots), len(OUTPUTS) + 1))

@@ -5,7 +5,7 @@
     parts ──► ids ──► one MGET ──► unpack ──► one graph run ──► a score or an error for each id
                          │            │              │
                          │            │              └ a figure is not finite       STATE_UNREADABLE, this id
-                         │            └ absent, torn, foreign or too old            an error of this id
+                         │            └ absent, torn, too old, without consent      an error of this id
                          └ Redis away or slow                                       FEATURE_STORE_UNAVAILABLE, all ids
 
 Nothing here knows of gRPC, protobuf, Redis or onnxruntime.
@@ -18,15 +18,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from feature_store.errors import StoreUnavailableError
+from feature_store.record import LEAST_WEIGHT, Interest, Told
 from feature_store.state import Floats, StateBatch, finite
-from service.errors import Reason, ScoringError
+from service.errors import Reason, RequestError
 from service.models import Model
+from service.spikes import SpikeGuard
 
 EARLIEST_TIME_S: Final = -62_135_596_800.0
 LATEST_TIME_S: Final = 253_402_300_799.0
@@ -57,7 +59,7 @@ class Part:
     customer_ids: Sequence[str]
     economics: Mapping[int, float] = field(default_factory=dict)
     max_age_s: float | None = None
-    refused: Mapping[int, ScoringError] = field(default_factory=dict)
+    refused: Mapping[int, RequestError] = field(default_factory=dict)
 
     def slice(self, start: int, stop: int) -> Part:
         """Customers ``start`` to ``stop`` of this part."""
@@ -68,52 +70,121 @@ class Part:
 
 
 @dataclass(slots=True, eq=False)
+class Note:
+    """What there is to say about a customer's alerts beside the figures.
+
+    off: no automated responses allowed; repeated_view: the top interest was looked at often enough; spike: far more
+    answers than usually alert about this top interest.
+    """
+
+    off: bool
+    repeated_view: bool
+    spike: bool
+    top: Interest | None
+
+
+class Spikes(NamedTuple):
+    """Whether far more answers alert now than usually, by offer."""
+
+    churn: bool
+    propensity: bool
+
+
+NO_SPIKES: Final = Spikes(churn=False, propensity=False)
+NO_NOTES: Final[Mapping[int, Note]] = {}
+
+
+@dataclass(slots=True, eq=False)
 class Scores:
     """Scores of a part, a row for each of its ids, in their order. Not to be changed.
 
     A row of ``table``, float64 ``[n, 6]``, is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and
     thresholds 0 to 1, spend in the currency of the data), then the time in unix seconds up to which events are known.
-    ``errors`` says by position why an id has no score: its row means nothing, but can be encoded.
+    ``errors`` says by position why an id has no score: its row means nothing, but can be encoded. ``notes`` says by
+    position what there is to add.
     """
 
     table: Floats
-    errors: Mapping[int, ScoringError]
+    errors: Mapping[int, RequestError]
     model_version: str
+    notes: Mapping[int, Note] = field(default_factory=lambda: NO_NOTES)
+    spikes: Spikes = NO_SPIKES
 
     @staticmethod
     def joined(slices: Sequence[Scores]) -> Scores:
         """The scores of a part's slices, put together again."""
         if len(slices) == 1:
             return slices[0]
-        errors: dict[int, ScoringError] = {}
+        errors: dict[int, RequestError] = {}
+        notes: dict[int, Note] = {}
         start = 0
         for scores in slices:
             errors.update({start + at: error for at, error in scores.errors.items()})
+            notes.update({start + at: note for at, note in scores.notes.items()})
             start += len(scores.table)
-        return Scores(np.concatenate([scores.table for scores in slices]), errors, slices[-1].model_version)
+        table, last = np.concatenate([scores.table for scores in slices]), slices[-1]
+        return Scores(table, errors, last.model_version, notes, last.spikes)
 
 
 class Scorer:
     """Scores parts together: one read and one graph run for all of them."""
 
-    def __init__(self, store: StateSource, model: Model, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: StateSource,
+        model: Model,
+        clock: Callable[[], float] = time.time,
+        guard: Callable[[], SpikeGuard] = SpikeGuard,
+    ) -> None:
         self._store = store
         self._model = model
         self._clock = clock
+        self._churn_guard, self._propensity_guard = guard(), guard()
         self._defaults = np.tile(model.economics, (OFF_LOOP_ROWS, 1))
         self._graph_thread = ThreadPoolExecutor(1, "graph")
 
     async def score(self, parts: Sequence[Part]) -> list[Scores]:
-        """Scores of each part; ScoringError (UNAVAILABLE) where the store does not answer."""
+        """Scores of each part; RequestError (UNAVAILABLE) where the store does not answer."""
         ids = [customer_id for part in parts for customer_id in part.customer_ids]
         try:
             states = await self._store.read(ids)
         except StoreUnavailableError as error:
             message = "the feature store does not answer: try again shortly"
-            raise ScoringError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
+            raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
         now = self._clock()
         table = await self._run(states, now, self._economics(parts, len(ids)))
-        return self._share_out(parts, states, table, _usable(states, table), now)
+        notes = self._notes(states.told, now) if states.told else NO_NOTES
+        usable = _usable(states, table)
+        all_good = usable is None and all(said.scoring for said in states.told.values())
+        scored = _Scored(states, table, usable, now, notes, all_good, self._spikes(table, usable, notes))
+        return self._share_out(parts, scored)
+
+    def _notes(self, told: Mapping[int, Told], now: float) -> dict[int, Note]:
+        """What there is to add for the customers whose records say something."""
+        rules, notes = self._model.interests, {}
+        for row, said in told.items():
+            top = said.top
+            if top is not None and top.weight_at(now, rules.half_life_s) < LEAST_WEIGHT:
+                top = None
+            repeated = top is not None and top.views >= rules.repeated_views and said.automated_response
+            notes[row] = Note(not said.automated_response, repeated, spike=False, top=top)
+        return notes
+
+    def _spikes(self, table: Floats, usable: Usable | None, notes: Mapping[int, Note]) -> Spikes:
+        """Show the guards how many alert, and hear whether that is far more than usually."""
+        churn, propensity = (table[:, :2] >= table[:, 3:5]).T
+        if usable is not None:
+            churn, propensity = churn & usable, propensity & usable
+        off = [row for row, note in notes.items() if note.off]
+        churn[off] = propensity[off] = False
+        about = [
+            note.top.item_id for row, note in notes.items() if note.top and (note.repeated_view or propensity[row])
+        ]
+        self._churn_guard.observe(len(table), int(np.count_nonzero(churn)))
+        self._propensity_guard.observe(len(table), int(np.count_nonzero(propensity)), about)
+        for note in notes.values():
+            note.spike = note.top is not None and self._propensity_guard.of_item(note.top.item_id)
+        return Spikes(self._churn_guard.in_total(), self._propensity_guard.in_total())
 
     async def _run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         """The graph, off the loop where it takes longer than handing it over, so that the loop goes on meanwhile."""
@@ -138,18 +209,33 @@ class Scorer:
             start = stop
         return economics
 
-    def _share_out(
-        self, parts: Sequence[Part], states: StateBatch, table: Floats, usable: Usable | None, now: float
-    ) -> list[Scores]:
-        version, shares, start = self._model.version, [], 0
+    def _share_out(self, parts: Sequence[Part], scored: _Scored) -> list[Scores]:
+        version, notes, shares, start = self._model.version, scored.notes, [], 0
         for part in parts:
             stop = start + len(part.customer_ids)
             errors = part.refused
-            if usable is not None or part.max_age_s is not None:
-                errors = {**_errors(part, states, usable, now, slice(start, stop)), **part.refused}
-            shares.append(Scores(table[start:stop], errors, version))
+            if not scored.all_good or part.max_age_s is not None:
+                errors = {**_errors(part, scored, slice(start, stop)), **part.refused}
+            mine = {row - start: note for row, note in notes.items() if start <= row < stop} if notes else notes
+            shares.append(Scores(scored.table[start:stop], errors, version, mine, scored.spikes))
             start = stop
         return shares
+
+
+@dataclass(slots=True, eq=False)
+class _Scored:
+    """A batch that has been through the graph; ``usable`` is None where all rows are, ``notes`` goes by row.
+
+    all_good: all rows are usable, and all customers allow it.
+    """
+
+    states: StateBatch
+    table: Floats
+    usable: Usable | None
+    now: float
+    notes: Mapping[int, Note]
+    all_good: bool
+    spikes: Spikes
 
 
 def _usable(states: StateBatch, table: Floats) -> Usable | None:
@@ -162,25 +248,33 @@ def _usable(states: StateBatch, table: Floats) -> Usable | None:
     return usable
 
 
-def _errors(part: Part, states: StateBatch, every: Usable | None, now: float, rows: slice) -> dict[int, ScoringError]:
+def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]:
     """Why customers of a part have no score."""
-    found = states.found[rows]
-    usable = np.ones_like(found) if every is None else every[rows]
+    found = scored.states.found[rows]
+    usable = np.ones_like(found) if scored.usable is None else scored.usable[rows]
     errors = {int(at): _unusable(bool(found[at])) for at in np.flatnonzero(~usable)}
     if part.max_age_s is not None:
-        too_old = usable & (now - states.as_of[rows] > part.max_age_s)
+        too_old = usable & (scored.now - scored.states.as_of[rows] > part.max_age_s)
         errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
+    for row, told in scored.states.told.items():
+        if not told.scoring and rows.start <= row < rows.stop:
+            errors[row - rows.start] = _withheld()
     return errors
 
 
-def _unusable(found: bool) -> ScoringError:
+def _unusable(found: bool) -> RequestError:
     if found:
         message = "what is stored for this customer cannot be used: load the features of the serving model again"
-        return ScoringError(Reason.STATE_UNREADABLE, message, "customer_id")
+        return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
     message = "nothing is known about this customer: check the id, or load the customer's features first"
-    return ScoringError(Reason.CUSTOMER_UNKNOWN, message, "customer_id")
+    return RequestError(Reason.CUSTOMER_UNKNOWN, message, "customer_id")
 
 
-def _too_old(max_age_s: float) -> ScoringError:
+def _withheld() -> RequestError:
+    message = "the customer does not allow scoring: ask for consent first"
+    return RequestError(Reason.CONSENT_WITHHELD, message, "customer_id")
+
+
+def _too_old(max_age_s: float) -> RequestError:
     message = f"the features are older than {max_age_s:g} s: load newer ones, or allow a larger max_feature_age"
-    return ScoringError(Reason.FEATURES_TOO_OLD, message, "max_feature_age")
+    return RequestError(Reason.FEATURES_TOO_OLD, message, "max_feature_age")

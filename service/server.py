@@ -3,7 +3,8 @@
 ::
 
     wire ─► front_lean or front_aio ─► convert ─► batching ─► scorer ─► online store (Redis)
-                                                                └─────► model (ONNX)
+                          │                                     └─────► model (ONNX)
+                          └─► handlers ─► recorder ─► customers ─► fold, commit (Redis)
 """
 
 from __future__ import annotations
@@ -13,20 +14,27 @@ import gc
 import logging
 import signal
 import sys
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
 
 import uvloop
 
 from feature_store.bundle import BundleError
+from feature_store.customers import CustomerStore
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online import StateReader
+from feature_store.events import HOUR_S, Rules
+from feature_store.live import Fold
+from feature_store.online import Redis, StateReader
 from service.batching import Batcher
 from service.front_aio import AioFront
 from service.front_lean import LeanFront
+from service.handlers import Customers, Handlers, handlers
 from service.models import Model
+from service.recorder import Recorder
 from service.scorer import Scorer
 from service.settings import Settings
+from service.spikes import SpikeGuard
 from service.workers import READY
 
 TURNS: Final = {"lean": 4, "grpcio": 16}
@@ -52,9 +60,17 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     BundleError, InputError or OSError where serving cannot start.
     """
     model = Model.current(settings.registry)
-    store = StateReader(settings.redis, model.layout, settings.redis_timeout_ms / 1000)
-    scorer = Scorer(store, model)
-    front = _front(settings, scorer)
+    store = Redis(settings.redis, settings.redis_timeout_ms / 1000)
+    guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
+    scorer = Scorer(StateReader(store, model.layout), model, guard=guard)
+    rules = _rules(settings)
+    fold = Fold(model.layout, model.interests, rules)
+    customers = CustomerStore(store, fold, most_waiting=settings.max_unarchived, durable=settings.durable)
+    front = _front(
+        settings,
+        scorer,
+        handlers(Recorder(customers.record, rules), Customers(customers, model.layout, model.interests)),
+    )
     stopping = _stop_signal()
     port = await front.start(settings.port if port is None else port, share_port=pipe is not None)
     # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
@@ -67,7 +83,7 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     else:
         asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
         pipe.send(READY)
-    watching = asyncio.create_task(_watch(store, front, settings.health_interval_ms / 1000))
+    watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
     await stopping.wait()
     logger.info("stopping: running calls have %g s", settings.grace_s)
     while not watching.done():  # a library in between may keep a cancellation to itself
@@ -85,18 +101,29 @@ def start_log(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level, format=form, stream=sys.stderr)
 
 
-def _front(settings: Settings, scorer: Scorer) -> AioFront | LeanFront:
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        max_lateness_s=settings.max_lateness_hours * HOUR_S,
+        max_future_s=settings.max_future_s,
+        cap_type_hour=settings.cap_type_hour,
+        cap_hour=settings.cap_hour,
+        cap_total=settings.cap_total,
+        keep_text=settings.keep_text,
+    )
+
+
+def _front(settings: Settings, scorer: Scorer, methods: Handlers) -> AioFront | LeanFront:
     rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
     batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
-    return LeanFront(batcher, settings) if settings.front == "lean" else AioFront(batcher, settings)
+    return (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
 
 
-async def _watch(store: StateReader, front: AioFront | LeanFront, interval_s: float) -> None:
+async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanFront, interval_s: float) -> None:
     """Let health follow Redis."""
     serving = None
     while True:
         try:
-            await store.ping()
+            await (store.ping() if serving else customers.register())
             answers, why = True, ""
         except StoreUnavailableError as error:
             answers, why = False, str(error)

@@ -72,6 +72,31 @@ class Settings(BaseSettings):
         float, Field(gt=0, description="A client that was silent for so long is asked for a sign of life.")
     ] = 60.0
     keepalive_timeout_s: Annotated[float, Field(gt=0, description="It has so long to give one.")] = 20.0
+    max_lateness_hours: Annotated[
+        float, Field(gt=0, le=1e6, description="Older events are refused; so long an event is known again by its id.")
+    ] = 72.0
+    max_future_s: Annotated[float, Field(ge=0, description="Events further ahead of the clock are refused.")] = 300.0
+    cap_type_hour: Annotated[
+        int, Field(ge=1, description="Most events of one type that are folded for a customer and an hour.")
+    ] = 300
+    cap_hour: Annotated[int, Field(ge=1, description="Most events that are folded for a customer and an hour.")] = 1000
+    cap_total: Annotated[
+        int, Field(ge=1, description="Most events that are folded for a customer within the lateness.")
+    ] = 5000
+    keep_text: Annotated[bool, Field(description="Keep feedback texts in the archive.")] = False
+    durable: Annotated[
+        bool, Field(description="Acknowledge events only when they are on disk (needs Redis with appendonly).")
+    ] = False
+    max_unarchived: Annotated[
+        int, Field(ge=0, description="Commits that may wait for the archive; then events are refused. 0: any number.")
+    ] = 1_000_000
+    spike_z: Annotated[
+        float,
+        Field(gt=0, description="How far beyond the usual a share of alerts marks answers as given in a spike."),
+    ] = 6.0
+    spike_window_s: Annotated[
+        float, Field(gt=0, description="Length of the windows in which alerts are counted for that; 60 are remembered.")
+    ] = 60.0
     grace_s: Annotated[
         float, Field(ge=0, le=600, description="At a stop, running calls may take this long to finish.")
     ] = 5.0

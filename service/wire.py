@@ -9,21 +9,29 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import repeat
 from typing import Final
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from feature_store.state import Floats
+from service.scorer import Note, Scores, Spikes
 
-# churn (2) and propensity (3), each an Alert of 20 bytes (probability, threshold, alert), and expected_spend (4).
-_FIGURES: Final = struct.Struct("<2s cdcdc? 2s cdcdc? cd")
+# churn (2) and propensity (3), each an Alert of 26 bytes, and expected_spend (4). What is false is written out as well,
+# so that every customer's figures have the same length.
+_FIGURES: Final = struct.Struct("<2s cdcdc?c?c?c? 2s cdcdc?c?c?c? cd")
+_ALERT: Final = np.dtype(
+    {
+        "names": ["probability", "threshold", "alert", "repeated_view", "off", "spike"],
+        "formats": ["<f8", "<f8", "?", "?", "?", "?"],
+        "offsets": [1, 10, 19, 21, 23, 25],
+        "itemsize": 26,
+    }
+)
 _FIGURES_TABLE: Final = np.dtype(
     {
-        "names": ["churn", "churn_threshold", "churn_alert", "propensity", "threshold", "alert", "spend"],
-        "formats": ["<f8", "<f8", "?", "<f8", "<f8", "?", "<f8"],
-        "offsets": [3, 12, 21, 25, 34, 43, 45],
+        "names": ["churn", "propensity", "spend"],
+        "formats": [_ALERT, _ALERT, "<f8"],
+        "offsets": [2, 30, 57],
         "itemsize": _FIGURES.size,
     }
 )
@@ -35,43 +43,85 @@ def field(number: int, data: bytes) -> bytes:
     return b"%c%b%b" % (number << 3 | 2, _VARINTS[len(data)], data)
 
 
-def score(customer_id: str, row: Sequence[float], version: bytes) -> bytes:
+def score(customer_id: str, row: Sequence[float], version: bytes, note: Note | None, spikes: Spikes) -> bytes:
     """A ScoreCustomerResponse of one row of Scores; ``version`` is its encoded model_version field."""
     churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
-    figures = _pack(churn, churn_threshold, propensity, propensity_threshold, spend)
-    return b"%b%b%b%b" % (field(1, customer_id.encode()), figures, _as_of(as_of), version)
+    off = note is not None and note.off
+    figures = _pack(
+        (churn, churn_threshold, churn >= churn_threshold and not off, False, off, spikes.churn),
+        (
+            *(propensity, propensity_threshold, propensity >= propensity_threshold and not off),
+            *(note is not None and note.repeated_view, off, spikes.propensity or (note is not None and note.spike)),
+        ),
+        spend,
+    )
+    return b"%b%b%b%b%b" % (field(1, customer_id.encode()), figures, _as_of(as_of), version, _top(note))
 
 
-def results(customer_ids: Sequence[str], table: Floats, version: bytes) -> list[bytes]:
+def results(customer_ids: Sequence[str], scores: Scores, version: bytes) -> list[bytes]:
     """The CustomerResult fields of a batch response, for the rows of Scores: like :func:`score`, for many at once."""
+    table = scores.table
     blank = bytearray(_BLANK * len(table))
     block = np.frombuffer(blank, dtype=_FIGURES_TABLE)
-    for column, name in enumerate(("churn", "propensity", "spend", "churn_threshold", "threshold")):
-        block[name] = table[:, column]
-    block["churn_alert"] = table[:, 0] >= table[:, 3]
-    block["alert"] = table[:, 1] >= table[:, 4]
-    figures, size, as_of = bytes(blank), _FIGURES.size, table[:, 5]
+    for column, offer, spike in ((0, "churn", scores.spikes.churn), (1, "propensity", scores.spikes.propensity)):
+        alerts = block[offer]
+        alerts["probability"], alerts["threshold"] = table[:, column], table[:, column + 3]
+        alerts["alert"] = table[:, column] >= table[:, column + 3]
+        alerts["spike"] = spike
+    block["spend"] = table[:, 2]
+    as_of = table[:, 5]
     # Customers that were loaded together share their time.
     same = bool((as_of == as_of[0]).all())
-    tails = repeat(_as_of(float(as_of[0])) + version) if same else (_as_of(t) + version for t in as_of.tolist())
+    shared = _as_of(float(as_of[0])) + version
+    tails = [shared] * len(table) if same else [_as_of(t) + version for t in as_of.tolist()]
+    for at, note in scores.notes.items():
+        if note.off:
+            for offer in ("churn", "propensity"):
+                block[offer]["alert"][at], block[offer]["off"][at] = False, True
+        block["propensity"]["repeated_view"][at] = note.repeated_view
+        block["propensity"]["spike"][at] |= note.spike
+        tails[at] += _top(note)
+    figures, size = bytes(blank), _FIGURES.size
     names = (customer_id.encode() for customer_id in customer_ids)
     return [
         b"%b%b%b%b" % (_head(len(name), len(tail)), name, figures[at : at + size], tail)
-        for name, tail, at in zip(names, tails, range(0, len(figures), size), strict=False)
+        for name, tail, at in zip(names, tails, range(0, len(figures), size), strict=True)
     ]
 
 
-def _pack(churn: float, churn_threshold: float, propensity: float, threshold: float, spend: float) -> bytes:
+_Alert = tuple[float, float, bool, bool, bool, bool]
+"""Probability, threshold, alert, repeated_view, automated_response_off, spike."""
+
+
+def _pack(churn: _Alert, propensity: _Alert, spend: float) -> bytes:
+    a, b = churn, propensity
     return _FIGURES.pack(
-        b"\x12\x14",
-        *(b"\x09", churn, b"\x11", churn_threshold, b"\x18", churn >= churn_threshold),
-        b"\x1a\x14",
-        *(b"\x09", propensity, b"\x11", threshold, b"\x18", propensity >= threshold),
+        *(b"\x12\x1a", b"\x09", a[0], b"\x11", a[1], b"\x18", a[2], b"\x20", a[3], b"\x28", a[4], b"\x30", a[5]),
+        *(b"\x1a\x1a", b"\x09", b[0], b"\x11", b[1], b"\x18", b[2], b"\x20", b[3], b"\x28", b[4], b"\x30", b[5]),
         *(b"\x21", spend),
     )
 
 
-_BLANK: Final = _pack(0, 0, 0, 0, 0)
+_BLANK: Final = _pack((0, 0, False, False, False, False), (0, 0, False, False, False, False), 0)
+
+
+def _top(note: Note | None) -> bytes:
+    """The top_interest field, empty where there is none."""
+    if note is None or note.top is None:
+        return b""
+    top = note.top
+    whole, fraction = divmod(top.at, 1)
+    last_viewed = Timestamp(seconds=int(whole), nanos=int(fraction * 1e9)).SerializeToString()
+    return field(7, b"%b\x10%b%b" % (field(1, top.item_id.encode()), _varint(top.views), field(3, last_viewed)))
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:  # noqa: PLR2004  # seven bits at a time
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
 
 
 @lru_cache(maxsize=4096)

@@ -42,7 +42,7 @@ from tidemark.v1 import scoring_pb2
 
 from service import calls, connection, front_lean
 from service.batching import Batcher
-from service.errors import Reason, ScoringError
+from service.errors import Reason, RequestError
 from service.http2 import PREFACE
 from service.scorer import Part, Scores
 from service.settings import Settings
@@ -117,7 +117,7 @@ class Scorer:
         for _ in range(int(mood * 6) if mood < 0.5 else 0):
             await asyncio.sleep(0)
         if 0.5 <= mood < 0.55:
-            raise ScoringError(Reason.FEATURE_STORE_UNAVAILABLE, "away")
+            raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, "away")
         if 0.55 <= mood < 0.57:
             raise ValueError("a fault")
         return [self._scores(part) for part in parts]

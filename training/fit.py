@@ -83,6 +83,7 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
         config=name,
         fingerprint=layout.fingerprint,
         features=config.feature,
+        interests=config.interests,
         derived=spec.names,
         inputs=graph.inputs,
         outputs=graph.outputs,

@@ -9,7 +9,7 @@ from feature_store.config import Source
 from feature_store.errors import InputError
 from feature_store.offline import OfflineStore
 from service.convert import decode_score
-from service.errors import ScoringError
+from service.errors import RequestError
 
 
 def loads(customer_id: str) -> bool:
@@ -25,7 +25,7 @@ def loads(customer_id: str) -> bool:
 def scores(customer_id: str) -> bool:
     try:
         return bool(decode_score(scoring_pb2.ScoreCustomerRequest(customer_id=customer_id).SerializeToString()))
-    except ScoringError:
+    except RequestError:
         return False
 
 

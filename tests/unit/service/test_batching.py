@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.batching import Batcher
-from service.errors import Reason, ScoringError
+from service.errors import Reason, RequestError
 from service.scorer import Part, Scores
 
 Score = Callable[[Sequence[Part]], Awaitable[list[Scores]]]
@@ -65,7 +65,7 @@ def test_a_large_part_is_cut_and_comes_back_whole_and_in_order() -> None:
     async def main() -> None:
         recorder = Recorder()
         batcher = Batcher(recorder.score, max_rows=100, slice_rows=30)
-        refused = {at: ScoringError(Reason.CUSTOMER_ID_INVALID, "bad") for at in (0, 29, 30, 999)}
+        refused = {at: RequestError(Reason.CUSTOMER_ID_INVALID, "bad") for at in (0, 29, 30, 999)}
         scores = await batcher.score(Part([str(i) for i in range(1000)], refused=refused))
         assert scores.table.tolist() == [[float(i)] for i in range(1000)]
         assert set(scores.errors) == {0, 29, 30, 999}
@@ -105,7 +105,7 @@ def test_no_batch_is_larger_than_allowed() -> None:
 def test_a_batch_that_fails_fails_all_its_parts_with_the_same_error() -> None:
     async def main() -> None:
         async def away(_parts: Sequence[Part]) -> list[Scores]:
-            raise ScoringError(Reason.FEATURE_STORE_UNAVAILABLE, "away")
+            raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, "away")
 
         batcher = Batcher(away)
         outcomes = await asyncio.gather(*(batcher.score(ids(0, 3)) for _ in range(5)), return_exceptions=True)
@@ -120,7 +120,7 @@ def test_a_bug_becomes_an_internal_error_that_shows_nothing_of_the_inside(caplog
             raise ValueError("customer 4711 has a secret")
 
         batcher = Batcher(broken)
-        with pytest.raises(ScoringError) as caught:
+        with pytest.raises(RequestError) as caught:
             await batcher.score(ids(0, 1))
         assert caught.value.reason is Reason.INTERNAL
         assert "4711" not in caught.value.message

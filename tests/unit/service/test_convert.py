@@ -13,7 +13,7 @@ from tidemark.v1 import scoring_pb2
 
 from feature_store.bundle import ECONOMICS
 from service.convert import METHODS, decode_batch, decode_score, encode_batch, encode_score
-from service.errors import Reason, ScoringError
+from service.errors import Reason, RequestError
 from service.scorer import Part, Scores
 
 ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
@@ -37,8 +37,8 @@ def batch_request(**fields: object) -> bytes:
     return scoring_pb2.BatchScoreCustomersRequest(**fields).SerializeToString()  # type: ignore[arg-type]
 
 
-def refusal(data: bytes) -> ScoringError:
-    with pytest.raises(ScoringError) as caught:
+def refusal(data: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
         decode_score(data)
     return caught.value
 
@@ -63,7 +63,7 @@ def test_a_bad_id_in_a_batch_spoils_only_itself() -> None:
 
 def test_a_thousand_ids_are_taken_and_one_more_is_not() -> None:
     assert len(decode_batch(batch_request(customer_ids=["a"] * 1000)).customer_ids) == 1000
-    with pytest.raises(ScoringError, match="at most 1000") as caught:
+    with pytest.raises(RequestError, match="at most 1000") as caught:
         decode_batch(batch_request(customer_ids=["a"] * 1001))
     assert (caught.value.reason, caught.value.field) == (Reason.TOO_MANY_CUSTOMERS, "customer_ids")
 
@@ -71,7 +71,7 @@ def test_a_thousand_ids_are_taken_and_one_more_is_not() -> None:
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe", b"GET / HTTP/1.1"])
 @pytest.mark.parametrize("path", METHODS)
 def test_bytes_that_are_no_request_are_refused_as_malformed(path: str, data: bytes) -> None:
-    with pytest.raises(ScoringError) as caught:
+    with pytest.raises(RequestError) as caught:
         METHODS[path].decode(data)
     assert caught.value.reason is Reason.REQUEST_MALFORMED
 
@@ -176,8 +176,8 @@ def test_replies_say_what_protobuf_would_say(customers: list[tuple[str, list[flo
 
 def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
     errors = {
-        1: ScoringError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id"),
-        2: ScoringError(Reason.FEATURES_TOO_OLD, "old", "max_feature_age"),
+        1: RequestError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id"),
+        2: RequestError(Reason.FEATURES_TOO_OLD, "old", "max_feature_age"),
     }
     encoded = encode_batch(Part(["a", "b", "c"]), Scores(np.array([ROW] * 3), errors, "v"))
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
@@ -188,7 +188,7 @@ def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
 
 
 def test_the_error_of_a_single_customer_is_the_error_of_the_call() -> None:
-    error = ScoringError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id")
-    with pytest.raises(ScoringError) as caught:
+    error = RequestError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id")
+    with pytest.raises(RequestError) as caught:
         encode_score(Part(["a"]), Scores(np.array([ROW]), {0: error}, "v"))
     assert caught.value is error

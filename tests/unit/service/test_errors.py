@@ -7,7 +7,7 @@ import pytest
 from tidemark.rpc import error_details_pb2
 
 from service.convert import status
-from service.errors import CODES, Code, Reason, ScoringError
+from service.errors import CODES, Code, Reason, RequestError
 from service.front_aio import GRPC_CODES
 
 TABLE = {
@@ -30,14 +30,14 @@ def test_the_table_covers_every_reason() -> None:
 
 @pytest.mark.parametrize(("reason", "code"), TABLE.items())
 def test_a_reason_maps_to_its_code(reason: str, code: str) -> None:
-    found = ScoringError(Reason(reason), "what and how to mend it").code
+    found = RequestError(Reason(reason), "what and how to mend it").code
     assert found.name == code
     assert GRPC_CODES[found.value] is getattr(grpc.StatusCode, code)
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_status_carries_one_error_info_and_says_when_to_retry(reason: Reason) -> None:
-    found = status(ScoringError(reason, "what and how to mend it", "customer_id"))
+    found = status(RequestError(reason, "what and how to mend it", "customer_id"))
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     infos = [detail for detail in found.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
     assert len(infos) == 1

@@ -12,7 +12,7 @@ import pytest
 from feature_store.definitions import Feature
 from feature_store.errors import StoreUnavailableError
 from feature_store.state import Floats, State, StateBatch, StateLayout
-from service.errors import Reason, ScoringError
+from service.errors import Reason, RequestError
 from service.models import Model
 from service.scorer import Part, Scorer, Scores
 
@@ -85,7 +85,7 @@ def test_the_economics_of_one_call_do_not_reach_its_neighbours() -> None:
 
 
 def test_an_id_refused_before_keeps_its_error() -> None:
-    error = ScoringError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids[1]")
+    error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids[1]")
     (scores,) = score(Part(["known-1", "", "known-2"], refused={1: error}))
     assert scores.errors == {1: error}
 
@@ -96,7 +96,7 @@ def test_a_store_that_is_away_fails_the_whole_batch_as_unavailable() -> None:
             raise StoreUnavailableError(f"cannot reach {len(customer_ids)} at secret-host")
 
     scorer = Scorer(Away(), cast("Model", FakeModel()))
-    with pytest.raises(ScoringError) as caught:
+    with pytest.raises(RequestError) as caught:
         asyncio.run(scorer.score([Part(["known-1"])]))
     assert caught.value.reason is Reason.FEATURE_STORE_UNAVAILABLE
     assert "secret" not in caught.value.message

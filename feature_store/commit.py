@@ -1,0 +1,105 @@
+"""Commits: all that changes a customer goes through one script, atomically, and only if nobody else was faster.
+
+Every packed value has at bytes 8 to 15 the position of the commit that wrote it. A write says which position it was
+computed from; where another one is found, its group (a customer, or two who merge) is left as it is, and the caller
+reads and computes again. So nothing is lost however many write, and the fold stays in one place, outside of Redis.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+POSITION: Final = slice(8, 16)
+ANY: Final = b"any"
+"""Expected by a write that does not care."""
+
+SCRIPT: Final = b"""
+local position = tonumber(redis.call('GET', KEYS[1]) or 0)
+local most_waiting = tonumber(ARGV[1])
+if most_waiting > 0 and position - tonumber(redis.call('GET', KEYS[2]) or 0) >= most_waiting then
+    return {-1}
+end
+position = redis.call('INCR', KEYS[1])
+local stamp, result, logs = struct.pack('<I8', position), {position}, {}
+local key, arg = 3, 3
+for group = 1, tonumber(ARGV[2]) do
+    local writes, log = tonumber(ARGV[arg]), ARGV[arg + 1]
+    arg = arg + 2
+    local meant = true
+    for write = 0, writes - 1 do
+        local expected = ARGV[arg + 3 * write]
+        if expected ~= 'any' and redis.call('GETRANGE', KEYS[key + write], 8, 15) ~= expected then
+            meant = false
+        end
+    end
+    if meant then
+        for write = 0, writes - 1 do
+            local head = ARGV[arg + 3 * write + 1]
+            if head == '' then
+                redis.call('UNLINK', KEYS[key + write])
+            else
+                redis.call('SET', KEYS[key + write], head .. stamp .. ARGV[arg + 3 * write + 2])
+            end
+        end
+        if log ~= '' then
+            logs[#logs + 1] = log
+        end
+    else
+        result[#result + 1] = group - 1
+    end
+    key, arg = key + writes, arg + 3 * writes
+end
+if #logs > 0 then
+    redis.call('SET', KEYS[1] .. ':' .. position, '[' .. table.concat(logs, ',') .. ']')
+end
+return result
+"""
+"""KEYS: log, archived, a key per write. ARGV: most commits that may wait for the archive (0 for any number), number of
+groups; per group its number of writes and its log items; per write the expected position, and the value before and
+after it (both empty to remove the key). Returns the commit's position and the groups that were not written; -1 alone
+where too much waits."""
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """A key's new packed value, None to remove it, if the old one (None: there was none) is still there."""
+
+    key: bytes
+    old: bytes | None
+    new: bytes | None
+    anyway: bool = False
+
+    @property
+    def arguments(self) -> tuple[bytes, bytes, bytes]:
+        """As the script takes them."""
+        expected = ANY if self.anyway else b"" if self.old is None else self.old[POSITION]
+        return (expected, b"", b"") if self.new is None else (expected, self.new[:8], self.new[16:])
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Writes that go together or not at all, and the log items that go with them."""
+
+    writes: list[Write] = field(default_factory=list)
+    log: Sequence[str] = ()
+
+
+def keys_and_arguments(
+    groups: Sequence[Group], log: bytes, archived: bytes, most_waiting: int = 0
+) -> tuple[list[bytes], list[bytes]]:
+    """KEYS and ARGV of the script."""
+    keys, arguments = [log, archived], [b"%d" % most_waiting, b"%d" % len(groups)]
+    for group in groups:
+        arguments += (b"%d" % len(group.writes), ",".join(group.log).encode())
+        for write in group.writes:
+            keys.append(write.key)
+            arguments += write.arguments
+    return keys, arguments
+
+
+def position_of(value: bytes | None) -> int:
+    """The position of the commit that wrote a packed value, 0 where there is none."""
+    return 0 if value is None or len(value) < POSITION.stop else int(struct.unpack_from("<Q", value, 8)[0])

@@ -1,0 +1,308 @@
+"""A customer's record: all that is kept beside the state and does not depend on which features there are.
+
+Consent, aliases, first and last seen, channels, interests, and which events have been counted. One packed value per
+customer, as long as there is anything to say; an alias has one that only names the customer it belongs to.
+
+::
+
+    "tr" version flags | counts | position | first, last seen | interests, best first | channels | aliases | counted
+    └──────────── a score reads up to the first interest ──────────────┘
+
+Interests decay with one half-life for all, so their order does not change while nothing happens.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from array import array
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from feature_store.definitions import Interests
+from feature_store.events import HOUR_S
+
+VERSION: Final = 1
+NO_SCORING: Final = 1
+NO_RESPONSE: Final = 2
+ALIAS: Final = 4
+LEAST_WEIGHT: Final = 1 / 32
+"""A look that has decayed to this, after five half-lives, is forgotten."""
+
+MOST_CHANNELS: Final = 16
+OTHER: Final = "(other)"
+MOST_ALIASES: Final = 1000
+
+_HEAD: Final = struct.Struct("<2sBBBBH8sddI")
+_INTEREST: Final = struct.Struct("<HIfd")
+_CHANNEL: Final = struct.Struct("<HI")
+_ALIAS: Final = struct.Struct("<H")
+MAGIC: Final = b"tr"
+FLAGS: Final = 3
+INTERESTS: Final = 4
+"""Where they stand in the head."""
+
+
+class UnreadableRecordError(Exception):
+    """What is stored as a record is none."""
+
+
+@dataclass(slots=True, eq=True)
+class Interest:
+    """An item and its views since it was bought last.
+
+    weight: views, each decayed to ``at``, the unix time of the latest. No views: the item was bought at ``at``.
+    """
+
+    item_id: str
+    views: int
+    weight: float
+    at: float
+
+    def weight_at(self, now: float, half_life_s: float) -> float:
+        """The weight as of another time."""
+        return self.weight * math.exp2(min((self.at - now) / half_life_s, 0.0))
+
+
+@dataclass(slots=True)
+class Counted:
+    """Events that have been counted and may come again: hour since 1970, type and id of each (as hashes)."""
+
+    hours: array[int] = field(default_factory=lambda: array("I"))
+    kinds: array[int] = field(default_factory=lambda: array("H"))
+    ids: array[int] = field(default_factory=lambda: array("Q"))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, hour: int, kind: int, event_id: int) -> None:
+        """Count one more; id 0 is an event that has none."""
+        self.hours.append(hour)
+        self.kinds.append(kind)
+        self.ids.append(event_id)
+
+    def forget_before(self, hour: int) -> None:
+        """Forget what is too old to come again."""
+        if self.hours and min(self.hours) < hour:
+            keep = [at for at, then in enumerate(self.hours) if then >= hour]
+            self.hours = array("I", [self.hours[at] for at in keep])
+            self.kinds = array("H", [self.kinds[at] for at in keep])
+            self.ids = array("Q", [self.ids[at] for at in keep])
+
+    def merged(self, other: Counted) -> Counted:
+        """What either has counted; an event with an id that both have stands once."""
+        mine = {event_id for event_id in self.ids if event_id}
+        found = Counted(self.hours[:], self.kinds[:], self.ids[:])
+        for entry in zip(other.hours, other.kinds, other.ids, strict=True):
+            if entry[2] not in mine:
+                found.add(*entry)
+        return found
+
+
+@dataclass(slots=True)
+class Record:
+    """A customer's record. Times in unix seconds, infinite where nothing was seen; interests best first."""
+
+    scoring: bool = True
+    automated_response: bool = True
+    alias_of: str | None = None
+    first_seen: float = math.inf
+    last_seen: float = -math.inf
+    interests: list[Interest] = field(default_factory=list)
+    channels: dict[str, int] = field(default_factory=dict)
+    aliases: list[str] = field(default_factory=list)
+    counted: Counted = field(default_factory=Counted)
+
+    def view(self, item_id: str, at: float, half_life_s: float) -> None:
+        """The customer looked at an item."""
+        for interest in self.interests:
+            if interest.item_id == item_id:
+                _add(interest, Interest(item_id, 1, 1.0, at), half_life_s)  # a late look at what was bought is none
+                return
+        self.interests.append(Interest(item_id, 1, 1.0, at))
+
+    def came_from(self, channel: str) -> None:
+        """An event came from there; from too many places, the rest counts as one."""
+        if channel not in self.channels and len(self.channels) >= MOST_CHANNELS:
+            channel = OTHER
+        self.channels[channel] = self.channels.get(channel, 0) + 1
+
+    def buy(self, item_id: str, at: float) -> None:
+        """The customer bought an item: looks from before are done with, and late ones will be told by the time."""
+        for interest in self.interests:
+            if interest.item_id == item_id:
+                if interest.at <= at:
+                    interest.views, interest.weight, interest.at = 0, 0.0, at
+                elif interest.views:
+                    interest.views, interest.weight = 1, 1.0  # at least the latest look came after
+                return
+        self.interests.append(Interest(item_id, 0, 0.0, at))
+
+    def tidy(self, rules: Interests, now: float, max_lateness_s: float) -> None:
+        """Put interests in order and forget those that have faded, or are too many."""
+        half_life_s = rules.half_life_s
+        kept = [
+            interest
+            for interest in self.interests
+            if (
+                interest.weight_at(now, half_life_s) >= LEAST_WEIGHT
+                if interest.views
+                else interest.at >= now - max_lateness_s
+            )
+        ]
+        if len(kept) > 1:
+            kept.sort(key=lambda interest: _rank(interest, half_life_s))
+        self.interests = kept[: rules.keep]
+
+    def merged(self, other: Record, rules: Interests, now: float, max_lateness_s: float) -> Record:
+        """The record of one customer who is both; consent is that of the stricter one."""
+        found = Record(
+            scoring=self.scoring and other.scoring,
+            automated_response=self.automated_response and other.automated_response,
+            first_seen=min(self.first_seen, other.first_seen),
+            last_seen=max(self.last_seen, other.last_seen),
+            interests=_merged_interests(self.interests, other.interests, rules.half_life_s),
+            channels={
+                name: self.channels.get(name, 0) + other.channels.get(name, 0)
+                for name in [*self.channels, *(name for name in other.channels if name not in self.channels)]
+            },
+            aliases=[*self.aliases, *(name for name in other.aliases if name not in self.aliases)],
+            counted=self.counted.merged(other.counted),
+        )
+        found.tidy(rules, now, max_lateness_s)
+        return found
+
+    def pack(self) -> bytes:
+        """The packed value, with position 0."""
+        flags = (not self.scoring) * NO_SCORING | (not self.automated_response) * NO_RESPONSE
+        aliases = self.aliases
+        if self.alias_of is not None:
+            flags |= ALIAS
+            aliases = [self.alias_of]
+        counts = len(self.interests), len(self.channels), len(aliases)
+        seen = self.first_seen, self.last_seen, len(self.counted)
+        parts = [_HEAD.pack(MAGIC, VERSION, flags, *counts, bytes(8), *seen)]
+        for interest in self.interests:
+            name = interest.item_id.encode()
+            parts += (_INTEREST.pack(len(name), interest.views, interest.weight, interest.at), name)
+        for channel, count in self.channels.items():
+            name = channel.encode()
+            parts += (_CHANNEL.pack(len(name), count), name)
+        for alias in aliases:
+            name = alias.encode()
+            parts += (_ALIAS.pack(len(name)), name)
+        parts += (self.counted.hours.tobytes(), self.counted.kinds.tobytes(), self.counted.ids.tobytes())
+        return b"".join(parts)
+
+    @staticmethod
+    def unpack(value: bytes) -> Record:
+        """The record of a stored value; UnreadableRecordError where it is none."""
+        try:
+            magic, version, flags, interests, channels, aliases, _, first, last, counted = _HEAD.unpack_from(value)
+            if magic != MAGIC or version != VERSION:
+                raise UnreadableRecordError
+            record = Record(not flags & NO_SCORING, not flags & NO_RESPONSE, None, first, last)
+            at = _HEAD.size
+            for _ in range(interests):
+                size, views, weight, moment = _INTEREST.unpack_from(value, at)
+                at += _INTEREST.size + size
+                if views and not 0 < weight < math.inf:
+                    raise UnreadableRecordError
+                record.interests.append(Interest(value[at - size : at].decode(), views, weight, moment))
+            for _ in range(channels):
+                size, count = _CHANNEL.unpack_from(value, at)
+                at += _CHANNEL.size + size
+                record.channels[value[at - size : at].decode()] = count
+            for _ in range(aliases):
+                (size,) = _ALIAS.unpack_from(value, at)
+                at += _ALIAS.size + size
+                record.aliases.append(value[at - size : at].decode())
+        except (struct.error, UnicodeDecodeError) as error:
+            raise UnreadableRecordError from error
+        if len(value) != at + 14 * counted or math.isnan(first) or math.isnan(last):
+            raise UnreadableRecordError
+        if flags & ALIAS:
+            record.alias_of = record.aliases.pop()
+        hours, kinds = at + 4 * counted, at + 6 * counted
+        record.counted = Counted(array("I", value[at:hours]), array("H", value[hours:kinds]), array("Q", value[kinds:]))
+        return record
+
+
+class Told(NamedTuple):
+    """What a record says to a score: whether it is allowed, whether alerts are, and the top interest."""
+
+    scoring: bool
+    automated_response: bool
+    top: Interest | None
+
+
+def told(value: bytes) -> Told | str | None:
+    """What a stored record says to a score; the customer's id if it is an alias; None if there is nothing to say.
+
+    Reads no more than that needs; UnreadableRecordError where it is no record.
+    """
+    if len(value) < _HEAD.size or value[:2] != MAGIC or value[2] != VERSION:
+        raise UnreadableRecordError
+    flags, interests = value[FLAGS], value[INTERESTS]
+    if flags & ALIAS:
+        return alias_of(value)
+    top = None
+    if interests:
+        size, views, weight, at = _INTEREST.unpack_from(value, _HEAD.size)
+        if views:
+            start = _HEAD.size + _INTEREST.size
+            top = Interest(value[start : start + size].decode(), views, weight, at)
+    if top is None and not flags:
+        return None
+    return Told(not flags & NO_SCORING, not flags & NO_RESPONSE, top)
+
+
+def alias_of(value: bytes | None) -> str | None:
+    """The id of the customer that a stored record names, None where it is no alias's."""
+    if value is None or not value.startswith(MAGIC) or not value[FLAGS] & ALIAS:
+        return None
+    return Record.unpack(value).alias_of
+
+
+def hashed(event_id: str) -> int:
+    """An event id in 64 bits, never 0. Among a customer's few, two that differ do not meet."""
+    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest()) or 1
+
+
+def hashed_type(event_type: str) -> int:
+    """An event type in 16 bits."""
+    return int.from_bytes(blake2b(event_type.encode(), digest_size=2).digest())
+
+
+def hour_of(event_time: float) -> int:
+    """Hours since 1970."""
+    return min(int(event_time // HOUR_S), 0xFFFF_FFFF)
+
+
+def _rank(interest: Interest, half_life_s: float) -> tuple[float, float, str]:
+    """Sorts by weight at any common time, most first; what was bought comes last."""
+    if not interest.views:
+        return math.inf, -interest.at, interest.item_id
+    return -(math.log2(interest.weight) + interest.at / half_life_s), -interest.at, interest.item_id
+
+
+def _add(mine: Interest, other: Interest, half_life_s: float) -> None:
+    """Make ``mine`` what both say of the same item."""
+    at = max(mine.at, other.at)
+    if mine.views and other.views:
+        mine.weight = mine.weight_at(at, half_life_s) + other.weight_at(at, half_life_s)
+        mine.views, mine.at = mine.views + other.views, at
+        return
+    newest = other if (other.at, not other.views) > (mine.at, not mine.views) else mine
+    mine.views, mine.weight, mine.at = newest.views, newest.weight, newest.at
+
+
+def _merged_interests(mine: list[Interest], others: list[Interest], half_life_s: float) -> list[Interest]:
+    found = {i.item_id: Interest(i.item_id, i.views, i.weight, i.at) for i in mine}
+    for other in others:
+        if (same := found.get(other.item_id)) is None:
+            found[other.item_id] = other
+        else:
+            _add(same, other, half_life_s)
+    return list(found.values())

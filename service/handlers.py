@@ -1,0 +1,157 @@
+"""What the methods of EventService and CustomerService do: request bytes in, reply bytes out, for either front."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeVar
+
+from feature_store.customers import ConflictError, CustomerStore, MergeRefusedError, UnknownCustomerError
+from feature_store.definitions import Interests
+from feature_store.errors import StoreUnavailableError
+from feature_store.record import LEAST_WEIGHT, UnreadableRecordError
+from feature_store.state import StateLayout
+from service import convert_customers, convert_events
+from service.errors import Reason, RequestError
+from service.recorder import Recorded, Recorder
+
+Unary = Callable[[bytes], Awaitable[bytes]]
+"""A unary method; RequestError where it fails."""
+
+Reply = TypeVar("Reply")
+MOST_TOLD: Final = 1000
+"""Events of a stream whose fate is told one by one."""
+
+
+class Stream(Protocol):
+    """A call with many requests and one reply."""
+
+    async def add(self, request: bytes) -> None:
+        """The next request; RequestError where the call fails."""
+
+    def reply(self) -> bytes:
+        """When there are no more."""
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """Methods by path, beside those of ScoringService."""
+
+    unary: Mapping[str, Unary] = field(default_factory=dict)
+    streams: Mapping[str, Callable[[], Stream]] = field(default_factory=dict)
+
+
+NO_HANDLERS: Final = Handlers()
+
+
+def handlers(recorder: Recorder, customers: Customers) -> Handlers:
+    """The methods of both services."""
+    events, mine = f"/{convert_events.SERVICE}", f"/{convert_customers.SERVICE}"
+
+    async def record(request: bytes) -> bytes:
+        return convert_events.encode_recorded(await recorder.record(convert_events.decode_events(request)))
+
+    return Handlers(
+        {
+            f"{events}/RecordEvents": record,
+            f"{mine}/GetCustomer": customers.get,
+            f"{mine}/MergeCustomers": customers.merge,
+            f"{mine}/DeleteCustomer": customers.delete,
+            f"{mine}/SetConsent": customers.consent,
+        },
+        {f"{events}/StreamEvents": lambda: EventStream(recorder)},
+    )
+
+
+class EventStream:
+    """A StreamEvents call: each message is recorded before the next one is taken."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._seen = 0
+        self._sum = Recorded()
+
+    async def add(self, request: bytes) -> None:
+        """Record the events of a message."""
+        events = convert_events.decode_events(request)
+        self._sum.add(await self._recorder.record(events), self._seen, MOST_TOLD)
+        self._seen += len(events)
+
+    def reply(self) -> bytes:
+        """What became of all of them."""
+        return convert_events.encode_streamed(self._sum, MOST_TOLD)
+
+
+class Customers:
+    """The methods of CustomerService."""
+
+    def __init__(
+        self,
+        store: CustomerStore,
+        layout: StateLayout,
+        interests: Interests,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._layout = layout
+        self._interests = interests
+        self._clock = clock
+
+    async def get(self, request: bytes) -> bytes:
+        """GetCustomer."""
+        customer = await _answered(self._store.get(convert_customers.decode_get(request)))
+        now, half_life_s = self._clock(), self._interests.half_life_s
+        interests = [
+            interest
+            for interest in customer.record.interests
+            if interest.views and interest.weight_at(now, half_life_s) >= LEAST_WEIGHT
+        ]
+        return convert_customers.encode_customer(customer, self._layout, interests, now)
+
+    async def merge(self, request: bytes) -> bytes:
+        """MergeCustomers."""
+        given_up, stays = convert_customers.decode_merge(request)
+        return convert_customers.encode_merged(await _answered(self._store.merge(given_up, stays)))
+
+    async def delete(self, request: bytes) -> bytes:
+        """DeleteCustomer."""
+        await _answered(self._store.erase(convert_customers.decode_delete(request)))
+        return b""
+
+    async def consent(self, request: bytes) -> bytes:
+        """SetConsent."""
+        return convert_customers.encode_consent(
+            await _answered(self._store.consent(*convert_customers.decode_consent(request)))
+        )
+
+
+REFUSED: Final = {
+    "MERGE_WITH_ITSELF": "from and into are the same id: name two",
+    "MERGE_CYCLE": "into has been merged into from before: the two are one customer already, under the id in from",
+    "ALREADY_MERGED": "from has been merged into another customer before: merge that one, if they are the same",
+    "TOO_MANY_ALIASES": "into has too many aliases: an id that so many share is no customer's",
+}
+
+
+async def _answered(operation: Awaitable[Reply]) -> Reply:
+    """The result of an operation that goes on even if the caller does not wait; RequestError for what can go wrong."""
+    task = asyncio.ensure_future(operation)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to hear of it
+    try:
+        return await asyncio.shield(task)
+    except StoreUnavailableError as error:
+        message = "the feature store does not answer: try again shortly"
+        raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
+    except UnknownCustomerError as error:
+        message = "nothing is known about this customer: check the id"
+        raise RequestError(Reason.CUSTOMER_UNKNOWN, message, "customer_id") from error
+    except UnreadableRecordError as error:
+        message = "what is stored for this customer cannot be used: load its features again, or delete the customer"
+        raise RequestError(Reason.STATE_UNREADABLE, message, "customer_id") from error
+    except ConflictError as error:
+        raise RequestError(Reason.CONFLICT, "others keep changing this customer: send again") from error
+    except MergeRefusedError as error:
+        reason = str(error.args[0])
+        raise RequestError(Reason(reason), REFUSED[reason], "from" if reason != "MERGE_CYCLE" else "into") from error

@@ -1,0 +1,183 @@
+"""Events on their way into the store: checked, put together with what else arrives, and answered when they are stored.
+
+::
+
+    call ──► check each ──► waiting events of all calls ──► up to 64 at a time: read, fold, commit ──► call
+                 │                                                      │
+                 └ an event is bad       rejected, alone                └ Redis away, archive behind     all of the call
+
+As with scores nobody waits for a timer: what has arrived while the last batch was stored is the next one. Batches are
+small, so that a score never waits long for the loop or for Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from feature_store.customers import ConflictError
+from feature_store.errors import ArchiveBehindError, StoreUnavailableError
+from feature_store.events import Event, Problem, Rules, problem
+from feature_store.live import Outcome, Verdict
+from service.errors import Reason, RequestError
+
+logger = logging.getLogger(__name__)
+
+BATCH: Final = 64
+WORKERS: Final = 2
+"""Batches under way: one waits for Redis while the other is folded."""
+
+
+class Noted(NamedTuple):
+    """An event (by its position in the request) and what there is to say about it."""
+
+    at: int
+    problem: Problem
+
+
+@dataclass(slots=True)
+class Recorded:
+    """What became of the events of a request."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: list[Noted] = field(default_factory=list)
+    guarded: list[Noted] = field(default_factory=list)
+    rejected_count: int = 0
+    guarded_count: int = 0
+
+    def add(self, other: Recorded, offset: int, most: int) -> None:
+        """Take in what became of further events, which begin at ``offset``; keep at most ``most`` of the details."""
+        self.accepted += other.accepted
+        self.duplicates += other.duplicates
+        self.rejected_count += other.rejected_count
+        self.guarded_count += other.guarded_count
+        for mine, theirs in ((self.rejected, other.rejected), (self.guarded, other.guarded)):
+            mine += [Noted(offset + at, why) for at, why in theirs[: max(0, most - len(mine))]]
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """The good events of a call, how far they have been taken, and what became of those that are done."""
+
+    events: Sequence[Event]
+    finished: asyncio.Future[list[Outcome | None]]
+    outcomes: list[Outcome | None]
+    taken: int = 0
+    left: int = 0
+
+
+class Recorder:
+    """Records the events of all calls."""
+
+    def __init__(
+        self,
+        record: Callable[[Sequence[Event]], Awaitable[list[Outcome]]],
+        rules: Rules,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._record = record
+        self._rules = rules
+        self._clock = clock
+        self._waiting: deque[_Job] = deque()
+        self._workers: set[asyncio.Task[None]] = set()
+        self.counts: Final[Counter[str]] = Counter()
+        """Events by what became of them: a verdict, or the reason's name."""
+
+    async def record(self, events: Sequence[Event]) -> Recorded:
+        """Record events, and say what became of each; RequestError where the call as a whole failed.
+
+        Then some of them may be recorded; sent again, those with an event_id are counted once all the same.
+        """
+        now, found = self._clock(), Recorded()
+        good, places = [], []
+        for index, event in enumerate(events):
+            if (bad := problem(event, self._rules, now)) is None:
+                good.append(event)
+                places.append(index)
+            else:
+                found.rejected.append(Noted(index, bad))
+        if good:
+            for index, outcome in zip(places, await self._outcomes(good), strict=True):
+                _tell(found, index, outcome)
+            found.rejected.sort()
+        found.rejected_count, found.guarded_count = len(found.rejected), len(found.guarded)
+        self._count(found)
+        return found
+
+    async def _outcomes(self, events: Sequence[Event]) -> list[Outcome | None]:
+        finished: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Job(events, finished, [None] * len(events), left=len(events)))
+        if len(self._workers) < WORKERS:
+            self._workers.add(task := asyncio.get_running_loop().create_task(self._work()))
+            task.add_done_callback(self._workers.discard)
+        return await finished
+
+    async def _work(self) -> None:
+        while batch := self._take():
+            events = [event for job, start, stop in batch for event in job.events[start:stop]]
+            try:
+                outcomes = await self._record(events)
+            except Exception as error:  # whatever it is, every caller gets an answer
+                for job, _, _ in batch:
+                    if not job.finished.done():
+                        job.finished.set_exception(_failure(error))
+                continue
+            at = 0
+            for job, start, stop in batch:
+                job.outcomes[start:stop] = outcomes[at : at + stop - start]
+                at += stop - start
+                job.left -= stop - start
+                if not job.left and not job.finished.done():
+                    job.finished.set_result(job.outcomes)
+
+    def _take(self) -> list[tuple[_Job, int, int]]:
+        """The next batch: some events of each waiting call in turn, as far as there is room."""
+        batch, unfinished, room = [], [], BATCH
+        while self._waiting and room:
+            job = self._waiting.popleft()
+            if job.finished.done():  # it failed, or nobody waits any more
+                continue
+            start, job.taken = job.taken, min(len(job.events), job.taken + room)
+            room -= job.taken - start
+            batch.append((job, start, job.taken))
+            if job.taken < len(job.events):
+                unfinished.append(job)
+        self._waiting.extend(unfinished)
+        return batch
+
+    def _count(self, found: Recorded) -> None:
+        self.counts["accepted"] += found.accepted
+        self.counts["duplicates"] += found.duplicates
+        for noted in (*found.rejected, *found.guarded):
+            self.counts[noted.problem.reason.partition(":")[0]] += 1
+
+
+def _tell(found: Recorded, index: int, outcome: Outcome | None) -> None:
+    verdict, why = outcome or (Verdict.REJECTED, None)
+    if verdict is Verdict.DUPLICATE:
+        found.duplicates += 1
+    elif verdict is Verdict.ACCEPTED:
+        found.accepted += 1
+        if why is not None:
+            found.guarded.append(Noted(index, why))
+    elif why is not None:
+        found.rejected.append(Noted(index, why))
+
+
+def _failure(error: Exception) -> RequestError:
+    if isinstance(error, StoreUnavailableError):
+        message = "the feature store does not answer: send the events again, with the same ids"
+        return RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message)
+    if isinstance(error, ArchiveBehindError):
+        message = "too many events wait for the archive: start the archiver, or find out what stops it"
+        return RequestError(Reason.ARCHIVE_BEHIND, message)
+    if isinstance(error, ConflictError):
+        return RequestError(Reason.CONFLICT, "others keep changing these customers: send the events again")
+    logger.error("a batch of events failed: %s", type(error).__name__)
+    return RequestError(Reason.INTERNAL, "the server could not record this: report it with the time")
