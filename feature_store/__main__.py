@@ -1,8 +1,11 @@
-"""``python -m feature_store``: load states into Redis, and verify them against the source."""
+"""``python -m feature_store``: load states into Redis, verify them, archive live events, and tell what it costs."""
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,14 +14,20 @@ from typing import Any
 import click
 
 from feature_store import bundle
+from feature_store.archive import Archive
+from feature_store.archiver import move, run
 from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
-from feature_store.definitions import fingerprint
+from feature_store.cost import measure
+from feature_store.definitions import matches
 from feature_store.errors import InputError
-from feature_store.loading import TOLERANCE, load_states, verify_states
+from feature_store.events import HOUR_S
+from feature_store.loading import REMEMBER_S, TOLERANCE, load_states, verify_states
 from feature_store.offline import OfflineStore, SourceSummary, iso
-from feature_store.online import StateWriter
+from feature_store.online import LogReader, StateWriter
 from feature_store.state import StateLayout
+
+MONTH_US = 30 * 86_400e6
 
 
 class Time(click.ParamType[float]):
@@ -35,17 +44,25 @@ class Time(click.ParamType[float]):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+redis_option = click.option(
+    "--redis",
+    "url",
+    required=True,
+    metavar="URL",
+    help="redis://host:port/db or unix:///path",
+    envvar="REDIS_URL",
+)
+
+
 def common(command: Callable[..., None]) -> Callable[..., None]:
-    """What both commands are told: CONFIG, --registry and --redis."""
+    """What commands about states are told: CONFIG, --registry, --redis and --archive."""
     for decorate in (
         click.option(
-            "--redis",
-            "url",
-            required=True,
-            metavar="URL",
-            help="redis://host:port/db or unix:///path",
-            envvar="REDIS_URL",
+            "--archive",
+            type=click.Path(path_type=Path),
+            help="Folder that live events are archived in, if they are [default: the source's].",
         ),
+        redis_option,
         click.option(
             "--registry",
             required=True,
@@ -60,7 +77,7 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Customer states in Redis: load them from the source, verify them against it.
+    """Customer states in Redis: load them from the source, verify them, archive live events, tell what it all costs.
 
     CONFIG is a TOML file or the name of a built-in one.
     """
@@ -70,32 +87,75 @@ def cli() -> None:
 @common
 @click.option("--as-of", type=Time(), help="States as of this time [default: the newest event].")
 @click.option("--shift-to-now", is_flag=True, help="Move all times so that --as-of becomes now (for old data sets).")
-def load(config: str, registry: Path, url: str, as_of: float | None, shift_to_now: bool) -> None:
-    """Write the states of all customers of CONFIG's source into Redis."""
+@click.option(
+    "--max-lateness-hours",
+    default=REMEMBER_S / HOUR_S,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    envvar="TIDEMARK_MAX_LATENESS_HOURS",
+    help="As the server has it: so long the source's event ids are remembered, should the events come in live too.",
+)
+def load(
+    *,
+    config: str,
+    registry: Path,
+    url: str,
+    archive: Path | None,
+    as_of: float | None,
+    shift_to_now: bool,
+    max_lateness_hours: float,
+) -> None:
+    """Write the states of all customers of CONFIG's source, and of all live events, into Redis.
+
+    Events may come in meanwhile: nothing is counted twice, and nothing is dropped.
+    """
     settings, layout = _open(config, registry)
     with StateWriter(url, layout) as redis, OfflineStore(settings.source) as source:
         _say_left_out(source.summary)
-        done = load_states(source, redis, layout, as_of, shift_to_now=shift_to_now)
+        done = load_states(
+            source,
+            redis,
+            layout,
+            as_of,
+            shift_to_now=shift_to_now,
+            archive=archive or settings.source.archive_folder,
+            remember_s=max_lateness_hours * HOUR_S,
+        )
     if shift_to_now:
         click.echo(
             f"times shifted by {done.shift / 86_400:+,.1f} days: {iso(done.as_of)} in the data is now, "
             f"{iso(done.as_of + done.shift)}"
         )
-    removed = f", {done.removed:,} removed that the source does not have" if done.removed else ""
+    notes = [
+        f", {number:,} {what}"
+        for number, what in (
+            (done.removed, "removed of whom nothing is known"),
+            (done.withheld, "left as they were without consent"),
+            (done.changed, "changed by events meanwhile"),
+        )
+        if number
+    ]
     click.echo(
         f"loaded {done.customers:,} customers as of {iso(done.as_of)}: {len(layout.features)} features, "
-        f"{layout.dtype.itemsize} bytes each, fingerprint {layout.fingerprint}{removed}"
+        f"{layout.dtype.itemsize} bytes each, fingerprint {layout.fingerprint}{''.join(notes)}"
     )
 
 
 @cli.command()
 @common
 @click.option("--sample", type=click.IntRange(min=1), help="Compare only this many customers, drawn at random.")
-def verify(config: str, registry: Path, url: str, sample: int | None) -> None:
-    """Recompute states from CONFIG's source and compare them with what Redis holds; exit code 1 if they differ."""
+@click.option("--as-of", type=Time(), help="Compare with the source alone up to this time, for example after a replay.")
+def verify(
+    *, config: str, registry: Path, url: str, archive: Path | None, sample: int | None, as_of: float | None
+) -> None:
+    """Recompute states and compare them with what Redis holds; exit code 1 if they differ.
+
+    They are those of the last load's source and of what came in live, unless --as-of is given.
+    """
     settings, layout = _open(config, registry)
     with StateWriter(url, layout) as redis, OfflineStore(settings.source) as source:
-        found = verify_states(source, redis, layout, sample)
+        folder = archive or settings.source.archive_folder
+        found = verify_states(source, redis, layout, sample=sample, as_of=as_of, archive=folder)
     click.echo(f"compared            {found.compared:,} of {found.customers:,} customers")
     click.echo(f"mismatches          {found.mismatches:,}")
     click.echo(f"missing in Redis    {found.missing:,}")
@@ -106,16 +166,76 @@ def verify(config: str, registry: Path, url: str, sample: int | None) -> None:
         sys.exit(1)
 
 
+@cli.command()
+@redis_option
+@click.option("--folder", required=True, type=click.Path(path_type=Path), help="Folder of the archive.")
+@click.option("--every", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between moves.")
+@click.option("--once", is_flag=True, help="Move what there is, and end.")
+def archive(url: str, folder: Path, every: float, once: bool) -> None:
+    """Move live events from Redis into Parquet files, until stopped.
+
+    `training fit` reads them with `[source] archive = "FOLDER"`. One process per archive.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    with LogReader(url) as log, Archive(folder) as into:
+        if once:
+            click.echo(f"archived {move(log, into):,} commits in {folder}, up to {into.position:,}")
+            return
+        stopping = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopping.set())
+        run(log, into, every, stopping)
+
+
+@cli.command()
+@click.argument("config")
+@click.option(
+    "--events-per-month", default=100, show_default=True, type=click.IntRange(0, 10_000), help="Of each customer."
+)
+@click.option(
+    "--million",
+    "millions",
+    multiple=True,
+    default=(1.0, 10.0),
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Millions of customers to tell the total for.",
+)
+def cost(config: str, events_per_month: int, millions: tuple[float, ...]) -> None:
+    """Measure what CONFIG's features cost: bytes a customer, microseconds an event and a score, totals.
+
+    It takes some seconds, in a Redis of its own. Compare configs by running it for each.
+    """
+    settings = load_config(FeatureConfig, config)
+    found = measure(StateLayout(settings.feature), settings.interests, events_per_month)
+    total = found.redis_state_bytes + found.redis_record_bytes
+    click.echo(f"features             {len(settings.feature)}")
+    click.echo(
+        f"state                {found.state_bytes} bytes packed, {found.redis_state_bytes:,.0f} in Redis, a customer"
+    )
+    click.echo(
+        f"record               {found.redis_record_bytes:,.0f} bytes in Redis, at {events_per_month:,} events a month"
+    )
+    click.echo(f"event                {found.event_us:.1f} µs of the server, {found.event_redis_us:.1f} µs of Redis")
+    click.echo(f"score, less graph    {found.score_us:.1f} µs of the server, {found.score_redis_us:.1f} µs of Redis")
+    for million in millions:
+        load = million * 1e6 * events_per_month * (found.event_us + found.event_redis_us) / MONTH_US
+        click.echo(
+            f"{million:g} million customers  {total * million * 1e6 / 2**30:,.2f} GiB in Redis, events take "
+            f"{load:.2%} of a core"
+        )
+
+
 def _open(config: str, registry: Path) -> tuple[FeatureConfig, StateLayout]:
     settings = load_config(FeatureConfig, config)
     try:
         manifest = bundle.read(registry).manifest
     except bundle.BundleError as error:
         raise InputError(str(error)) from error
-    if fingerprint(settings.feature) != manifest.fingerprint:
+    if not matches(settings.feature, manifest.features):
         raise InputError(
-            f"{config}: its features (fingerprint {fingerprint(settings.feature)}) are not those of bundle "
-            f"{manifest.version} ({manifest.fingerprint}): fit it first, or name the config the bundle was made with"
+            f"{config}: its features are not those of bundle {manifest.version} (fingerprint {manifest.fingerprint}): "
+            "fit it first, or name the config the bundle was made with"
         )
     return settings, StateLayout(manifest.features)
 

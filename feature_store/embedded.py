@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import socket
 import subprocess
@@ -14,16 +16,20 @@ from typing import Final
 
 from feature_store.errors import InputError
 
-START_TIMEOUT_S: Final = 10.0
+START_TIMEOUT_S: Final = 60.0
+"""It reads its append-only file first."""
 
 
 @contextmanager
-def embedded_redis(*arguments: str) -> Iterator[str]:
-    """Run a redis-server on a Unix socket and yield its URL; it ends with the block. Nothing is kept on disk.
+def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
+    """Run a redis-server on a Unix socket and yield its URL; it ends with the block.
 
-    ``arguments`` are further redis-server options, for example ``"--maxmemory", "1gb"``.
+    It writes an append-only file, to ``data`` if that is given, where the next one finds it. What it has acknowledged
+    survives its own end however it comes; should the machine fail, up to a second or two may be lost (``appendfsync
+    everysec``), or nothing with ``"--appendfsync", "always"``. ``arguments`` are further redis-server options.
+    InputError where it does not start, or another one keeps its data there.
     """
-    with tempfile.TemporaryDirectory(prefix="tidemark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tidemark-") as folder, _kept(data or Path(folder)) as kept:
         path = Path(folder) / "redis.sock"
         process = subprocess.Popen(  # noqa: S603  # our own command
             [
@@ -33,9 +39,11 @@ def embedded_redis(*arguments: str) -> Iterator[str]:
                 "--unixsocket",
                 str(path),
                 "--dir",
-                folder,
+                str(kept),
                 "--save",
                 "",
+                "--appendonly",
+                "yes",
                 *arguments,
             ],
             stdout=subprocess.DEVNULL,
@@ -47,6 +55,23 @@ def embedded_redis(*arguments: str) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait()
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[Path]:
+    """A folder for the data of one redis-server: two would tear each other's file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"Redis cannot keep its data in {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder.resolve()
+    except BlockingIOError as error:
+        raise InputError(f"{folder} is in use by another embedded Redis: stop that one, or name another") from error
+    finally:
+        os.close(lock)
 
 
 def redis_server_command() -> Sequence[str]:

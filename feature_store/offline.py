@@ -180,7 +180,14 @@ def _slot_sql(feature: Feature) -> str:
     if feature.half_life_days is None:
         return f"{'max' if feature.aggregate == 'latest' else 'min'}(t) {only} - $as_of"
     weight = f"pow(2.0, (t - $as_of) / {feature.half_life_days * DAY_S!r})"
-    return f"sum({weight} * {feature.field}) {only}" if feature.field else f"sum({weight}) {only}"
+    if feature.field is None:
+        return f"sum({weight}) {only}"
+    value = (
+        feature.field
+        if feature.clip is None
+        else f"greatest(least({feature.field}, {feature.clip!r}), -{feature.clip!r})"
+    )
+    return f"sum({weight} * {value}) {only}"
 
 
 def iso(seconds: float) -> str:

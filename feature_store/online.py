@@ -10,6 +10,7 @@ key                        value
 ``tm:log``                 position of the newest commit, which counts all that changed customers
 ``tm:log:<position>``      what a commit has for the archive (``feature_store.events``), until it is there
 ``tm:archived``            position up to which the archive has everything; there is an archive if this is there
+``tm:held``                position after which the log forgets nothing, because a load is under way
 ========================== ==================================================================================
 """
 
@@ -43,6 +44,9 @@ ALIAS_DEPTH: Final = 4
 
 LOG: Final = b"tm:log"
 ARCHIVED: Final = b"tm:archived"
+HELD: Final = b"tm:held"
+HOLD_S: Final = 600
+"""Renewed while a load goes on; should it be killed, the log forgets again after that."""
 LAYOUTS: Final = b"tm:layouts"
 RECORD: Final = b"tm:live:"
 
@@ -275,11 +279,10 @@ class StateReader:
         return found
 
 
-class StateWriter:
-    """Loads and inspects the states of one fingerprint, for commands (synchronous)."""
+class LogReader:
+    """The log in Redis, and whoever changes customers, for commands (synchronous)."""
 
-    def __init__(self, url: str, layout: StateLayout, timeout_s: float = 30.0) -> None:
-        self._keys = Keys(layout.fingerprint)
+    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
         with _clear_url_errors():
             self._redis: Any = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=5.0)
             self._redis.connection_pool.make_connection()  # refuses unknown options only now
@@ -291,18 +294,87 @@ class StateWriter:
     def __exit__(self, *_: object) -> None:
         self._redis.close()
 
+    def log_position(self) -> int:
+        """Position of the newest commit, 0 if there was none."""
+        return int(self._call(self._redis.get, LOG) or 0)
+
+    def log(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """Log entries (position, JSON) from ``first`` to ``last``, as far as they are there, in order."""
+        for start in range(first, last + 1, CHUNK):
+            positions = range(start, min(start + CHUNK, last + 1))
+            entries = self._call(self._redis.mget, [Keys.log(position) for position in positions])
+            yield from ((at, entry) for at, entry in zip(positions, entries, strict=True) if entry is not None)
+
+    def archived(self) -> int | None:
+        """Position up to which the archive has everything, None if there is no archive."""
+        found = self._call(self._redis.get, ARCHIVED)
+        return None if found is None else int(found)
+
+    def announce_archive(self) -> None:
+        """Say that there is an archive, so that what is erased from now on is erased there too."""
+        self._call(self._redis.set, ARCHIVED, 0, nx=True)
+
+    def hold_log(self, position: int) -> None:
+        """Have the log remember what comes after ``position`` for a while, though it be archived."""
+        self._call(self._redis.set, HELD, position, ex=HOLD_S)
+
+    def release_log(self) -> None:
+        """Let the log forget."""
+        self._call(self._redis.delete, HELD)
+
+    def forget_log(self, first: int, last: int) -> None:
+        """Say that the archive has everything up to ``last``, and remove that, from ``first`` on, as far as it may."""
+        held = self._call(self._redis.get, HELD)
+        last = last if held is None else min(last, int(held))
+        if first <= last:
+            self._call(self._redis.set, ARCHIVED, last)
+        for start in range(first, last + 1, CHUNK):
+            self._call(self._redis.unlink, *map(Keys.log, range(start, min(start + CHUNK, last + 1))))
+
+    def asked_us(self) -> float:
+        """Microseconds that Redis has worked on what the server asks of it; what a script calls is in the script's."""
+        stats = self._call(self._redis.info, "commandstats")
+        return float(sum(stats.get(f"cmdstat_{name}", {}).get("usec", 0) for name in ("mget", "eval", "evalsha")))
+
+    def used_memory(self) -> int:
+        """Bytes that Redis uses, all included."""
+        return int(self._call(self._redis.info, "memory")["used_memory"])
+
+    def _call(self, command: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that can be none
+            raise StoreUnavailableError(type(error).__name__) from error
+
+
+class StateWriter(LogReader):
+    """Loads and inspects the states of one fingerprint, for commands."""
+
+    def __init__(self, url: str, layout: StateLayout, timeout_s: float = 30.0) -> None:
+        super().__init__(url, timeout_s)
+        self._keys = Keys(layout.fingerprint)
+        self._commit = self._redis.register_script(SCRIPT)
+
     def write(self, customer_ids: Sequence[str], values: Sequence[bytes]) -> None:
         """Store packed states, replacing those that are there."""
-        items = iter(zip(self._keys.of(customer_ids), values, strict=True))
-        while chunk := dict(islice(items, CHUNK)):
-            self._call(self._redis.mset, chunk)
+        self._set(self._keys.of(customer_ids), values)
+
+    def write_records(self, customer_ids: Sequence[str], values: Sequence[bytes]) -> None:
+        """Store packed records, replacing those that are there."""
+        self._set(Keys.records(customer_ids), values)
+
+    def commit(self, groups: Sequence[Group]) -> Committed:
+        """Write groups, each if nobody else was faster."""
+        keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED)
+        return _committed(self._call(self._commit, keys, arguments))
 
     def read(self, customer_ids: Sequence[str]) -> list[bytes | None]:
         """Packed states, in order; None where there is none."""
-        keys, values = iter(self._keys.of(customer_ids)), []
-        while chunk := list(islice(keys, CHUNK)):
-            values += self._call(self._redis.mget, chunk)
-        return values
+        return self._values(self._keys.of(customer_ids))
+
+    def read_records(self, customer_ids: Sequence[str]) -> list[bytes | None]:
+        """Packed records, in order; None where there is none."""
+        return self._values(Keys.records(customer_ids))
 
     def customer_ids(self) -> Iterator[str]:
         """Ids of all customers that have a state under this fingerprint, in no order, each once."""
@@ -322,12 +394,9 @@ class StateWriter:
         while chunk := list(islice(keys, CHUNK)):
             self._call(self._redis.unlink, *chunk)
 
-    def used_memory(self) -> int:
-        """Bytes that Redis uses, all included."""
-        return int(self._call(self._redis.info, "memory")["used_memory"])
-
     def record_load(self, facts: dict[str, float]) -> None:
-        """Remember what was loaded, for :meth:`last_load`."""
+        """Remember what was loaded, for :meth:`last_load`, and that there are states of these definitions."""
+        self._call(self._redis.sadd, LAYOUTS, self._keys.load.rpartition(b":")[2])
         self._call(self._redis.hset, self._keys.load, None, None, {name: repr(fact) for name, fact in facts.items()})
 
     def last_load(self) -> dict[str, float] | None:
@@ -335,11 +404,16 @@ class StateWriter:
         facts = self._call(self._redis.hgetall, self._keys.load)
         return {name.decode(): float(fact) for name, fact in facts.items()} or None
 
-    def _call(self, command: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return command(*args)
-        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that can be none
-            raise StoreUnavailableError(type(error).__name__) from error
+    def _set(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        items = iter(zip(keys, values, strict=True))
+        while chunk := dict(islice(items, CHUNK)):
+            self._call(self._redis.mset, chunk)
+
+    def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        rest, values = iter(keys), []
+        while chunk := list(islice(rest, CHUNK)):
+            values += self._call(self._redis.mget, chunk)
+        return values
 
 
 @contextmanager

@@ -92,11 +92,11 @@ class StateLayout:
         self._half_life_s = np.array([(f.half_life_days or np.inf) * DAY_S for f in features])
         self._latest = np.array([f.aggregate == "latest" for f in features])
         self._earliest = np.array([f.aggregate == "earliest" for f in features])
-        self._attribute = np.array([f.aggregate == "attribute" for f in features])
+        self.of_attributes: Final = np.array([f.aggregate == "attribute" for f in features])
         self._additive = np.array([f.decayed for f in features])
         self._timed = self._latest | self._earliest
         self.identity: Final = np.select(
-            [self._latest, self._earliest, self._attribute], [-np.inf, np.inf, np.nan], default=0.0
+            [self._latest, self._earliest, self.of_attributes], [-np.inf, np.inf, np.nan], default=0.0
         )
         self.dtype: Final = np.dtype(
             [
@@ -127,7 +127,7 @@ class StateLayout:
         x = self.advance(a.slots, as_of - a.as_of)
         y = self.advance(b.slots, as_of - b.as_of)
         slots = np.select(
-            [self._latest | self._attribute, self._earliest], [np.fmax(x, y), np.minimum(x, y)], default=x + y
+            [self._latest | self.of_attributes, self._earliest], [np.fmax(x, y), np.minimum(x, y)], default=x + y
         )
         return State(as_of, slots, max(a.position, b.position))
 
@@ -178,7 +178,7 @@ class StateLayout:
 
     def _possible(self, slots: Floats) -> npt.NDArray[np.bool_]:
         """Which rows hold only numbers that a state can: finite ones, the identity, and any missing attribute."""
-        possible = np.isfinite(slots) | (slots == self.identity) | (np.isnan(slots) & self._attribute)
+        possible = np.isfinite(slots) | (slots == self.identity) | (np.isnan(slots) & self.of_attributes)
         return np.asarray(possible.all(axis=1))
 
     # --- packing ------------------------------------------------------------------------------------------------

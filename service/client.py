@@ -24,11 +24,12 @@ MAX_BATCH: Final = 1000
 DEFAULT_TIMEOUT_S: Final = 1.0
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
+SERVICES: Final = ("ScoringService", "EventService", "CustomerService")
 RETRY_UNAVAILABLE: Final = json.dumps(
     {
         "methodConfig": [
             {
-                "name": [{"service": "tidemark.v1.ScoringService"}],
+                "name": [{"service": f"tidemark.v1.{name}"} for name in SERVICES],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.05s",
@@ -40,7 +41,8 @@ RETRY_UNAVAILABLE: Final = json.dumps(
         ]
     }
 )
-"""gRPC's own retries, within the deadline: scoring changes nothing, so trying again is safe."""
+"""gRPC's own retries, within the deadline. To try again is safe: a score changes nothing, an event has an id by which
+it is counted once, and what is done to a customer is the same when it is done twice."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,27 @@ class Economics:
 
 @dataclass(frozen=True)
 class Alert:
-    """A calibrated probability, the customer's own threshold, and whether it is reached."""
+    """A calibrated probability, the customer's own threshold, and whether to act now.
+
+    repeated_view: the score's top interest was looked at often, and not bought; automated_response_off: the customer
+    does not allow to act; spike: far more answers alert than usually, so hold back what cannot be undone.
+    """
 
     probability: float
     threshold: float
     alert: bool
+    repeated_view: bool = False
+    automated_response_off: bool = False
+    spike: bool = False
+
+
+@dataclass(frozen=True)
+class Interest:
+    """An item that a customer looks at and has not bought since."""
+
+    item_id: str
+    views: int
+    last_viewed: datetime
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,7 @@ class Score:
     expected_spend: float
     features_as_of: datetime
     model_version: str
+    top_interest: Interest | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class Problem:
     retry_after: timedelta | None = None
 
 
-class ScoringFailedError(Exception):
+class CallFailedError(Exception):
     """A call failed; ``problem`` says why."""
 
     def __init__(self, problem: Problem) -> None:
@@ -103,8 +122,8 @@ class ScoringFailedError(Exception):
         self.problem: Final = problem
 
 
-class ScoringClient:
-    """Calls a scoring server. Threads may share one client; close it, or use it in a ``with`` statement."""
+class Client:
+    """A connection to a server. Threads may share one client; close it, or use it in a ``with`` statement."""
 
     def __init__(
         self,
@@ -119,7 +138,11 @@ class ScoringClient:
         self._channel = (
             grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
         )
-        self._stub = scoring_pb2_grpc.ScoringServiceStub(self._channel)
+        self._stub = self._make_stub(self._channel)
+
+    @staticmethod
+    def _make_stub(channel: grpc.Channel) -> Any:
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
@@ -131,6 +154,18 @@ class ScoringClient:
         """Close the channel."""
         self._channel.close()
 
+    def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        try:
+            return method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise CallFailedError(_call_problem(error)) from None
+
+
+class ScoringClient(Client):
+    """Scores customers."""
+
+    _make_stub = staticmethod(scoring_pb2_grpc.ScoringServiceStub)
+
     def score(
         self,
         customer_id: str,
@@ -139,16 +174,11 @@ class ScoringClient:
         max_feature_age: timedelta | None = None,
         timeout_s: float | None = None,
     ) -> Score:
-        """Score one customer; ScoringFailedError where the server refuses or does not answer in time."""
+        """Score one customer; CallFailedError where the server refuses or does not answer in time."""
         request = scoring_pb2.ScoreCustomerRequest(
             customer_id=customer_id, economics=_economics(economics), max_feature_age=max_feature_age
         )
-        try:
-            return _score(
-                self._stub.ScoreCustomer(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
-            )
-        except grpc.RpcError as error:
-            raise ScoringFailedError(_call_problem(error)) from None
+        return _score(self._call(self._stub.ScoreCustomer, request, timeout_s))
 
     def score_many(
         self,
@@ -160,7 +190,7 @@ class ScoringClient:
     ) -> list[Score | Problem]:
         """A score, or why there is none, for each customer, in order; in calls of at most 1000 customers.
 
-        ``timeout_s`` bounds each call. ScoringFailedError where a whole call fails.
+        ``timeout_s`` bounds each call. CallFailedError where a whole call fails.
         """
         if isinstance(customer_ids, str):
             raise TypeError("customer_ids is one text: give a list of ids")
@@ -171,12 +201,7 @@ class ScoringClient:
                 economics=_economics(economics),
                 max_feature_age=max_feature_age,
             )
-            try:
-                response = self._stub.BatchScoreCustomers(
-                    request, timeout=self._timeout_s if timeout_s is None else timeout_s
-                )
-            except grpc.RpcError as error:
-                raise ScoringFailedError(_call_problem(error)) from None
+            response = self._call(self._stub.BatchScoreCustomers, request, timeout_s)
             results += [_score(r.score) if r.HasField("score") else _problem(r.status) for r in response.results]
         return results
 
@@ -191,12 +216,29 @@ def _economics(economics: Economics | None) -> scoring_pb2.Economics | None:
 def _score(score: scoring_pb2.ScoreCustomerResponse) -> Score:
     return Score(
         customer_id=score.customer_id,
-        churn=Alert(score.churn.probability, score.churn.threshold, score.churn.alert),
-        propensity=Alert(score.propensity.probability, score.propensity.threshold, score.propensity.alert),
+        churn=_alert(score.churn),
+        propensity=_alert(score.propensity),
         expected_spend=score.expected_spend,
         features_as_of=score.features_as_of.ToDatetime(UTC),
         model_version=score.model_version,
+        top_interest=interest(score.top_interest) if score.HasField("top_interest") else None,
     )
+
+
+def _alert(alert: scoring_pb2.Alert) -> Alert:
+    return Alert(
+        alert.probability,
+        alert.threshold,
+        alert.alert,
+        alert.repeated_view,
+        alert.automated_response_off,
+        alert.spike,
+    )
+
+
+def interest(found: scoring_pb2.Interest) -> Interest:
+    """As the client gives it."""
+    return Interest(found.item_id, found.views, found.last_viewed.ToDatetime(UTC))
 
 
 def _call_problem(error: grpc.RpcError) -> Problem:

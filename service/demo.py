@@ -1,7 +1,8 @@
 """``make run``: everything from a config to first answers, by the same commands that a user would type, then serve.
 
-Trains if the registry has no usable bundle, embeds Redis unless given one, loads the features, serves, calls the server
-with the real client, and goes on serving until Ctrl-C or SIGTERM.
+Trains if the registry has no usable bundle, embeds Redis unless given one, loads the features, archives live events,
+serves, calls the server with the real clients, and goes on serving until Ctrl-C or SIGTERM. The embedded Redis keeps
+what it has beside the registry, so that events that were sent are there the next time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,8 +36,10 @@ from feature_store.errors import InputError
 from feature_store.online import StateWriter
 from feature_store.state import StateLayout
 from service.client import Alert, Problem, Score, ScoringClient
+from service.live_client import CustomerClient, Event, EventClient
 
 SHOWN: Final = 10
+LOOKS: Final = 3
 START_TIMEOUT_S: Final = 20.0
 
 
@@ -54,13 +58,21 @@ def demo(config: str, registry: Path, url: str | None, port: int) -> None:
     console = Console()
     with ExitStack() as stack:
         _train_unless_there(console, config, registry)
-        url = url or stack.enter_context(_announced_redis(console))
-        load = _shown(console, url, "feature_store", "load", config, "--registry", str(registry), "--shift-to-now")
-        _run(load, url)
+        archive = []
+        if url is None:
+            data = registry.parent / "redis"
+            url = stack.enter_context(_announced_redis(console, data))
+            archive = ["--archive", str(data / "archive")]
+        load = ["feature_store", "load", config, "--registry", str(registry), "--shift-to-now", *archive]
+        _run(_shown(console, url, *load), url)
+        if archive:
+            keep = _shown(console, url, "feature_store", "archive", "--folder", archive[1])
+            stack.enter_context(_process(keep, url))
         serve = _shown(console, url, "service", "--registry", str(registry), "--port", str(port))
-        server = stack.enter_context(_server(serve, url))
+        server = stack.enter_context(_process(serve, url))
         _await_serving(server, port)
         _show_answers(console, registry, url, port)
+        _show_events(console, f"127.0.0.1:{port}")
         console.print(f"serving on 127.0.0.1:{port} until Ctrl-C", highlight=False)
         try:
             code = server.wait()
@@ -79,9 +91,9 @@ def _train_unless_there(console: Console, config: str, registry: Path) -> None:
 
 
 @contextmanager
-def _announced_redis(console: Console) -> Iterator[str]:
-    with embedded_redis() as url:
-        console.print(f"embedded Redis at {url}", highlight=False)
+def _announced_redis(console: Console, data: Path) -> Iterator[str]:
+    with embedded_redis(data=data) as url:
+        console.print(f"embedded Redis at {url}, its data in {data}", highlight=False)
         yield url
 
 
@@ -114,8 +126,8 @@ def _run(command: list[str], url: str | None) -> None:
 
 
 @contextmanager
-def _server(command: list[str], url: str) -> Iterator[subprocess.Popen[bytes]]:
-    # A session of its own: Ctrl-C reaches this process, which then stops server and Redis in order.
+def _process(command: list[str], url: str) -> Iterator[subprocess.Popen[bytes]]:
+    # A session of its own: Ctrl-C reaches this process, which then stops server, archiver and Redis in order.
     process = subprocess.Popen(command, env=_environment(url), start_new_session=True)  # noqa: S603  # our own
     try:
         yield process
@@ -158,6 +170,28 @@ def _show_answers(console: Console, registry: Path, url: str, port: int) -> None
     console.print(_table(answers))
     console.print(
         f"{len(scores):,} customers scored in {took:.2f} s, one in {each * 1e3:.1f} ms; model {manifest.version}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_events(console: Console, target: str) -> None:
+    """Let a visitor look at something and buy it, show what that changes at once, and forget the visitor again."""
+    visitor = f"visitor-{uuid.uuid4().hex[:6]}"
+    with ScoringClient(target) as scores, EventClient(target) as events, CustomerClient(target) as customers:
+        looks = [Event(visitor, "view", item_id="running-shoe", channel="web") for _ in range(LOOKS)]
+        events.record([Event(visitor, "visit", channel="web"), *looks])
+        before = scores.score(visitor)
+        start = time.perf_counter()
+        events.record([Event(visitor, "purchase", amount=80.0, item_id="running-shoe", channel="app")])
+        after = scores.score(visitor)
+        took = time.perf_counter() - start
+        customers.delete(visitor)
+    console.print(
+        f"{visitor} looks {LOOKS} times at {before.top_interest.item_id if before.top_interest else 'nothing'} "
+        f"(repeated view: {'yes' if before.propensity.repeated_view else 'no'}), then buys it: propensity "
+        f"{before.propensity.probability:.3f}, then {after.propensity.probability:.3f}, expected spend "
+        f"{before.expected_spend:.2f}, then {after.expected_spend:.2f}, in {took * 1e3:.1f} ms; forgotten again",
         highlight=False,
         soft_wrap=True,
     )

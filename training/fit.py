@@ -14,6 +14,7 @@ from feature_store.graph import Graph
 from feature_store.offline import OfflineStore
 from feature_store.state import StateLayout
 from training import evaluate
+from training.clips import learn_clips
 from training.config import Economics, TrainingConfig
 from training.cutoffs import Cutoffs, lay_out
 from training.dataset import Rows, build_rows
@@ -46,9 +47,9 @@ class Fitted:
 
 def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progress) -> Fitted:
     """Fit a bundle; InputError where the source cannot support it, ParityError where the export is not exact."""
-    layout = StateLayout(config.feature)
-    spec = FeatureSpec(layout, config.overdue)
     cutoffs = lay_out(config, source.summary.start, source.summary.end)
+    layout = StateLayout(learn_clips(source, config.feature, cutoffs.training[-1]))
+    spec = FeatureSpec(layout, config.overdue)
     every = [*cutoffs.training, *cutoffs.test]
     rows = build_rows(source, layout, config, every, progress("states and labels", len(every)))
 
@@ -82,7 +83,7 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
         created=created.isoformat(timespec="seconds"),
         config=name,
         fingerprint=layout.fingerprint,
-        features=config.feature,
+        features=list(layout.features),
         interests=config.interests,
         derived=spec.names,
         inputs=graph.inputs,

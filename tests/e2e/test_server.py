@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tidemark.v1 import scoring_pb2
 
-from service.client import ScoringClient, ScoringFailedError
+from service.client import ScoringClient, CallFailedError
 from tests.conftest import Run
 from tests.e2e.conftest import RedisProcess, ServerProcess, load_sample
 
@@ -102,7 +102,7 @@ def test_redis_away_is_unavailable_with_retry_info_and_heals_by_itself(
         redis.kill()
         await_health(channel, NOT_SERVING, 3.0)
         start = time.monotonic()
-        with pytest.raises(ScoringFailedError) as caught:
+        with pytest.raises(CallFailedError) as caught:
             client.score("900", timeout_s=3.0)
         assert time.monotonic() - start < 3.0
         problem = caught.value.problem
@@ -142,7 +142,7 @@ def test_the_client_retries_unavailable_until_redis_is_back(fragile: tuple[Serve
             try:
                 assert client.score("900", timeout_s=5).customer_id == "900"
                 break
-            except ScoringFailedError as error:
+            except CallFailedError as error:
                 assert error.problem.code is grpc.StatusCode.UNAVAILABLE  # noqa: PT017  # one of several tries
         else:
             pytest.fail("never came back")
@@ -257,6 +257,6 @@ def test_a_call_past_its_deadline_is_given_up_and_the_server_goes_on(
 
 
 def test_no_customer_id_reaches_the_log(client: ScoringClient, server: ServerProcess) -> None:
-    with pytest.raises(ScoringFailedError):
+    with pytest.raises(CallFailedError):
         client.score("nobody-4711")
     assert "4711" not in server.log

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from tidemark.rpc import status_pb2
 
-from service.client import ScoringClient, ScoringFailedError, _problem
+from service.client import ScoringClient, CallFailedError, _problem
 
 
 def test_one_text_is_not_taken_for_a_list_of_ids() -> None:
@@ -15,7 +15,7 @@ def test_one_text_is_not_taken_for_a_list_of_ids() -> None:
 
 
 def test_no_time_at_all_is_a_deadline_too() -> None:
-    with ScoringClient("127.0.0.1:1") as client, pytest.raises(ScoringFailedError) as caught:
+    with ScoringClient("127.0.0.1:1") as client, pytest.raises(CallFailedError) as caught:
         client.score("900", timeout_s=0)
     assert caught.value.problem.code is grpc.StatusCode.DEADLINE_EXCEEDED
 

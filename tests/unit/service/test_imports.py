@@ -28,10 +28,10 @@ class NothingElseIsInstalled:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, NothingElseIsInstalled())
-from service.client import ScoringClient, ScoringFailedError
+from service.client import ScoringClient, CallFailedError
 try:
     ScoringClient("127.0.0.1:1", timeout_s=0.2).score("7")
-except ScoringFailedError as error:
+except CallFailedError as error:
     print(error.problem.code.name)
 """
 

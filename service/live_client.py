@@ -1,0 +1,189 @@
+"""Clients for what customers do and for customers themselves, like ``service.client`` for scores.
+
+from service.live_client import Event, EventClient
+
+with EventClient("127.0.0.1:50051") as client:
+    client.record([Event("900", "view", item_id="shoe-1", channel="web")])
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from tidemark.v1 import customers_pb2, customers_pb2_grpc, events_pb2, events_pb2_grpc
+
+from service.client import Client, Interest, interest
+
+MAX_EVENTS: Final = 1000
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a customer did; a naive ``event_time`` is UTC.
+
+    Without an ``event_id`` it gets one here, so that it is counted once though a call be tried again; to be safe
+    against your own repetitions bring the shop's (an order number, a message id).
+    """
+
+    customer_id: str
+    event_type: str
+    event_time: datetime = field(default_factory=_now)
+    amount: float | None = None
+    item_id: str = ""
+    channel: str = ""
+    duration_s: float | None = None
+    event_id: str = field(default_factory=_new_id)
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """An event (by its index) that was refused, or of which a guard took something away: the field, and why."""
+
+    index: int
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of events."""
+
+    accepted: int
+    duplicates: int
+    rejected: list[Told]
+    guarded: list[Told]
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What a customer allows."""
+
+    scoring: bool
+    automated_response: bool
+
+
+@dataclass(frozen=True)
+class Customer:
+    """What is known about a customer; a feature is None where it is unknown or never happened."""
+
+    customer_id: str
+    features: dict[str, float | None]
+    first_seen: datetime | None
+    last_seen: datetime | None
+    channels: dict[str, int]
+    interests: list[Interest]
+    consent: Consent
+    aliases: list[str]
+
+
+class EventClient(Client):
+    """Records events."""
+
+    _make_stub = staticmethod(events_pb2_grpc.EventServiceStub)
+
+    def record(self, events: Sequence[Event], *, timeout_s: float | None = None) -> Recorded:
+        """Record events, in calls of at most 1000, each bounded by ``timeout_s``; CallFailedError where one fails."""
+        accepted, duplicates = 0, 0
+        rejected: list[Told] = []
+        guarded: list[Told] = []
+        for start in range(0, len(events), MAX_EVENTS):
+            request = events_pb2.RecordEventsRequest(events=_messages(events[start : start + MAX_EVENTS]))
+            reply = self._call(self._stub.RecordEvents, request, timeout_s)
+            accepted, duplicates = accepted + reply.accepted, duplicates + reply.duplicates
+            rejected += _told(reply.rejected, start)
+            guarded += _told(reply.guarded, start)
+        return Recorded(accepted, duplicates, rejected, guarded)
+
+    def stream(self, events: Iterable[Event], *, timeout_s: float) -> Recorded:
+        """Record any number of events in one call; only the first 1000 that were refused or guarded are told."""
+        reply = self._call(self._stub.StreamEvents, _parts(events), timeout_s)
+        return Recorded(reply.accepted, reply.duplicates, _told(reply.rejected), _told(reply.guarded))
+
+
+class CustomerClient(Client):
+    """Looks after single customers. Every method raises CallFailedError where its call fails."""
+
+    _make_stub = staticmethod(customers_pb2_grpc.CustomerServiceStub)
+
+    def get(self, customer_id: str, *, timeout_s: float | None = None) -> Customer:
+        """What is known about a customer now."""
+        request = customers_pb2.GetCustomerRequest(customer_id=customer_id)
+        found = self._call(self._stub.GetCustomer, request, timeout_s)
+        return Customer(
+            customer_id=found.customer_id,
+            features={one.name: one.value if one.HasField("value") else None for one in found.features},
+            first_seen=_moment(found, "first_seen"),
+            last_seen=_moment(found, "last_seen"),
+            channels={one.channel: one.events for one in found.channels},
+            interests=[interest(one) for one in found.interests],
+            consent=_consent(found.consent),
+            aliases=list(found.aliases),
+        )
+
+    def merge(self, given_up: str, into: str, *, timeout_s: float | None = None) -> str:
+        """Make one customer of two, and return its id; later events and scores of ``given_up`` reach it."""
+        request = customers_pb2.MergeCustomersRequest(**{"from": given_up, "into": into})
+        return str(self._call(self._stub.MergeCustomers, request, timeout_s).customer_id)
+
+    def delete(self, customer_id: str, *, timeout_s: float | None = None) -> None:
+        """Erase a customer."""
+        request = customers_pb2.DeleteCustomerRequest(customer_id=customer_id)
+        self._call(self._stub.DeleteCustomer, request, timeout_s)
+
+    def set_consent(
+        self,
+        customer_id: str,
+        *,
+        scoring: bool | None = None,
+        automated_response: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> Consent:
+        """Keep what a customer allows, None as it was; what is allowed then."""
+        request = customers_pb2.SetConsentRequest(
+            customer_id=customer_id, scoring=scoring, automated_response=automated_response
+        )
+        return _consent(self._call(self._stub.SetConsent, request, timeout_s).consent)
+
+
+def _messages(events: Iterable[Event]) -> list[events_pb2.Event]:
+    return [events_pb2.Event(**{**vars(event), "event_time": _timestamp(event.event_time)}) for event in events]
+
+
+def _parts(events: Iterable[Event]) -> Iterator[events_pb2.StreamEventsRequest]:
+    rest = iter(events)
+    while some := list(islice(rest, MAX_EVENTS)):
+        yield events_pb2.StreamEventsRequest(events=_messages(some))
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    found = Timestamp()
+    found.FromDatetime(moment)
+    return found
+
+
+def _told(found: Iterable[Any], start: int = 0) -> list[Told]:
+    return [Told(start + one.index, one.field, one.reason) for one in found]
+
+
+def _moment(found: Any, name: str) -> datetime | None:
+    moment: datetime = getattr(found, name).ToDatetime(UTC)
+    return moment if found.HasField(name) else None
+
+
+def _consent(found: customers_pb2.Consent) -> Consent:
+    return Consent(found.scoring, found.automated_response)
