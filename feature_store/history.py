@@ -96,12 +96,14 @@ class History:
         as_of = self._as_of(states.customer_ids, cut)
         return Expected(states.customer_ids, as_of, layout.advance(states.slots, as_of - reference))
 
-    def in_source(self, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Which (customer, event id) pairs are events of the last cut's source."""
-        if not pairs or not self.has_ids:
+    def in_source(self, event_ids: Sequence[str]) -> set[tuple[str, str]]:
+        """The (customer, event id) pairs that the last cut's source has of these ids."""
+        if not event_ids or not self.has_ids:
             return set()
-        fill_table(self._sql, "asked", {"customer_id": "VARCHAR", "event_id": "VARCHAR"}, pairs)
-        return set(self._sql.execute("FROM asked SEMI JOIN past USING (customer_id, event_id)").fetchall())
+        fill_table(self._sql, "asked", {"event_id": "VARCHAR"}, [(event_id,) for event_id in event_ids])
+        return set(
+            self._sql.execute("SELECT customer_id, event_id FROM past SEMI JOIN asked USING (event_id)").fetchall()
+        )
 
     def ids_since(self, moment: float) -> dict[str, list[tuple[float, str, str]]]:
         """Of the last cut's source, by customer: time, type and id of the events that have one, from ``moment`` on."""

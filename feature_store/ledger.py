@@ -14,12 +14,16 @@ from feature_store.history import Cut, History
 from feature_store.online import StateWriter
 from feature_store.state import Floats, State, StateLayout
 
+EVENT_ID: Final = 8
+"""Its place in an item of the log."""
+
 
 class Ledger:
     """States computed from a history, in arrays; those that commits have touched since stand beside them."""
 
     def __init__(self, history: History, layout: StateLayout, cut: Cut) -> None:
         expected = history.expected(layout, cut)
+        self.cut: Final = cut
         self._history: Final = history
         self._layout: Final = layout
         self._as_of: Final = expected.as_of
@@ -61,35 +65,35 @@ class Ledger:
         InputError where the log has forgotten some since, which it does not while it is held.
         """
         newest, changed = redis.log_position(), set()
-        for _, entry in redis.log(self.position + 1, newest):
-            changed |= self._take(json.loads(entry))
+        entries = [json.loads(entry) for _, entry in redis.log(self.position + 1, newest)]
+        ids = [item[EVENT_ID] for items in entries for item in items if item[0] == "e" and item[EVENT_ID]]
+        loaded = self._history.in_source(ids)
+        for items in entries:
+            changed |= self._take(items, loaded)
         if (redis.archived() or 0) > self.position:
             raise InputError("events were archived while this read them from the log: start it again")
         self.position = newest
         return changed
 
-    def _take(self, items: Sequence[Any]) -> set[str]:
-        """Take in a commit."""
+    def _take(self, items: Sequence[Any], loaded: set[tuple[str, str]]) -> set[str]:
+        """Take in a commit, but for the events that were loaded; who changed."""
         aliases, changed = self._history.aliases, set()
-        events: list[tuple[str, Event, str | None]] = []
+        by_customer: dict[str, list[Event]] = {}
         for item in items:
             match item:
                 case ["e", name, t, kind, amount, duration_s, _, _, event_id, _, ""]:
                     root = aliases.roots.get(name, name)
-                    events.append((root, Event(root, kind, t, amount, duration_s), event_id))
+                    if (root, event_id) not in loaded:
+                        by_customer.setdefault(root, []).append(Event(root, kind, t, amount, duration_s))
                 case ["m", alias, root]:
                     aliases.merge(alias, root)
                     self._merge(alias, root)
+                    loaded |= {(root, event_id) for name, event_id in loaded if name == alias}
                     changed |= {alias, root}
                 case ["d", ids]:
                     aliases.erase(ids)
                     self._touched.update(dict.fromkeys(ids))
                     changed.update(ids)
-        known = self._history.in_source([(root, event_id) for root, _, event_id in events if event_id])
-        by_customer: dict[str, list[Event]] = {}
-        for root, event, event_id in events:
-            if (root, event_id) not in known:
-                by_customer.setdefault(root, []).append(event)
         for root, mine in by_customer.items():
             self._touched[root] = self._folded(root, mine)
         return changed | by_customer.keys()

@@ -156,14 +156,11 @@ def load_states(
     are archived in, if they are.
     """
     as_of = _checked(source, source.summary.end if as_of is None else as_of)
-    redis.hold_log(redis.log_position())
-    try:
+    with redis.holding_log():
         history = History(source, redis, archive)
         cut = Cut(as_of, time.time() - as_of if shift_to_now else 0.0, history.position)
         loader = Loader(history, redis, layout, cut, remember_s)
         customers = loader.write()
-    finally:
-        redis.release_log()
     redis.record_load({"as_of": cut.as_of, "shift": cut.shift, "position": cut.position})
     return LoadSummary(customers, len(loader.removed), len(loader.withheld), len(loader.changed), cut.as_of, cut.shift)
 
@@ -184,24 +181,16 @@ def verify_states(
     which only a load brings, are not compared). ``sample`` limits the comparison to that many customers drawn at
     random; missing ones are looked for among them, extra ones always among all. Who does not allow scoring is left out.
     """
-    history = History(source, redis, archive)
-    if as_of is not None:
-        cut = Cut(_checked(source, as_of), 0.0, history.position, alone=True)
-    elif (load := redis.last_load()) is not None:
-        cut = Cut(_checked(source, load["as_of"]), load["shift"], int(load["position"]))
-    else:
-        raise InputError(
-            "Redis holds no load of this bundle's features: run 'python -m feature_store load' first, or compare with "
-            "the source alone (--as-of)"
-        )
-    ledger = Ledger(history, layout, cut)
-    names, found = sorted(ledger.customers), _Found()
-    waiting = sorted(random.sample(names, sample)) if sample is not None and sample < len(names) else names
-    for _ in range(ROUNDS):
-        waiting = [name for some in _chunks(waiting) for name in found.compare(some, ledger, redis, layout, cut)]
-        if not waiting:
-            break
-        ledger.catch_up(redis)
+    with redis.holding_log():
+        history = History(source, redis, archive)
+        ledger = Ledger(history, layout, _cut(source, redis, history, as_of))
+        names, found = sorted(ledger.customers), _Found()
+        waiting = sorted(random.sample(names, sample)) if sample is not None and sample < len(names) else names
+        for _ in range(ROUNDS):
+            waiting = [name for some in _chunks(waiting) for name in found.compare(some, ledger, redis, layout)]
+            if not waiting:
+                break
+            ledger.catch_up(redis)
     return Verification(
         customers=len(names),
         compared=found.compared,
@@ -210,6 +199,18 @@ def verify_states(
         extra=len(set(redis.customer_ids()) - ledger.customers - found.withheld),
         largest_difference=found.largest,
     )
+
+
+def _cut(source: OfflineStore, redis: StateWriter, history: History, as_of: float | None) -> Cut:
+    """The last load's cut, or that of the source alone up to a time."""
+    if as_of is not None:
+        return Cut(_checked(source, as_of), 0.0, history.position, alone=True)
+    if (load := redis.last_load()) is None:
+        raise InputError(
+            "Redis holds no load of this bundle's features: run 'python -m feature_store load' first, or compare with "
+            "the source alone (--as-of)"
+        )
+    return Cut(_checked(source, load["as_of"]), load["shift"], int(load["position"]))
 
 
 @dataclass
@@ -222,10 +223,10 @@ class _Found:
     largest: float = 0.0
     withheld: set[str] = field(default_factory=set)
 
-    def compare(
-        self, names: Sequence[str], ledger: Ledger, redis: StateWriter, layout: StateLayout, cut: Cut
-    ) -> list[str]:
+    def compare(self, names: Sequence[str], ledger: Ledger, redis: StateWriter, layout: StateLayout) -> list[str]:
         """Compare customers, and return those who know of commits that the ledger does not."""
+        redis.hold_log(ledger.position)
+        cut = ledger.cut
         values, records = redis.read(names), redis.read_records(names)
         left = [] if cut.alone else [n for n, v in zip(names, values, strict=True) if position_of(v) > ledger.position]
         ahead = set(left)

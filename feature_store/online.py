@@ -314,13 +314,18 @@ class LogReader:
         """Say that there is an archive, so that what is erased from now on is erased there too."""
         self._call(self._redis.set, ARCHIVED, 0, nx=True)
 
-    def hold_log(self, position: int) -> None:
-        """Have the log remember what comes after ``position`` for a while, though it be archived."""
-        self._call(self._redis.set, HELD, position, ex=HOLD_S)
+    @contextmanager
+    def holding_log(self) -> Iterator[None]:
+        """Have the log remember what comes from now on, though it be archived; to be renewed now and then."""
+        self.hold_log(self.log_position())
+        try:
+            yield
+        finally:
+            self._call(self._redis.delete, HELD)
 
-    def release_log(self) -> None:
-        """Let the log forget."""
-        self._call(self._redis.delete, HELD)
+    def hold_log(self, position: int) -> None:
+        """Have the log remember what comes after ``position`` for a while longer."""
+        self._call(self._redis.set, HELD, position, ex=HOLD_S)
 
     def forget_log(self, first: int, last: int) -> None:
         """Say that the archive has everything up to ``last``, and remove that, from ``first`` on, as far as it may."""
