@@ -167,10 +167,7 @@ class Record:
             first_seen=min(self.first_seen, other.first_seen),
             last_seen=max(self.last_seen, other.last_seen),
             interests=_merged_interests(self.interests, other.interests, rules.half_life_s),
-            channels={
-                name: self.channels.get(name, 0) + other.channels.get(name, 0)
-                for name in [*self.channels, *(name for name in other.channels if name not in self.channels)]
-            },
+            channels=_merged_channels(self.channels, other.channels),
             aliases=[*self.aliases, *(name for name in other.aliases if name not in self.aliases)],
             counted=self.counted.merged(other.counted),
         )
@@ -318,6 +315,17 @@ def _add(mine: Interest, other: Interest, half_life_s: float) -> None:
         return
     newest = other if (other.at, not other.views) > (mine.at, not mine.views) else mine
     mine.views, mine.weight, mine.at = newest.views, newest.weight, newest.at
+
+
+def _merged_channels(mine: dict[str, int], others: dict[str, int]) -> dict[str, int]:
+    """Counts from both; of too many places, those with the fewest count as one."""
+    found = {name: mine.get(name, 0) + others.get(name, 0) for name in [*mine, *others]}
+    named = [name for name in found if name != OTHER]
+    if len(named) > MOST_CHANNELS:
+        named.sort(key=lambda name: (-found[name], name))
+        rest = found.get(OTHER, 0) + sum(found[name] for name in named[MOST_CHANNELS:])
+        found = {name: found[name] for name in named[:MOST_CHANNELS]} | {OTHER: rest}
+    return {name: min(count, MOST_COUNT) for name, count in found.items()}
 
 
 def _merged_interests(mine: list[Interest], others: list[Interest], half_life_s: float) -> list[Interest]:
