@@ -284,7 +284,7 @@ def hour_of(event_time: float) -> int:
 
 
 def _interest(value: bytes, at: int) -> tuple[Interest, int]:
-    """The interest that stands there, and where the next one does; UnreadableRecordError, struct.error or UnicodeError."""
+    """The interest that stands there, and where it ends; UnreadableRecordError, struct.error or UnicodeDecodeError."""
     size, views, weight, moment = _INTEREST.unpack_from(value, at)
     start = at + _INTEREST.size
     if start + size > len(value) or not 0 <= moment <= LATEST_TIME_S:
