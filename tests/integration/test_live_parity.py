@@ -7,8 +7,9 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ class Run:
     first: Flaky
     second: Flaky
     truth: Truth = field(default_factory=Truth)
+    ids: Iterator[str] = field(default_factory=lambda: map(str, count()))
 
     def store(self, connection: Redis) -> CustomerStore:
         return CustomerStore(connection, Fold(LAYOUT, Interests(), RULES), clock=lambda: self.truth.now)
@@ -126,10 +128,10 @@ class Run:
                 names = [name for name in NAMES if truth.root(name) == truth.root(event.customer_id)]
                 found.append(replace(event, customer_id=self.data.draw(st.sampled_from(names))))
             else:
-                found.append(self.event(f"e{len(truth.sent)}-{len(found)}", with_ids=with_ids))
+                found.append(self.event(with_ids=with_ids))
         return found
 
-    def event(self, event_id: str, *, with_ids: bool) -> Event:
+    def event(self, *, with_ids: bool) -> Event:
         age, kind, name, cents = self.data.draw(
             st.tuples(
                 st.integers(-300, 71 * 3600) | st.just(0),
@@ -142,7 +144,7 @@ class Run:
         has_id = with_ids or self.data.draw(st.booleans())
         return Event(
             *(name, kind, self.truth.now - age, number, None if number is None else abs(number)),
-            event_id=event_id if has_id else "",
+            event_id=next(self.ids) if has_id else "",
         )
 
     async def step(self) -> None:
