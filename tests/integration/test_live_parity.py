@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from feature_store.commit import Group
@@ -244,7 +244,8 @@ def logged(url: str) -> tuple[list[str], dict[str, str]]:
     return events, roots
 
 
-@settings(max_examples=40)
+# Not shrunk: a history that fails takes milliseconds against Redis, thousands of shorter ones take minutes.
+@settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data(), steps=st.integers(1, 14))
 def test_whatever_happens_states_are_what_sql_says_of_the_same_events(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, steps: int
