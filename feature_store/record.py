@@ -32,6 +32,10 @@ LEAST_WEIGHT: Final = 1 / 32
 
 MOST_CHANNELS: Final = 16
 OTHER: Final = "(other)"
+MOST_COUNT: Final = 0xFFFF_FFFF
+LATEST_TIME_S: Final = 253_402_300_799.0
+"""The end of the year 9999: no event is later."""
+
 MOST_ALIASES: Final = 1000
 
 _HEAD: Final = struct.Struct("<2sBBBBH8sddI")
@@ -126,7 +130,7 @@ class Record:
         """An event came from there; from too many places, the rest counts as one."""
         if channel not in self.channels and len(self.channels) >= MOST_CHANNELS:
             channel = OTHER
-        self.channels[channel] = self.channels.get(channel, 0) + 1
+        self.channels[channel] = min(self.channels.get(channel, 0) + 1, MOST_COUNT)
 
     def buy(self, item_id: str, at: float) -> None:
         """The customer bought an item: looks from before are done with, and late ones will be told by the time."""
@@ -163,10 +167,7 @@ class Record:
             first_seen=min(self.first_seen, other.first_seen),
             last_seen=max(self.last_seen, other.last_seen),
             interests=_merged_interests(self.interests, other.interests, rules.half_life_s),
-            channels={
-                name: self.channels.get(name, 0) + other.channels.get(name, 0)
-                for name in [*self.channels, *(name for name in other.channels if name not in self.channels)]
-            },
+            channels=_merged_channels(self.channels, other.channels),
             aliases=[*self.aliases, *(name for name in other.aliases if name not in self.aliases)],
             counted=self.counted.merged(other.counted),
         )
@@ -202,14 +203,14 @@ class Record:
             magic, version, flags, interests, channels, aliases, _, first, last, counted = _HEAD.unpack_from(value)
             if magic != MAGIC or version != VERSION:
                 raise UnreadableRecordError
+            said = flags, interests, channels, aliases, counted, first, last
+            if flags & ALIAS and said != (ALIAS, 0, 0, 1, 0, math.inf, -math.inf):  # a bit flipped
+                raise UnreadableRecordError
             record = Record(not flags & NO_SCORING, not flags & NO_RESPONSE, None, first, last)
             at = _HEAD.size
             for _ in range(interests):
-                size, views, weight, moment = _INTEREST.unpack_from(value, at)
-                at += _INTEREST.size + size
-                if views and not 0 < weight < math.inf:
-                    raise UnreadableRecordError
-                record.interests.append(Interest(value[at - size : at].decode(), views, weight, moment))
+                interest, at = _interest(value, at)
+                record.interests.append(interest)
             for _ in range(channels):
                 size, count = _CHANNEL.unpack_from(value, at)
                 at += _CHANNEL.size + size
@@ -220,7 +221,7 @@ class Record:
                 record.aliases.append(value[at - size : at].decode())
         except (struct.error, UnicodeDecodeError) as error:
             raise UnreadableRecordError from error
-        if len(value) != at + 14 * counted or math.isnan(first) or math.isnan(last):
+        if len(value) != at + 14 * counted or not (_seen(first) and _seen(last)):
             raise UnreadableRecordError
         if flags & ALIAS:
             record.alias_of = record.aliases.pop()
@@ -249,10 +250,12 @@ def told(value: bytes) -> Told | str | None:
         return alias_of(value)
     top = None
     if interests:
-        size, views, weight, at = _INTEREST.unpack_from(value, _HEAD.size)
-        if views:
-            start = _HEAD.size + _INTEREST.size
-            top = Interest(value[start : start + size].decode(), views, weight, at)
+        try:
+            best, _ = _interest(value, _HEAD.size)
+        except (struct.error, UnicodeDecodeError) as error:
+            raise UnreadableRecordError from error
+        if best.views:
+            top = best
     if top is None and not flags:
         return None
     return Told(not flags & NO_SCORING, not flags & NO_RESPONSE, top)
@@ -260,7 +263,7 @@ def told(value: bytes) -> Told | str | None:
 
 def alias_of(value: bytes | None) -> str | None:
     """The id of the customer that a stored record names, None where it is no alias's."""
-    if value is None or not value.startswith(MAGIC) or not value[FLAGS] & ALIAS:
+    if value is None or len(value) < _HEAD.size or not value.startswith(MAGIC) or not value[FLAGS] & ALIAS:
         return None
     return Record.unpack(value).alias_of
 
@@ -280,6 +283,22 @@ def hour_of(event_time: float) -> int:
     return min(int(event_time // HOUR_S), 0xFFFF_FFFF)
 
 
+def _interest(value: bytes, at: int) -> tuple[Interest, int]:
+    """The interest that stands there, and where it ends; UnreadableRecordError, struct.error or UnicodeDecodeError."""
+    size, views, weight, moment = _INTEREST.unpack_from(value, at)
+    start = at + _INTEREST.size
+    if start + size > len(value) or not 0 <= moment <= LATEST_TIME_S:
+        raise UnreadableRecordError
+    if not (0 < weight <= 2 * views if views else weight == 0):  # a view weighs 1 at most, and rounding a little
+        raise UnreadableRecordError
+    return Interest(value[start : start + size].decode(), views, weight, moment), start + size
+
+
+def _seen(t: float) -> bool:
+    """Whether a customer can have been seen then, or never."""
+    return 0 <= t <= LATEST_TIME_S or math.isinf(t)
+
+
 def _rank(interest: Interest, half_life_s: float) -> tuple[float, float, str]:
     """Sorts by weight at any common time, most first; what was bought comes last."""
     if not interest.views:
@@ -292,10 +311,21 @@ def _add(mine: Interest, other: Interest, half_life_s: float) -> None:
     at = max(mine.at, other.at)
     if mine.views and other.views:
         mine.weight = mine.weight_at(at, half_life_s) + other.weight_at(at, half_life_s)
-        mine.views, mine.at = mine.views + other.views, at
+        mine.views, mine.at = min(mine.views + other.views, MOST_COUNT), at
         return
     newest = other if (other.at, not other.views) > (mine.at, not mine.views) else mine
     mine.views, mine.weight, mine.at = newest.views, newest.weight, newest.at
+
+
+def _merged_channels(mine: dict[str, int], others: dict[str, int]) -> dict[str, int]:
+    """Counts from both; of too many places, those with the fewest count as one."""
+    found = {name: mine.get(name, 0) + others.get(name, 0) for name in [*mine, *others]}
+    named = [name for name in found if name != OTHER]
+    if len(named) > MOST_CHANNELS:
+        named.sort(key=lambda name: (-found[name], name))
+        rest = found.get(OTHER, 0) + sum(found[name] for name in named[MOST_CHANNELS:])
+        found = {name: found[name] for name in named[:MOST_CHANNELS]} | {OTHER: rest}
+    return {name: min(count, MOST_COUNT) for name, count in found.items()}
 
 
 def _merged_interests(mine: list[Interest], others: list[Interest], half_life_s: float) -> list[Interest]:

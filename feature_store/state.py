@@ -140,7 +140,7 @@ class StateLayout:
         t = np.array([event.event_time for event in events])
         newest = as_of.copy()
         np.maximum.at(newest, row, t)
-        moved = self.advance(slots, np.where(np.isfinite(as_of), newest - as_of, 0.0))
+        moved = self.advance(slots, np.subtract(newest, as_of, out=np.zeros_like(as_of), where=np.isfinite(as_of)))
         later = newest[row] - t
         of_type: dict[str, list[int]] = {}
         for at, event in enumerate(events):

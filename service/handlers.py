@@ -154,4 +154,5 @@ async def _answered(operation: Awaitable[Reply]) -> Reply:
         raise RequestError(Reason.CONFLICT, "others keep changing this customer: send again") from error
     except MergeRefusedError as error:
         reason = str(error.args[0])
-        raise RequestError(Reason(reason), REFUSED[reason], "from" if reason != "MERGE_CYCLE" else "into") from error
+        meant = "into" if reason in {"MERGE_CYCLE", "TOO_MANY_ALIASES"} else "from"
+        raise RequestError(Reason(reason), REFUSED[reason], meant) from error

@@ -113,7 +113,7 @@ class Recorder:
     async def _outcomes(self, events: Sequence[Event]) -> list[Outcome | None]:
         finished: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Job(events, finished, [None] * len(events), left=len(events)))
-        if len(self._workers) < WORKERS:
+        if sum(not task.done() for task in self._workers) < WORKERS:  # one that ended just now may still be among them
             self._workers.add(task := asyncio.get_running_loop().create_task(self._work()))
             task.add_done_callback(self._workers.discard)
         return await finished

@@ -153,16 +153,17 @@ class Scorer:
             raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
         now = self._clock()
         table = await self._run(states, now, self._economics(parts, len(ids)))
-        notes = self._notes(states.told, now) if states.told else NO_NOTES
         usable = _usable(states, table)
-        all_good = usable is None and all(said.scoring for said in states.told.values())
-        scored = _Scored(states, table, usable, now, notes, all_good, self._spikes(table, usable, notes))
+        notes = self._notes(states.told, usable, now) if states.told else NO_NOTES
+        scored = _Scored(states, table, usable, now, notes, self._spikes(table, usable, notes))
         return self._share_out(parts, scored)
 
-    def _notes(self, told: Mapping[int, Told], now: float) -> dict[int, Note]:
-        """What there is to add for the customers whose records say something."""
+    def _notes(self, told: Mapping[int, Told], usable: Usable | None, now: float) -> dict[int, Note]:
+        """What there is to add for the customers who get a score and whose records say something."""
         rules, notes = self._model.interests, {}
         for row, said in told.items():
+            if usable is not None and not usable[row]:
+                continue
             top = said.top
             if top is not None and top.weight_at(now, rules.half_life_s) < LEAST_WEIGHT:
                 top = None
@@ -172,16 +173,16 @@ class Scorer:
 
     def _spikes(self, table: Floats, usable: Usable | None, notes: Mapping[int, Note]) -> Spikes:
         """Show the guards how many alert, and hear whether that is far more than usually."""
-        churn, propensity = (table[:, :2] >= table[:, 3:5]).T
+        answers, (churn, propensity) = len(table), (table[:, :2] >= table[:, 3:5]).T
         if usable is not None:
-            churn, propensity = churn & usable, propensity & usable
+            answers, churn, propensity = int(np.count_nonzero(usable)), churn & usable, propensity & usable
         off = [row for row, note in notes.items() if note.off]
         churn[off] = propensity[off] = False
         about = [
             note.top.item_id for row, note in notes.items() if note.top and (note.repeated_view or propensity[row])
         ]
-        self._churn_guard.observe(len(table), int(np.count_nonzero(churn)))
-        self._propensity_guard.observe(len(table), int(np.count_nonzero(propensity)), about)
+        self._churn_guard.observe(answers, int(np.count_nonzero(churn)))
+        self._propensity_guard.observe(answers, int(np.count_nonzero(propensity)), about)
         for note in notes.values():
             note.spike = note.top is not None and self._propensity_guard.of_item(note.top.item_id)
         return Spikes(self._churn_guard.in_total(), self._propensity_guard.in_total())
@@ -214,7 +215,7 @@ class Scorer:
         for part in parts:
             stop = start + len(part.customer_ids)
             errors = part.refused
-            if not scored.all_good or part.max_age_s is not None:
+            if scored.usable is not None or part.max_age_s is not None:
                 errors = {**_errors(part, scored, slice(start, stop)), **part.refused}
             mine = {row - start: note for row, note in notes.items() if start <= row < stop} if notes else notes
             shares.append(Scores(scored.table[start:stop], errors, version, mine, scored.spikes))
@@ -224,26 +225,24 @@ class Scorer:
 
 @dataclass(slots=True, eq=False)
 class _Scored:
-    """A batch that has been through the graph; ``usable`` is None where all rows are, ``notes`` goes by row.
-
-    all_good: all rows are usable, and all customers allow it.
-    """
+    """A batch that has been through the graph; ``usable`` is None where all rows are, ``notes`` goes by row."""
 
     states: StateBatch
     table: Floats
     usable: Usable | None
     now: float
     notes: Mapping[int, Note]
-    all_good: bool
     spikes: Spikes
 
 
 def _usable(states: StateBatch, table: Floats) -> Usable | None:
     """Which rows have scores; the others are blanked. None where all have: the usual case, found out cheaply."""
-    as_of = table[:, -1]
-    if states.all_valid and finite(table) and all(EARLIEST_TIME_S <= t <= LATEST_TIME_S for t in as_of.tolist()):
+    as_of, withheld = table[:, -1], [row for row, said in states.told.items() if not said.scoring]
+    in_time = all(EARLIEST_TIME_S <= t <= LATEST_TIME_S for t in as_of.tolist())
+    if states.all_valid and not withheld and finite(table) and in_time:
         return None
     usable = states.valid & np.isfinite(table).all(axis=1) & (as_of >= EARLIEST_TIME_S) & (as_of <= LATEST_TIME_S)
+    usable[withheld] = False
     table[~usable] = 0.0
     return usable
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from feature_store.config import Source
 from feature_store.definitions import Feature
+from feature_store.events import Event
 from feature_store.offline import OfflineStates, OfflineStore, iso
-from feature_store.state import DAY_S, Event, State, StateLayout
+from feature_store.state import DAY_S, StateLayout
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="it's a visit"),
@@ -42,8 +43,7 @@ class Row:
 
     @property
     def event(self) -> Event:
-        values = {"amount": self.amount, "duration_s": self.duration_s}
-        return Event(self.time, self.kind, {name: value for name, value in values.items() if value is not None})
+        return Event(self.customer_id, self.kind, self.time, self.amount, self.duration_s)
 
 
 # Few distinct times, so that some coincide; eighths of a second, which DuckDB's microseconds hold exactly.
@@ -103,11 +103,9 @@ def test_states_as_of_any_time_equal_the_fold_of_the_events_up_to_it(
     past = [row for row in history if row.time <= as_of]
     assert set(found) == {row.customer_id for row in past} | set(known)
     for customer_id, slots in found.items():
-        state = State(START, START, LAYOUT.identity)
-        for row in past:
-            if row.customer_id == customer_id:
-                state = LAYOUT.fold(state, row.event)
-        expected = LAYOUT.advance(state.slots, as_of - state.reference)
+        mine = [row.event for row in past if row.customer_id == customer_id]
+        times, states = LAYOUT.fold(np.array([START]), LAYOUT.identity[np.newaxis], [0] * len(mine), mine)
+        expected = LAYOUT.advance(states[0], as_of - times[0])
         expected[[1, 7]] = [math.nan if n is None else n for n in known.get(customer_id, (None, None))]
         np.testing.assert_allclose(slots, expected, rtol=1e-6, atol=1e-9)
 

@@ -17,7 +17,7 @@ import redis
 from feature_store.definitions import Feature
 from feature_store.embedded import embedded_redis
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online import CHUNK, Keys, StateReader, StateWriter
+from feature_store.online import CHUNK, Keys, Redis, StateReader, StateWriter
 from feature_store.state import State, StateBatch, StateLayout
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
@@ -27,7 +27,7 @@ NOBODY = "redis://:secret@127.0.0.1:1"
 
 
 def packed(*values: float, layout: StateLayout = LAYOUT) -> list[bytes]:
-    return [layout.pack(State(1e9, 1e9, np.array([value]))) for value in values]
+    return [layout.pack(State(1e9, np.array([value]))) for value in values]
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ def writer(clean_redis: str) -> Iterator[StateWriter]:
 
 def read(url: str, customer_ids: list[str], timeout_s: float = 5.0) -> StateBatch:
     async def ask() -> StateBatch:
-        reader = StateReader(url, LAYOUT, timeout_s)
+        store = Redis(url, timeout_s)
         try:
-            await reader.ping()
-            return await reader.read(customer_ids)
+            await store.ping()
+            return await StateReader(store, LAYOUT).read(customer_ids)
         finally:
-            await reader.close()
+            await store.close()
 
     return asyncio.run(ask())
 

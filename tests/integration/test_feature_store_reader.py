@@ -13,7 +13,7 @@ import redis
 from feature_store.definitions import Feature
 from feature_store.embedded import embedded_redis
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online import StateReader, StateWriter
+from feature_store.online import Redis, StateReader, StateWriter
 from feature_store.state import State, StateLayout
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
@@ -26,17 +26,21 @@ T = TypeVar("T")
 def url(clean_redis: str) -> str:
     """A Redis in which customer ``c<i>`` has ``i`` visits."""
     with StateWriter(clean_redis, LAYOUT) as writer:
-        writer.write(CUSTOMERS, [LAYOUT.pack(State(1e9, 1e9, np.array([float(i)]))) for i in range(len(CUSTOMERS))])
+        writer.write(CUSTOMERS, [LAYOUT.pack(State(1e9, np.array([float(i)]))) for i in range(len(CUSTOMERS))])
     return clean_redis
 
 
 def asked(url: str, question: Callable[[StateReader], Awaitable[T]], timeout_s: float = 5.0) -> T:
+    return told_by(url, lambda store: question(StateReader(store, LAYOUT)), timeout_s)
+
+
+def told_by(url: str, question: Callable[[Redis], Awaitable[T]], timeout_s: float = 5.0) -> T:
     async def ask() -> T:
-        reader = StateReader(url, LAYOUT, timeout_s)
+        store = Redis(url, timeout_s)
         try:
-            return await question(reader)
+            return await question(store)
         finally:
-            await reader.close()
+            await store.close()
 
     return asyncio.run(ask())
 
@@ -107,10 +111,10 @@ def test_a_redis_that_was_too_slow_once_is_asked_again(url: str) -> None:
 def test_a_password_is_used_and_a_wrong_one_is_not_told() -> None:
     with embedded_redis() as url, redis.Redis.from_url(url) as connection:
         connection.config_set("requirepass", "open sesame")
-        asked(url.replace("unix://", "unix://:open%20sesame@"), lambda reader: reader.ping())
+        told_by(url.replace("unix://", "unix://:open%20sesame@"), lambda store: store.ping())
         for wrong in (url, url.replace("unix://", "unix://:shibboleth@")):
             with pytest.raises(StoreUnavailableError) as refused:
-                asked(wrong, lambda reader: reader.ping())
+                told_by(wrong, lambda store: store.ping())
             assert "shibboleth" not in str(refused.value)
 
 
@@ -125,5 +129,5 @@ def test_a_password_is_used_and_a_wrong_one_is_not_told() -> None:
 )
 def test_a_bad_url_is_refused_without_being_repeated(url: str) -> None:
     with pytest.raises((InputError, StoreUnavailableError)) as refused:
-        asked(url, lambda reader: reader.ping())
+        told_by(url, lambda store: store.ping())
     assert "secret" not in str(refused.value)

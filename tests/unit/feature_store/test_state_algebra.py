@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.definitions import Feature
-from feature_store.state import DAY_S, Event, State, StateLayout
+from feature_store.events import Event
+from feature_store.state import DAY_S, State, StateLayout
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="visit"),
@@ -21,6 +22,7 @@ FEATURES = [
     Feature(name="visits_90d", aggregate="count", event="visit", half_life_days=90),
     Feature(name="spend_30d", aggregate="sum", event="purchase", field="amount", half_life_days=30),
     Feature(name="dwell_7d", aggregate="sum", event="visit", field="duration_s", half_life_days=7),
+    Feature(name="bounded_9d", aggregate="sum", event="purchase", field="amount", half_life_days=9, clip=250.5),
     Feature(name="age", aggregate="attribute"),
 ]
 LAYOUT = StateLayout(FEATURES)
@@ -28,36 +30,53 @@ START = 1.6e9
 
 # Eighths of a second are exact in binary, so that times can be compared exactly.
 times = st.integers(0, 2 * 365 * 86_400 * 8).map(lambda n: START + n / 8)
-values = st.dictionaries(
-    st.sampled_from(["amount", "duration_s", "other"]), st.integers(-100_000, 100_000).map(lambda n: n / 100)
-)
-events = st.builds(Event, times, st.sampled_from(["visit", "purchase", "other"]), values)
+values = st.none() | st.integers(-100_000, 100_000).map(lambda n: n / 100)
+kinds = st.sampled_from(["visit", "purchase", "other"])
+events = st.builds(Event, st.just("c"), kinds, times, amount=values, duration_s=values)
 histories = st.lists(events, max_size=12)
 
 
-def plain(feature: Feature, history: Sequence[Event], reference: float) -> float:
+def plain(feature: Feature, history: Sequence[Event], as_of: float) -> float:
     """The definition of a slot, word for word."""
     mine = [event for event in history if event.event_type == feature.event]
     if feature.aggregate in ("latest", "earliest"):
         never = -math.inf if feature.aggregate == "latest" else math.inf
         pick = max if feature.aggregate == "latest" else min
-        return pick((event.event_time - reference for event in mine), default=never)
+        return pick((event.event_time - as_of for event in mine), default=never)
     half_life_s = (feature.half_life_days or math.nan) * DAY_S
-    weights = [2 ** (-(reference - event.event_time) / half_life_s) for event in mine]
+    weights = [2 ** (-(as_of - event.event_time) / half_life_s) for event in mine]
     if feature.aggregate == "count":
         return sum(weights)
-    return sum(w * event.values.get(str(feature.field), 0.0) for w, event in zip(weights, mine, strict=True))
+    amounts = [getattr(event, str(feature.field)) or 0.0 for event in mine]
+    if feature.clip is not None:
+        amounts = [max(-feature.clip, min(feature.clip, amount)) for amount in amounts]
+    return sum(w * amount for w, amount in zip(weights, amounts, strict=True))
 
 
-def recomputed(history: Sequence[Event], reference: float) -> list[float]:
-    return [plain(f, history, reference) if f.event else math.nan for f in FEATURES]
+def recomputed(history: Sequence[Event], as_of: float) -> list[float]:
+    return [plain(f, history, as_of) if f.event else math.nan for f in FEATURES]
+
+
+def after(state: State, *more: Event) -> State:
+    """The state after more events, folded at once."""
+    as_of, slots = LAYOUT.fold(np.array([state.as_of]), state.slots[np.newaxis], [0] * len(more), more)
+    return State(float(as_of[0]), slots[0])
 
 
 def folded(history: Sequence[Event], state: State | None = None) -> State:
-    state = state or State(START, START, LAYOUT.identity)
+    """The same, folded one by one."""
+    state = state or State(START, LAYOUT.identity)
     for event in history:
-        state = LAYOUT.fold(state, event)
+        state = after(state, event)
     return state
+
+
+def visit(at: float) -> Event:
+    return Event("c", "visit", at)
+
+
+def purchase(at: float, amount: float | None = None) -> Event:
+    return Event("c", "purchase", at, amount)
 
 
 def with_age(state: State, age: float) -> State:
@@ -71,30 +90,31 @@ states = st.builds(with_age, histories.map(folded), st.just(math.nan) | st.integ
 
 def assert_same(a: State, b: State) -> None:
     """The two say the same, whatever their references."""
-    at = max(a.reference, b.reference)
-    x, y = LAYOUT.advance(a.slots, at - a.reference), LAYOUT.advance(b.slots, at - b.reference)
+    at = max(a.as_of, b.as_of)
+    x, y = LAYOUT.advance(a.slots, at - a.as_of), LAYOUT.advance(b.slots, at - b.as_of)
     np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-9)
-    assert a.as_of == b.as_of
 
 
 @given(histories)
 def test_a_fold_says_at_every_prefix_what_a_plain_recomputation_says(history: list[Event]) -> None:
-    state = State(START, START, LAYOUT.identity)
+    state = State(START, LAYOUT.identity)
     for n, event in enumerate(history, 1):
-        state = LAYOUT.fold(state, event)
-        assert state.reference == state.as_of == max(START, *(e.event_time for e in history[:n]))
-        np.testing.assert_allclose(state.slots, recomputed(history[:n], state.reference), rtol=1e-12, atol=1e-9)
+        state = after(state, event)
+        assert state.as_of == max(START, *(e.event_time for e in history[:n]))
+        np.testing.assert_allclose(state.slots, recomputed(history[:n], state.as_of), rtol=1e-12, atol=1e-9)
 
 
 @given(st.data(), histories)
 def test_the_order_of_arrival_does_not_matter(data: st.DataObject, history: list[Event]) -> None:
-    assert_same(folded(history), folded(data.draw(st.permutations(history))))
+    a, b = folded(history), folded(data.draw(st.permutations(history)))
+    assert a.as_of == b.as_of
+    assert_same(a, b)
 
 
 @given(states, states)
 def test_merge_is_commutative(a: State, b: State) -> None:
     ab, ba = LAYOUT.merge(a, b), LAYOUT.merge(b, a)
-    assert (ab.reference, ab.as_of) == (ba.reference, ba.as_of)
+    assert ab.as_of == ba.as_of == max(a.as_of, b.as_of)
     np.testing.assert_array_equal(ab.slots, ba.slots)
 
 
@@ -104,15 +124,17 @@ def test_merge_is_associative(a: State, b: State, c: State) -> None:
 
 
 @given(states, times)
-def test_the_identity_adds_nothing_whatever_its_reference(a: State, reference: float) -> None:
-    nobody = State(reference, START, LAYOUT.identity)
+def test_the_identity_adds_nothing_whatever_its_time(a: State, as_of: float) -> None:
+    nobody = State(as_of, LAYOUT.identity)
     assert_same(LAYOUT.merge(a, nobody), a)
     assert_same(LAYOUT.merge(nobody, a), a)
 
 
 @given(histories, histories)
 def test_two_identities_merge_into_the_customer_who_did_all_of_it(mine: list[Event], yours: list[Event]) -> None:
-    assert_same(LAYOUT.merge(folded(mine), folded(yours)), folded([*mine, *yours]))
+    both, all_of_it = LAYOUT.merge(folded(mine), folded(yours)), folded([*mine, *yours])
+    assert both.as_of == all_of_it.as_of
+    assert_same(both, all_of_it)
 
 
 @given(states, st.floats(-100, 3650), st.floats(-100, 3650))
@@ -122,10 +144,10 @@ def test_advance_is_additive(a: State, days: float, more: float) -> None:
 
 
 @given(histories, st.integers(0, 3650))
-def test_advance_moves_the_reference_and_keeps_the_meaning(history: list[Event], days: int) -> None:
+def test_advance_moves_the_time_and_keeps_the_meaning(history: list[Event], days: int) -> None:
     state = folded(history)
-    later = state.reference + days * DAY_S
-    moved = LAYOUT.advance(state.slots, later - state.reference)
+    later = state.as_of + days * DAY_S
+    moved = LAYOUT.advance(state.slots, later - state.as_of)
     np.testing.assert_allclose(moved, recomputed(history, later), rtol=1e-9, atol=1e-9)
 
 
@@ -138,34 +160,34 @@ def test_many_states_advance_as_each_does_alone(many: list[State], data: st.Data
 
 
 def test_a_late_event_adds_its_value_as_decayed_since() -> None:
-    state = folded([Event(START + 60 * DAY_S, "purchase", {"amount": 10.0})])
-    late = LAYOUT.fold(state, Event(START, "purchase", {"amount": 8.0}))
+    state = folded([purchase(START + 60 * DAY_S, 10.0)])
+    late = after(state, purchase(START, 8.0))
     assert late.slots[4] == 10.0 + 8.0 * 2**-2
-    assert (late.reference, late.as_of) == (state.reference, state.as_of)
+    assert late.as_of == state.as_of
 
 
 def test_a_late_event_may_be_the_first_but_not_the_last() -> None:
-    state = LAYOUT.fold(folded([Event(START + 100.0, "visit")]), Event(START + 40.0, "visit"))
+    state = after(folded([visit(START + 100.0)]), visit(START + 40.0))
     assert list(state.slots[:2]) == [0.0, -60.0]
 
 
-def test_an_event_of_another_type_changes_no_slot_but_moves_the_reference() -> None:
-    before = folded([Event(START, "visit")])
-    after = LAYOUT.fold(before, Event(START + DAY_S, "newsletter"))
-    assert after.as_of == START + DAY_S
-    np.testing.assert_array_equal(after.slots, LAYOUT.advance(before.slots, DAY_S))
+def test_an_event_of_another_type_changes_no_slot_but_moves_the_time() -> None:
+    before = folded([visit(START)])
+    later = after(before, Event("c", "newsletter", START + DAY_S))
+    assert later.as_of == START + DAY_S
+    np.testing.assert_array_equal(later.slots, LAYOUT.advance(before.slots, DAY_S))
 
 
 def test_a_missing_value_counts_as_nothing_in_a_sum() -> None:
-    state = folded([Event(START, "purchase", {"amount": 5.0}), Event(START, "purchase")])
+    state = folded([purchase(START, 5.0), purchase(START)])
     assert state.slots[4] == 5.0
 
 
 @pytest.mark.parametrize("years", [1, 50, 5_000, 5_000_000])
-def test_references_that_lie_far_apart_neither_overflow_nor_lose_a_time(years: int) -> None:
+def test_times_that_lie_far_apart_neither_overflow_nor_lose_a_time(years: int) -> None:
     # Warnings are errors: an overflow inside would show.
     apart = years * 365 * DAY_S
-    state = folded([Event(START + apart, "visit"), Event(START, "visit")])
+    state = folded([visit(START + apart), visit(START)])
     assert np.isfinite(state.slots[:-1]).all()
     assert state.slots[0] == 0.0
     assert state.slots[1] == -apart

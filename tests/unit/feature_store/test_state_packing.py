@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_store.commit import position_of
 from feature_store.definitions import Feature
 from feature_store.state import State, StateLayout
 
@@ -21,30 +23,28 @@ FEATURES = [
 LAYOUT = StateLayout(FEATURES)
 OTHER = StateLayout(FEATURES[::-1])
 SIZE = 24 + 8 * len(FEATURES)
-STATE = State(1.7e9, 1.7e9 - 5, np.array([-5.0, -7.5, 1.25, np.nan]))
+STATE = State(1.7e9, np.array([-5.0, -7.5, 1.25, np.nan]), position=2**40 + 7)
 PACKED = LAYOUT.pack(STATE)
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
 states = st.builds(
-    lambda reference, as_of, slots: State(reference, as_of, np.array(slots)),
-    floats,
+    lambda as_of, slots, position: State(as_of, np.array(slots), position),
     floats,
     st.tuples(*(floats | st.just(float(nothing)) for nothing in LAYOUT.identity)),
+    st.integers(0, 2**64 - 1),
 )
 
 
 def holds_a_state(value: bytes | None) -> bool:
-    """The same in plain words: our header, times, and in each slot a finite number or what stands for nothing."""
+    """The same in plain words: our header, a time, and in each slot a finite number or what stands for nothing."""
     if value is None or len(value) != SIZE or value[:8] != LAYOUT.header:
         return False
-    reference, as_of, *slots = struct.unpack("<2d4d", value[8:])
+    _, as_of, *slots = struct.unpack("<Qd4d", value[8:])
     nothing = [
         number == none or (np.isnan(number) and np.isnan(none))
         for number, none in zip(slots, LAYOUT.identity, strict=True)
     ]
-    return bool(np.isfinite([reference, as_of]).all()) and all(
-        n or np.isfinite(s) for n, s in zip(nothing, slots, strict=True)
-    )
+    return bool(np.isfinite(as_of)) and all(n or np.isfinite(s) for n, s in zip(nothing, slots, strict=True))
 
 
 # Half of the values that look right, and all that can go wrong with them.
@@ -61,32 +61,31 @@ damaged = st.one_of(
 
 
 def test_a_packed_state_is_a_fixed_header_and_eight_bytes_a_slot() -> None:
-    magic, version, fingerprint, reference, as_of, *slots = struct.unpack("<2sH4sdd4d", PACKED)
-    assert (magic, version, fingerprint.hex()) == (b"tm", 1, LAYOUT.fingerprint)
-    assert (reference, as_of) == (STATE.reference, STATE.as_of)
+    magic, version, fingerprint, position, as_of, *slots = struct.unpack("<2sH4sQd4d", PACKED)
+    assert (magic, version, fingerprint.hex()) == (b"tm", 2, LAYOUT.fingerprint)
+    assert (position, as_of) == (STATE.position, STATE.as_of)
     np.testing.assert_array_equal(slots, STATE.slots)
     assert len(PACKED) == SIZE == LAYOUT.dtype.itemsize
 
 
 @given(st.lists(states))
 def test_the_round_trip_is_exact_to_the_bit(many: list[State]) -> None:
-    batch = LAYOUT.unpack([LAYOUT.pack(state) for state in many])
+    values = [LAYOUT.pack(state) for state in many]
+    assert [position_of(value) for value in values] == [state.position for state in many]
+    batch = LAYOUT.unpack(values)
     assert batch.found.all()
     assert batch.valid.all()
-    assert batch.reference.tobytes() == np.array([state.reference for state in many], dtype=np.float64).tobytes()
     assert batch.as_of.tobytes() == np.array([state.as_of for state in many], dtype=np.float64).tobytes()
     assert batch.slots.tobytes() == b"".join(state.slots.tobytes() for state in many)
     assert batch.slots.shape == (len(many), len(FEATURES))
 
 
-@given(st.lists(states, max_size=5))
-def test_many_pack_as_each_does_alone(many: list[State]) -> None:
-    together = LAYOUT.pack_many(
-        np.array([state.reference for state in many]),
-        np.array([state.as_of for state in many]),
-        np.array([state.slots for state in many]).reshape(-1, len(FEATURES)),
-    )
-    assert together == [LAYOUT.pack(state) for state in many]
+@given(st.lists(states, max_size=5), st.integers(0, 2**64 - 1))
+def test_many_pack_as_each_does_alone(many: list[State], position: int) -> None:
+    as_of = np.array([state.as_of for state in many])
+    slots = np.array([state.slots for state in many]).reshape(-1, len(FEATURES))
+    assert LAYOUT.pack_many(as_of, slots, position) == [LAYOUT.pack(replace(s, position=position)) for s in many]
+    assert LAYOUT.pack_many(as_of, slots) == [LAYOUT.pack(replace(s, position=0)) for s in many]
 
 
 @given(st.lists(damaged))
@@ -95,7 +94,8 @@ def test_unpacking_never_fails_and_only_the_right_header_and_length_are_valid(va
     assert batch.found.tolist() == [value is not None for value in values]
     right = [holds_a_state(value) for value in values]
     assert batch.valid.tolist() == right
-    assert len(batch.reference) == len(batch.as_of) == len(batch.slots) == len(values)
+    assert len(batch.as_of) == len(batch.slots) == len(values)
+    assert not batch.all_valid or batch.valid.all()
     for row, value in enumerate(values):
         if right[row] and value is not None:
             assert batch.slots[row].tobytes() == value[24:]
@@ -123,7 +123,7 @@ def test_a_row_that_is_not_valid_holds_the_identity(value: bytes | None) -> None
     "value",
     [
         pytest.param(b"xx" + PACKED[2:], id="magic"),
-        pytest.param(PACKED[:2] + b"\2\0" + PACKED[4:], id="format"),
+        pytest.param(PACKED[:2] + b"\1\0" + PACKED[4:], id="format"),
         pytest.param(PACKED[:4] + bytes(4) + PACKED[8:], id="fingerprint"),
         pytest.param(OTHER.pack(STATE), id="other features of the same number"),
     ],
@@ -147,9 +147,25 @@ def test_a_number_that_no_state_can_hold_is_not_valid(slot: int, number: float) 
     slots[slot] = number
     identity = LAYOUT.identity[slot]
     possible = number == identity or (np.isnan(number) and np.isnan(identity))
-    assert LAYOUT.unpack([LAYOUT.pack(State(1.0, 1.0, slots))]).valid.tolist() == [possible]
+    assert LAYOUT.unpack([LAYOUT.pack(State(1.0, slots))]).valid.tolist() == [possible]
 
 
-@pytest.mark.parametrize(("reference", "as_of"), [(np.nan, 1.0), (1.0, np.inf)])
-def test_a_time_that_is_none_is_not_valid(reference: float, as_of: float) -> None:
-    assert LAYOUT.unpack([LAYOUT.pack(State(reference, as_of, STATE.slots))]).valid.tolist() == [False]
+@pytest.mark.parametrize("as_of", [np.nan, np.inf, -np.inf])
+def test_a_time_that_is_none_is_not_valid(as_of: float) -> None:
+    assert LAYOUT.unpack([LAYOUT.pack(State(as_of, STATE.slots))]).valid.tolist() == [False]
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_a_position_may_be_any_and_changes_nothing_else(position: int) -> None:
+    # Some look like NaN where they are taken for a float.
+    value = LAYOUT.pack(replace(STATE, position=position))
+    batch = LAYOUT.unpack([value])
+    assert batch.valid.tolist() == [True]
+    assert (batch.as_of[0], batch.slots[0].tobytes()) == (STATE.as_of, STATE.slots.tobytes())
+    assert value[:8] + value[16:] == PACKED[:8] + PACKED[16:]
+    assert position_of(value) == position
+
+
+@pytest.mark.parametrize("value", [None, b"", b"tm", PACKED[:15]])
+def test_what_is_too_short_to_hold_a_position_has_none(value: bytes | None) -> None:
+    assert position_of(value) == 0

@@ -7,14 +7,16 @@ import math
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 from tidemark.v1 import scoring_pb2
 
 from feature_store.bundle import ECONOMICS
+from feature_store.record import Interest
 from service.convert import METHODS, decode_batch, decode_score, encode_batch, encode_score
 from service.errors import Reason, RequestError
-from service.scorer import Part, Scores
+from service.scorer import Note, Part, Scores, Spikes
 
 ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
 
@@ -155,23 +157,107 @@ rows = st.tuples(
 ids = st.text(min_size=1, max_size=64).filter(lambda text: text.isprintable() and len(text.encode()) <= 256)
 
 
-@given(customers=st.lists(st.tuples(ids, rows), min_size=1, max_size=5), version=st.sampled_from(["v", "x" * 200]))
-def test_replies_say_what_protobuf_would_say(customers: list[tuple[str, list[float]]], version: str) -> None:
-    part = Part([customer_id for customer_id, _ in customers])
-    scores = Scores(np.array([row for _, row in customers]), {}, version)
+tops = st.none() | st.builds(
+    Interest,
+    st.text(max_size=64),
+    st.integers(1, 2**32 - 1),
+    st.just(1.0),
+    st.sampled_from([0.0, 0.999999999, 2.5e11]) | st.floats(0, 2.5e11),
+)
+notes = st.none() | st.builds(Note, st.booleans(), st.booleans(), st.booleans(), tops)
+every_spike = st.builds(Spikes, st.booleans(), st.booleans())
+
+
+def timestamp(seconds: float) -> Timestamp:
+    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+
+
+def said(
+    customer_id: str, row: list[float], version: str, note: Note | None, spikes: Spikes
+) -> scoring_pb2.ScoreCustomerResponse:
+    """The reply as the contract has it, put together by protobuf itself."""
+    churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
+    off = note is not None and note.off
+    reply = scoring_pb2.ScoreCustomerResponse(
+        customer_id=customer_id,
+        churn=scoring_pb2.Alert(
+            probability=churn,
+            threshold=churn_threshold,
+            alert=churn >= churn_threshold and not off,
+            automated_response_off=off,
+            spike=spikes.churn,
+        ),
+        propensity=scoring_pb2.Alert(
+            probability=propensity,
+            threshold=propensity_threshold,
+            alert=propensity >= propensity_threshold and not off,
+            repeated_view=note is not None and note.repeated_view,
+            automated_response_off=off,
+            spike=spikes.propensity or (note is not None and note.spike),
+        ),
+        expected_spend=spend,
+        features_as_of=timestamp(as_of),
+        model_version=version,
+    )
+    if note is not None and note.top is not None:
+        top = note.top
+        reply.top_interest.CopyFrom(
+            scoring_pb2.Interest(item_id=top.item_id, views=top.views, last_viewed=timestamp(top.at))
+        )
+    return reply
+
+
+@given(
+    customers=st.lists(st.tuples(ids, rows, notes), min_size=1, max_size=5),
+    version=st.sampled_from(["v", "x" * 200]),
+    spikes=every_spike,
+)
+def test_replies_say_what_protobuf_would_say(
+    customers: list[tuple[str, list[float], Note | None]], version: str, spikes: Spikes
+) -> None:
+    part = Part([customer_id for customer_id, _, _ in customers])
+    noted = {at: note for at, (_, _, note) in enumerate(customers) if note is not None}
+    scores = Scores(np.array([row for _, row, _ in customers]), {}, version, noted, spikes)
     response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores))
-    assert len(response.results) == len(customers)
-    for result, (customer_id, row) in zip(response.results, customers, strict=True):
-        found = result.score
-        churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
-        assert (found.customer_id, found.model_version, found.expected_spend) == (customer_id, version, spend)
-        assert (found.churn.probability, found.churn.threshold) == (churn, churn_threshold)
-        assert found.churn.alert is (churn >= churn_threshold)
-        assert (found.propensity.probability, found.propensity.threshold) == (propensity, propensity_threshold)
-        assert found.propensity.alert is (propensity >= propensity_threshold)
-        assert found.features_as_of.seconds + found.features_as_of.nanos / 1e9 == pytest.approx(as_of, abs=1e-4)
-    one = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(part, scores))
-    assert one == response.results[0].score
+    expected = [said(customer_id, row, version, note, spikes) for customer_id, row, note in customers]
+    assert [result.score for result in response.results] == expected
+    assert all(result.WhichOneof("result") == "score" for result in response.results)
+    assert scoring_pb2.ScoreCustomerResponse.FromString(encode_score(part, scores)) == expected[0]
+
+
+@given(customers=st.lists(st.tuples(ids, rows, notes), min_size=1, max_size=3), spikes=every_spike)
+def test_replies_hold_nothing_that_the_contract_does_not_know(
+    customers: list[tuple[str, list[float], Note | None]], spikes: Spikes
+) -> None:
+    for customer_id, row, note in customers:
+        scores = Scores(np.array([row]), {}, "v", {} if note is None else {0: note}, spikes)
+        found = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(Part([customer_id]), scores))
+        whole = found.ByteSize()
+        found.DiscardUnknownFields()
+        assert found.ByteSize() == whole
+
+
+def test_the_largest_reply_of_a_customer_can_be_written() -> None:
+    top = Interest("客" * 85 + "x", 2**32 - 1, 1.0, 253_402_300_799.5)
+    row, note = [*ROW[:5], 253_402_300_799.5], Note(off=True, repeated_view=True, spike=True, top=top)
+    name, version, spikes = "é" * 128, "v" * 255, Spikes(churn=True, propensity=True)
+    scores = Scores(np.array([row] * 1000), {}, version, dict.fromkeys(range(1000), note), spikes)
+    response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(Part([name] * 1000), scores))
+    assert [result.score for result in response.results] == [said(name, row, version, note, spikes)] * 1000
+
+
+def test_a_note_is_about_its_own_customer() -> None:
+    note = Note(off=True, repeated_view=False, spike=False, top=Interest("lamp", 3, 1.0, 1_700_000_000.5))
+    errors = {2: RequestError(Reason.CONSENT_WITHHELD, "withheld", "customer_id")}
+    row = [0.9, 0.9, 120.0, 0.3, 0.5, 1_700_000_000.25]
+    scores = Scores(np.array([row] * 4), errors, "v", {1: note, 2: note}, Spikes(churn=False, propensity=False))
+    encoded = encode_batch(Part(["a", "b", "c", "d"]), scores)
+    results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
+    assert [result.WhichOneof("result") for result in results] == ["score", "score", "status", "score"]
+    assert [result.score.churn.alert for result in results] == [True, False, False, True]
+    assert [result.score.propensity.automated_response_off for result in results] == [False, True, False, False]
+    assert [result.score.HasField("top_interest") for result in results] == [False, True, False, False]
+    assert results[2].status.code == 7
 
 
 def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:

@@ -14,9 +14,18 @@ TABLE = {
     "REQUEST_MALFORMED": "INVALID_ARGUMENT",
     "CUSTOMER_ID_INVALID": "INVALID_ARGUMENT",
     "TOO_MANY_CUSTOMERS": "INVALID_ARGUMENT",
+    "TOO_MANY_EVENTS": "INVALID_ARGUMENT",
     "ECONOMICS_INVALID": "INVALID_ARGUMENT",
     "MAX_FEATURE_AGE_INVALID": "INVALID_ARGUMENT",
+    "CONSENT_MISSING": "INVALID_ARGUMENT",
+    "MERGE_WITH_ITSELF": "INVALID_ARGUMENT",
     "CUSTOMER_UNKNOWN": "NOT_FOUND",
+    "CONSENT_WITHHELD": "PERMISSION_DENIED",
+    "MERGE_CYCLE": "FAILED_PRECONDITION",
+    "ALREADY_MERGED": "FAILED_PRECONDITION",
+    "TOO_MANY_ALIASES": "FAILED_PRECONDITION",
+    "CONFLICT": "ABORTED",
+    "ARCHIVE_BEHIND": "RESOURCE_EXHAUSTED",
     "FEATURES_TOO_OLD": "FAILED_PRECONDITION",
     "STATE_UNREADABLE": "DATA_LOSS",
     "FEATURE_STORE_UNAVAILABLE": "UNAVAILABLE",
@@ -44,6 +53,6 @@ def test_a_status_carries_one_error_info_and_says_when_to_retry(reason: Reason) 
     infos[0].Unpack(info)
     assert (info.reason, info.domain, dict(info.metadata)) == (reason.value, "tidemark", {"field": "customer_id"})
     retries = [detail for detail in found.details if detail.Unpack(retry)]
-    assert bool(retries) == (found.code == Code.UNAVAILABLE)
+    assert bool(retries) == (found.code in {Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED})
     if retries:
         assert 0 < retry.retry_delay.ToTimedelta().total_seconds() <= 5

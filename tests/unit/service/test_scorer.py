@@ -28,13 +28,13 @@ class FakeStore:
 
     def _value(self, customer_id: str) -> bytes | None:
         if customer_id == "torn":
-            return LAYOUT.pack(State(NOW, NOW, np.array([1.0])))[:-3]
+            return LAYOUT.pack(State(NOW, np.array([1.0])))[:-3]
         if customer_id == "year-30000":
-            return LAYOUT.pack(State(NOW, 9e11, np.array([1.0])))
+            return LAYOUT.pack(State(9e11, np.array([1.0])))
         if not customer_id.startswith("known-"):
             return None
         as_of = NOW - float(customer_id.removeprefix("known-"))
-        return LAYOUT.pack(State(as_of, as_of, np.array([1.0])))
+        return LAYOUT.pack(State(as_of, np.array([1.0])))
 
 
 class FakeModel:
@@ -46,7 +46,7 @@ class FakeModel:
     def run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         table = np.repeat(economics[:, :1], 6, axis=1)
         table[:, -1] = states.as_of
-        table[now - states.reference == 86_400.0, 0] = np.nan
+        table[now - states.as_of == 86_400.0, 0] = np.nan
         return table
 
 

@@ -1,0 +1,385 @@
+"""Events are recorded in small batches of all calls, each call hears of its own, and a bad one rejects itself alone."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+from tidemark.v1 import events_pb2
+
+from feature_store.customers import ConflictError
+from feature_store.errors import ArchiveBehindError, StoreUnavailableError
+from feature_store.events import Event, Problem, Rules
+from feature_store.live import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
+from service.errors import Code, Reason, RequestError
+from service.handlers import MOST_TOLD, EventStream
+from service.recorder import BATCH, WORKERS, Noted, Recorded, Recorder
+
+NOW = 1_800_000_000.0
+CLIPPED = Problem("amount", "AMOUNT_CLIPPED: counted as 100")
+OUTCOMES = {
+    "dup": DUPLICATE,
+    "clip": Outcome(Verdict.ACCEPTED, CLIPPED),
+    "withheld": Outcome(Verdict.REJECTED, WITHHELD),
+}
+
+
+def event(name: str = "c", kind: str = "ok") -> Event:
+    """An event that is accepted, or becomes what its type says; of type "late", it is refused before."""
+    return Event(name, kind, NOW - (1e6 if kind == "late" else 0))
+
+
+def events(*kinds: str) -> list[Event]:
+    return [event(kind=kind) for kind in kinds]
+
+
+class Store:
+    """Remembers the customers of each batch; fails for a batch in which there is one of ``failures``."""
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.batches: list[list[str]] = []
+        self.failures: dict[str, Exception] = {}
+        self.pause_s = pause_s
+        self.at_once = self.most_at_once = 0
+
+    async def record(self, events: Sequence[Event]) -> list[Outcome]:
+        self.batches.append([event.customer_id for event in events])
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(self.pause_s)
+        self.at_once -= 1
+        for event in events:
+            if event.customer_id in self.failures:
+                raise self.failures[event.customer_id]
+        return [OUTCOMES.get(event.event_type, ACCEPTED) for event in events]
+
+
+def recorder_of(store: Store) -> Recorder:
+    return Recorder(store.record, Rules(), clock=lambda: NOW)
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 10))
+
+
+def record(*mine: Event) -> tuple[Recorded, Store]:
+    store = Store()
+    return asyncio.run(recorder_of(store).record(mine)), store
+
+
+# --- what becomes of each -------------------------------------------------------------------------------------------
+
+
+def test_each_event_is_told_by_its_position_in_the_request() -> None:
+    found, store = record(*events("late", "ok", "clip", "dup", "withheld", "ok", "late", "clip", "withheld"))
+    assert (found.accepted, found.duplicates, found.rejected_count, found.guarded_count) == (4, 1, 4, 2)
+    assert [(noted.at, noted.problem.reason.partition(":")[0]) for noted in found.rejected] == [
+        (0, "EVENT_TOO_LATE"),
+        (4, "CONSENT_WITHHELD"),
+        (6, "EVENT_TOO_LATE"),
+        (8, "CONSENT_WITHHELD"),
+    ]
+    assert found.guarded == [Noted(2, CLIPPED), Noted(7, CLIPPED)]
+    assert store.batches == [["c"] * 7]
+
+
+@given(st.lists(st.sampled_from(["ok", "dup", "clip", "withheld", "late"]), max_size=300))
+def test_positions_are_right_however_a_request_is_cut(kinds: list[str]) -> None:
+    found, store = record(*events(*kinds))
+    places: dict[str, list[int]] = {kind: [at for at, k in enumerate(kinds) if k == kind] for kind in set(kinds)}
+    assert found.accepted == kinds.count("ok") + kinds.count("clip")
+    assert found.duplicates == kinds.count("dup")
+    assert [noted.at for noted in found.rejected] == sorted([*places.get("withheld", []), *places.get("late", [])])
+    assert [noted.at for noted in found.guarded] == places.get("clip", [])
+    assert (found.rejected_count, found.guarded_count) == (len(found.rejected), len(found.guarded))
+    assert sum(map(len, store.batches)) == len(kinds) - kinds.count("late")
+
+
+@pytest.mark.parametrize("kinds", [(), ("late",), ("late", "late")])
+def test_where_nothing_is_good_nothing_is_stored(kinds: tuple[str, ...]) -> None:
+    found, store = record(*events(*kinds))
+    assert (found.accepted, found.rejected_count) == (0, len(kinds))
+    assert store.batches == []
+
+
+def test_what_becomes_of_events_is_counted_by_its_name() -> None:
+    async def main() -> None:
+        recorder = recorder_of(Store())
+        await recorder.record(events("ok", "clip", "dup", "late"))
+        await recorder.record(events("ok", "withheld"))
+        assert recorder.counts == {
+            "accepted": 3,
+            "duplicates": 1,
+            "AMOUNT_CLIPPED": 1,
+            "EVENT_TOO_LATE": 1,
+            "CONSENT_WITHHELD": 1,
+        }
+
+    run(main())
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_what_arrives_together_is_one_batch() -> None:
+    async def main() -> None:
+        store = Store()
+        recorder = recorder_of(store)
+        found = await asyncio.gather(*(recorder.record(events("ok")) for _ in range(BATCH)))
+        assert [one.accepted for one in found] == [1] * BATCH
+        assert [len(batch) for batch in store.batches] == [BATCH]
+
+    run(main())
+
+
+def test_what_arrives_while_batches_are_stored_is_the_next_one() -> None:
+    async def main() -> None:
+        store = Store(pause_s=0.05)
+        recorder = recorder_of(store)
+        calls = []
+        for _ in range(12):
+            calls.append(asyncio.create_task(recorder.record(events("ok"))))
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*calls)
+        assert sorted(len(batch) for batch in store.batches) == [1, 1, 10]
+
+    run(main())
+
+
+def test_no_batch_is_larger_than_it_may_be_and_few_are_under_way() -> None:
+    async def main() -> None:
+        store = Store()
+        recorder = recorder_of(store)
+        sizes = [1000, 1, 63, 64, 65, 300]
+        found = await asyncio.gather(*(recorder.record(events(*["ok"] * size)) for size in sizes))
+        assert [one.accepted for one in found] == sizes
+        assert max(map(len, store.batches)) == BATCH
+        assert len(store.batches) == math.ceil(sum(sizes) / BATCH)
+        assert store.most_at_once == WORKERS
+
+    run(main())
+
+
+def test_a_single_event_does_not_wait_for_a_large_call() -> None:
+    async def main() -> None:
+        store = Store(pause_s=0.001)
+        recorder = recorder_of(store)
+        large = [asyncio.create_task(recorder.record([event("large")] * 1000)) for _ in range(3)]
+        await asyncio.sleep(0.003)
+        begun = len(store.batches)
+        await recorder.record([event("single")])
+        at = next(n for n, batch in enumerate(store.batches) if "single" in batch)
+        assert at <= begun + len(large)
+        assert not any(call.done() for call in large)
+        await asyncio.gather(*large)
+
+    run(main())
+
+
+def test_events_of_a_call_are_stored_in_their_order() -> None:
+    _, store = record(*(event(str(n)) for n in range(200)))
+    assert [name for batch in store.batches for name in batch] == [str(n) for n in range(200)]
+
+
+def test_a_call_at_any_moment_of_the_end_of_a_batch_is_taken_up() -> None:
+    async def main() -> None:
+        for turns in range(40):
+            recorder = recorder_of(Store())
+            await recorder.record(events("ok"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.wait_for(recorder.record(events("ok")), 1)
+
+    run(main())
+
+
+def test_a_call_is_taken_up_though_all_batches_have_just_ended_together() -> None:
+    async def main() -> None:
+        gate = asyncio.get_running_loop().create_future()
+
+        async def store(mine: Sequence[Event]) -> list[Outcome]:
+            await gate
+            return [ACCEPTED] * len(mine)
+
+        recorder = Recorder(store, Rules(), clock=lambda: NOW)
+
+        async def call(times: int) -> int:
+            return sum([(await recorder.record(events("ok"))).accepted for _ in range(times)])
+
+        callers = []
+        for times in [2] + [1] * (WORKERS - 1):
+            callers.append(asyncio.create_task(call(times)))
+            await asyncio.sleep(0.001)
+        gate.set_result(None)
+        assert await asyncio.wait_for(asyncio.gather(*callers), 1) == [2] + [1] * (WORKERS - 1)
+
+    run(main())
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "code"),
+    [
+        (StoreUnavailableError("secret-host"), Reason.FEATURE_STORE_UNAVAILABLE, Code.UNAVAILABLE),
+        (ArchiveBehindError(), Reason.ARCHIVE_BEHIND, Code.RESOURCE_EXHAUSTED),
+        (ConflictError(), Reason.CONFLICT, Code.ABORTED),
+        (ValueError("customer secret-4711"), Reason.INTERNAL, Code.INTERNAL),
+    ],
+)
+def test_what_fails_a_batch_is_told_by_its_reason_and_shows_nothing_of_the_inside(
+    caplog: pytest.LogCaptureFixture, error: Exception, reason: Reason, code: Code
+) -> None:
+    async def main() -> None:
+        store = Store()
+        store.failures["bad"] = error
+        with pytest.raises(RequestError) as caught:
+            await recorder_of(store).record([event("bad")])
+        assert (caught.value.reason, caught.value.code) == (reason, code)
+        assert "secret" not in caught.value.message + caplog.text
+        assert ("ValueError" in caplog.text) is (reason is Reason.INTERNAL)
+
+    run(main())
+
+
+def test_a_failure_fails_the_calls_of_its_batch_and_no_other() -> None:
+    async def main() -> None:
+        store = Store(pause_s=0.02)
+        store.failures["bad"] = StoreUnavailableError()
+        recorder = recorder_of(store)
+        calls = []
+        for name in ("a", "b"):  # two batches are under way, so that the others wait for one that they share
+            calls.append(asyncio.create_task(recorder.record([event(name)])))
+            await asyncio.sleep(0.001)
+        calls += [asyncio.create_task(recorder.record([event(name)])) for name in ("bad", "neighbour")]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert store.batches == [["a"], ["b"], ["bad", "neighbour"]]
+        assert [isinstance(one, RequestError) for one in found] == [False, False, True, True]
+        assert (await recorder.record(events("ok"))).accepted == 1
+
+    run(main())
+
+
+def test_a_large_call_of_which_a_part_failed_has_failed_and_is_not_gone_on_with() -> None:
+    async def main() -> None:
+        store = Store()
+        store.failures["bad"] = ArchiveBehindError()
+        recorder = recorder_of(store)
+        with pytest.raises(RequestError) as caught:
+            await recorder.record([event("bad"), *[event()] * 999])
+        assert caught.value.reason is Reason.ARCHIVE_BEHIND
+        begun = len(store.batches)
+        assert begun <= 2 * WORKERS
+        assert (await recorder.record(events("ok"))).accepted == 1
+        assert len(store.batches) == begun + 1
+
+    run(main())
+
+
+def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
+    async def main() -> None:
+        store = Store(pause_s=0.02)
+        recorder = recorder_of(store)
+        calls = [asyncio.create_task(recorder.record([event(str(n))] * 100)) for n in range(4)]
+        await asyncio.sleep(0.005)
+        calls[0].cancel()
+        calls[3].cancel()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(one, Recorded) and one.accepted for one in found] == [False, 100, 100, False]
+        assert not any("3" in batch for batch in store.batches)  # its turn had not come yet
+
+    run(main())
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def message(*mine: Event) -> bytes:
+    return events_pb2.StreamEventsRequest(
+        events=[
+            events_pb2.Event(
+                customer_id=one.customer_id,
+                event_type=one.event_type,
+                event_time=Timestamp(seconds=int(one.event_time)),
+            )
+            for one in mine
+        ]
+    ).SerializeToString()
+
+
+def streamed(store: Store, *messages: bytes) -> events_pb2.StreamEventsResponse:
+    async def main() -> events_pb2.StreamEventsResponse:
+        stream = EventStream(recorder_of(store))
+        for one in messages:
+            await stream.add(one)
+        return events_pb2.StreamEventsResponse.FromString(stream.reply())
+
+    return asyncio.run(main())
+
+
+def test_a_stream_counts_positions_through_all_of_its_messages() -> None:
+    reply = streamed(
+        Store(),
+        message(*events("ok", "late")),
+        message(),
+        message(*events("clip", "dup", "withheld")),
+        message(*events("late", "clip")),
+    )
+    assert (reply.accepted, reply.duplicates, reply.rejected_count, reply.guarded_count) == (3, 1, 3, 2)
+    assert [(one.index, one.field) for one in reply.rejected] == [
+        (1, "event_time"),
+        (4, "customer_id"),
+        (5, "event_time"),
+    ]
+    assert [(one.index, one.field, one.reason) for one in reply.guarded] == [(2, *CLIPPED), (6, *CLIPPED)]
+
+
+def test_a_stream_tells_the_first_thousand_one_by_one_and_counts_all() -> None:
+    part = message(*events(*["late", "clip"] * 300))
+    reply = streamed(Store(), *[part] * 5)
+    assert (reply.accepted, reply.rejected_count, reply.guarded_count) == (1500, 1500, 1500)
+    assert [one.index for one in reply.rejected] == list(range(0, 2 * MOST_TOLD, 2))
+    assert [one.index for one in reply.guarded] == list(range(1, 2 * MOST_TOLD, 2))
+
+
+def test_a_stream_without_messages_has_recorded_nothing() -> None:
+    assert streamed(Store()) == events_pb2.StreamEventsResponse()
+
+
+def test_a_message_that_fails_ends_the_stream_and_what_was_recorded_before_stays() -> None:
+    store = Store()
+    store.failures["bad"] = StoreUnavailableError()
+    with pytest.raises(RequestError) as caught:
+        streamed(store, message(event("a")), message(event("bad")), message(event("b")))
+    assert caught.value.reason is Reason.FEATURE_STORE_UNAVAILABLE
+    assert store.batches == [["a"], ["bad"]]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"\xff", Reason.REQUEST_MALFORMED), (message(*[event()] * 1001), Reason.TOO_MANY_EVENTS)],
+    ids=["no message", "1001 events"],
+)
+def test_a_message_that_is_none_or_too_large_is_refused_whole(data: bytes, reason: Reason) -> None:
+    store = Store()
+    with pytest.raises(RequestError) as caught:
+        streamed(store, message(event("a")), data)
+    assert caught.value.reason is reason
+    assert store.batches == [["a"]]
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 10])
+def test_sums_keep_no_more_details_than_asked_for(most: int) -> None:
+    total = Recorded()
+    for offset in (0, 10):
+        noted = [Noted(1, CLIPPED), Noted(2, CLIPPED)]
+        total.add(Recorded(3, 1, list(noted), list(noted), 2, 2), offset, most)
+    assert (total.accepted, total.duplicates, total.rejected_count, total.guarded_count) == (6, 2, 4, 4)
+    assert [one.at for one in total.rejected] == [one.at for one in total.guarded] == [1, 2, 11, 12][:most]
