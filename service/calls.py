@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 WHOLE_S: Final = 30.0
 """A unary request must be whole by then."""
+ENOUGH: Final = 32_768
+"""Bytes of a stream that wait while a message before them is worked on; then its client waits too."""
 
 
 class Call:
@@ -186,8 +188,11 @@ class Streamed(Call):
 
     def advance(self) -> None:
         """The next request, if it is whole and the one before is done with."""
-        if self.task is not None:
-            return
+        if self.task is None:
+            self._next()
+        self.connection.hold(self.stream, wanted=self.task is not None and len(self.stream.body) > ENOUGH)
+
+    def _next(self) -> None:
         if (found := next_message(self.stream.body, self.encoding, self.connection.most_bytes)) is not None:
             request, size = found
             self.connection.consume(self.stream, size)

@@ -286,6 +286,11 @@ class Connection(asyncio.Protocol):
         """Drop the first bytes of a request that goes on: they have been used."""
         self._h2.consume(stream, size)
 
+    def hold(self, stream: Stream, *, wanted: bool) -> None:
+        """Let the client wait with more of a request, or wait no longer."""
+        if stream.id in self._h2.streams:
+            self._h2.hold(stream, wanted)
+
     def _forget(self, stream: Stream) -> Call | None:
         """The stream's call, which has ended."""
         if (call := self._calls.pop(stream.id, None)) is not None:

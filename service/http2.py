@@ -34,6 +34,7 @@ BARREN_BYTES: Final = 32
 FRAME_BYTES: Final = 16_384 + 9
 """The largest frame, which may be on its way in pieces."""
 SHORT_DATA: Final = 64
+WINDOW_UPDATE: Final = 8
 
 EVERY_STREAM: Final = 2**31 - 1
 OPAQUE: Final = b"tidemark"
@@ -79,6 +80,8 @@ class Http2:
         """Answers to pings of ours so far."""
         self._parked: dict[int, zttp.Stream] = {}
         self._own_frames = b""
+        self._held: Final[dict[int, bytes]] = {}
+        """Streams that have to wait, and the frames that would let them go on."""
         self.buffered = 0
         """Bytes of bodies not yet consumed."""
         self._credit = BURST
@@ -186,6 +189,30 @@ class Http2:
         stream.body = stream.body[size:]
         self.buffered -= size
 
+    def hold(self, stream: Stream, wanted: bool) -> None:
+        """Let the peer send no more of a body than it already may, until it is not wanted any more.
+
+        zttp opens a window again as soon as bytes have come. Here its frames wait until the bytes have been used.
+        """
+        if wanted:
+            self._held.setdefault(stream.id, b"")
+        elif frames := self._held.pop(stream.id, b""):
+            self._own_frames += frames
+            self.owes = True
+
+    def _held_back(self, data: bytes) -> bytes:
+        """Frames to send, without those that would let a held stream go on."""
+        kept, start, at = [], 0, 0
+        while at < len(data):
+            end = at + 9 + int.from_bytes(data[at : at + 3])
+            stream = int.from_bytes(data[at + 5 : at + 9])
+            if data[at + 3] == WINDOW_UPDATE and stream in self._held:
+                self._held[stream] += data[at:end]
+                kept.append(data[start:at])
+                start = end
+            at = end
+        return b"".join([*kept, data[start:]])
+
     # --- what the peer gets -------------------------------------------------------------------------------------
 
     def send(self, stream: Stream, head: Headers | None, body: bytes, trailers: Headers | None) -> None:
@@ -214,6 +241,7 @@ class Http2:
     def _close(self, stream: Stream) -> None:
         del self.streams[stream.id]
         self.buffered -= len(stream.body)
+        self._held.pop(stream.id, None)
 
     def unsent(self) -> int:
         """Bytes of replies that wait because the peer has not opened its window."""
@@ -245,6 +273,8 @@ class Http2:
         """Return and clear the bytes to send."""
         self.owes = False
         data = self._h2.data_to_send()
+        if self._held:
+            data = self._held_back(data)
         if self._own_frames:
             data, self._own_frames = data + self._own_frames, b""
         return data
