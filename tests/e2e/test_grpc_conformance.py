@@ -106,10 +106,10 @@ def health(data: bytes) -> int:
 
 
 def keys_asked(url: str) -> int:
-    """How many customers have been looked up in Redis so far."""
+    """How many customers have been looked up in Redis so far: state and record of each."""
     with redis.Redis.from_url(url) as connection:
         stats: Any = connection.info("stats")
-        return int(stats["keyspace_hits"] + stats["keyspace_misses"])
+        return int(stats["keyspace_hits"] + stats["keyspace_misses"]) // 2
 
 
 def details(reply: Reply) -> bytes:
