@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
     def hold(self, stream: Stream, *, wanted: bool) -> None:
         """Let the client wait with more of a request, or wait no longer."""
         if stream.id in self._h2.streams:
-            self._h2.hold(stream, wanted)
+            self._h2.hold(stream, wanted=wanted)
 
     def _forget(self, stream: Stream) -> Call | None:
         """The stream's call, which has ended."""
