@@ -35,6 +35,8 @@ from feature_store.record import UnreadableRecordError, told
 from feature_store.state import StateBatch, StateLayout
 
 CHUNK: Final = 1000
+DISK_S: Final = 3.0
+"""What was written is on disk by then: with ``appendfsync everysec`` Redis takes a second, or two if the disk is slow."""
 NOT_YET: Final = object()
 SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 ALIAS_DEPTH: Final = 4
@@ -110,14 +112,17 @@ class Redis:
             raise StoreUnavailableError(type(reply).__name__) from reply
         return reply
 
-    async def ask_all(self, commands: Sequence[tuple[bytes, ...]]) -> list[Any]:
-        """The replies to commands that are sent together, errors among them; StoreUnavailableError as above."""
+    async def ask_all(self, commands: Sequence[tuple[bytes, ...]], extra_s: float = 0.0) -> list[Any]:
+        """The replies to commands that are sent together, errors among them; StoreUnavailableError as above.
+
+        ``extra_s``: how much longer than usual Redis may take for these.
+        """
         packed = b"".join(hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # its stub allows one argument only
         while True:
             reused = bool(self._idle)
             exchange = self._idle.pop() if reused else await self._open()
             try:
-                replies = await exchange.ask(packed, len(commands), self.timeout_s)
+                replies = await exchange.ask(packed, len(commands), self.timeout_s + extra_s)
             except (RedisError, OSError) as error:
                 await exchange.close()
                 # A connection that died while idle is no outage: ask again until a fresh one fails.
@@ -139,10 +144,11 @@ class Redis:
         """
         keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED, most_waiting)
         rest = (b"%d" % len(keys), *keys, *arguments)
-        to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (self.timeout_s * 1000))] if durable else []
-        replies = await self.ask_all([(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk])
+        to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (DISK_S * 1000))] if durable else []
+        extra_s = DISK_S if durable else 0.0
+        replies = await self.ask_all([(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk], extra_s)
         if str(replies[0]).startswith("NOSCRIPT"):  # Redis is new, or was restarted
-            replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk])
+            replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk], extra_s)
         for reply in replies:
             if isinstance(reply, RedisError):
                 raise StoreUnavailableError(type(reply).__name__) from reply
