@@ -36,7 +36,7 @@ from feature_store.state import StateBatch, StateLayout
 
 CHUNK: Final = 1000
 DISK_S: Final = 3.0
-"""What was written is on disk by then: with ``appendfsync everysec`` Redis takes a second, or two if the disk is slow."""
+"""By then what was written is on disk: with ``appendfsync everysec`` in a second, or two where the disk is slow."""
 NOT_YET: Final = object()
 SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 ALIAS_DEPTH: Final = 4
