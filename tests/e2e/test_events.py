@@ -399,3 +399,151 @@ def test_a_client_that_is_too_fast_is_held_back_and_others_are_not(start: Start)
     assert 25 * request.ByteSize() > 5 * MEGABYTE
     assert most < before + 24 * MEGABYTE
     assert slowest < 1.5
+
+
+# --- while something else happens -----------------------------------------------------------------------------------
+
+
+class Dripping:
+    """A stream that brings an event now and then, until it is told to end."""
+
+    def __init__(self, live: Live, **options: Any) -> None:
+        self.customer, self._over = someone(), threading.Event()
+        self.sent = 0
+        self.call = live.streaming(self._requests(), **options)
+        deadline = time.monotonic() + 10
+        while self.sent < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def _requests(self) -> Iterator[Any]:
+        while not self._over.wait(0.02):
+            self.sent += 1
+            yield StreamRequest(events=[event(self.customer, event_id=str(self.sent), channel="web")])
+
+    def end(self) -> Any:
+        """The reply."""
+        self._over.set()
+        return self.call.result(timeout=10)
+
+    def broken(self) -> grpc.RpcError:
+        """The error that ends it."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.call.result(timeout=10)
+        self._over.set()
+        return caught.value
+
+
+def test_a_connection_of_age_lets_its_streams_end(start: Start) -> None:
+    server = start("--max-connection-age-s", "0.3")
+    with calling(server.target) as live:
+        stream = Dripping(live)
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            assert live.record(event(stream.customer)).accepted == 1  # on a new connection after a while
+        assert stream.end().accepted == stream.sent
+        assert live.counted(stream.customer) == stream.sent
+    assert "Traceback" not in server.log
+
+
+def test_a_stop_waits_for_streams_that_end_and_ends_those_that_do_not(start: Start) -> None:
+    server = start("--grace-s", "2")
+    with calling(server.target) as first, calling(server.target) as second:
+        ending, endless = Dripping(first), Dripping(second)
+        server.process.terminate()
+        server.wait_for("stopping")
+        time.sleep(0.3)
+        assert ending.end().accepted == ending.sent
+        assert isinstance(endless.broken(), grpc.RpcError)
+        assert endless.call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert server.process.wait(10) == 0
+    assert "stopped" in server.log
+    assert "Traceback" not in server.log
+    assert "never retrieved" not in server.log
+    with calling(start().target) as live:
+        assert live.counted(ending.customer) == ending.sent
+        assert live.counted(endless.customer) >= 3
+
+
+def test_a_stop_under_load_keeps_what_it_acknowledged(start: Start) -> None:
+    server = start()
+    customers = [someone() for _ in range(6)]
+
+    def load(customer: str) -> int:
+        accepted = 0
+        with calling(server.target) as live:
+            try:
+                while True:
+                    accepted += live.record(*(event(customer, channel="web") for _ in range(3))).accepted
+            except grpc.RpcError as error:
+                assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        return accepted
+
+    with ThreadPoolExecutor(len(customers)) as pool:
+        loading = [pool.submit(load, customer) for customer in customers]
+        time.sleep(0.4)
+        assert server.stop() == 0
+        accepted = [one.result() for one in loading]
+    assert min(accepted) > 0
+    assert "Traceback" not in server.log
+    with calling(start().target) as live:
+        for customer, count in zip(customers, accepted, strict=True):
+            assert min(count, 300) <= live.counted(customer) <= count + 3  # the last one may not have been answered
+
+
+def test_redis_away_ends_streams_and_calls_with_a_time_to_retry_and_heals(
+    own_redis: RedisProcess, start: Start
+) -> None:
+    server = start(redis=own_redis.url)
+    with calling(server.target) as live:
+        stream = Dripping(live)
+        own_redis.kill()
+        error = stream.broken()
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        asked: list[Callable[[], Any]] = [
+            lambda: live.record(event("x")),
+            lambda: live.stream([[event("x")]]),
+            lambda: live.get("x"),
+            lambda: live.merge("x", "y"),
+            lambda: live.delete("x"),
+            lambda: live.consent("x", scoring=False),
+        ]
+        for ask in asked:
+            with refused(grpc.StatusCode.UNAVAILABLE) as found:
+                ask()
+            assert info_of(found[0]).reason == "FEATURE_STORE_UNAVAILABLE"
+            assert may_retry(found[0])
+        own_redis.start()
+        assert live.record(event(stream.customer, event_id="1", channel="web")).duplicates == 1
+        assert live.record(event(stream.customer, event_id="after", channel="web")).accepted == 1
+        assert 3 <= live.counted(stream.customer) <= stream.sent + 1
+    assert "Traceback" not in server.log
+    assert "never retrieved" not in server.log
+
+
+def test_events_that_a_hanging_redis_took_late_are_counted_once(own_redis: RedisProcess, start: Start) -> None:
+    server = start(redis=own_redis.url)
+    with calling(server.target) as live:
+        customer = someone()
+        events = [event(customer, event_id=str(number), channel="web") for number in range(200)]
+        live.record(events[0])
+        own_redis.pause()
+        began = time.monotonic()
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(live.record, *events) for _ in range(2)] + [pool.submit(live.stream, [events])]
+            for call in calls:
+                with refused(grpc.StatusCode.UNAVAILABLE):
+                    call.result()
+        assert time.monotonic() - began < 5
+        own_redis.resume()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                reply = live.record(*events)
+                break
+            except grpc.RpcError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert reply.accepted + reply.duplicates == 200
+        assert live.counted(customer) == 200
+    assert "Traceback" not in server.log
