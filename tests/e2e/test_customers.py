@@ -113,7 +113,8 @@ def test_what_cannot_be_read_is_data_loss_until_it_is_deleted(live: Live, loaded
     with redis.Redis.from_url(loaded_redis) as store:
         store.set(f"tm:live:{customer}", b"no record")
     asked: list[Ask] = [live.get, live.score, lambda one: live.consent(one, scoring=True)]
-    for ask in [*asked, lambda one: live.merge(one, someone())]:
+    asked.append(lambda one: live.merge(one, someone()))
+    for ask in asked:
         with refused(grpc.StatusCode.DATA_LOSS) as found:
             ask(customer)
         assert info_of(found[0]).reason == "STATE_UNREADABLE"
