@@ -384,5 +384,7 @@ class Connection(asyncio.Protocol):
             self.abort()  # all is answered, and taken too slowly
         elif self._leaving == "told" and not self._h2.streams and not self._unsent:
             self._say_goodbye()
+        elif self._leaving == "told" and self._h2.streams:  # a stream may go on for long, and its peer be gone
+            self._keep_alive(now)
         if self._leaving == "gone" and now > self._left:
             self._transport.close()
