@@ -447,7 +447,7 @@ def test_a_connection_of_age_lets_its_streams_end(start: Start) -> None:
 
 
 def test_a_stop_waits_for_streams_that_end_and_ends_those_that_do_not(start: Start) -> None:
-    server = start("--grace-s", "2")
+    server = start("--grace-s", "1.2")
     with calling(server.target) as first, calling(server.target) as second:
         ending, endless = Dripping(first), Dripping(second)
         server.process.terminate()
