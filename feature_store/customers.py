@@ -17,7 +17,7 @@ from typing import Final
 from feature_store.commit import Group, Write
 from feature_store.errors import StoreUnavailableError
 from feature_store.events import Event, erase_item, merge_item
-from feature_store.live import Fold, Known, Outcome
+from feature_store.live import Fold, Known, Outcome, Verdict
 from feature_store.online import ARCHIVED, LAYOUTS, Keys, Redis
 from feature_store.record import MOST_ALIASES, Record, UnreadableRecordError, alias_of
 from feature_store.state import State, StateBatch
@@ -106,6 +106,8 @@ class CustomerStore:
                     groups.append(Group(writes, change.log))
                     committing.append(places)
             if not groups:
+                if Verdict.DUPLICATE in {outcome.verdict for outcome in outcomes if outcome is not None}:
+                    await self._settle()
                 break
             done = await self._redis.commit(groups, self._most_waiting, durable=self._durable)
             waiting = sorted(at for group in done.overtaken for at in committing[group])
@@ -125,6 +127,7 @@ class CustomerStore:
             source, target = found[given_up], found[stays]
             if source.customer_id != given_up:
                 if source.customer_id == target.customer_id:
+                    await self._settle()
                     return target.customer_id
                 raise MergeRefusedError(ALREADY)
             if target.customer_id == given_up:
@@ -212,6 +215,11 @@ class CustomerStore:
         if states.found[0] and not states.valid[0]:
             raise UnreadableRecordError
         return Customer(found.customer_id, states, _record(found))
+
+    async def _settle(self) -> None:
+        """Before saying that something was done before: it may not be on disk yet. An empty commit waits for all."""
+        if self._durable:
+            await self._redis.commit([], durable=True)
 
     async def _commit(self, group: Group) -> int | None:
         """The position of the commit, None where somebody else was faster."""

@@ -36,6 +36,8 @@ from feature_store.record import UnreadableRecordError, told
 from feature_store.state import StateBatch, StateLayout
 
 CHUNK: Final = 1000
+DISK_S: Final = 3.0
+"""By then what was written is on disk: with ``appendfsync everysec`` in a second, or two where the disk is slow."""
 NOT_YET: Final = object()
 SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 ALIAS_DEPTH: Final = 4
@@ -114,18 +116,24 @@ class Redis:
             raise StoreUnavailableError(type(reply).__name__) from reply
         return reply
 
-    async def ask_all(self, commands: Sequence[tuple[bytes, ...]]) -> list[Any]:
-        """The replies to commands that are sent together, errors among them; StoreUnavailableError as above."""
+    async def ask_all(
+        self, commands: Sequence[tuple[bytes, ...]], extra_s: float = 0.0, *, once: bool = False
+    ) -> list[Any]:
+        """The replies to commands that are sent together, errors among them; StoreUnavailableError as above.
+
+        ``extra_s``: how much longer than usual Redis may take for these; ``once``: never send them a second time.
+        """
         packed = b"".join(hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # its stub allows one argument only
         while True:
             reused = bool(self._idle)
             exchange = self._idle.pop() if reused else await self._open()
+            may_be_done = once and not exchange.lost
             try:
-                replies = await exchange.ask(packed, len(commands), self.timeout_s)
+                replies = await exchange.ask(packed, len(commands), self.timeout_s + extra_s)
             except (RedisError, OSError) as error:
                 await exchange.close()
                 # A connection that died while idle is no outage: ask again until a fresh one fails.
-                if not reused or isinstance(error, TimeoutError):
+                if not reused or may_be_done or isinstance(error, TimeoutError):
                     raise StoreUnavailableError(type(error).__name__) from error
             except BaseException:
                 await exchange.close()  # a reply may still come, and must not meet another question
@@ -143,10 +151,11 @@ class Redis:
         """
         keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED, most_waiting)
         rest = (b"%d" % len(keys), *keys, *arguments)
-        to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (self.timeout_s * 1000))] if durable else []
-        replies = await self.ask_all([(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk])
+        to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (DISK_S * 1000))] if durable else []
+        extra_s = DISK_S if durable else 0.0
+        replies = await self.ask_all([(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk], extra_s, once=True)
         if str(replies[0]).startswith("NOSCRIPT"):  # Redis is new, or was restarted
-            replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk])
+            replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk], extra_s, once=True)
         for reply in replies:
             if isinstance(reply, RedisError):
                 raise StoreUnavailableError(type(reply).__name__) from reply
@@ -190,13 +199,14 @@ class _Exchange(asyncio.Protocol):
         self._answer: asyncio.Future[list[Any]] | None = None
         self._replies: list[Any] = []
         self._wanted = 0
-        self._lost = False
+        self.lost = False
+        """Whether it is known to be closed."""
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001  # nothing public leads to it
         self._transport.set_protocol(self)
 
     async def ask(self, packed: bytes, wanted: int, timeout_s: float) -> list[Any]:
         """The replies to ``wanted`` commands; ConnectionError or TimeoutError where they do not come."""
-        if self._lost:
+        if self.lost:
             raise ConnectionResetError
         loop = asyncio.get_running_loop()
         answer = self._answer = loop.create_future()
@@ -223,7 +233,7 @@ class _Exchange(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """End the waiting."""
-        self._lost = True
+        self.lost = True
         self._fail(ConnectionResetError())
 
     def _fail(self, error: OSError) -> None:

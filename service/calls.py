@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from service.convert import Method, status
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 WHOLE_S: Final = 30.0
 """A unary request must be whole by then."""
+ENOUGH: Final = 32_768
+"""Bytes of a stream that wait while a message before them is worked on; then its client waits too."""
 
 
 class Call:
@@ -155,7 +157,7 @@ class Handled(Unary):
 
     def answer(self, request: bytes) -> None:
         """Have it handled."""
-        self.task = asyncio.get_running_loop().create_task(_awaited(self.handler(request)))
+        self.task = asyncio.get_running_loop().create_task(_handled(self.handler, request))
         self.task.add_done_callback(self.done)
 
     def done(self, task: asyncio.Task[bytes]) -> None:
@@ -186,8 +188,11 @@ class Streamed(Call):
 
     def advance(self) -> None:
         """The next request, if it is whole and the one before is done with."""
-        if self.task is not None:
-            return
+        if self.task is None:
+            self._next()
+        self.connection.hold(self.stream, wanted=self.task is not None and len(self.stream.body) > ENOUGH)
+
+    def _next(self) -> None:
         if (found := next_message(self.stream.body, self.encoding, self.connection.most_bytes)) is not None:
             request, size = found
             self.connection.consume(self.stream, size)
@@ -258,8 +263,8 @@ class Reflect(Call):
             self.connection.send(self.stream, None if self.talking else HEAD, b"", OK)
 
 
-async def _awaited(reply: Awaitable[bytes]) -> bytes:
-    return await reply
+async def _handled(handler: Handler, request: bytes) -> bytes:
+    return await handler(request)  # called here: a task that is cancelled before it begins leaves nothing behind
 
 
 def too_late() -> CallError:

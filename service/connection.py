@@ -286,6 +286,11 @@ class Connection(asyncio.Protocol):
         """Drop the first bytes of a request that goes on: they have been used."""
         self._h2.consume(stream, size)
 
+    def hold(self, stream: Stream, *, wanted: bool) -> None:
+        """Let the client wait with more of a request, or wait no longer."""
+        if stream.id in self._h2.streams:
+            self._h2.hold(stream, wanted=wanted)
+
     def _forget(self, stream: Stream) -> Call | None:
         """The stream's call, which has ended."""
         if (call := self._calls.pop(stream.id, None)) is not None:
@@ -379,5 +384,7 @@ class Connection(asyncio.Protocol):
             self.abort()  # all is answered, and taken too slowly
         elif self._leaving == "told" and not self._h2.streams and not self._unsent:
             self._say_goodbye()
+        elif self._leaving == "told" and self._h2.streams:  # a stream may go on for long, and its peer be gone
+            self._keep_alive(now)
         if self._leaving == "gone" and now > self._left:
             self._transport.close()

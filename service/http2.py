@@ -29,11 +29,16 @@ BURST: Final = 2000.0
 """Frames that ask for nothing (SETTINGS, PING, WINDOW_UPDATE, …) that a peer may send in one go."""
 PER_SECOND: Final = 500.0
 PER_REQUEST: Final = 10.0
+PER_MESSAGE: Final = 1.0
+"""And what a message of a request that goes on allows."""
 BARREN_BYTES: Final = 32
 """So many bytes without a request or a body count as one frame: of PRIORITY and empty DATA nothing else is seen."""
-FRAME_BYTES: Final = 16_384 + 9
+FRAME_HEAD: Final = 9
+FRAME_BYTES: Final = 16_384 + FRAME_HEAD
 """The largest frame, which may be on its way in pieces."""
-SHORT_DATA: Final = 64
+SHORT_DATA: Final = 16
+"""Less than this in a frame asks for nothing: the smallest event with its prefix is about twice as much."""
+WINDOW_UPDATE: Final = 8
 
 EVERY_STREAM: Final = 2**31 - 1
 OPAQUE: Final = b"tidemark"
@@ -79,6 +84,8 @@ class Http2:
         """Answers to pings of ours so far."""
         self._parked: dict[int, zttp.Stream] = {}
         self._own_frames = b""
+        self._held: Final[dict[int, bytes]] = {}
+        """Streams that have to wait, and the frames that would let them go on."""
         self.buffered = 0
         """Bytes of bodies not yet consumed."""
         self._credit = BURST
@@ -109,11 +116,12 @@ class Http2:
                 kind = type(event)
                 if kind is zttp.Data:
                     data = event.data
-                    idle += len(data) < SHORT_DATA
+                    short = len(data) < SHORT_DATA
+                    idle += short
                     if (stream := streams.get(event.stream_id)) is not None:
                         moved[stream.id] = stream
                         self.buffered += len(data)
-                        self._barren -= len(data)
+                        self._barren -= len(data) if short else FRAME_HEAD + len(data)
                         if stream.body or self.buffered > self._most_buffered:
                             self._grow(stream, data)
                         else:
@@ -182,9 +190,34 @@ class Http2:
         self._credit = min(BURST, self._credit + PER_SECOND * seconds)
 
     def consume(self, stream: Stream, size: int) -> None:
-        """Drop the first bytes of a body: they have been used."""
+        """Drop the first message of a body: it has been used."""
         stream.body = stream.body[size:]
         self.buffered -= size
+        self._credit = min(BURST, self._credit + PER_MESSAGE)
+
+    def hold(self, stream: Stream, *, wanted: bool) -> None:
+        """Let the peer send no more of a body than it already may, until it is not wanted any more.
+
+        zttp opens a window again as soon as bytes have come. Here its frames wait until the bytes have been used.
+        """
+        if wanted:
+            self._held.setdefault(stream.id, b"")
+        elif frames := self._held.pop(stream.id, b""):
+            self._own_frames += frames
+            self.owes = True
+
+    def _held_back(self, data: bytes) -> bytes:
+        """Frames to send, without those that would let a held stream go on."""
+        kept, start, at = [], 0, 0
+        while at < len(data):
+            end = at + FRAME_HEAD + int.from_bytes(data[at : at + 3])
+            stream = int.from_bytes(data[at + 5 : at + 9])
+            if data[at + 3] == WINDOW_UPDATE and stream in self._held:
+                self._held[stream] += data[at:end]
+                kept.append(data[start:at])
+                start = end
+            at = end
+        return b"".join([*kept, data[start:]])
 
     # --- what the peer gets -------------------------------------------------------------------------------------
 
@@ -214,6 +247,7 @@ class Http2:
     def _close(self, stream: Stream) -> None:
         del self.streams[stream.id]
         self.buffered -= len(stream.body)
+        self._held.pop(stream.id, None)
 
     def unsent(self) -> int:
         """Bytes of replies that wait because the peer has not opened its window."""
@@ -245,6 +279,8 @@ class Http2:
         """Return and clear the bytes to send."""
         self.owes = False
         data = self._h2.data_to_send()
+        if self._held:
+            data = self._held_back(data)
         if self._own_frames:
             data, self._own_frames = data + self._own_frames, b""
         return data

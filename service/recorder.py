@@ -85,7 +85,7 @@ class Recorder:
         self._rules = rules
         self._clock = clock
         self._waiting: deque[_Job] = deque()
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: set[asyncio.Task[None] | None] = set()
         self.counts: Final[Counter[str]] = Counter()
         """Events by what became of them: a verdict, or the reason's name."""
 
@@ -113,12 +113,17 @@ class Recorder:
     async def _outcomes(self, events: Sequence[Event]) -> list[Outcome | None]:
         finished: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Job(events, finished, [None] * len(events), left=len(events)))
-        if sum(not task.done() for task in self._workers) < WORKERS:  # one that ended just now may still be among them
-            self._workers.add(task := asyncio.get_running_loop().create_task(self._work()))
-            task.add_done_callback(self._workers.discard)
+        if len(self._workers) < WORKERS:
+            self._workers.add(asyncio.get_running_loop().create_task(self._work()))
         return await finished
 
     async def _work(self) -> None:
+        try:
+            await self._record_waiting()
+        finally:  # at once: whoever comes before the task's callbacks were called would wait for nobody
+            self._workers -= {asyncio.current_task()}
+
+    async def _record_waiting(self) -> None:
         while batch := self._take():
             events = [event for job, start, stop in batch for event in job.events[start:stop]]
             try:

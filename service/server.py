@@ -131,7 +131,9 @@ async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanF
             await front.set_serving(answers)
             logger.log(
                 logging.INFO if answers else logging.WARNING,
-                "health is SERVING" if answers else f"health is NOT_SERVING: Redis does not answer ({why})",
+                "health is SERVING"
+                if answers
+                else f"health is NOT_SERVING: Redis does not answer as it has to ({why})",
             )
             serving = answers
         await asyncio.sleep(interval_s)

@@ -13,7 +13,11 @@ class Settings(BaseSettings):
     """Each field's description is its documentation: ``python -m service --help`` and the README show it."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TIDEMARK_", cli_prog_name="python -m service", cli_kebab_case=True, extra="forbid"
+        env_prefix="TIDEMARK_",
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,  # --durable rather than --durable true
+        extra="forbid",
     )
 
     registry: Annotated[Path, Field(description="Folder of model bundles; its current one is served.")]

@@ -38,17 +38,25 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hyperframe import frame as frames
-from tidemark.v1 import scoring_pb2
+from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 
-from service import calls, connection, front_lean
+from feature_store.errors import StoreUnavailableError
+from feature_store.events import Event, Rules
+from feature_store.live import ACCEPTED, Outcome
+from service import calls, connection, convert_customers, convert_events, front_lean
 from service.batching import Batcher
 from service.errors import Reason, RequestError
+from service.handlers import EventStream, Handlers
 from service.http2 import PREFACE
+from service.recorder import Recorder
 from service.scorer import Part, Scores
 from service.settings import Settings
 
 Header = tuple[bytes, bytes]
 SERVICE: Final = "/tidemark.v1.ScoringService"
+RECORD: Final = f"/{convert_events.SERVICE}/RecordEvents"
+STREAM: Final = f"/{convert_events.SERVICE}/StreamEvents"
+GET: Final = f"/{convert_customers.SERVICE}/GetCustomer"
 FOUND: Final = Path("build/fuzz")
 MOST_CPU_S: Final = 1.0
 MOST_OUT: Final = 16 * 2**20
@@ -59,6 +67,8 @@ MOST_VIOLATIONS: Final = 10
 HEALTHY_EACH: Final = 100
 STEPS_S: Final = (0.2, 6.0, 11.0, 31.0, 31.0, 61.0, 21.0, 2100.0, 6.0, 2.0, 31.0, 31.0, 2.0, 2.0)
 """More time than any connection may take that does nothing any more."""
+SILENT_S: Final = (61.0, 61.0, 21.0, 2.0)
+"""And one with a stream that goes on, of a peer that gives no sign of life."""
 HEADER_FRAMES: Final = (0x1, 0x9)
 ODD_HEADERS: Final[Sequence[Header]] = (
     (b"Upper-Case", b"x"),
@@ -125,6 +135,41 @@ class Scorer:
     def _scores(self, part: Part) -> Scores:
         rows = [float(i) if i.isascii() and i.isdigit() and len(i) < 9 else -1.0 for i in part.customer_ids]
         return Scores(np.tile(np.array(rows).reshape(-1, 1), (1, 6)), dict(part.refused), "v1")
+
+
+class Store:
+    """Records events at once, later, or not at all, as the scorer is in the mood for."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self.recorder = Recorder(self.record, Rules(max_lateness_s=1e12))
+
+    async def record(self, events: Sequence[Event]) -> list[Outcome]:
+        """As a store of customers does."""
+        await self._wait()
+        return [ACCEPTED] * len(events)
+
+    async def get(self, request: bytes) -> bytes:
+        """GetCustomer."""
+        customer_id = convert_customers.decode_get(request)
+        await self._wait()
+        return bytes(customers_pb2.GetCustomerResponse(customer_id=customer_id).SerializeToString())
+
+    async def _wait(self) -> None:
+        mood = self._scorer.mood()
+        for _ in range(int(mood * 6) if mood < 0.5 else 0):
+            await asyncio.sleep(0)
+        if 0.5 <= mood < 0.55:
+            raise StoreUnavailableError("away")
+        if 0.55 <= mood < 0.57:
+            raise ValueError("a fault")
+
+    async def _record(self, request: bytes) -> bytes:
+        return convert_events.encode_recorded(await self.recorder.record(convert_events.decode_events(request)))
+
+    def handlers(self) -> Handlers:
+        """Calls that a task answers, and streams."""
+        return Handlers({RECORD: self._record, GET: self.get}, {STREAM: lambda: EventStream(self.recorder)})
 
 
 class Transport(asyncio.Transport):
@@ -206,12 +251,14 @@ class Transport(asyncio.Transport):
 
 def capture() -> list[bytes]:
     """What real clients send, a record for each connection."""
-    return [*asyncio.run(asyncio.wait_for(_capture_grpcio(), 60)), _h2_client(b"x"), _h2_client(b"x" * 17_000)]
+    by_h2 = [_h2_client(b"x"), _h2_client(b"x" * 17_000), _h2_events()]
+    return [*asyncio.run(asyncio.wait_for(_capture_grpcio(), 60)), *by_h2]
 
 
 async def _capture_grpcio() -> list[bytes]:
     records: list[bytearray] = []
-    front = _front(Scorer())
+    scorer = Scorer()
+    front = _front(scorer, Store(scorer))
 
     class Recorded(connection.Connection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -226,7 +273,7 @@ async def _capture_grpcio() -> list[bytes]:
     server = await asyncio.get_running_loop().create_server(lambda: Recorded(front), "127.0.0.1", 0)
     await front.set_serving(serving=True)
     target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    for session in (_scores, _bodies, _standard, _cancelled):
+    for session in (_scores, _bodies, _standard, _events, _cancelled):
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             await asyncio.to_thread(_with_channel, target, compression, session)
     server.close()
@@ -278,6 +325,29 @@ def _standard(channel: Any) -> None:
     list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(asked), timeout=5))
 
 
+def _some_events(count: int) -> bytes:
+    events = [
+        events_pb2.Event(customer_id=str(n), event_type="view", item_id="i", event_id=str(n)) for n in range(count)
+    ]
+    for event in events:
+        event.event_time.FromSeconds(1_700_000_000)
+    return bytes(events_pb2.RecordEventsRequest(events=events).SerializeToString())
+
+
+def _events(channel: Any) -> None:
+    """Calls of the other services; a StreamEventsRequest is a RecordEventsRequest on the wire."""
+    for request in (_some_events(3), _some_events(1001), b"\xff", b""):
+        with contextlib.suppress(grpc.RpcError):
+            channel.unary_unary(RECORD)(request, timeout=5)
+        with contextlib.suppress(grpc.RpcError):
+            channel.stream_unary(STREAM)(iter([_some_events(2), b"", request, _some_events(400)]), timeout=5)
+    channel.unary_unary(GET)(customers_pb2.GetCustomerRequest(customer_id="9").SerializeToString(), timeout=5)
+    waiting = threading.Event()
+    call = channel.stream_unary(STREAM).future(iter(lambda: waiting.wait(0.02) or _some_events(1), None), timeout=5)
+    time.sleep(0.1)
+    call.cancel()
+
+
 def _cancelled(channel: Any) -> None:
     request = scoring_pb2.BatchScoreCustomersRequest(customer_ids=["1"] * 1000).SerializeToString()
     for _ in range(4):
@@ -302,8 +372,25 @@ def _h2_client(padding: bytes) -> bytes:
     return client.data_to_send()
 
 
+def _h2_events() -> bytes:
+    """Several streams of events at once, in pieces that end anywhere, some of which never end."""
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    message = _some_events(5)
+    data = (b"\0%b%b" % (len(message).to_bytes(4), message)) * 6
+    for stream in (1, 3, 5):
+        client.send_headers(stream, _request_headers(STREAM))
+    for at in range(0, len(data), 70):
+        for stream in (1, 3, 5):
+            client.send_data(stream, data[at : at + 70], pad_length=1 if stream == 3 else None)
+    client.end_stream(1)
+    client.reset_stream(5)
+    return client.data_to_send()
+
+
 def _request_headers(method: str) -> list[Header]:
-    pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", f"{SERVICE}/{method}".encode())]
+    path = method if method.startswith("/") else f"{SERVICE}/{method}"
+    pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode())]
     return [*pseudo, (b":authority", b"localhost"), (b"te", b"trailers"), (b"content-type", b"application/grpc")]
 
 
@@ -572,9 +659,9 @@ class Tally:
         self.violations += other.violations
 
 
-def _front(scorer: Scorer) -> front_lean.LeanFront:
+def _front(scorer: Scorer, store: Store) -> front_lean.LeanFront:
     settings = Settings(registry=Path("none"), redis="none")
-    return front_lean.LeanFront(Batcher(scorer.score), settings)
+    return front_lean.LeanFront(Batcher(scorer.score), settings, store.handlers())
 
 
 class Bench:
@@ -585,7 +672,8 @@ class Bench:
         for module in (calls, connection, front_lean):
             vars(module)["time"] = self.clock
         self.scorer = Scorer()
-        self.front = _front(self.scorer)
+        self.store = Store(self.scorer)
+        self.front = _front(self.scorer, self.store)
         self.faults: list[str] = []
         asyncio.get_running_loop().set_exception_handler(self._fault)
         self._healthy: tuple[h2.connection.H2Connection, Transport] | None = None
@@ -673,13 +761,13 @@ class Bench:
         return end
 
     async def _pass_time(self, pick: random.Random, transport: Transport) -> None:
-        for step in STEPS_S:
+        for at, step in enumerate((*STEPS_S, *SILENT_S)):
             if transport.lost:
                 return
             self.clock.ahead += step
             transport.protocol.tick(self.clock.monotonic())
             await asyncio.sleep(0)
-            if pick.random() < 0.1 and not transport.is_closing() and not transport.paused:
+            if at < len(STEPS_S) and pick.random() < 0.1 and not transport.is_closing() and not transport.paused:
                 transport.protocol.data_received(b"\0\0\x08\6\0\0\0\0\x0012345678")
         await asyncio.sleep(0)
         if not transport.lost:
@@ -687,7 +775,8 @@ class Bench:
 
     def _at_work(self) -> bool:
         lanes = (self.front.batcher._small, self.front.batcher._large)
-        return any(lane.waiting or len(lane.idle) < len(lane.tasks) for lane in lanes)
+        scoring = any(lane.waiting or len(lane.idle) < len(lane.tasks) for lane in lanes)
+        return scoring or bool(self.store.recorder._workers or self.store.recorder._waiting)
 
     def _check_rest(self, transport: Transport) -> None:
         connection, front = transport.protocol, self.front
@@ -700,6 +789,8 @@ class Bench:
             "unflushed": front._unflushed,
             "work": self._at_work(),
             "scoring": connection.scoring,
+            "held": set(connection._h2._held) - set(connection._h2.streams),
+            "buffered": connection._h2.buffered and not connection._h2.streams,
         }
         if left := {name: what for name, what in rest.items() if what}:
             raise ViolationError(f"left behind: {left}")

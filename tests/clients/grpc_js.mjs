@@ -6,12 +6,15 @@ import { loadSync } from "@grpc/proto-loader";
 import { protoPath as health } from "grpc-health-check";
 
 const plan = JSON.parse(readFileSync(0, "utf8"));
-const files = ["tidemark/v1/scoring.proto", "google/rpc/status.proto", "google/rpc/error_details.proto", health];
+const own = ["tidemark/v1/scoring.proto", "tidemark/v1/events.proto"];
+const files = [...own, "google/rpc/status.proto", "google/rpc/error_details.proto", health];
 const contract = loadSync(files, { includeDirs: [plan.protos] });
 const services = Object.values(contract).filter((definition) => !("format" in definition));
 const methods = Object.fromEntries(services.flatMap(Object.values).map((method) => [method.path, method]));
 const gzip = { "grpc.default_compression_algorithm": grpc.compressionAlgorithms.gzip };
 const client = new grpc.Client(plan.target, grpc.credentials.createInsecure(), plan.gzip ? gzip : {});
+
+const STREAMED = 3; // So often the request of a stream is sent.
 
 function infosOf(details) {
   return contract["google.rpc.Status"]
@@ -32,9 +35,16 @@ function carryOut([path, request], round) {
   return new Promise((resolve) => {
     const replies = [];
     const keep = (reply) => replies.push(responseSerialize(reply).toString("base64"));
+    const end = (_, reply) => reply && keep(reply);
     const running = method.responseStream
       ? client.makeServerStreamRequest(...call).on("data", keep).on("error", () => {})
-      : client.makeUnaryRequest(...call, (_, reply) => reply && keep(reply));
+      : method.requestStream
+        ? client.makeClientStreamRequest(path, requestSerialize, responseDeserialize, metadata, options, end)
+        : client.makeUnaryRequest(...call, end);
+    if (method.requestStream) {
+      for (let n = 0; n < STREAMED; n++) running.write(message);
+      running.end();
+    }
     const timer = round.cancel_ms && setTimeout(() => running.cancel(), round.cancel_ms);
     running.on("status", ({ code, details: text, metadata: trailers }) => {
       clearTimeout(timer);

@@ -73,12 +73,15 @@ class ServerProcess:
 
 
 class RedisProcess:
-    """A redis-server that a test may kill and start again in the same place."""
+    """A redis-server that a test may kill and start again in the same place.
 
-    def __init__(self, folder: Path) -> None:
+    ``fsync``: when what was written goes to disk (always, everysec), or never where nothing is kept.
+    """
+
+    def __init__(self, folder: Path, fsync: str = "always") -> None:
         self.path = folder / "redis.sock"
         self._options = ["--port", "0", "--unixsocket", str(self.path), "--dir", str(folder), "--save", ""]
-        self._options += ["--appendonly", "yes", "--appendfsync", "always"]
+        self._options += ["--appendonly", "no"] if fsync == "never" else ["--appendonly", "yes", "--appendfsync", fsync]
         self.url = f"unix://{self.path}"
         self.start()
 

@@ -21,7 +21,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from tidemark.rpc import status_pb2
-from tidemark.v1 import scoring_pb2
+from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 
 from feature_store import bundle
 from feature_store.online import StateWriter
@@ -106,10 +106,10 @@ def health(data: bytes) -> int:
 
 
 def keys_asked(url: str) -> int:
-    """How many customers have been looked up in Redis so far."""
+    """How many customers have been looked up in Redis so far: state and record of each."""
     with redis.Redis.from_url(url) as connection:
         stats: Any = connection.info("stats")
-        return int(stats["keyspace_hits"] + stats["keyspace_misses"])
+        return int(stats["keyspace_hits"] + stats["keyspace_misses"]) // 2
 
 
 def details(reply: Reply) -> bytes:
@@ -687,6 +687,16 @@ def economics(**churn: float) -> scoring_pb2.Economics:
     return scoring_pb2.Economics(churn=scoring_pb2.Offer(**churn))
 
 
+def events(*customer_ids: str, method: str = "RecordEvents") -> Asked:
+    """Events without a time, which change nothing."""
+    request = events_pb2.RecordEventsRequest(events=[events_pb2.Event(customer_id=one) for one in customer_ids])
+    return Asked(f"/tidemark.v1.EventService/{method}", framed(request.SerializeToString()))
+
+
+def customer_call(method: str, request: Any) -> Asked:
+    return Asked(f"/tidemark.v1.CustomerService/{method}", framed(request.SerializeToString()))
+
+
 def check(service: str) -> Asked:
     return Asked(CHECK, framed(health_pb2.HealthCheckRequest(service=service).SerializeToString()))
 
@@ -732,6 +742,25 @@ TABLE = {
     "compressed and too large": Asked(SCORE, framed(bytes(2**20), squeezed=True), GZIP),
     "not decompressible": Asked(SCORE, b"\1" + framed(ONE)[1:], GZIP),
     "late when, nobody knows": Asked(SCORE, framed(ONE), [("grpc-timeout", "soon")]),
+    "events with problems": events("a", "", "tab\there"),
+    "no events": events(),
+    "too many events": events(*["x"] * 1001),
+    "not events": Asked("/tidemark.v1.EventService/RecordEvents", framed(b"\xff\xff")),
+    "a stream of events with problems": events("a", "", method="StreamEvents"),
+    "a stream of two messages": Asked("/tidemark.v1.EventService/StreamEvents", events("a", "b").body * 2),
+    "a stream without messages": Asked("/tidemark.v1.EventService/StreamEvents", b""),
+    "a stream with a bad message": Asked("/tidemark.v1.EventService/StreamEvents", framed(b"") + framed(b"\xff")),
+    "a stream with a message too large": Asked("/tidemark.v1.EventService/StreamEvents", framed(bytes(65_537))),
+    "a compressed stream": Asked("/tidemark.v1.EventService/StreamEvents", framed(b"", squeezed=True) * 2, GZIP),
+    "a customer unknown": customer_call("GetCustomer", customers_pb2.GetCustomerRequest(customer_id="nobody")),
+    "a customer torn": customer_call("GetCustomer", customers_pb2.GetCustomerRequest(customer_id="torn")),
+    "a customer": customer_call("GetCustomer", customers_pb2.GetCustomerRequest(customer_id=KNOWN)),
+    "a merge with itself": customer_call(
+        "MergeCustomers", customers_pb2.MergeCustomersRequest(**{"from": "a", "into": "a"})
+    ),
+    "a merge into no id": customer_call("MergeCustomers", customers_pb2.MergeCustomersRequest(**{"from": "a"})),
+    "a deletion of nobody": customer_call("DeleteCustomer", customers_pb2.DeleteCustomerRequest(customer_id="nobody")),
+    "no consent": customer_call("SetConsent", customers_pb2.SetConsentRequest(customer_id="a")),
     "health": check(""),
     "health of the service": check(SERVICE),
     "health of another": check("another"),

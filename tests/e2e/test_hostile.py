@@ -25,12 +25,14 @@ import psutil
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 from hyperframe import frame as frames
-from tidemark.v1 import scoring_pb2
+from tidemark.v1 import events_pb2, scoring_pb2
 
 from tests.e2e.conftest import ServerProcess
+from tests.e2e.live import calling, event, someone
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SERVICE = "/tidemark.v1.ScoringService"
+STREAM = "/tidemark.v1.EventService/StreamEvents"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 KNOWN = "900"
 MEGABYTE = 2**20
@@ -84,6 +86,12 @@ def score(stream: int, customer_id: str = KNOWN) -> bytes:
 def batch(stream: int, ids: Sequence[str]) -> bytes:
     request = scoring_pb2.BatchScoreCustomersRequest(customer_ids=ids).SerializeToString()
     return begin(stream, f"{SERVICE}/BatchScoreCustomers") + body(stream, message(request))
+
+
+def some_events(customer_id: str, count: int = 1, **more: Any) -> bytes:
+    """A message of StreamEvents with its prefix."""
+    events = [event(customer_id, "visit", channel="web", **more) for _ in range(count)]
+    return message(events_pb2.StreamEventsRequest(events=events).SerializeToString())
 
 
 class Peer:
@@ -275,6 +283,11 @@ def streams() -> Iterator[int]:
     return itertools.count(3, 2)
 
 
+def broken_streams() -> Iterator[bytes]:
+    for stream in streams():
+        yield begin(stream, STREAM) + raw(DATA, 0, stream, some_events("x")[:-1]) + raw(RST, 0, stream, b"\0\0\0\x08")
+
+
 BOMB = block([*request_headers(), ("x", "v" * 3900)], indexed=True) + b"\xbe" * 4000
 LARGE = block([*request_headers(), *((f"x{number}", "v" * 1000) for number in range(80))])
 
@@ -282,6 +295,9 @@ FLOODS: dict[str, tuple[bytes, Iterable[bytes]]] = {
     "rapid reset": (b"", (score(s) + raw(RST, 0, s, b"\0\0\0\x08") for s in streams())),
     "resets of requests without a body": (b"", (begin(s) + raw(RST, 0, s, b"\0\0\0\x08") for s in streams())),
     "streams beyond what may be open": (b"", map(begin, streams())),
+    "resets of streams within a message": (b"", broken_streams()),
+    "DATA of one byte in a stream": (begin(1, STREAM), forever(raw(DATA, 0, 1, b"\0"))),
+    "streams of events beyond what may be open": (b"", (begin(stream, STREAM) for stream in streams())),
     "CONTINUATION, empty": (raw(HEADERS, 0, 1, b"\x82"), forever(raw(CONTINUATION, 0, 1))),
     "CONTINUATION, full": (raw(HEADERS, 0, 1, b"\x82"), itertools.repeat(raw(CONTINUATION, 0, 1, b"\0\1a\1b" * 3000))),
     "an HPACK bomb": (raw(HEADERS, END_HEADERS, 1, BOMB), ()),
@@ -555,6 +571,90 @@ def test_a_client_that_speaks_after_the_end_is_not_heard(options: list[str], tmp
         assert "Traceback" not in server.log
 
 
+# --- streams of events ----------------------------------------------------------------------------------------------
+
+
+def opened(peer: Peer, stream: int) -> int:
+    """How much the server has let the peer send on a stream so far."""
+    return 65_535 + sum(int(f.window_increment) for f in peer.frames if f.type == WINDOW and f.stream_id == stream)
+
+
+def test_thousands_of_streams_that_wait_in_the_middle_harm_nobody_and_end_well(server: ServerProcess) -> None:
+    customer = someone()
+    whole = some_events(customer)
+    with unharmed(server), calling(server.target) as live:
+        peers = [Peer(server.target) for _ in range(20)]
+        numbers = range(1, 201, 2)
+        for peer in peers:
+            peer.send(b"".join(begin(s, STREAM) + raw(DATA, 0, s, whole + whole[:7]) for s in numbers))
+        live.record(event(customer, "visit", channel="web"))
+        deadline = time.monotonic() + 10
+        while live.counted(customer) < 300:  # the rest is beyond the cap
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for peer in peers[::2]:
+            peer.hang_up()
+        for peer in peers[1::2]:
+            peer.send(b"".join(raw(DATA, END_STREAM, s, whole[7:]) for s in numbers))
+            assert peer.read(lambda peer: all(map(peer.ended, numbers)), 20)
+            assert {peer.status(s) for s in numbers} == {0}
+
+
+def test_a_stream_that_never_stops_gets_no_more_room_than_it_uses(server: ServerProcess) -> None:
+    piece = some_events(someone(), 1000, item_id="x" * 200)
+    with unharmed(server, megabytes=32), Peer(server.target) as peer:
+        peer.send(begin(1, STREAM))
+        sent, until = 0, time.monotonic() + 1.5
+        data = memoryview(piece * 40)
+        while sent < len(data) and time.monotonic() < until and not peer.ended(1):
+            room = min(opened(peer, 1) - sent, 16_384)
+            if room > 0:
+                peer.send(raw(DATA, 0, 1, bytes(data[sent : sent + room])))
+                sent += room
+            else:
+                peer.read(lambda _: False, 0.01)
+        assert sent > len(piece)
+        assert not peer.closed
+        peer.send(raw(RST, 0, 1, b"\0\0\0\x08"))
+        assert peer.answers(3)
+
+
+def test_empty_messages_without_end_do_not_hold_the_others_up(server: ServerProcess) -> None:
+    with unharmed(server):
+        peers = [Peer(server.target) for _ in range(4)]
+        for peer in peers:
+            peer.send(begin(1, STREAM) + body(1, message(b"") * 12_000, end=False))
+        time.sleep(1.5)
+        for peer in peers:
+            assert peer.answers(3)
+            peer.hang_up()
+
+
+def test_who_goes_in_the_middle_of_a_stream_leaves_whole_events_only(server: ServerProcess) -> None:
+    customers = [someone() for _ in range(30)]
+    with unharmed(server), calling(server.target) as live:
+        for number, customer in enumerate(customers):
+            live.record(event(customer, "visit", channel="web"))
+            peer, sent = Peer(server.target), some_events(customer, 64) * 3
+            peer.send(begin(1, STREAM) + body(1, sent[: len(sent) * (number + 1) // 31], end=False))
+            time.sleep(0.002 * (number % 7))
+            peer.hang_up()
+        time.sleep(0.3)
+        counts = [live.counted(customer) - 1 for customer in customers]
+        assert set(counts) <= {0, 64, 128, 192}
+        assert sum(counts) > 0
+
+
+def test_more_after_the_end_of_a_stream_is_an_error_of_the_connection(server: ServerProcess) -> None:
+    with unharmed(server), Peer(server.target) as peer:
+        customer = someone()
+        peer.send(begin(1, STREAM) + body(1, some_events(customer)) + raw(DATA, 0, 1, some_events(customer)))
+        peer.read(lambda peer: peer.ended(1))
+        with calling(server.target) as live:
+            assert live.record(event(customer, channel="web")).accepted == 1
+            assert live.counted(customer) in (1, 2)  # once at the most
+
+
 # --- gRPC -----------------------------------------------------------------------------------------------------------
 
 ZEROS = gzip.compress(bytes(5 * MEGABYTE))
@@ -580,6 +680,15 @@ MESSAGES: dict[str, tuple[str, Sequence[Header], bytes, int]] = {
     "a gzip bomb": (SCORE, [PACKED], message(ZEROS, compressed=1), EXHAUSTED),
     "half a million ids": (BATCH, [PACKED], message(MANY_IDS, compressed=1), INVALID),
     "no protobuf": (SCORE, [], message(b"\xff" * 100), INVALID),
+    "garbage in a stream": (STREAM, [], message(b"") + message(b"\xff" * 100), INVALID),
+    "half a message in a stream": (STREAM, [], some_events("x") + some_events("x")[:-1], INTERNAL),
+    "half a prefix in a stream": (STREAM, [], message(b"") + b"\0\0", INTERNAL),
+    "a message of 4 GiB in a stream": (STREAM, [], message(b"") + b"\0\xff\xff\xff\xff", EXHAUSTED),
+    "a message just too large in a stream": (STREAM, [], b"\0" + (MEGABYTE + 1).to_bytes(4) + b"x" * 999, EXHAUSTED),
+    "a gzip bomb in a stream": (STREAM, [PACKED], message(b"") + message(ZEROS, compressed=1), EXHAUSTED),
+    "no gzip at all in a stream": (STREAM, [PACKED], message(b"not gzip", compressed=1), INTERNAL),
+    "half a million events": (STREAM, [PACKED], message(MANY_IDS, compressed=1), INVALID),
+    "a deadline that is over in a stream": (STREAM, [("grpc-timeout", "0n")], message(b""), LATE),
     "a deadline that is none": (SCORE, [("grpc-timeout", "soon")], message(b"\n\x03900"), INTERNAL),
     "a deadline that is over": (SCORE, [("grpc-timeout", "0n")], message(b"\n\x03900"), LATE),
     "an unknown method": (f"{SERVICE}/Nothing", [], b"x" * 60_000, UNIMPLEMENTED),

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,21 @@ from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, timestamp_pb2
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidemark.rpc import error_details_pb2, status_pb2
-from tidemark.v1 import scoring_pb2
+from tidemark.v1 import events_pb2, scoring_pb2
 
 from feature_store import bundle
 from tests.e2e.conftest import RedisProcess, ServerProcess
+from tests.e2e.live import EVENTS, calling, event, someone
 
 ROOT = Path(__file__).parents[2]
 SERVICE = "tidemark.v1.ScoringService"
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 KNOWN = "900"
 IDS = [str(number) for number in range(1, 1001)]
-FILES: list[Any] = [any_pb2, duration_pb2, timestamp_pb2, status_pb2, error_details_pb2, health_pb2, scoring_pb2]
+COMMON = [any_pb2, duration_pb2, timestamp_pb2, status_pb2, error_details_pb2, health_pb2]
+FILES: list[Any] = [*COMMON, scoring_pb2, events_pb2]
+STREAMED = 3
+"""So often each client sends the request of a stream, as do those in JavaScript."""
 NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREACH|E5\d\d)\b"
 
 Call = tuple[str, Message]
@@ -85,6 +90,14 @@ def batch(ids: Sequence[str]) -> Call:
     return f"/{SERVICE}/BatchScoreCustomers", scoring_pb2.BatchScoreCustomersRequest(customer_ids=ids)
 
 
+def record(*events: events_pb2.Event) -> Call:
+    return f"/{EVENTS}/RecordEvents", events_pb2.RecordEventsRequest(events=events)
+
+
+def stream(*events: events_pb2.Event) -> Call:
+    return f"/{EVENTS}/StreamEvents", events_pb2.StreamEventsRequest(events=events)
+
+
 def health(method: str, service: str) -> Call:
     return f"/grpc.health.v1.Health/{method}", health_pb2.HealthCheckRequest(service=service)
 
@@ -99,8 +112,11 @@ def sync_client(target: str, rounds: Sequence[Round], *, gzip: bool = False) -> 
 
 def _sync_round(channel: Any, round_: Round) -> list[Outcome]:
     def begin(path: str, request: Message) -> Any:
+        options = {"timeout": round_.timeout_ms / 1000, "metadata": round_.metadata}
+        if path.endswith("StreamEvents"):
+            return channel.stream_unary(path).future(iter([request.SerializeToString()] * STREAMED), **options)
         method = channel.unary_stream(path) if path.endswith("Watch") else channel.unary_unary(path).future
-        return method(request.SerializeToString(), timeout=round_.timeout_ms / 1000, metadata=round_.metadata)
+        return method(request.SerializeToString(), **options)
 
     def end(path: str, call: Any) -> Outcome:
         replies: list[bytes] = []
@@ -130,8 +146,11 @@ def aio_client(target: str, rounds: Sequence[Round], *, gzip: bool = False) -> l
 
 async def _aio_call(channel: Any, path: str, request: Message, round_: Round) -> Outcome:
     streams = path.endswith("Watch")
+    data: Any = request.SerializeToString()
     method = channel.unary_stream(path) if streams else channel.unary_unary(path)
-    call = method(request.SerializeToString(), timeout=round_.timeout_ms / 1000, metadata=round_.metadata)
+    if path.endswith("StreamEvents"):
+        method, data = channel.stream_unary(path), [data] * STREAMED
+    call = method(data, timeout=round_.timeout_ms / 1000, metadata=round_.metadata)
     if round_.cancel_ms:
         asyncio.get_running_loop().call_later(round_.cancel_ms / 1000, call.cancel)
     replies: list[bytes] = []
@@ -306,6 +325,34 @@ def test_metadata_of_all_kinds_and_compression_change_nothing(carry_out: Client,
         assert_scores(scores(found), expected, [KNOWN] * 3)
 
 
+@pytest.mark.parametrize("gzip", [False, True], ids=["plain", "gzip"])
+def test_events_are_recorded_one_by_one_and_by_streams(carry_out: Client, target: str, *, gzip: bool) -> None:
+    customer, other = someone(), someone()
+    events = [
+        event(customer, "visit", channel="web"),
+        event("", "visit"),
+        event(customer, channel="app", text="x" * 900),
+    ]
+    plan = [Round([record(*events), stream(*events)]), Round([stream(event(other, channel="web"))] * 20)]
+    (recorded, streamed), many = carry_out(*plan, gzip=gzip)
+    one = recorded.read(events_pb2.RecordEventsResponse)
+    assert (one.accepted, [(bad.index, bad.field) for bad in one.rejected]) == (2, [(1, "customer_id")])
+    several = streamed.read(events_pb2.StreamEventsResponse)
+    assert (several.accepted, several.rejected_count, [bad.index for bad in several.rejected]) == (6, 3, [1, 4, 7])
+    assert {outcome.read(events_pb2.StreamEventsResponse).accepted for outcome in many} == {STREAMED}
+    with calling(target) as live:
+        assert (live.counted(customer), live.counted(other)) == (8, 20 * STREAMED)
+
+
+def test_a_stream_that_is_refused_in_the_middle_tells_every_client_why(carry_out: Client) -> None:
+    (found,), after = carry_out(Round([stream(*[event("x")] * 1001)]), Round([score(KNOWN)]))
+    assert (found.code, found.infos) == (
+        grpc.StatusCode.INVALID_ARGUMENT.value[0],
+        [["tidemark", "TOO_MANY_EVENTS", "events"]],
+    )
+    assert scores(after)
+
+
 # --- errors, deadlines, cancellation --------------------------------------------------------------------------------
 
 
@@ -412,6 +459,10 @@ def test_buf_curl_learns_the_contract_by_reflection_and_calls_it(target: str, tm
     refused = json.loads(curl(f"/{SERVICE}/ScoreCustomer", '--data={"customer_id": "nobody"}').stderr)
     info = error_details_pb2.ErrorInfo.FromString(_bytes(refused["details"][0]["value"]))
     assert (refused["code"], info.reason) == ("not_found", "CUSTOMER_UNKNOWN")
+    one = {"customerId": someone(), "eventType": "visit", "eventTime": datetime.now(UTC).isoformat()}
+    data = json.dumps({"events": [one, one]})
+    assert json.loads(curl(f"/{EVENTS}/RecordEvents", f"--data={data}").stdout) == {"accepted": "2"}
+    assert json.loads(curl(f"/{EVENTS}/StreamEvents", f"--data={data}{data}").stdout) == {"accepted": "4"}
     checked = curl("/grpc.health.v1.Health/Check", "--data={}", "--user-agent=grpc_health_probe")
     assert json.loads(checked.stdout) == {"status": "SERVING"}
 

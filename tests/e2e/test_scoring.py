@@ -66,7 +66,7 @@ def test_every_household_scores_as_the_offline_states_do(client: ScoringClient, 
     assert [score.customer_id for score in scores] == ids
     moment = np.array([score.features_as_of.timestamp() for score in scores])
     yes = np.ones(len(ids), dtype=bool)
-    batch = StateBatch(yes, yes, moment, moment, states.slots)
+    batch = StateBatch(yes, yes, moment, states.slots)
     expected = model.run(batch, time.time(), np.tile(model.economics, (len(ids), 1)))
     served = np.array([[s.churn.probability, s.propensity.probability, s.expected_spend] for s in scores])
     np.testing.assert_allclose(served[:, :2], expected[:, :2], atol=2e-4)
@@ -191,7 +191,7 @@ def test_damaged_states_cost_nobody_else_their_score(
     client: ScoringClient, loaded_redis: str, sample_registry: Path
 ) -> None:
     layout = StateLayout(bundle.read(sample_registry).manifest.features)
-    good = layout.pack_many(np.array([time.time()]), np.array([time.time()]), layout.identity[np.newaxis])[0]
+    good = layout.pack_many(np.array([time.time()]), layout.identity[np.newaxis])[0]
     damaged = {
         "torn": good[:-1],
         "longer": good + b"\0",

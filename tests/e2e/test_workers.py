@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.client import ScoringClient
 from service.workers import AT_LEAST_S
 from tests.conftest import Run
-from tests.e2e.conftest import ServerProcess
+from tests.e2e.conftest import ServerProcess, refused
+from tests.e2e.live import Live, calling, event, someone
 
 KNOWN = "900"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -153,6 +155,48 @@ def test_workers_end_with_the_process_that_started_them(start: Start) -> None:
     server.process.send_signal(signal.SIGKILL)
     server.process.wait(5)
     await_end(everybody[1:])
+
+
+def test_both_workers_know_at_once_what_either_has_recorded_and_nothing_is_lost(start: Start) -> None:
+    server = start()
+    customers = [someone() for _ in range(3)]
+    with ExitStack() as stack:
+        lives: list[Live] = []
+        taken: set[int] = set()
+        while len(taken) < 2 or len(lives) < 6:  # until both have some of the connections
+            lives.append(stack.enter_context(calling(server.target)))
+            lives[-1].record(event(someone()))
+            found = workers(server)
+            taken = {
+                worker.pid
+                for worker in found
+                if any(c.status == psutil.CONN_ESTABLISHED and c.raddr for c in worker.net_connections("tcp"))
+            }
+
+        def act(number: int) -> int:
+            live, accepted = lives[number], 0
+            for at in range(30):
+                mine = [event(one, "visit", event_id=f"{number // 2}-{at}", channel="web") for one in customers]
+                accepted += live.record(*mine).accepted
+            return accepted
+
+        with ThreadPoolExecutor(len(lives)) as pool:
+            accepted = sum(pool.map(act, range(len(lives))))
+        ids = 30 * len({number // 2 for number in range(len(lives))})
+        assert accepted == ids * len(customers)
+        for live in lives:
+            assert [live.counted(customer) for customer in customers] == [ids] * 3
+        for views in range(1, 40):
+            teller, asked = lives[views % len(lives)], lives[(views + 1) % len(lives)]
+            teller.record(event(customers[0], item_id="boots"))
+            assert asked.score(customers[0]).top_interest.views == views
+        lives[0].consent(customers[1], scoring=False)
+        for live in lives:
+            with refused(grpc.StatusCode.PERMISSION_DENIED):
+                live.score(customers[1])
+        lives[1].merge(customers[2], customers[0])
+        assert {live.get(customers[2]).customer_id for live in lives} == {customers[0]}
+    assert "Traceback" not in server.log
 
 
 def test_a_bundle_that_cannot_be_served_ends_all_in_one_line(tmp_path: Path, run_module: Run) -> None:

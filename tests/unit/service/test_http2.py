@@ -242,6 +242,29 @@ def test_what_the_window_holds_back_is_counted_until_it_has_gone() -> None:
     assert [pair.ended(stream) for stream in streams] == [True, False, True]
 
 
+def test_a_held_stream_may_send_no_more_than_its_window_and_goes_on_when_it_is_wanted_again() -> None:
+    pair = Pair()
+    held, other = pair.ask(end=False), pair.ask(end=False)
+    pair.server.hold(held, wanted=True)
+    for _ in range(4):
+        pair.client.send_data(held.id, bytes(15_000))
+    pair.to_server()
+    pair.to_client()
+    for _ in range(10):  # the frames of another stream, and of the connection, go out meanwhile
+        pair.client.send_data(other.id, bytes(16_000))
+        pair.to_server()
+        pair.to_client()
+    assert pair.client.local_flow_control_window(held.id) == 5531
+    pair.server.hold(held, wanted=False)
+    assert pair.server.owes
+    pair.to_client()
+    assert pair.client.local_flow_control_window(held.id) > 32_768
+    pair.server.hold(held, wanted=True)
+    pair.client.reset_stream(held.id)
+    pair.to_server()
+    assert not pair.server._held
+
+
 # --- floods ---------------------------------------------------------------------------------------------------------
 
 IDLE = {
@@ -277,6 +300,18 @@ def test_bytes_without_an_event_use_up_the_credit_too(data: bytes) -> None:
     idle(pair.server, data, 300)
     with pytest.raises(PeerError, match="ask for nothing"):
         idle(pair.server, data * 100, 200)
+
+
+def test_small_events_are_no_flood_however_many_and_empty_ones_are_as_fast_as_they_are_used() -> None:
+    pair = Pair()
+    stream = pair.ask(b"", end=False)
+    for _ in range(5000):
+        pair.server.receive(raw(DATA, bytes(http2.SHORT_DATA), stream=stream.id))
+    pair.server.consume(stream, len(stream.body))
+    for _ in range(5000):
+        pair.server.receive(raw(DATA, bytes(5), stream=stream.id))
+        pair.server.consume(stream, 5)
+        pair.server.to_send()
 
 
 def test_requests_bring_credit_of_their_own() -> None:

@@ -1,0 +1,152 @@
+"""Events and customers as another service sends and asks for them, by the published stubs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from tidemark.rpc import error_details_pb2, status_pb2
+from tidemark.v1 import (
+    customers_pb2,
+    customers_pb2_grpc,
+    events_pb2,
+    events_pb2_grpc,
+    scoring_pb2,
+    scoring_pb2_grpc,
+)
+
+from tests.e2e.conftest import ServerProcess
+
+EVENTS: Final = "tidemark.v1.EventService"
+CUSTOMERS: Final = "tidemark.v1.CustomerService"
+HOUR_S: Final = 3600.0
+ALONE: Final = [("grpc.use_local_subchannel_pool", 1)]
+"""A connection of its own for each channel."""
+
+Request = events_pb2.RecordEventsRequest
+StreamRequest = events_pb2.StreamEventsRequest
+
+_numbers = itertools.count()
+
+
+def someone(name: str = "customer") -> str:
+    """An id that nobody had before."""
+    return f"{name}-{os.getpid()}-{next(_numbers)}"
+
+
+def event(customer_id: str, event_type: str = "view", *, ago_s: float = 0.0, **more: Any) -> events_pb2.Event:
+    """Something that happened so many seconds ago."""
+    made = events_pb2.Event(customer_id=customer_id, event_type=event_type, **more)
+    made.event_time.FromNanoseconds(int((time.time() - ago_s) * 1e9))
+    return made
+
+
+def info_of(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
+    """The one ErrorInfo of an error."""
+    infos = []
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            infos.append(info)
+    assert len(infos) == 1
+    assert infos[0].domain == "tidemark"
+    return infos[0]
+
+
+def told_of(status: status_pb2.Status) -> tuple[str, str]:
+    """Reason and field of an error."""
+    info = info_of(status)
+    return info.reason, info.metadata["field"]
+
+
+def may_retry(status: status_pb2.Status) -> bool:
+    """Whether an error says when to try again."""
+    return any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+
+
+class Live:
+    """All that there is to call, on one channel; with a timeout unless another one is given."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel: Final = channel
+        self._events = events_pb2_grpc.EventServiceStub(channel)
+        self._customers = customers_pb2_grpc.CustomerServiceStub(channel)
+        self._scoring = scoring_pb2_grpc.ScoringServiceStub(channel)
+
+    def record(self, *events: events_pb2.Event, timeout: float = 20.0) -> Any:
+        """RecordEvents."""
+        return self._events.RecordEvents(Request(events=events), timeout=timeout)
+
+    def stream(self, messages: Iterable[Iterable[events_pb2.Event]], timeout: float = 20.0, **options: Any) -> Any:
+        """StreamEvents, a message for each of the inner iterables."""
+        requests = (StreamRequest(events=events) for events in messages)
+        return self._events.StreamEvents(requests, timeout=timeout, **options)
+
+    def streaming(self, requests: Iterator[Any], timeout: float = 20.0, **options: Any) -> Any:
+        """StreamEvents that goes on meanwhile."""
+        return self._events.StreamEvents.future(requests, timeout=timeout, **options)
+
+    def get(self, customer_id: str) -> Any:
+        """GetCustomer."""
+        return self._customers.GetCustomer(customers_pb2.GetCustomerRequest(customer_id=customer_id), timeout=20)
+
+    def merge(self, given_up: str, stays: str) -> str:
+        """MergeCustomers."""
+        request = customers_pb2.MergeCustomersRequest(**{"from": given_up, "into": stays})
+        return str(self._customers.MergeCustomers(request, timeout=20).customer_id)
+
+    def delete(self, customer_id: str) -> None:
+        """DeleteCustomer."""
+        self._customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(customer_id=customer_id), timeout=20)
+
+    def consent(self, customer_id: str, **allowed: bool) -> tuple[bool, bool]:
+        """SetConsent."""
+        request = customers_pb2.SetConsentRequest(customer_id=customer_id, **allowed)
+        told = self._customers.SetConsent(request, timeout=20).consent
+        return told.scoring, told.automated_response
+
+    def score(self, customer_id: str) -> Any:
+        """ScoreCustomer."""
+        return self._scoring.ScoreCustomer(scoring_pb2.ScoreCustomerRequest(customer_id=customer_id), timeout=20)
+
+    def score_many(self, *customer_ids: str) -> list[Any]:
+        """BatchScoreCustomers."""
+        request = scoring_pb2.BatchScoreCustomersRequest(customer_ids=customer_ids)
+        return list(self._scoring.BatchScoreCustomers(request, timeout=20).results)
+
+    def feature(self, customer_id: str, name: str) -> float | None:
+        """One of the features of a customer, None where it has no value."""
+        (found,) = [feature for feature in self.get(customer_id).features if feature.name == name]
+        return float(found.value) if found.HasField("value") else None
+
+    def counted(self, customer_id: str) -> int:
+        """Live events of a customer who always says where it was."""
+        return sum(channel.events for channel in self.get(customer_id).channels)
+
+
+@contextmanager
+def calling(target: str) -> Iterator[Live]:
+    """A connection of its own."""
+    with grpc.insecure_channel(target, ALONE) as channel:
+        yield Live(channel)
+
+
+Start = Callable[..., ServerProcess]
+
+
+def starter(stack: Any, registry: Path, folder: Path, url: str) -> Start:
+    """``start(*options, redis=url)``: servers that end with the stack."""
+
+    def start(*options: str, redis: str = url, wait_for: str = "health is SERVING") -> ServerProcess:
+        usual = ["--registry", str(registry), "--redis", redis, "--port", "0"]
+        server: ServerProcess = stack.enter_context(ServerProcess(folder, *usual, *options))
+        server.wait_for(wait_for)
+        return server
+
+    return start

@@ -1,0 +1,336 @@
+"""The contract of CustomerService over a socket: what is known, two who become one, consent, and being forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+import redis
+from tidemark.v1 import customers_pb2
+
+from feature_store.record import MOST_ALIASES, Record
+from tests.e2e.conftest import ServerProcess, refused
+from tests.e2e.live import CUSTOMERS, HOUR_S, Live, calling, event, info_of, may_retry, someone, told_of
+
+BAD_IDS = ["", "x" * 257, "tab\there"]
+
+
+Ask = Callable[[str], Any]
+
+
+@pytest.fixture(scope="module")
+def live(channel: grpc.Channel) -> Live:
+    return Live(channel)
+
+
+def call(live: Live, method: str, request: bytes) -> bytes:
+    """A method with bytes of the test's own."""
+    unary: Any = live.channel.unary_unary(f"/{CUSTOMERS}/{method}")
+    return bytes(unary(request, timeout=10))
+
+
+# --- what is known --------------------------------------------------------------------------------------------------
+
+
+def test_a_customer_is_shown_with_all_that_is_known(live: Live) -> None:
+    customer = someone()
+    live.record(
+        event(customer, "purchase", ago_s=48 * HOUR_S, amount=20, channel="store"),
+        *(event(customer, ago_s=10 * n, item_id="boots", channel="web") for n in range(1, 4)),
+        event(customer, ago_s=5, item_id="hat", channel="app"),
+    )
+    found = live.get(customer)
+    assert found.customer_id == customer
+    assert [(channel.channel, channel.events) for channel in found.channels] == [("web", 3), ("app", 1), ("store", 1)]
+    assert [(interest.item_id, interest.views) for interest in found.interests] == [("boots", 3), ("hat", 1)]
+    assert found.last_seen.ToNanoseconds() - found.first_seen.ToNanoseconds() == pytest.approx(48 * HOUR_S * 1e9, 1e-3)
+    assert (found.consent.scoring, found.consent.automated_response) == (True, True)
+    assert list(found.aliases) == []
+    values = {feature.name: feature.value if feature.HasField("value") else None for feature in found.features}
+    assert values["last_purchase"] == pytest.approx(2.0, rel=1e-3)
+    assert values["spend_14d"] == pytest.approx(20 * 2 ** (-2 / 14), rel=1e-3)
+    assert values["visits_7d"] == 0
+
+
+def test_who_was_loaded_is_shown_too(live: Live) -> None:
+    found = live.get("900")
+    assert live.feature("900", "purchases_112d") is not None
+    assert found.HasField("first_seen")
+    assert found.HasField("last_seen")
+    assert not found.channels
+
+
+def test_of_whom_only_consent_is_known_nothing_else_is_shown(live: Live) -> None:
+    customer = someone()
+    assert live.consent(customer, automated_response=False) == (True, False)
+    found = live.get(customer)
+    assert not found.HasField("first_seen")
+    assert not found.HasField("last_seen")
+    assert live.feature(customer, "last_purchase") is None
+    with refused(grpc.StatusCode.NOT_FOUND) as told:
+        live.score(customer)
+    assert info_of(told[0]).reason == "CUSTOMER_UNKNOWN"
+
+
+def test_nobody_is_known_before_the_first_event(live: Live) -> None:
+    customer = someone()
+    for ask in (live.get, live.score):
+        with refused(grpc.StatusCode.NOT_FOUND) as found:
+            ask(customer)
+        assert told_of(found[0]) == ("CUSTOMER_UNKNOWN", "customer_id")
+        assert customer not in found[0].message
+    live.record(event(customer, "visit"))
+    assert live.score(customer).customer_id == customer
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+def test_a_bad_id_is_an_invalid_argument_everywhere(live: Live, bad: str) -> None:
+    asked: dict[str, list[Ask]] = {
+        "customer_id": [live.get, live.delete, lambda one: live.consent(one, scoring=True)],
+        "from": [lambda one: live.merge(one, "x")],
+        "into": [lambda one: live.merge("x", one)],
+    }
+    for field, calls in asked.items():
+        for ask in calls:
+            with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+                ask(bad)
+            assert told_of(found[0]) == ("CUSTOMER_ID_INVALID", field)
+
+
+@pytest.mark.parametrize("method", ["GetCustomer", "MergeCustomers", "DeleteCustomer", "SetConsent"])
+def test_bytes_that_are_no_request_are_an_invalid_argument(live: Live, method: str) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+        call(live, method, b"\xff\xff")
+    assert info_of(found[0]).reason == "REQUEST_MALFORMED"
+
+
+def test_what_cannot_be_read_is_data_loss_until_it_is_deleted(live: Live, loaded_redis: str) -> None:
+    customer = someone()
+    live.record(event(customer, "visit"))
+    with redis.Redis.from_url(loaded_redis) as store:
+        store.set(f"tm:live:{customer}", b"no record")
+    asked: list[Ask] = [live.get, live.score, lambda one: live.consent(one, scoring=True)]
+    asked.append(lambda one: live.merge(one, someone()))
+    for ask in asked:
+        with refused(grpc.StatusCode.DATA_LOSS) as found:
+            ask(customer)
+        assert info_of(found[0]).reason == "STATE_UNREADABLE"
+    (rejected,) = live.record(event(customer)).rejected
+    assert (rejected.field, rejected.reason.partition(":")[0]) == ("customer_id", "STATE_UNREADABLE")
+    live.delete(customer)
+    assert live.record(event(customer, "visit")).accepted == 1
+    assert live.score(customer).customer_id == customer
+
+
+# --- two who become one ---------------------------------------------------------------------------------------------
+
+
+def test_two_ids_become_one_customer_whose_states_add_up(live: Live) -> None:
+    visitor, customer = someone("visitor"), someone()
+    live.record(
+        event(visitor, item_id="boots", channel="web", event_id="1"),
+        event(visitor, "purchase", amount=10, channel="web"),
+        event(customer, "purchase", amount=30, ago_s=24 * HOUR_S, channel="store"),
+        event(customer, item_id="boots", channel="web"),
+    )
+    assert live.merge(visitor, customer) == customer
+    one = live.get(visitor)
+    assert (one.customer_id, list(one.aliases)) == (customer, [visitor])
+    assert live.feature(visitor, "spend_14d") == pytest.approx(10 + 30 * 2 ** (-1 / 14), rel=1e-4)
+    assert [(channel.channel, channel.events) for channel in one.channels] == [("web", 3), ("store", 1)]
+    assert [(interest.item_id, interest.views) for interest in one.interests] == [("boots", 2)]
+
+
+def test_later_events_and_scores_under_the_old_id_reach_the_new_one(live: Live) -> None:
+    visitor, customer = someone("visitor"), someone()
+    live.record(event(visitor, "visit", event_id="before"), event(customer, "visit"))
+    live.merge(visitor, customer)
+    reply = live.record(event(visitor, item_id="boots", event_id="after"), event(visitor, "visit", event_id="before"))
+    assert (reply.accepted, reply.duplicates) == (1, 1)
+    assert live.record(event(customer, event_id="after")).duplicates == 1  # the id is one customer's now
+    scores = [live.score(visitor), live.score(customer)]
+    assert [score.customer_id for score in scores] == [visitor, customer]
+    assert [score.top_interest.item_id for score in scores] == ["boots"] * 2
+    assert scores[0].churn.probability == pytest.approx(scores[1].churn.probability, rel=1e-4)
+    results = live.score_many(visitor, customer, visitor)
+    assert [result.score.customer_id for result in results] == [visitor, customer, visitor]
+    assert live.feature(customer, "visits_112d") == pytest.approx(2, rel=1e-3)
+
+
+def test_a_merge_again_changes_nothing_and_a_chain_leads_to_its_end(live: Live) -> None:
+    first, second, third = someone(), someone(), someone()
+    live.record(event(first, channel="a"), event(second, channel="b"), event(third, channel="c"))
+    assert live.merge(first, second) == live.merge(first, second) == second
+    assert live.merge(second, third) == third
+    assert live.merge(first, third) == live.merge(first, second) == third
+    assert {live.get(one).customer_id for one in (first, second, third)} == {third}
+    assert sorted(live.get(first).aliases) == sorted([first, second])
+    assert live.counted(first) == 3
+
+
+def test_a_merge_that_makes_no_sense_is_refused_with_its_reason(live: Live) -> None:
+    first, second, other = someone(), someone(), someone()
+    live.record(event(first), event(second), event(other))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+        live.merge(first, first)
+    assert told_of(found[0]) == ("MERGE_WITH_ITSELF", "from")
+    live.merge(first, second)
+    for given_up, stays, reason in ((second, first, "MERGE_CYCLE"), (first, other, "ALREADY_MERGED")):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
+            live.merge(given_up, stays)
+        assert info_of(found[0]).reason == reason
+        assert not may_retry(found[0])
+    assert live.get(first).customer_id == second
+
+
+def test_an_id_that_a_thousand_share_is_no_customers(live: Live, loaded_redis: str) -> None:
+    visitor, customer = someone("visitor"), someone()
+    live.record(event(visitor))
+    with redis.Redis.from_url(loaded_redis) as store:
+        store.set(f"tm:live:{customer}", Record(aliases=[f"a{n}" for n in range(MOST_ALIASES)]).pack())
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
+        live.merge(visitor, customer)
+    assert told_of(found[0]) == ("TOO_MANY_ALIASES", "from")
+    assert live.get(visitor).customer_id == visitor
+
+
+def test_who_is_known_to_nobody_can_be_merged_all_the_same(live: Live) -> None:
+    visitor, customer = someone("visitor"), someone()
+    assert live.merge(visitor, customer) == customer
+    live.record(event(visitor, "visit"))
+    assert live.score(customer).customer_id == customer
+
+
+def test_merges_and_events_at_once_lose_nothing(server: ServerProcess, live: Live) -> None:
+    customer, visitors = someone(), [someone("visitor") for _ in range(12)]
+
+    def act(visitor: str) -> None:
+        with calling(server.target) as mine:
+            for number in range(20):
+                assert mine.record(event(visitor, "visit", channel="web", event_id=f"{visitor}-{number}")).accepted == 1
+                if number == 10:
+                    assert mine.merge(visitor, customer) == customer
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(act, visitors))
+    assert live.counted(customer) == 240
+    assert live.feature(customer, "visits_112d") == pytest.approx(240, rel=1e-3)
+    assert sorted(live.get(customer).aliases) == sorted(visitors)
+
+
+# --- consent --------------------------------------------------------------------------------------------------------
+
+
+def test_who_does_not_allow_scoring_gets_no_score_and_leaves_no_events(live: Live) -> None:
+    customer, other = someone(), someone()
+    live.record(event(customer, "visit", channel="web"), event(other, "visit"))
+    assert live.consent(customer, scoring=False) == (False, True)
+    with refused(grpc.StatusCode.PERMISSION_DENIED) as found:
+        live.score(customer)
+    assert told_of(found[0]) == ("CONSENT_WITHHELD", "customer_id")
+    withheld, scored, unknown = live.score_many(customer, other, someone())
+    assert withheld.status.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
+    assert told_of(withheld.status) == ("CONSENT_WITHHELD", "customer_ids[0]")
+    assert scored.score.customer_id == other
+    assert unknown.status.code == grpc.StatusCode.NOT_FOUND.value[0]
+    reply = live.record(event(customer, "visit"), event(other, "visit"))
+    assert (reply.accepted, [one.index for one in reply.rejected]) == (1, [0])
+    assert reply.rejected[0].reason.startswith("CONSENT_WITHHELD: ")
+    assert live.counted(customer) == 1
+    assert live.consent(customer, scoring=True) == (True, True)
+    assert live.score(customer).customer_id == customer
+
+
+def test_without_automated_response_alerts_are_off_and_say_so(live: Live) -> None:
+    customer = someone()
+    live.record(event(customer, "visit"), *(event(customer, item_id="boots") for _ in range(4)))
+    assert live.score(customer).propensity.repeated_view
+    live.consent(customer, automated_response=False)
+    (result,) = live.score_many(customer)
+    for score in (live.score(customer), result.score):
+        assert score.top_interest.item_id == "boots"
+        for alert in (score.churn, score.propensity):
+            assert (alert.alert, alert.repeated_view, alert.automated_response_off) == (False, False, True)
+            assert 0 < alert.probability < 1
+    live.consent(customer, automated_response=True)
+    score = live.score(customer)
+    assert score.propensity.repeated_view
+    assert not score.churn.automated_response_off
+
+
+def test_consent_is_kept_part_by_part_and_the_stricter_one_stays_in_a_merge(live: Live) -> None:
+    first, second = someone(), someone()
+    assert live.consent(first, scoring=False, automated_response=False) == (False, False)
+    assert live.consent(first, scoring=True) == (True, False)
+    assert live.consent(second, scoring=False) == (False, True)
+    live.merge(first, second)
+    for one in (first, second):
+        consent = live.get(one).consent
+        assert (consent.scoring, consent.automated_response) == (False, False)
+    assert live.consent(first, scoring=True) == (True, False)
+    assert live.get(second).consent.scoring
+
+
+def test_consent_without_an_answer_is_an_invalid_argument(live: Live) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+        live.consent(someone())
+    assert told_of(found[0]) == ("CONSENT_MISSING", "scoring")
+
+
+# --- being forgotten ------------------------------------------------------------------------------------------------
+
+
+def test_who_is_deleted_is_forgotten_under_all_names(live: Live, loaded_redis: str) -> None:
+    visitor, customer = someone("visitor"), someone()
+    live.record(event(visitor, item_id="boots", event_id="1"), event(customer, "purchase", amount=5))
+    live.merge(visitor, customer)
+    live.consent(customer, scoring=False)
+    live.delete(visitor)
+    for one in (visitor, customer):
+        for ask in (live.get, live.score):
+            with refused(grpc.StatusCode.NOT_FOUND) as found:
+                ask(one)
+            assert info_of(found[0]).reason == "CUSTOMER_UNKNOWN"
+        live.delete(one)  # again
+    with redis.Redis.from_url(loaded_redis) as store:
+        for name in store.scan_iter(count=10_000):
+            assert customer.encode() not in name
+            if name.startswith(b"tm:log:"):
+                entry = store.get(name)
+                assert visitor.encode() not in (entry or b"")
+    assert live.record(event(visitor, item_id="hat", event_id="1", channel="web")).accepted == 1  # starts from nothing
+    found_ = live.get(visitor)
+    assert (found_.customer_id, found_.consent.scoring, list(found_.aliases)) == (visitor, True, [])
+    assert live.counted(visitor) == 1
+    with refused(grpc.StatusCode.NOT_FOUND):
+        live.get(customer)
+
+
+def test_a_deletion_amid_events_leaves_only_what_came_after_it(server: ServerProcess, live: Live) -> None:
+    customer = someone()
+
+    def act(number: int) -> None:
+        with calling(server.target) as mine:
+            for at in range(50):
+                assert mine.record(event(customer, "visit", channel="web", event_id=f"{number}-{at}")).accepted == 1
+
+    with ThreadPoolExecutor(3) as pool:
+        acting = [pool.submit(act, number) for number in range(3)]
+        while not all(one.done() for one in acting):
+            live.delete(customer)
+        for one in acting:
+            one.result()
+    live.delete(customer)
+    live.record(event(customer, "visit", channel="web"))
+    assert live.counted(customer) == 1
+    assert live.feature(customer, "visits_7d") == pytest.approx(1, rel=1e-3)
+
+
+def test_unknown_fields_are_passed_over(live: Live) -> None:
+    customer = someone()
+    live.record(event(customer))
+    request = customers_pb2.GetCustomerRequest(customer_id=customer).SerializeToString() + b"\xfa\x01\x03abc"
+    assert customers_pb2.GetCustomerResponse.FromString(call(live, "GetCustomer", request)).customer_id == customer

@@ -1,0 +1,552 @@
+"""The contract of EventService over a socket: what is recorded, refused and guarded, and what the next score knows."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from tidemark.v1 import events_pb2
+
+from tests.e2e.conftest import RedisProcess, ServerProcess, refused
+from tests.e2e.live import (
+    EVENTS,
+    HOUR_S,
+    Live,
+    Request,
+    Start,
+    StreamRequest,
+    calling,
+    event,
+    info_of,
+    may_retry,
+    someone,
+    starter,
+    told_of,
+)
+from tests.e2e.raw_client import RawClient, framed
+
+STREAM = f"/{EVENTS}/StreamEvents"
+INTERNAL, INVALID_ARGUMENT = 13, 3
+MEGABYTE = 2**20
+
+Send = Callable[[Live, list[events_pb2.Event]], Any]
+SENDS: list[Send] = [lambda live, events: live.record(*events), lambda live, events: live.stream([events])]
+"""Both ways to bring events."""
+
+
+@pytest.fixture(scope="module")
+def live(channel: grpc.Channel) -> Live:
+    return Live(channel)
+
+
+@pytest.fixture
+def start(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+        yield starter(stack, sample_registry, tmp_path, loaded_redis)
+
+
+def fates(reply: Any) -> tuple[int, int, list[int], list[int]]:
+    """Accepted, duplicates, and which were rejected and guarded."""
+    return reply.accepted, reply.duplicates, [r.index for r in reply.rejected], [g.index for g in reply.guarded]
+
+
+def names(noted: Any) -> list[tuple[int, str, str]]:
+    """Index, field, and the name at the head of each reason."""
+    return [(one.index, one.field, one.reason.partition(":")[0]) for one in noted]
+
+
+# --- what is recorded -----------------------------------------------------------------------------------------------
+
+
+def test_events_are_accepted_once_and_told_apart(live: Live) -> None:
+    customer = someone()
+    mine = [event(customer, event_id=str(number), item_id="a") for number in range(3)]
+    assert fates(live.record(*mine)) == (3, 0, [], [])
+    assert fates(live.record(*mine, event(customer, event_id="3"))) == (1, 3, [], [])
+    assert fates(live.record(*[event(customer, event_id="4")] * 5)) == (1, 4, [], [])
+    assert fates(live.record(event(someone(), event_id="4"))) == (1, 0, [], [])  # an id is its customer's
+    assert fates(live.record(*[event(customer)] * 2)) == (2, 0, [], [])  # without one, each is another
+    assert live.score(customer).top_interest.views == 3
+
+
+def test_a_request_without_events_records_none(live: Live) -> None:
+    assert fates(live.record()) == (0, 0, [], [])
+
+
+def test_each_bad_event_rejects_itself_alone_and_says_why(live: Live) -> None:
+    customer, never = someone(), event("x")
+    never.ClearField("event_time")
+    bad = {
+        "customer_id": [event(""), event("x" * 257), event("tab\there")],
+        "event_type": [event(customer, ""), event(customer, "x" * 65), event(customer, "new\nline")],
+        "event_time": [never, event(customer, ago_s=73 * HOUR_S), event(customer, ago_s=-301)],
+        "amount": [event(customer, amount=float(text)) for text in ("nan", "inf", "-1e13")],
+        "duration_s": [event(customer, duration_s=float(text)) for text in ("nan", "inf", "-1")],
+        "item_id": [event(customer, item_id="x" * 257), event(customer, item_id="\x7f")],
+        "channel": [event(customer, channel="x" * 65)],
+        "event_id": [event(customer, event_id="ü" * 129)],
+        "text": [event(customer, text="x" * 10_001)],
+    }
+    every: list[Any] = []
+    fields: dict[int, str] = {}
+    for field, events in bad.items():
+        for one in events:
+            fields[len(every)] = field
+            every += [one, event(customer, channel="web")]
+    reply = live.record(*every)
+    assert {one.index: one.field for one in reply.rejected} == fields
+    assert reply.accepted == live.counted(customer) == len(fields)
+    assert [one.index for one in reply.rejected] == sorted(fields)
+    for one in reply.rejected:
+        name, _, words = one.reason.partition(": ")
+        assert name.isupper()
+        assert words
+        assert customer not in one.reason
+
+
+def test_the_bounds_of_time_are_named_in_the_reason(live: Live, start: Start) -> None:
+    customer = someone()
+    early, late = live.record(event(customer, ago_s=-310), event(customer, ago_s=73 * HOUR_S)).rejected
+    assert (early.reason[:15], late.reason[:14]) == ("EVENT_IN_FUTURE", "EVENT_TOO_LATE")
+    assert "300 s" in early.reason
+    assert "72 h" in late.reason
+    assert fates(live.record(event(customer, ago_s=-290), event(customer, ago_s=71.9 * HOUR_S))) == (2, 0, [], [])
+    with calling(start("--max-lateness-hours", "0.5", "--max-future-s", "5").target) as strict:
+        early, late = strict.record(event(customer, ago_s=-10), event(customer, ago_s=2000)).rejected
+        assert "5 s" in early.reason
+        assert "0.5 h" in late.reason
+
+
+@pytest.mark.parametrize("seconds", [-1, -(2**40), 253_402_300_800, 2**62])
+def test_a_time_out_of_this_world_is_rejected(live: Live, seconds: int) -> None:
+    one = event(someone())
+    one.event_time.CopyFrom(Timestamp(seconds=seconds))
+    assert names(live.record(one).rejected)[0][:2] == (0, "event_time")
+    one.event_time.CopyFrom(Timestamp(seconds=int(time.time()), nanos=-1))
+    assert names(live.record(one).rejected) == [(0, "event_time", "EVENT_TIME_INVALID")]
+
+
+def test_a_thousand_events_are_one_request_and_more_are_too_many(live: Live) -> None:
+    customers = [someone() for _ in range(10)]
+    events = [event(customers[number % 10], channel="web") for number in range(1000)]
+    assert fates(live.record(*events)) == (1000, 0, [], [])
+    assert [live.counted(customer) for customer in customers] == [100] * 10
+    for send in SENDS:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+            send(live, [*events, events[0]])
+        assert told_of(found[0]) == ("TOO_MANY_EVENTS", "events")
+    assert [live.counted(customer) for customer in customers] == [100] * 10
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x05half", b"\x0a\x03\x0a\x01\xff"])
+def test_bytes_that_are_no_events_are_an_invalid_argument(live: Live, data: bytes) -> None:
+    record: Any = live.channel.unary_unary(f"/{EVENTS}/RecordEvents")
+    stream: Any = live.channel.stream_unary(STREAM)
+    for call, request in ((record, data), (stream, iter([data]))):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+            call(request, timeout=5)
+        assert info_of(found[0]).reason == "REQUEST_MALFORMED"
+
+
+def test_what_is_beyond_a_cap_is_accepted_and_told_and_not_folded(start: Start) -> None:
+    caps = ["--cap-type-hour", "3", "--cap-hour", "5", "--cap-total", "8"]
+    with calling(start(*caps).target) as live:
+        customer = someone()
+        reply = live.record(*(event(customer, "visit", channel="web") for _ in range(5)))
+        assert fates(reply) == (5, 0, [], [3, 4])
+        assert names(reply.guarded) == [(3, "customer_id", "EVENT_CAPPED"), (4, "customer_id", "EVENT_CAPPED")]
+        assert "3 events of one type" in reply.guarded[0].reason
+        assert live.feature(customer, "visits_7d") == pytest.approx(3, rel=1e-3)
+        reply = live.record(*(event(customer, channel="web") for _ in range(3)))
+        assert "5 events of a customer in an hour" in reply.guarded[0].reason
+        assert fates(reply) == (3, 0, [], [2])
+        reply = live.record(*(event(customer, f"t{n}", ago_s=n * HOUR_S, channel="web") for n in range(2, 7)))
+        assert fates(reply) == (5, 0, [], [3, 4])
+        assert "8 events of a customer in 72 h" in reply.guarded[0].reason
+        assert live.counted(customer) == 8
+        streamed = live.stream([[event(customer)], [event("")], [event(customer)]])
+        assert (streamed.accepted, streamed.guarded_count, streamed.rejected_count) == (2, 2, 1)
+        assert [one.index for one in streamed.guarded] == [0, 2]
+
+
+def test_events_are_refused_where_the_archive_is_behind(own_redis: RedisProcess, start: Start) -> None:
+    server = start("--max-unarchived", "3", redis=own_redis.url)
+    with calling(server.target) as live:
+        customer = someone()
+        for _ in range(3):
+            assert live.record(event(customer, channel="web")).accepted == 1
+        for send in SENDS:
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as found:
+                send(live, [event(customer)])
+            assert info_of(found[0]).reason == "ARCHIVE_BEHIND"
+            assert may_retry(found[0])
+        assert live.counted(customer) == 3
+        live.delete(customer)  # whoever wants to be forgotten does not wait for the archive
+
+
+# --- what the next score knows --------------------------------------------------------------------------------------
+
+
+def test_the_next_score_knows_an_acknowledged_event_a_thousand_times(live: Live) -> None:
+    customers = [someone() for _ in range(4)]
+    for number in range(1000):
+        customer = customers[number % 4]
+        assert live.record(event(customer, item_id="boots", event_id=str(number))).accepted == 1
+        top = live.score(customer).top_interest
+        assert (top.item_id, top.views) == ("boots", number // 4 + 1)
+
+
+def test_a_purchase_changes_the_score_and_the_features_exactly(live: Live) -> None:
+    customer, days = someone(), 2.0
+    live.record(event(customer, "purchase", ago_s=days * 86_400, amount=10.0))
+    before = live.score(customer)
+    live.record(event(customer, "purchase", amount=50.0), event(customer, "visit"))
+    after = live.score(customer)
+    assert after.expected_spend > before.expected_spend
+    assert after.churn.probability != before.churn.probability
+    expected = 50.0 + 10.0 * 2 ** (-days / 14)
+    assert live.feature(customer, "spend_14d") == pytest.approx(expected, rel=1e-4)
+    assert live.feature(customer, "first_purchase") == pytest.approx(days, rel=1e-3)
+    assert live.feature(customer, "last_purchase") == pytest.approx(0, abs=1e-3)
+
+
+def test_repeated_views_are_told_until_the_item_is_bought(live: Live) -> None:
+    customer = someone()
+    live.record(event(customer, "purchase", ago_s=50 * HOUR_S, item_id="socks", amount=5))
+    assert not live.score(customer).HasField("top_interest")
+    for views in (1, 2, 3, 4):
+        live.record(event(customer, ago_s=60 - views, item_id="boots"))
+        score = live.score(customer)
+        assert (score.top_interest.item_id, score.top_interest.views) == ("boots", views)
+        assert score.propensity.repeated_view is (views >= 3)
+        assert not score.churn.repeated_view
+    live.record(event(customer, "purchase", item_id="boots", amount=80))
+    score = live.score(customer)
+    assert not score.HasField("top_interest")
+    assert not score.propensity.repeated_view
+    live.record(event(customer, ago_s=30, item_id="boots"))  # comes late: it was before the purchase
+    assert not live.score(customer).HasField("top_interest")
+
+
+def test_the_order_of_arrival_changes_nothing(live: Live) -> None:
+    first, second = someone(), someone()
+    ages = [n * 5000.0 for n in range(12)]
+    pick, now = random.Random(1), time.time()
+    moments = [Timestamp(seconds=int(now - age)) for age in ages]
+    for customer in (first, second):
+        shuffled = pick.sample(range(12), 12)
+        for at in shuffled:
+            one = event(customer, ("purchase", "visit", "view")[at % 3], amount=at * 1.5, item_id=f"i{at % 2}")
+            one.event_time.CopyFrom(moments[at])
+            live.record(one)
+    mine, theirs = live.get(first), live.get(second)
+    assert [f.value for f in mine.features] == pytest.approx([f.value for f in theirs.features], rel=1e-6, abs=1e-6)
+    assert (mine.first_seen, mine.last_seen) == (theirs.first_seen, theirs.last_seen)
+
+
+def test_what_several_clients_send_again_in_any_order_is_counted_once(server: ServerProcess, live: Live) -> None:
+    customers = [someone() for _ in range(5)]
+    events = [event(customers[n % 5], "visit", event_id=str(n), channel="web", ago_s=n) for n in range(500)]
+
+    def send(seed: int) -> int:
+        pick, accepted = random.Random(seed), 0
+        mine = pick.sample(events, len(events))
+        with calling(server.target) as client:
+            while mine:
+                size = pick.choice((1, 7, 50))
+                part, mine = mine[:size], mine[size:]
+                reply = client.record(*part) if pick.random() < 0.7 else client.stream([part[:3], part[3:]])
+                assert reply.accepted + reply.duplicates == len(part)
+                accepted += reply.accepted
+        return accepted
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(send, range(4))) == 500
+    assert [live.counted(customer) for customer in customers] == [100] * 5
+    assert live.feature(customers[0], "visits_112d") == pytest.approx(100, rel=1e-3)
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_means_what_its_messages_would(live: Live) -> None:
+    customer = someone()
+    one = event(customer, event_id="1", channel="web")
+    reply = live.stream([[one, event("")], [], [one], [event(customer, channel="app"), event(customer, "")]])
+    assert fates(reply) == (2, 1, [1, 4], [])
+    assert names(reply.rejected) == [(1, "customer_id", "CUSTOMER_ID_INVALID"), (4, "event_type", "EVENT_TYPE_INVALID")]
+    assert (reply.rejected_count, reply.guarded_count) == (2, 0)
+    assert live.counted(customer) == 2
+
+
+@pytest.mark.parametrize("messages", [[], [[]], [[]] * 500])
+def test_a_stream_without_events_ends_well(live: Live, messages: list[list[Any]]) -> None:
+    assert fates(live.stream(messages)) == (0, 0, [], [])
+
+
+def test_of_many_events_that_were_refused_the_first_thousand_are_told(live: Live) -> None:
+    customer = someone()
+    messages = [[event("")] * 600, [event(customer, channel="web")], [event("")] * 600, [event("")] * 600]
+    reply = live.stream(messages)
+    assert (reply.accepted, reply.rejected_count, len(reply.rejected)) == (1, 1800, 1000)
+    assert [one.index for one in reply.rejected] == [*range(600), *range(601, 1001)]
+
+
+def test_two_thousand_messages_are_one_stream(live: Live) -> None:
+    customers = [someone() for _ in range(20)]
+    messages = [[event(customers[n % 20], event_id=str(n), channel="web")] for n in range(2000)]
+    assert fates(live.stream(messages)) == (2000, 0, [], [])
+    assert {live.counted(customer) for customer in customers} == {100}
+
+
+def test_messages_of_a_stream_may_be_compressed(live: Live) -> None:
+    customer = someone()
+    messages = [[event(customer, channel="web", text="x" * 3000)] for _ in range(50)]
+    assert live.stream(messages, compression=grpc.Compression.Gzip).accepted == 50
+    assert live.counted(customer) == 50
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xff", Request(events=[event("x")] * 1001).SerializeToString()])
+def test_a_bad_message_ends_its_stream_and_what_came_before_stays(live: Live, bad: bytes) -> None:
+    customer = someone()
+    good = StreamRequest(events=[event(customer, channel="web")]).SerializeToString()
+    stream: Any = live.channel.stream_unary(STREAM)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        stream(iter([good, good, bad, *[good] * 100]), timeout=10)
+    assert live.counted(customer) == 2
+
+
+def test_what_came_before_a_client_gives_up_stays(live: Live) -> None:
+    customer, over = someone(), threading.Event()
+
+    def forever() -> Iterator[Any]:
+        while not over.is_set():
+            yield StreamRequest(events=[event(customer, "visit", channel="web")])
+            time.sleep(0.01)
+
+    live.record(event(customer, channel="web"))
+    for how in ("cancelled", "late"):
+        before = live.counted(customer)
+        call = live.streaming(forever(), timeout=0.3 if how == "late" else 20)
+        if how == "cancelled":
+            time.sleep(0.2)
+            call.cancel()
+        with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+            call.result()
+        assert call.code() is {"cancelled": grpc.StatusCode.CANCELLED, "late": grpc.StatusCode.DEADLINE_EXCEEDED}[how]
+        assert live.counted(customer) > before
+    over.set()
+    time.sleep(0.1)
+    after = live.counted(customer)
+    time.sleep(0.1)
+    assert live.counted(customer) == after
+
+
+def test_a_slow_client_is_waited_for(server: ServerProcess) -> None:
+    customer = someone()
+    data = framed(StreamRequest(events=[event(customer, channel="web")]).SerializeToString())
+    with RawClient(server.target) as raw, calling(server.target) as live:
+        stream = raw.begin(STREAM)
+        for number in range(3):
+            for start_, stop in ((0, 3), (3, 20), (20, len(data))):
+                raw.send(stream, data[start_:stop], end=False)
+                time.sleep(0.05)
+            deadline = time.monotonic() + 5
+            while number and live.counted(customer) <= number:  # recorded as it comes, not at the end
+                assert time.monotonic() < deadline
+        raw.send(stream, b"")
+        assert events_pb2.StreamEventsResponse.FromString(raw.end(stream).only).accepted == 3
+
+
+def test_a_stream_that_ends_within_a_message_has_failed(server: ServerProcess, front: str) -> None:
+    customer = someone()
+    data = framed(StreamRequest(events=[event(customer, channel="web")]).SerializeToString())
+    with RawClient(server.target) as raw, calling(server.target) as live:
+        stream = raw.begin(STREAM)
+        raw.send(stream, data + data[:-1])
+        reply = raw.end(stream)
+        if front == "lean":
+            assert (reply.code, reply.data) == (INTERNAL, b"")
+        assert live.counted(customer) == 1
+
+
+def test_a_client_that_is_too_fast_is_held_back_and_others_are_not(start: Start) -> None:
+    server = start("--max-buffered-bytes", str(MEGABYTE))
+    customers = [someone() for _ in range(50)]
+    request = StreamRequest(events=[event(customers[n % 50], item_id="x" * 200) for n in range(1000)])
+    process = psutil.Process(server.process.pid)
+    with calling(server.target) as live:
+        live.record(*request.events)
+        before, most, slowest = process.memory_info().rss, 0, 0.0
+        call = live.streaming(iter([request] * 25), timeout=30)
+        while not call.done():
+            began = time.monotonic()
+            live.score(customers[0])  # on the same connection
+            slowest = max(slowest, time.monotonic() - began)
+            most = max(most, process.memory_info().rss)
+            time.sleep(0.02)
+        assert call.result().accepted == 25_000
+    assert 25 * request.ByteSize() > 5 * MEGABYTE
+    assert most < before + 24 * MEGABYTE
+    assert slowest < 1.5
+
+
+# --- while something else happens -----------------------------------------------------------------------------------
+
+
+class Dripping:
+    """A stream that brings an event now and then, until it is told to end."""
+
+    def __init__(self, live: Live, **options: Any) -> None:
+        self.customer, self._over = someone(), threading.Event()
+        self.sent = 0
+        self.call = live.streaming(self._requests(), **options)
+        deadline = time.monotonic() + 10
+        while self.sent < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def _requests(self) -> Iterator[Any]:
+        while not self._over.wait(0.02):
+            self.sent += 1
+            yield StreamRequest(events=[event(self.customer, event_id=str(self.sent), channel="web")])
+
+    def end(self) -> Any:
+        """The reply."""
+        self._over.set()
+        return self.call.result(timeout=10)
+
+    def broken(self) -> grpc.RpcError:
+        """The error that ends it."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.call.result(timeout=10)
+        self._over.set()
+        return caught.value
+
+
+def test_a_connection_of_age_lets_its_streams_end(start: Start) -> None:
+    server = start("--max-connection-age-s", "0.3")
+    with calling(server.target) as live:
+        stream = Dripping(live)
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            assert live.record(event(someone())).accepted == 1  # on a new connection after a while
+        assert stream.end().accepted == stream.sent
+        assert live.counted(stream.customer) == stream.sent
+    assert "Traceback" not in server.log
+
+
+def test_a_stop_waits_for_streams_that_end_and_ends_those_that_do_not(start: Start) -> None:
+    server = start("--grace-s", "1.2")
+    with calling(server.target) as first, calling(server.target) as second:
+        ending, endless = Dripping(first), Dripping(second)
+        server.process.terminate()
+        server.wait_for("stopping")
+        time.sleep(0.3)
+        assert ending.end().accepted == ending.sent
+        assert isinstance(endless.broken(), grpc.RpcError)
+        assert endless.call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert server.process.wait(10) == 0
+    assert "stopped" in server.log
+    assert "Traceback" not in server.log
+    assert "never retrieved" not in server.log
+    with calling(start().target) as live:
+        assert live.counted(ending.customer) == ending.sent
+        assert live.counted(endless.customer) >= 3
+
+
+def test_a_stop_under_load_keeps_what_it_acknowledged(start: Start) -> None:
+    server = start()
+    customers = [someone() for _ in range(6)]
+
+    ends: set[Any] = set()
+
+    def load(customer: str) -> int:
+        accepted = 0
+        with calling(server.target) as live:
+            try:
+                while True:
+                    accepted += live.record(*(event(customer, channel="web") for _ in range(3))).accepted
+            except grpc.RpcError as error:
+                ends.add(error.code())
+        return accepted
+
+    with ThreadPoolExecutor(len(customers)) as pool:
+        loading = [pool.submit(load, customer) for customer in customers]
+        time.sleep(0.4)
+        assert server.stop() == 0
+        accepted = [one.result() for one in loading]
+    assert min(accepted) > 0
+    assert ends <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    assert "Traceback" not in server.log
+    with calling(start().target) as live:
+        for customer, count in zip(customers, accepted, strict=True):
+            assert min(count, 300) <= live.counted(customer) <= count + 3  # the last one may not have been answered
+
+
+def test_redis_away_ends_streams_and_calls_with_a_time_to_retry_and_heals(
+    own_redis: RedisProcess, start: Start
+) -> None:
+    server = start(redis=own_redis.url)
+    with calling(server.target) as live:
+        stream = Dripping(live)
+        own_redis.kill()
+        error = stream.broken()
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        asked: list[Callable[[], Any]] = [
+            lambda: live.record(event("x")),
+            lambda: live.stream([[event("x")]]),
+            lambda: live.get("x"),
+            lambda: live.merge("x", "y"),
+            lambda: live.delete("x"),
+            lambda: live.consent("x", scoring=False),
+        ]
+        for ask in asked:
+            with refused(grpc.StatusCode.UNAVAILABLE) as found:
+                ask()
+            assert info_of(found[0]).reason == "FEATURE_STORE_UNAVAILABLE"
+            assert may_retry(found[0])
+        own_redis.start()
+        assert live.record(event(stream.customer, event_id="1", channel="web")).duplicates == 1
+        assert live.record(event(stream.customer, event_id="after", channel="web")).accepted == 1
+        assert 3 <= live.counted(stream.customer) <= stream.sent + 1
+    assert "Traceback" not in server.log
+    assert "never retrieved" not in server.log
+
+
+def test_events_that_a_hanging_redis_took_late_are_counted_once(own_redis: RedisProcess, start: Start) -> None:
+    server = start(redis=own_redis.url)
+    with calling(server.target) as live:
+        customer = someone()
+        events = [event(customer, event_id=str(number), channel="web") for number in range(200)]
+        live.record(events[0])
+        own_redis.pause()
+        began = time.monotonic()
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(live.record, *events) for _ in range(2)] + [pool.submit(live.stream, [events])]
+            for call in calls:
+                with refused(grpc.StatusCode.UNAVAILABLE):
+                    call.result()
+        assert time.monotonic() - began < 5
+        own_redis.resume()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                reply = live.record(*events)
+                break
+            except grpc.RpcError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert reply.accepted + reply.duplicates == 200
+        assert live.counted(customer) == 200
+    assert "Traceback" not in server.log

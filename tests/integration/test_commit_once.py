@@ -1,0 +1,70 @@
+"""A commit whose reply is lost is not sent again: nobody knows whether it was written."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from feature_store import bundle
+from feature_store.customers import CustomerStore
+from feature_store.errors import StoreUnavailableError
+from feature_store.events import Event, Rules
+from feature_store.live import Fold, Verdict
+from feature_store.online import Redis
+from feature_store.state import StateLayout
+from tests.conftest import Trained
+
+
+class Between:
+    """Between a client and Redis: on demand it keeps the next reply to a commit to itself, and closes."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.swallow = False
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_redis, to_redis = await asyncio.open_unix_connection(self._path)
+        while data := await reader.read(65_536):
+            to_redis.write(data)
+            reply = await from_redis.read(65_536)
+            if self.swallow and b"EVAL" in data:
+                self.swallow = False
+                break
+            writer.write(reply)
+        writer.close()
+        to_redis.close()
+
+
+def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(
+    toy: Trained, redis_url: str, tmp_path: Path
+) -> None:
+    manifest = bundle.read(toy.registry).manifest
+    fold = Fold(StateLayout(manifest.features), manifest.interests, Rules())
+
+    def event(event_id: str = "") -> Event:
+        return Event("once", "view", time.time(), channel="web", event_id=event_id)
+
+    async def run() -> None:
+        between = Between(redis_url.removeprefix("unix://"))
+        server = await asyncio.start_unix_server(between.serve, str(tmp_path / "s"))
+        store = Redis(f"unix://{tmp_path}/s", 2.0)
+        customers = CustomerStore(store, fold)
+        await customers.record([event()])
+        for one in (event(), event("1")):
+            between.swallow = True
+            with pytest.raises(StoreUnavailableError):
+                await customers.record([one])
+        (outcome,) = await customers.record([event("1")])
+        assert outcome.verdict is Verdict.DUPLICATE
+        assert (await customers.get("once")).record.channels == {"web": 3}
+        await customers.erase("once")
+        await store.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    with redis.Redis.from_url(redis_url) as connection:
+        assert not connection.exists("tm:live:once")

@@ -1,0 +1,101 @@
+"""Events of many calls at once: nobody is left waiting, in whatever turn of the loop they come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from feature_store.events import Event, Rules
+from feature_store.live import ACCEPTED, DUPLICATE, Outcome
+from service.recorder import BATCH, WORKERS, Recorder
+
+
+def event(customer_id: str = "c", event_id: str = "") -> Event:
+    return Event(customer_id, "view", time.time(), event_id=event_id)
+
+
+class Store:
+    """Knows no customers, only which events it has seen."""
+
+    def __init__(self, turns: int = 1) -> None:
+        self.turns = turns
+        self.batches: list[int] = []
+        self.at_once = self.most_at_once = 0
+
+    async def record(self, events: Sequence[Event]) -> list[Outcome]:
+        self.batches.append(len(events))
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+        self.at_once -= 1
+        return [DUPLICATE if one.event_id == "again" else ACCEPTED for one in events]
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_events_that_come_in_whatever_turn_of_the_loop_are_not_left_waiting(turns: int) -> None:
+    async def run() -> None:
+        recorder = Recorder(Store(turns).record, Rules())
+
+        async def call(wait: int) -> int:
+            for _ in range(wait):
+                await asyncio.sleep(0)
+            return (await recorder.record([event()])).accepted
+
+        for gap in range(12):
+            calls = [asyncio.create_task(call(wait)) for wait in (0, 1, gap, gap)]
+            assert await asyncio.wait_for(asyncio.gather(*calls), 5) == [1, 1, 1, 1]
+
+    asyncio.run(run())
+
+
+def test_events_that_come_in_the_very_turn_in_which_the_workers_end_are_not_left_waiting() -> None:
+    async def run() -> None:
+        recorder = Recorder(Store(0).record, Rules())
+        calls = [asyncio.create_task(recorder.record([event()])) for _ in range(WORKERS)]
+        await asyncio.sleep(0)  # now the workers have been made, and end in the next turn
+        calls.append(asyncio.create_task(recorder.record([event()])))
+        found = await asyncio.wait_for(asyncio.gather(*calls), 2)
+        assert [one.accepted for one in found] == [1] * (WORKERS + 1)
+
+    asyncio.run(run())
+
+
+def test_calls_share_batches_and_each_hears_of_its_own_events() -> None:
+    async def run() -> None:
+        store = Store()
+        recorder = Recorder(store.record, Rules())
+        large = [event(event_id="again" if at % 2 else "") for at in range(200)]
+        replies = await asyncio.gather(
+            recorder.record(large),
+            recorder.record([event(), event("")]),
+            *(recorder.record([event()]) for _ in "12345"),
+        )
+        assert [(found.accepted, found.duplicates, found.rejected_count) for found in replies] == [
+            (100, 100, 0),
+            (1, 0, 1),
+            *[(1, 0, 0)] * 5,
+        ]
+        assert max(store.batches) == BATCH
+        assert store.most_at_once <= WORKERS
+
+    asyncio.run(run())
+
+
+def test_who_gives_up_leaves_nothing_to_do_for_the_others_to_wait_for() -> None:
+    async def run() -> None:
+        store = Store(5)
+        recorder = Recorder(store.record, Rules())
+        calls = [asyncio.create_task(recorder.record([event()] * 500)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for call in calls[:2]:
+            call.cancel()
+        assert (await calls[2]).accepted == 500
+        assert sum(store.batches) < 500 + 3 * BATCH
+        assert not recorder._waiting
+        assert not recorder._workers
+
+    asyncio.run(run())
