@@ -202,31 +202,30 @@ class Record:
             magic, version, flags, interests, channels, aliases, _, first, last, counted = _HEAD.unpack_from(value)
             if magic != MAGIC or version != VERSION:
                 raise UnreadableRecordError
-            record = Record(not flags & NO_SCORING, not flags & NO_RESPONSE, None, first, last)
-            at = _HEAD.size
+            at, found, came_from, names = _HEAD.size, [], {}, []
             for _ in range(interests):
                 size, views, weight, moment = _INTEREST.unpack_from(value, at)
                 at += _INTEREST.size + size
                 if views and not 0 < weight < math.inf:
                     raise UnreadableRecordError
-                record.interests.append(Interest(value[at - size : at].decode(), views, weight, moment))
+                found.append(Interest(value[at - size : at].decode(), views, weight, moment))
             for _ in range(channels):
                 size, count = _CHANNEL.unpack_from(value, at)
                 at += _CHANNEL.size + size
-                record.channels[value[at - size : at].decode()] = count
+                came_from[value[at - size : at].decode()] = count
             for _ in range(aliases):
                 (size,) = _ALIAS.unpack_from(value, at)
                 at += _ALIAS.size + size
-                record.aliases.append(value[at - size : at].decode())
+                names.append(value[at - size : at].decode())
         except (struct.error, UnicodeDecodeError) as error:
             raise UnreadableRecordError from error
         if len(value) != at + 14 * counted or math.isnan(first) or math.isnan(last):
             raise UnreadableRecordError
-        if flags & ALIAS:
-            record.alias_of = record.aliases.pop()
+        root = names.pop() if flags & ALIAS else None
         hours, kinds = at + 4 * counted, at + 6 * counted
-        record.counted = Counted(array("I", value[at:hours]), array("H", value[hours:kinds]), array("Q", value[kinds:]))
-        return record
+        again = Counted(array("I", value[at:hours]), array("H", value[hours:kinds]), array("Q", value[kinds:]))
+        allowed = not flags & NO_SCORING, not flags & NO_RESPONSE
+        return Record(*allowed, root, first, last, found, came_from, names, again)
 
 
 class Told(NamedTuple):
