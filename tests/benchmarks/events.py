@@ -103,7 +103,7 @@ def drawn(kinds: Kinds, count: int, customers: int = CUSTOMERS) -> list[Event]:
     found = []
     for at in range(count):
         kind = kinds.types[at % len(kinds.types)]
-        event = Event(customer_id(rng.randrange(customers)), kind, now - rng.randrange(1, 60) + rng.uniform(0.5, 1))
+        event = Event(customer_id(rng.randrange(customers)), kind, now - rng.randrange(1, 60) + rng.uniform(0.5, 0.99))
         fill(event, kinds, rng)
         found.append(event)
     return found
