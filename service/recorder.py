@@ -18,7 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from feature_store.customers import ConflictError
 from feature_store.errors import ArchiveBehindError, StoreUnavailableError
@@ -114,11 +114,16 @@ class Recorder:
         finished: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Job(events, finished, [None] * len(events), left=len(events)))
         if len(self._workers) < WORKERS:
-            self._workers.add(task := asyncio.get_running_loop().create_task(self._work()))
-            task.add_done_callback(self._workers.discard)
+            self._workers.add(asyncio.get_running_loop().create_task(self._work()))
         return await finished
 
     async def _work(self) -> None:
+        try:
+            await self._work_off()
+        finally:  # at once: a call that comes before a callback of the task would wait for a worker that has ended
+            self._workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _work_off(self) -> None:
         while batch := self._take():
             events = [event for job, start, stop in batch for event in job.events[start:stop]]
             try:
