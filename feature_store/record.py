@@ -206,28 +206,27 @@ class Record:
             said = flags, interests, channels, aliases, counted, first, last
             if flags & ALIAS and said != (ALIAS, 0, 0, 1, 0, math.inf, -math.inf):  # a bit flipped
                 raise UnreadableRecordError
-            record = Record(not flags & NO_SCORING, not flags & NO_RESPONSE, None, first, last)
-            at = _HEAD.size
+            at, found, came_from, names = _HEAD.size, [], {}, []
             for _ in range(interests):
                 interest, at = _interest(value, at)
-                record.interests.append(interest)
+                found.append(interest)
             for _ in range(channels):
                 size, count = _CHANNEL.unpack_from(value, at)
                 at += _CHANNEL.size + size
-                record.channels[value[at - size : at].decode()] = count
+                came_from[value[at - size : at].decode()] = count
             for _ in range(aliases):
                 (size,) = _ALIAS.unpack_from(value, at)
                 at += _ALIAS.size + size
-                record.aliases.append(value[at - size : at].decode())
+                names.append(value[at - size : at].decode())
         except (struct.error, UnicodeDecodeError) as error:
             raise UnreadableRecordError from error
         if len(value) != at + 14 * counted or not (_seen(first) and _seen(last)):
             raise UnreadableRecordError
-        if flags & ALIAS:
-            record.alias_of = record.aliases.pop()
+        root = names.pop() if flags & ALIAS else None
         hours, kinds = at + 4 * counted, at + 6 * counted
-        record.counted = Counted(array("I", value[at:hours]), array("H", value[hours:kinds]), array("Q", value[kinds:]))
-        return record
+        again = Counted(array("I", value[at:hours]), array("H", value[hours:kinds]), array("Q", value[kinds:]))
+        allowed = not flags & NO_SCORING, not flags & NO_RESPONSE
+        return Record(*allowed, root, first, last, found, came_from, names, again)
 
 
 class Told(NamedTuple):

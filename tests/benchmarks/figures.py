@@ -18,13 +18,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import scoring_pb2
 
 from feature_store.embedded import embedded_redis
-from feature_store.online import Keys, StateReader, StateWriter
+from feature_store.online import Keys, Redis, StateReader, StateWriter
 from feature_store.state import StateLayout
 from service.convert import encode_batch
 from service.framing import HEAD, OK
 from service.http2 import Http2
 from service.scorer import Part, Scores
-from tests.benchmarks import front, raw_load
+from tests.benchmarks import events, front, raw_load
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, cpu_of, customer_id, load_customers, paired
 
 ROUND: Final = 400
@@ -104,22 +104,23 @@ def encode_256_ratio(_bench: Bench) -> Measured:
 
 
 def mget_256_ratio(bench: Bench) -> Measured:
-    """Why Redis is asked over redis-py's connections: 256 states that way, over redis-py's client."""
+    """Why Redis is asked over redis-py's connections: 256 states and records that way, over redis-py's client."""
     layout = StateLayout(bench.bundle.manifest.features)
     ids = [customer_id(i * 37) for i in range(256)]
     keys = Keys(layout.fingerprint)
     loop = uvloop.new_event_loop()
-    ours, theirs = StateReader(bench.url, layout, 1.0), redis.asyncio.Redis.from_url(bench.url, socket_timeout=1.0)
+    store, theirs = Redis(bench.url, 1.0), redis.asyncio.Redis.from_url(bench.url, socket_timeout=1.0)
+    ours = StateReader(store, layout)
 
     async def by_client() -> None:
-        values: Any = await theirs.mget(keys.of(ids))
-        layout.unpack(values)
+        values: Any = await theirs.mget([*keys.of(ids), *Keys.records(ids)])
+        layout.unpack(values[: len(ids)])
 
     found = paired(
         lambda: cpu_of(lambda: loop.run_until_complete(ours.read(ids))),
         lambda: cpu_of(lambda: loop.run_until_complete(by_client())),
     )
-    loop.run_until_complete(ours.close())
+    loop.run_until_complete(store.close())
     loop.run_until_complete(theirs.aclose())
     loop.close()
     return found.median, f"CPU; redis-py's client {found.unit * 1e6:,.0f} µs; {found.spread}"
@@ -173,9 +174,14 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("redis_bytes_ratio", "<= 1.1", redis_bytes_ratio),
     ("encode_256_ratio", "<= 0.5", encode_256_ratio),
     ("mget_256_ratio", "<= 0.8", mget_256_ratio),
+    ("visible_next", ">= 10000", events.visible_next),
+    ("record_1_latency", "<= 2", events.record_1_latency),
+    ("score_p99_under_events", "<= 1.5", events.score_p99_under_events),
+    ("live_bytes_ratio", "<= 2", events.live_bytes_ratio),
 )
 
 GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, Measured]]]]] = (
+    ({"record_256_rate": ">= 20000", "record_256_share": ">= 0.5", "fold_us": "<= 15"}, events.throughput),
     ({"million_failed": "<= 0", "million_memory": "<= 1.05"}, front.million_calls),
     (dict.fromkeys(("peer_tidemark_64", "peer_mosec_64", "peer_empty_cpp_64"), ""), front.peers),
 )

@@ -86,16 +86,18 @@ def unary_clients(front: str, bench: Bench) -> Measured:
 def unary_1_latency(bench: Bench) -> Measured:
     """Median latency of one call at a time, over the empty call's."""
     with tidemark_server(bench.registry, bench.url) as ours, empty_server() as empty:
-        found = paired(lambda: latency(ours), lambda: latency(empty))
+        found = paired(
+            lambda: latency(ours, raw_load.Requests(ours.port)), lambda: latency(empty, raw_load.Requests(empty.port))
+        )
     return found.median, f"the empty call takes {found.unit * 1e6:.0f} µs; {found.spread}"
 
 
-def latency(target: Server) -> float:
+def latency(target: Server, requests: raw_load.Pool) -> float:
     """Median seconds from sending a call to having its reply, one at a time on one connection."""
-    requests, taken = raw_load.Requests(target.port), []
+    taken = []
     line = raw_load.Calls(target.port, 1, requests)
     until = time.perf_counter() + SLICE_S
-    while (start := time.perf_counter()) < until:
+    while (start := time.perf_counter()) < until and requests.left:
         line.send()
         while line.open and line.pending:
             select.select([line.socket], [], [], raw_load.PATIENCE_S)
@@ -176,7 +178,8 @@ def interference_p99(bench: Bench) -> Measured:
         large: list[int] = []
 
         def p99() -> float:
-            return float(np.quantile(paced(ours, half, 2 * SLICE_S), P99))
+            requests = raw_load.Requests(ours.port)
+            return float(np.quantile(paced(ours.port, requests, half, int(2 * SLICE_S * half)), P99))
 
         def disturbed() -> float:
             with subprocess.Popen([*rude, str(4 * SLICE_S)], stdout=subprocess.PIPE) as client:
@@ -191,22 +194,22 @@ def interference_p99(bench: Bench) -> Measured:
     return found.median, f"without {found.unit * 1e3:.1f} ms, at {half:,.0f} a second; {beside}; {found.spread}"
 
 
-def paced(target: Server, rate: float, seconds: float) -> list[float]:
+def paced(port: int, requests: raw_load.Pool, rate: float, count: int, lines: int = LINES) -> list[float]:
     """Seconds that calls took which were due at an even ``rate``, on connections of one call each."""
-    requests, poll, taken = raw_load.Requests(target.port), select.epoll(), []
-    free = [raw_load.Calls(target.port, 1, requests) for _ in range(LINES)]
+    poll, taken = select.epoll(), []
+    free = [raw_load.Calls(port, 1, requests) for _ in range(lines)]
     busy: dict[int, tuple[raw_load.Calls, float]] = {}
     for line in free:
         poll.register(line.socket, select.EPOLLIN)
     start, begun = time.perf_counter(), 0
-    while begun < rate * seconds or busy:
+    while begun < count or busy:
         now = time.perf_counter()
-        while free and begun < rate * seconds and (due := start + begun / rate) <= now:
+        while free and begun < count and (due := start + begun / rate) <= now:
             line = free.pop()
             line.send()
             busy[line.socket.fileno()] = line, due
             begun += 1
-        wait = start + begun / rate - now if begun < rate * seconds else raw_load.PATIENCE_S
+        wait = start + begun / rate - now if free and begun < count else raw_load.PATIENCE_S
         for number, _ in poll.poll(max(0.0, wait)):
             if number in busy:
                 line, due = busy[number]
@@ -217,7 +220,9 @@ def paced(target: Server, rate: float, seconds: float) -> list[float]:
                     free.append(line)
     for line in free:
         line.socket.close()
-    return taken[LINES:]  # the first on each brought its connection up
+    if failed := sum(line.failed for line in free):
+        raise RuntimeError(f"{failed} calls failed")
+    return taken[lines:]  # the first on each brought its connection up
 
 
 def million_calls(bench: Bench) -> dict[str, Measured]:

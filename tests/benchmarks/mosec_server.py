@@ -23,6 +23,7 @@ from mosec import Server, Worker
 from feature_store import bundle
 from service import wire
 from service.models import Model
+from service.scorer import NO_SPIKES
 
 BATCH: Final = 64
 WAIT_MS: Final = 3
@@ -60,7 +61,7 @@ class Scorer(Worker):
             raise ValueError("a customer is unknown")
         table = self._model.run(states, time.time(), self._economics[: len(data)])
         rows = zip(data, table.tolist(), strict=True)
-        return [wire.score(name.decode(), row, self._version) for name, row in rows]
+        return [wire.score(name.decode(), row, self._version, None, NO_SPIKES) for name, row in rows]
 
 
 def free_port() -> int:

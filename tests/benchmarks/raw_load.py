@@ -190,10 +190,10 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def _first_headers(port: int) -> bytes:
+def first_headers(port: int, path: str) -> bytes:
     """The headers of a connection's first call, in grpcio's order; all but two are put into the table."""
     literals = (
-        (b":path", UNARY.encode()),
+        (b":path", path.encode()),
         (b":authority", b"127.0.0.1:%d" % port),
         (b"content-type", b"application/grpc"),
         (b"te", b"trailers"),
@@ -202,7 +202,7 @@ def _first_headers(port: int) -> bytes:
         (b"user-agent", b"grpc-python-asyncio/1.81.1 grpc-c/54.0.0 (linux; chttp2)"),
     )
     blocks = [b"\x40%c%b%c%b" % (len(name), name, len(value), value) for name, value in literals]
-    return b"".join([*blocks[:2], STATIC_HEADERS, *blocks[2:]])
+    return frame(HEADERS, END_HEADERS, 1, b"".join([*blocks[:2], STATIC_HEADERS, *blocks[2:]]))
 
 
 PREFACE: Final = b"".join(
@@ -222,13 +222,34 @@ REQUEST: Final = frame(HEADERS, END_HEADERS, 0, LATER_HEADERS) + frame(DATA, END
 DATA_AT: Final = HEAD + len(LATER_HEADERS)
 
 
+class Pool(Protocol):
+    """Ready-made requests of one method, all with the same headers and messages of the same size."""
+
+    @property
+    def first_headers(self) -> bytes:
+        """The frame that replaces the headers of a connection's first request, of ``DATA_AT`` bytes."""
+
+    @property
+    def message_bytes(self) -> int:
+        """Size of a message, as flow control counts it."""
+
+    @property
+    def left(self) -> int:
+        """Requests that are still to come."""
+
+    def group(self, stream: int, count: int) -> bytes | memoryview:
+        """The next requests, as streams from that one on; valid until the next call."""
+
+
 class Requests:
-    """A pool of requests for customers drawn evenly from all; only stream ids are missing."""
+    """A pool of score requests for customers drawn evenly from all, again and again; only stream ids are missing."""
 
     SIZE: Final = 1 << 16
+    message_bytes: Final = len(MESSAGE)
+    left: Final = sys.maxsize
 
     def __init__(self, port: int) -> None:
-        self.first_headers: Final = frame(HEADERS, END_HEADERS, 1, _first_headers(port))
+        self.first_headers: Final = first_headers(port, UNARY)
         fields: Any = {
             "names": ["headers", "data", "customer"],
             "formats": [">u4", ">u4", f"S{ID_BYTES}"],
@@ -350,7 +371,7 @@ class Reply:
 class Calls:
     """A gRPC connection with up to ``in_flight`` calls on it; when half of them are back, as many follow."""
 
-    def __init__(self, port: int, in_flight: int, requests: Requests) -> None:
+    def __init__(self, port: int, in_flight: int, requests: Pool) -> None:
         self.socket = connected(port)
         self.pending = self.calls = self.failed = 0
         self.open = True
@@ -367,14 +388,15 @@ class Calls:
 
     def send(self) -> None:
         """Send a group, if half of the calls are back; the very first one brings the connection up."""
-        count = min(self._in_flight - self.pending, self._room // len(MESSAGE))
+        size = self._requests.message_bytes
+        count = min(self._in_flight - self.pending, self._room // size, self._requests.left)
         if count < self._least or self._going_away:
             return
         group: bytes | memoryview = self._requests.group(self._stream, count)
         if self._stream == 1:
             group = b"".join([PREFACE, self._requests.first_headers, group[DATA_AT:]])
         self._stream += 2 * count
-        self._room -= len(MESSAGE) * count
+        self._room -= size * count
         self.pending += count
         self._say(group)
 

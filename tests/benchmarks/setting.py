@@ -48,7 +48,7 @@ def load_customers(url: str, bundle: Bundle) -> None:
     slots = golden[rng.integers(len(golden), size=CUSTOMERS)] * rng.uniform(0.8, 1.2, (CUSTOMERS, 1))
     moment = np.full(CUSTOMERS, time.time())
     with StateWriter(url, layout) as writer:
-        writer.write([customer_id(i) for i in range(CUSTOMERS)], layout.pack_many(moment, moment, slots))
+        writer.write([customer_id(i) for i in range(CUSTOMERS)], layout.pack_many(moment, slots))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tidemark.v1 import scoring_pb2
 
-from service.client import ScoringClient, CallFailedError
+from service.client import CallFailedError, ScoringClient
 from tests.conftest import Run
 from tests.e2e.conftest import RedisProcess, ServerProcess, load_sample
 

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from tidemark.rpc import status_pb2
 
-from service.client import ScoringClient, CallFailedError, _problem
+from service.client import CallFailedError, ScoringClient, _problem
 
 
 def test_one_text_is_not_taken_for_a_list_of_ids() -> None:
