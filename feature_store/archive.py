@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -87,7 +88,7 @@ class Archive:
         if self._lock is None:
             raise ValueError("the archive is closed")
         new = [entry for entry in entries if entry[0] > self.position]
-        if any(later[0] <= before[0] for before, later in zip(new, new[1:], strict=False)):
+        if any(later[0] <= before[0] for before, later in pairwise(new)):
             raise ValueError("entries must be in ascending order of seq")
         if not new:
             return
@@ -155,13 +156,13 @@ class Archive:
         return {Path(path).name for (path,) in found.fetchall()}
 
     def _write_events(self, number: int, files: Sequence[EventFile], rows: Sequence[Row]) -> int:
-        """Write what is not erased of files, and new rows, to one file; how many it has. None is left if it has none."""
+        """Write what is not erased of files, and new rows, to one file; how many rows. Without any there is no file."""
         self._fill("new", _ROW_COLUMNS, rows)
         old = parquet_sql([self._folder / file.name for file in files], COLUMNS)
         return self._copy(
             _name("events", number),
             f"""{old} {"WHERE customer_id NOT IN (FROM erased)" if files else ""}
-                UNION ALL BY NAME SELECT *, to_timestamp(t) AS event_time FROM new""",
+                UNION ALL BY NAME SELECT *, make_timestamp(round(t * 1e6)::BIGINT) AS event_time FROM new""",
         )
 
     def _write_aliases(self, number: int) -> str | None:

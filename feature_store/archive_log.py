@@ -55,7 +55,9 @@ class Aliases:
 
         To say the same again changes nothing.
         """
-        if alias == root or root in self.roots or self.roots.get(alias, root) != root:
+        if (known := self.roots.get(alias)) == root:
+            return
+        if alias == root or root in self.roots or known is not None:
             raise ValueError("the merge contradicts the aliases known before")
         names = {alias, *self._names.pop(alias, ())}
         self._names[root] |= names

@@ -25,7 +25,7 @@ COLUMNS: Final = {
     "n": "INTEGER",
     "customer_id": "VARCHAR",
     "t": "DOUBLE",
-    "event_time": "TIMESTAMPTZ",
+    "event_time": "TIMESTAMP",
     "event_type": "VARCHAR",
     "amount": "DOUBLE",
     "duration_s": "DOUBLE",
@@ -36,7 +36,8 @@ COLUMNS: Final = {
     "mark": "VARCHAR",
 }
 """Of the events: ``seq`` and ``n`` are the entry of the log and the index in it, ``t`` the exact unix seconds of which
-``event_time`` is the microsecond, for those who read the files with other tools."""
+``event_time`` is the microsecond in UTC, for those who read the files with other tools. It names no zone, because
+DuckDB hands times with a zone to Python only where pytz is installed."""
 ALIAS_COLUMNS: Final = {"alias": "VARCHAR", "root": "VARCHAR"}
 
 Result = TypeVar("Result")
@@ -105,6 +106,8 @@ class Snapshot:
 
     def aliases(self) -> dict[str, str]:
         """Root by alias; a root is never an alias."""
+        if self.commit.aliases is None:
+            return {}
         with duckdb.connect(":memory:") as connection:
             return dict(connection.execute(self.aliases_sql).fetchall())
 

@@ -20,25 +20,33 @@ BUILT_IN = Path(__file__).parent / "configs"
 class Source(BaseModel):
     """``[source]``: DuckDB SQL that turns the shop's tables into canonical events and attributes.
 
-    ``paths`` names folders for the SQL to use as ``${name}``: relative to the config file, or ``package:NAME/FOLDER``
-    for data inside an installed Python package.
+    Instead of SQL for events, ``archive`` may name the folder that live events are archived in. ``paths`` names folders
+    for the SQL to use as ``${name}``. Folders are relative to the config file, or ``package:NAME/FOLDER`` for data
+    inside an installed Python package.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    events: str
+    events: str | None = None
+    archive: Annotated[str | None, Field(min_length=1)] = None
     attributes: str | None = None
     paths: dict[str, str] = {}
 
     _base: Path = PrivateAttr(default=Path())
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.events is None) == (self.archive is None):
+            raise ValueError("give 'events' (SQL) or 'archive' (a folder), one of the two")
+        return self
+
     def relative_to(self, folder: Path) -> None:
-        """Resolve relative ``paths`` from here on."""
+        """Resolve relative folders from here on."""
         self._base = folder
 
     def sql(self, query: str) -> str:
         """``query`` with every ``${name}`` replaced by its folder."""
-        folders = {name: str(self._resolve(name, path)) for name, path in self.paths.items()}
+        folders = {name: str(self.folder(f"paths.{name}", path)) for name, path in self.paths.items()}
         try:
             return Template(query).substitute(folders).strip().removesuffix(";")
         except (KeyError, ValueError) as error:
@@ -46,7 +54,8 @@ class Source(BaseModel):
                 f"source: the SQL uses an unknown folder {error}: add it to source.paths, or write $$ for a dollar sign"
             ) from error
 
-    def _resolve(self, name: str, path: str) -> Path:
+    def folder(self, key: str, path: str) -> Path:
+        """Where a folder of the config is; ``key`` names it in errors."""
         if not path.startswith("package:"):
             return (self._base / path).resolve()
         package, _, folder = path.removeprefix("package:").partition("/")
@@ -55,7 +64,7 @@ class Source(BaseModel):
         except (ImportError, ValueError):
             spec = None
         if spec is None or not spec.submodule_search_locations:
-            raise InputError(f"source.paths.{name}: Python package '{package}' is not installed")
+            raise InputError(f"source.{key}: Python package '{package}' is not installed")
         return Path(next(iter(spec.submodule_search_locations))) / folder
 
 

@@ -6,7 +6,6 @@ the same state from the same events (``python -m feature_store verify`` proves i
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -16,13 +15,11 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.canonical import LEFT_OUT, NUMERIC, read_attributes, read_events
 from feature_store.config import Source
-from feature_store.definitions import MAX_ID_BYTES, Feature
+from feature_store.definitions import Feature
 from feature_store.errors import InputError
 from feature_store.state import DAY_S, Floats, StateLayout
-
-REQUIRED: Final = ("customer_id", "event_time", "event_type")
-OPTIONAL: Final = ("amount", "duration_s", "item_id", "channel", "text", "event_id")
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,9 @@ class OfflineStore:
         self.connection: Final = duckdb.connect(":memory:")
         self.connection.execute("SET TimeZone = 'UTC'")
         try:
-            self._read_events(source.sql(source.events))
-            self._attribute_columns = self._read_attributes(source)
-            self.summary: Final = self._summarise()
+            read_events(self.connection, source)
+            self._attribute_columns = read_attributes(self.connection, source)
+            self.summary: Final = self._summarise("source.events" if source.archive is None else "source.archive")
         except BaseException:
             self.connection.close()
             raise
@@ -85,92 +82,24 @@ class OfflineStore:
             slots[:, i] = column.filled(layout.identity[i])
         return OfflineStates(np.asarray(found["customer_id"], dtype=object), slots)
 
-    def _read_events(self, query: str) -> None:
-        columns = self._columns("source.events", query)
-        for name in REQUIRED:
-            if name not in columns:
-                raise InputError(f"source.events: column '{name}' is missing: select the shop's column AS {name}")
-        for name in columns:
-            if name not in REQUIRED + OPTIONAL:
-                raise InputError(
-                    f"source.events: unknown column '{name}': canonical ones are {', '.join(REQUIRED + OPTIONAL)}"
-                )
-        if not columns["event_time"].startswith("TIMESTAMP"):
-            raise InputError(
-                f"source.events: event_time is {columns['event_time']}, not a TIMESTAMP: cast it, "
-                "for example with to_timestamp(seconds) or event_time::TIMESTAMP"
-            )
-        numbers = ", ".join(
-            f"CASE WHEN isfinite({name}::DOUBLE) THEN {name}::DOUBLE END AS {name}"
-            if name in columns
-            else f"NULL::DOUBLE AS {name}"
-            for name in ("amount", "duration_s")
-        )
-        self._execute(
-            "source.events",
-            f"""CREATE TABLE read AS SELECT customer_id::VARCHAR AS customer_id,
-                CASE WHEN isfinite(event_time) THEN epoch(event_time) END AS t,
-                event_type::VARCHAR AS event_type, {numbers} FROM ({query}\n)""",
-        )
-        self.connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(_LEFT_OUT.values())})")
-
-    def _read_attributes(self, source: Source) -> dict[str, str]:
-        if source.attributes is None:
-            return {}
-        query = source.sql(source.attributes)
-        columns = self._columns("source.attributes", query)
-        if "customer_id" not in columns:
-            raise InputError("source.attributes: column 'customer_id' is missing: select the shop's column AS it")
-        self._execute(
-            "source.attributes",
-            f"""CREATE TABLE attributes AS SELECT * REPLACE (customer_id::VARCHAR AS customer_id) FROM ({query}\n)
-                WHERE NOT ({_LEFT_OUT["without a usable customer_id"]})""",
-        )
-        twice = self.connection.execute("SELECT count(*) - count(DISTINCT customer_id) FROM attributes").fetchall()
-        if twice[0][0]:
-            raise InputError(
-                f"source.attributes: {twice[0][0]:,} rows repeat a customer_id: select one row per customer"
-            )
-        return columns
-
     def _check_attributes(self, features: tuple[Feature, ...]) -> None:
         for feature in features:
             if feature.aggregate == "attribute":
                 kind = self._attribute_columns.get(feature.name)
                 if kind is None:
                     raise InputError(f"feature '{feature.name}': source.attributes has no column of that name")
-                if not _NUMERIC.fullmatch(kind):
+                if not NUMERIC.fullmatch(kind):
                     raise InputError(f"feature '{feature.name}': its column is {kind}, not a number: convert it in SQL")
 
-    def _summarise(self) -> SourceSummary:
-        counts = ", ".join(f"count(*) FILTER ({rule})" for rule in _LEFT_OUT.values())
+    def _summarise(self, where: str) -> SourceSummary:
+        counts = ", ".join(f"count(*) FILTER ({rule})" for rule in LEFT_OUT.values())
         row = self.connection.execute(f"SELECT {counts} FROM read").fetchall()[0]
-        left_out = {reason: number for reason, number in zip(_LEFT_OUT, row, strict=True) if number}
+        left_out = {reason: number for reason, number in zip(LEFT_OUT, row, strict=True) if number}
         found = self.connection.execute("SELECT count(*), count(DISTINCT customer_id), min(t), max(t) FROM events")
         events, customers, start, end = found.fetchall()[0]
         if not events:
-            raise InputError("source.events: no usable row: every one lacks a customer_id, an event_time or a type")
+            raise InputError(f"{where}: no usable row: every one lacks a customer_id, an event_time or a type")
         return SourceSummary(events, customers, start, end, left_out)
-
-    def _columns(self, where: str, query: str) -> dict[str, str]:
-        return {row[0]: row[1] for row in self._execute(where, f"DESCRIBE {query}")}
-
-    def _execute(self, where: str, query: str) -> list[tuple[str, ...]]:
-        try:
-            return self.connection.execute(query).fetchall()
-        except duckdb.Error as error:
-            raise InputError(f"{where}: {str(error).split(chr(10) + 'LINE ')[0]}") from error
-
-
-_NUMERIC: Final = re.compile(r"BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)")
-
-_LEFT_OUT: Final = {
-    "without a usable customer_id": f"customer_id IS NULL OR strlen(customer_id) NOT BETWEEN 1 AND {MAX_ID_BYTES}"
-    " OR regexp_matches(replace(customer_id, ' ', ''), '[\\p{C}\\p{Z}]')",
-    "without an event_time": "t IS NULL",
-    "without an event_type": "event_type IS NULL",
-    "in the future": "t > epoch(now()) + 86400",
-}
 
 
 def _slot_sql(feature: Feature) -> str:

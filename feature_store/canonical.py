@@ -1,0 +1,143 @@
+"""Canonical events and attributes: what a source's SQL or its archive gives, as tables of one form in DuckDB.
+
+Tables: ``read`` (all events: customer_id, t in unix seconds, event_type, amount, duration_s, item_id, event_id), the
+view ``events`` of those that can be used, ``attributes`` (customer_id and the source's columns) and ``aliases`` (alias,
+root), which holds rows only for an archive. Customer ids in the others are roots.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import duckdb
+
+from feature_store.archive_reader import ALIAS_COLUMNS, Snapshot, parquet_sql, read_archive
+from feature_store.config import Source
+from feature_store.definitions import MAX_ID_BYTES
+from feature_store.errors import InputError
+
+REQUIRED: Final = ("customer_id", "event_time", "event_type")
+OPTIONAL: Final = ("amount", "duration_s", "item_id", "channel", "text", "event_id")
+
+NUMERIC: Final = re.compile(r"BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)")
+"""DuckDB types that an attribute of a feature may have."""
+
+LEFT_OUT: Final = {
+    "without a usable customer_id": f"customer_id IS NULL OR strlen(customer_id) NOT BETWEEN 1 AND {MAX_ID_BYTES}"
+    " OR regexp_matches(replace(customer_id, ' ', ''), '[\\p{C}\\p{Z}]')",
+    "without an event_time": "t IS NULL",
+    "without an event_type": "event_type IS NULL",
+    "in the future": "t > epoch(now()) + 86400",
+}
+"""Rules by which an event of ``read`` is no event of ``events``, by what they are called."""
+
+
+def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
+    """Make the tables of events, and of the aliases known; InputError names what is wrong with the source."""
+    connection.execute(f"CREATE TABLE aliases AS {parquet_sql([], ALIAS_COLUMNS)}")
+    if source.events is not None:
+        _read_query(connection, source.sql(source.events))
+    if source.archive is not None:
+        _read_archive(connection, source.folder("archive", source.archive))
+    connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(LEFT_OUT.values())})")
+
+
+def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, str]:
+    """Make the table of attributes, if the source has any: the DuckDB type of its columns by name."""
+    if source.attributes is None:
+        return {}
+    query = source.sql(source.attributes)
+    columns = _columns(connection, "source.attributes", query)
+    if "customer_id" not in columns:
+        raise InputError("source.attributes: column 'customer_id' is missing: select the shop's column AS it")
+    _execute(
+        connection,
+        "source.attributes",
+        f"""CREATE TABLE attributes AS SELECT * REPLACE (customer_id::VARCHAR AS customer_id) FROM ({query}\n)
+            WHERE NOT ({LEFT_OUT["without a usable customer_id"]})""",
+    )
+    twice = connection.execute("SELECT count(*) - count(DISTINCT customer_id) FROM attributes").fetchall()
+    if twice[0][0]:
+        raise InputError(f"source.attributes: {twice[0][0]:,} rows repeat a customer_id: select one row per customer")
+    if source.archive is not None:
+        _merge_attributes(connection, columns)
+    return columns
+
+
+def _read_query(connection: duckdb.DuckDBPyConnection, query: str) -> None:
+    columns = _columns(connection, "source.events", query)
+    for name in REQUIRED:
+        if name not in columns:
+            raise InputError(f"source.events: column '{name}' is missing: select the shop's column AS {name}")
+    for name in columns:
+        if name not in REQUIRED + OPTIONAL:
+            raise InputError(
+                f"source.events: unknown column '{name}': canonical ones are {', '.join(REQUIRED + OPTIONAL)}"
+            )
+    if not columns["event_time"].startswith("TIMESTAMP"):
+        raise InputError(
+            f"source.events: event_time is {columns['event_time']}, not a TIMESTAMP: cast it, "
+            "for example with to_timestamp(seconds) or event_time::TIMESTAMP"
+        )
+    numbers = ", ".join(
+        f"CASE WHEN isfinite({name}::DOUBLE) THEN {name}::DOUBLE END AS {name}"
+        if name in columns
+        else f"NULL::DOUBLE AS {name}"
+        for name in ("amount", "duration_s")
+    )
+    ids = ", ".join(f"{name if name in columns else 'NULL'}::VARCHAR AS {name}" for name in ("item_id", "event_id"))
+    _execute(
+        connection,
+        "source.events",
+        f"""CREATE TABLE read AS SELECT customer_id::VARCHAR AS customer_id,
+            CASE WHEN isfinite(event_time) THEN epoch(event_time) END AS t,
+            event_type::VARCHAR AS event_type, {numbers}, {ids} FROM ({query}\n)""",
+    )
+
+
+def _read_archive(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    """Events that were folded, each under its customer's root. One without an id gets that of its place in the log."""
+
+    def load(snapshot: Snapshot) -> int:
+        connection.execute(f"CREATE OR REPLACE TABLE aliases AS {snapshot.aliases_sql}")
+        connection.execute(
+            f"""CREATE OR REPLACE TABLE read AS SELECT coalesce(root, customer_id) AS customer_id, t, event_type,
+                amount, duration_s, item_id, coalesce(event_id, 'tm:log:' || seq || ':' || n) AS event_id
+                FROM ({snapshot.events_sql}) LEFT JOIN aliases ON alias = customer_id WHERE mark = ''"""
+        )
+        return snapshot.rows
+
+    if not read_archive(folder, load):
+        raise InputError(
+            f"source.archive: {folder} holds no event yet: archive some first, or select source.events instead"
+        )
+
+
+def _merge_attributes(connection: duckdb.DuckDBPyConnection, columns: dict[str, str]) -> None:
+    """Give attributes of an alias to its root, as states merge: the larger number, and missing loses."""
+    connection.execute(
+        "UPDATE attributes SET customer_id = aliases.root FROM aliases WHERE aliases.alias = attributes.customer_id"
+    )
+    merged = ["customer_id"]
+    for name in columns.keys() - {"customer_id"}:
+        column = '"' + name.replace('"', '""') + '"'
+        value = f"max({column}) FILTER (isfinite({column}::DOUBLE))"
+        if not NUMERIC.fullmatch(columns[name]):  # no feature's
+            value = f"any_value({column})"
+        merged.append(f"{value} AS {column}")
+    connection.execute(
+        f"CREATE OR REPLACE TABLE attributes AS SELECT {', '.join(merged)} FROM attributes GROUP BY customer_id"
+    )
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, where: str, query: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in _execute(connection, where, f"DESCRIBE {query}")}
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, where: str, query: str) -> list[tuple[str, ...]]:
+    try:
+        return connection.execute(query).fetchall()
+    except duckdb.Error as error:
+        raise InputError(f"{where}: {str(error).split(chr(10) + 'LINE ')[0]}") from error
