@@ -21,8 +21,8 @@ class Source(BaseModel):
     """``[source]``: DuckDB SQL that turns the shop's tables into canonical events and attributes.
 
     Instead of SQL for events, ``archive`` may name the folder that live events are archived in. ``paths`` names folders
-    for the SQL to use as ``${name}``. Folders are relative to the config file, or ``package:NAME/FOLDER`` for data inside
-    an installed Python package.
+    for the SQL to use as ``${name}``. Folders are relative to the config file, or ``package:NAME/FOLDER`` for data
+    inside an installed Python package.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -34,7 +34,18 @@ def test_sections_of_others_are_left_to_them() -> None:
     ("old", "new", "message"),
     [
         ("[source]", "[sauce]", "corner.toml: source: Field required"),
-        ("events =", "event =", "corner.toml: source.events: Field required"),
+        ("events =", "event =", "corner.toml: source.event: Extra inputs are not permitted"),
+        (
+            "events =",
+            "paths = {} #",
+            "corner.toml: source: give 'events' (SQL) or 'archive' (a folder), one of the two",
+        ),
+        (
+            '"SELECT 1"',
+            '"SELECT 1"\narchive = "live"',
+            "corner.toml: source: give 'events' (SQL) or 'archive' (a folder)",
+        ),
+        ('events = "SELECT 1"', 'archive = ""', "corner.toml: source.archive: String should have at least 1 character"),
         ('"SELECT 1"', '"SELECT 1"\nattribute = "SELECT 2"', "corner.toml: source.attribute: Extra inputs"),
         ("[[feature]]", "[[features]]", "corner.toml: feature: Field required"),
         ("half_life_days = 7", "", "corner.toml: feature.0: aggregate 'count' needs 'half_life_days'"),
@@ -64,6 +75,12 @@ def test_a_config_without_features_is_refused() -> None:
 def test_folders_are_relative_to_the_config() -> None:
     config = parse(CONFIG.replace("[source]", '[source]\npaths = { data = "../data", here = "." }'))
     assert config.source.sql("'${data}/a.csv', '${here}/b.csv'") == "'/data/a.csv', '/shops/b.csv'"
+
+
+def test_the_archive_is_relative_to_the_config() -> None:
+    source = parse(CONFIG.replace('events = "SELECT 1"', 'archive = "../live"')).source
+    assert source.archive is not None
+    assert source.folder("archive", source.archive) == Path("/live")
 
 
 def test_an_absolute_folder_stays() -> None:
