@@ -23,7 +23,7 @@ if most_waiting > 0 and position - tonumber(redis.call('GET', KEYS[2]) or 0) >= 
     return {-1}
 end
 position = redis.call('INCR', KEYS[1])
-local stamp, result, logs = struct.pack('<I8', position), {position}, {}
+local stamp, result, logs, sets = struct.pack('<I8', position), {position}, {}, {}
 local key, arg = 3, 3
 for group = 1, tonumber(ARGV[2]) do
     local writes, log = tonumber(ARGV[arg]), ARGV[arg + 1]
@@ -41,7 +41,8 @@ for group = 1, tonumber(ARGV[2]) do
             if head == '' then
                 redis.call('UNLINK', KEYS[key + write])
             else
-                redis.call('SET', KEYS[key + write], head .. stamp .. ARGV[arg + 3 * write + 2])
+                sets[#sets + 1] = KEYS[key + write]
+                sets[#sets + 1] = head .. stamp .. ARGV[arg + 3 * write + 2]
             end
         end
         if log ~= '' then
@@ -53,14 +54,19 @@ for group = 1, tonumber(ARGV[2]) do
     key, arg = key + writes, arg + 3 * writes
 end
 if #logs > 0 then
-    redis.call('SET', KEYS[1] .. ':' .. position, '[' .. table.concat(logs, ',') .. ']')
+    sets[#sets + 1] = KEYS[1] .. ':' .. position
+    sets[#sets + 1] = '[' .. table.concat(logs, ',') .. ']'
+end
+if #sets > 0 then
+    redis.call('MSET', unpack(sets))
 end
 return result
 """
 """KEYS: log, archived, a key per write. ARGV: most commits that may wait for the archive (0 for any number), number of
 groups; per group its number of writes and its log items; per write the expected position, and the value before and
 after it (both empty to remove the key). Returns the commit's position and the groups that were not written; -1 alone
-where too much waits."""
+where too much waits. All values are set by one command, because each that a script calls costs a microsecond; Lua can
+pass on about 8,000 of them, which is more than a thousand customers."""
 
 
 @dataclass(slots=True, eq=False)

@@ -79,7 +79,7 @@ class Interests(BaseModel):
     view: Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES)] = "view"
     purchase: Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES)] = "purchase"
     half_life_days: Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)] = 7.0
-    keep: Annotated[int, Field(ge=0, le=32)] = 5
+    keep: Annotated[int, Field(ge=0, le=32)] = 4
     repeated_views: Annotated[int, Field(ge=1, le=1000)] = 3
 
     @property

@@ -90,6 +90,8 @@ class Fold:
                 continue
             taken = self._take(record, events[row], change, now)
             if taken:
+                if any(event.item_id for event in taken):
+                    record.tidy(self.interests, now, self.rules.max_lateness_s)
                 records[row] = record
                 rows += [row] * len(taken)
                 folded += taken
@@ -97,7 +99,6 @@ class Fold:
             as_of, slots = self.layout.fold(np.where(states.found, states.as_of, -np.inf), states.slots, rows, folded)
             at = list(records)
             for row, state in zip(at, self.layout.pack_many(as_of[at], slots[at]), strict=True):
-                records[row].tidy(self.interests, now, self.rules.max_lateness_s)
                 changes[row].state, changes[row].record = state, records[row].pack()
         return changes
 
@@ -106,7 +107,7 @@ class Fold:
         counted, taken = record.counted, []
         # An hour more than lateness, because the clocks of servers differ.
         counted.forget_before(hour_of(max(now - self.rules.max_lateness_s - HOUR_S, 0.0)))
-        ids = set(counted.ids)
+        ids = counted.ids
         for event in events:
             event_id = hashed(event.event_id) if event.event_id else 0
             if event_id and event_id in ids:
@@ -150,7 +151,7 @@ class Fold:
             return None  # as nearly all customers
         if len(counted) >= rules.cap_total:
             return _capped(f"{rules.cap_total} events of a customer in {rules.max_lateness_s / HOUR_S:g} h")
-        kinds = [kind for kind, then in zip(counted.kinds, counted.hours, strict=True) if then == hour]
+        kinds = counted.kinds_at(hour)
         if len(kinds) >= rules.cap_hour:
             return _capped(f"{rules.cap_hour} events of a customer in an hour")
         if kinds.count(kind) >= rules.cap_type_hour:

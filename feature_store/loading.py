@@ -101,9 +101,10 @@ class Loader:
         """Write customers, and return those who know of commits that the ledger does not."""
         self._redis.hold_log(self._ledger.position)
         states, records = self._redis.read(names), self._redis.read_records(names)
+        newest = self._redis.log_position()  # a position beyond was made by nobody
         groups, writing, left = [], [], []
         for name, new, state, record in zip(names, self._ledger.packed(names), states, records, strict=True):
-            if max(position_of(state), position_of(record)) > self._ledger.position:
+            if self._ledger.position < max(position_of(state), position_of(record)) <= newest:
                 left.append(name)
             elif (group := self._group(name, new, state, record)).writes:
                 groups.append(group)
@@ -131,7 +132,7 @@ class Loader:
 
     def _remember(self, name: str, record: Record) -> bool:
         """Take the ids of the source's newest events into a record; whether there were new ones."""
-        seen = set(record.counted.ids)
+        seen = record.counted.ids
         new = [event for event in self._ids.get(name, ()) if hashed(event[2]) not in seen]
         for t, event_type, event_id in new:
             record.counted.add(hour_of(max(t, 0.0)), hashed_type(event_type), hashed(event_id))
@@ -228,7 +229,8 @@ class _Found:
         redis.hold_log(ledger.position)
         cut = ledger.cut
         values, records = redis.read(names), redis.read_records(names)
-        left = [] if cut.alone else [n for n, v in zip(names, values, strict=True) if position_of(v) > ledger.position]
+        newest = ledger.position if cut.alone else redis.log_position()  # a position beyond was made by nobody
+        left = [n for n, value in zip(names, values, strict=True) if ledger.position < position_of(value) <= newest]
         ahead = set(left)
         self.withheld.update(n for n, packed in zip(names, records, strict=True) if not _record(packed).scoring)
         rows = [at for at, name in enumerate(names) if name not in ahead and name not in self.withheld]

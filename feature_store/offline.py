@@ -126,11 +126,9 @@ def _slot_sql(feature: Feature) -> str:
     weight = f"pow(2.0, (t - $as_of) / {feature.half_life_days * DAY_S!r})"
     if feature.field is None:
         return f"sum({weight}) {only}"
-    value = (
-        feature.field
-        if feature.clip is None
-        else f"greatest(least({feature.field}, {feature.clip!r}), -{feature.clip!r})"
-    )
+    value = str(feature.field)
+    if feature.clip is not None:  # DuckDB's least() and greatest() pass over NULL
+        value = f"greatest(least(coalesce({value}, 0), {feature.clip!r}), -{feature.clip!r})"
     return f"sum({weight} * {value}) {only}"
 
 

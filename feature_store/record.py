@@ -33,14 +33,19 @@ LEAST_WEIGHT: Final = 1 / 32
 MOST_CHANNELS: Final = 16
 OTHER: Final = "(other)"
 MOST_COUNT: Final = 0xFFFF_FFFF
+MOST_VIEWS: Final = 0xFFFF
+ID_BITS: Final = 48
+ID: Final = (1 << ID_BITS) - 1
+ENTRY_BYTES: Final = 12
+"""Of a counted event: there are as many as events within the lateness, so they are packed tightly."""
 LATEST_TIME_S: Final = 253_402_300_799.0
 """The end of the year 9999: no event is later."""
 
 MOST_ALIASES: Final = 1000
 
 _HEAD: Final = struct.Struct("<2sBBBBH8sddI")
-_INTEREST: Final = struct.Struct("<HIfd")
-_CHANNEL: Final = struct.Struct("<HI")
+_INTEREST: Final = struct.Struct("<HHfd")
+_CHANNEL: Final = struct.Struct("<BI")
 _ALIAS: Final = struct.Struct("<H")
 MAGIC: Final = b"tr"
 FLAGS: Final = 3
@@ -71,36 +76,42 @@ class Interest:
 
 @dataclass(slots=True)
 class Counted:
-    """Events that have been counted and may come again: hour since 1970, type and id of each (as hashes)."""
+    """Events that have been counted and may come again: hour since 1970, and a tag of type and id (as hashes)."""
 
     hours: array[int] = field(default_factory=lambda: array("I"))
-    kinds: array[int] = field(default_factory=lambda: array("H"))
-    ids: array[int] = field(default_factory=lambda: array("Q"))
+    tags: array[int] = field(default_factory=lambda: array("Q"))
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.tags)
+
+    @property
+    def ids(self) -> set[int]:
+        """Ids of the events that have one."""
+        return {tag & ID for tag in self.tags} - {0}
+
+    def kinds_at(self, hour: int) -> list[int]:
+        """Types of the events of an hour."""
+        return [tag >> ID_BITS for tag, then in zip(self.tags, self.hours, strict=True) if then == hour]
 
     def add(self, hour: int, kind: int, event_id: int) -> None:
         """Count one more; id 0 is an event that has none."""
         self.hours.append(hour)
-        self.kinds.append(kind)
-        self.ids.append(event_id)
+        self.tags.append(kind << ID_BITS | event_id)
 
     def forget_before(self, hour: int) -> None:
         """Forget what is too old to come again."""
         if self.hours and min(self.hours) < hour:
             keep = [at for at, then in enumerate(self.hours) if then >= hour]
             self.hours = array("I", [self.hours[at] for at in keep])
-            self.kinds = array("H", [self.kinds[at] for at in keep])
-            self.ids = array("Q", [self.ids[at] for at in keep])
+            self.tags = array("Q", [self.tags[at] for at in keep])
 
     def merged(self, other: Counted) -> Counted:
         """What either has counted; an event with an id that both have stands once."""
-        mine = {event_id for event_id in self.ids if event_id}
-        found = Counted(self.hours[:], self.kinds[:], self.ids[:])
-        for entry in zip(other.hours, other.kinds, other.ids, strict=True):
-            if entry[2] not in mine:
-                found.add(*entry)
+        mine, found = self.ids, Counted(self.hours[:], self.tags[:])
+        for hour, tag in zip(other.hours, other.tags, strict=True):
+            if tag & ID not in mine:
+                found.hours.append(hour)
+                found.tags.append(tag)
         return found
 
 
@@ -193,7 +204,7 @@ class Record:
         for alias in aliases:
             name = alias.encode()
             parts += (_ALIAS.pack(len(name)), name)
-        parts += (self.counted.hours.tobytes(), self.counted.kinds.tobytes(), self.counted.ids.tobytes())
+        parts += (self.counted.hours.tobytes(), self.counted.tags.tobytes())
         return b"".join(parts)
 
     @staticmethod
@@ -220,11 +231,11 @@ class Record:
                 names.append(value[at - size : at].decode())
         except (struct.error, UnicodeDecodeError) as error:
             raise UnreadableRecordError from error
-        if len(value) != at + 14 * counted or not (_seen(first) and _seen(last)):
+        if len(value) != at + ENTRY_BYTES * counted or not (_seen(first) and _seen(last)):
             raise UnreadableRecordError
         root = names.pop() if flags & ALIAS else None
-        hours, kinds = at + 4 * counted, at + 6 * counted
-        again = Counted(array("I", value[at:hours]), array("H", value[hours:kinds]), array("Q", value[kinds:]))
+        tags = at + 4 * counted
+        again = Counted(array("I", value[at:tags]), array("Q", value[tags:]))
         allowed = not flags & NO_SCORING, not flags & NO_RESPONSE
         return Record(*allowed, root, first, last, found, came_from, names, again)
 
@@ -268,8 +279,8 @@ def alias_of(value: bytes | None) -> str | None:
 
 
 def hashed(event_id: str) -> int:
-    """An event id in 64 bits, never 0. Among a customer's few, two that differ do not meet."""
-    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest()) or 1
+    """An event id in 48 bits, never 0: of a customer's thousand, the next one meets another by a chance of 4e-12."""
+    return int.from_bytes(blake2b(event_id.encode(), digest_size=ID_BITS // 8).digest()) or 1
 
 
 def hashed_type(event_type: str) -> int:
@@ -310,7 +321,8 @@ def _add(mine: Interest, other: Interest, half_life_s: float) -> None:
     at = max(mine.at, other.at)
     if mine.views and other.views:
         mine.weight = mine.weight_at(at, half_life_s) + other.weight_at(at, half_life_s)
-        mine.views, mine.at = min(mine.views + other.views, MOST_COUNT), at
+        mine.views, mine.at = min(mine.views + other.views, MOST_VIEWS), at
+        mine.weight = min(mine.weight, mine.views)
         return
     newest = other if (other.at, not other.views) > (mine.at, not mine.views) else mine
     mine.views, mine.weight, mine.at = newest.views, newest.weight, newest.at

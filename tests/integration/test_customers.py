@@ -762,7 +762,7 @@ def test_what_is_acknowledged_is_there_after_redis_was_killed(tmp_path: Path) ->
 
 
 def test_a_redis_that_cannot_keep_what_it_acknowledges_is_refused_at_the_start() -> None:
-    with durable() as shop:
+    with durable("--appendonly", "no") as shop:
         with pytest.raises(StoreUnavailableError, match="appendonly"):
             shop.run(lambda store: store.register())
         with pytest.raises(StoreUnavailableError):

@@ -112,7 +112,8 @@ def test_the_redis_url_may_come_from_the_environment(
 ) -> None:
     monkeypatch.setenv("REDIS_URL", store.url)
     assert call(cli, "load", toy.shop.config, "--registry", toy.registry).code == 0
-    assert len(store.keys()) == 401
+    keys = store.keys()
+    assert len([key for key in keys if key.count(b":") > 1]) == 400
 
 
 def every_command() -> list[tuple[str, click.Command, list[str]]]:
@@ -130,11 +131,11 @@ def test_every_command_explains_itself(call: Call, group: click.Command, argumen
     done = call(group, *arguments, option)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("Usage: ")
-    assert "CONFIG" in done.out or not arguments
+    assert "CONFIG" in done.out or arguments in ([], ["archive"])
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
-    assert set(cli.commands) == {"load", "verify"}
+    assert set(cli.commands) == {"load", "verify", "archive", "cost"}
     assert set(training_cli.commands) == {"fit"}
 
 

@@ -340,7 +340,7 @@ def test_events_may_come_in_while_a_load_goes_on(either: Shop, archiving: bool) 
     for thread in threads:
         thread.start()
     try:
-        changed = sum(either.load().changed for _ in range(5))
+        changed = sum(either.load().changed for _ in range(2))
         meanwhile = either.verify()
     finally:
         stopping.set()

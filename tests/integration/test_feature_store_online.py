@@ -159,7 +159,7 @@ def test_an_embedded_redis_listens_on_a_socket_only_and_ends_with_its_block() ->
         with redis.Redis.from_url(url) as connection:
             settings = connection.config_get("*")
             pid = connection.info("server")["process_id"]
-        assert (settings["port"], settings["save"], settings["appendonly"]) == ("0", "", "no")
+        assert (settings["port"], settings["save"], settings["appendonly"]) == ("0", "", "yes")
         assert settings["maxmemory"] == str(64 * 2**20)
     assert not path.parent.exists()
     assert not Path(f"/proc/{pid}").exists()

@@ -16,7 +16,7 @@ import training.fit
 from feature_store import bundle
 from feature_store.bundle import ECONOMICS, INPUTS, OFFERS, OUTPUTS, Arrays, Bundle
 from feature_store.config import load_config
-from feature_store.definitions import fingerprint
+from feature_store.definitions import fingerprint, matches
 from feature_store.graph import Graph, open_bundle
 from feature_store.offline import OfflineStore
 from feature_store.state import DAY_S, StateLayout
@@ -77,8 +77,11 @@ def test_a_manifest_says_what_the_bundle_is_and_where_it_comes_from(made: Bundle
     assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", manifest.version)
     assert abs(datetime.fromisoformat(manifest.created).timestamp() - datetime.now(UTC).timestamp()) < 3600
     assert manifest.config == "shop"
-    assert manifest.features == config.feature
-    assert manifest.fingerprint == fingerprint(config.feature)
+    assert matches(config.feature, manifest.features)
+    assert [feature.clip is not None for feature in manifest.features] == [
+        feature.aggregate == "sum" for feature in config.feature
+    ]
+    assert manifest.fingerprint == fingerprint(manifest.features)
     assert manifest.derived[-2:] == ["missing(income)", "overdue"]
     assert tuple(manifest.economics) == ECONOMICS
     assert manifest.economics["margin"] == config.economics.margin

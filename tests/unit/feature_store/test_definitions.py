@@ -157,7 +157,7 @@ def test_a_bundle_of_any_other_features_is_not_that_of_the_config(
 def test_interests_are_there_without_a_line_in_the_config() -> None:
     found = Interests()
     assert (found.view, found.purchase, found.half_life_days, found.keep, found.repeated_views) == (
-        *("view", "purchase", 7.0, 5, 3),
+        *("view", "purchase", 7.0, 4, 3),
     )
     assert found.half_life_s == 7 * 86_400
 

@@ -1,0 +1,98 @@
+"""A sum takes no more from one event than training has seen: learnt before the test, the same on both sides."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_store import bundle
+from feature_store.config import FeatureConfig, load_config
+from feature_store.definitions import Feature, matches
+from feature_store.offline import OfflineStore
+from feature_store.state import StateLayout
+from tests.conftest import TOY_DAYS, TOY_START, Run, Shop
+from training.clips import learn_clips, rounded_up
+
+END = TOY_START + TOY_DAYS * 86_400.0
+SPEND = Feature(name="spend_56d", aggregate="sum", event="purchase", field="amount", half_life_days=56)
+COUNT = Feature(name="purchases_28d", aggregate="count", event="purchase", half_life_days=28)
+
+
+@given(st.floats(1e-6, 1e12))
+def test_a_clip_has_two_digits_and_is_never_below_what_it_was_made_of(value: float) -> None:
+    found = rounded_up(value)
+    assert value <= found * (1 + 1e-9)
+    assert found <= value * 1.11
+    assert float(f"{found:.1e}") == found
+
+
+def learnt(shop: Shop, *features: Feature, until: float = END) -> list[Feature]:
+    with OfflineStore(load_config(FeatureConfig, str(shop.config)).source) as source:
+        return learn_clips(source, features, until)
+
+
+def test_sums_get_a_clip_that_hardly_any_event_reaches_and_others_get_none(shop: Shop) -> None:
+    spend, count = learnt(shop, SPEND, COUNT)
+    assert spend.clip is not None
+    assert count == COUNT
+    assert matches([SPEND, COUNT], [spend, count])
+    with OfflineStore(load_config(FeatureConfig, str(shop.config)).source) as source:
+        ((beyond, events),) = source.connection.execute(
+            "SELECT count(*) FILTER (amount > ?), count(*) FROM events WHERE event_type = 'purchase'", [spend.clip]
+        ).fetchall()
+    assert beyond <= events / 1000
+
+
+def test_a_clip_of_the_config_stays_and_one_that_differs_is_another_feature(shop: Shop) -> None:
+    mine = SPEND.model_copy(update={"clip": 12.5})
+    assert learnt(shop, mine) == [mine]
+    assert not matches([mine], learnt(shop, SPEND))
+
+
+def test_nothing_after_the_training_time_has_a_say(shop: Shop) -> None:
+    until = TOY_START + 200 * 86_400.0
+    before = learnt(shop, SPEND, until=until)
+    shop.change_events(f"SELECT * REPLACE (CASE WHEN ts > {until} THEN 1e9 ELSE amount END AS amount) FROM old")
+    assert learnt(shop, SPEND, until=until) == before
+
+
+def test_where_there_is_nothing_to_learn_from_there_is_no_clip(shop: Shop) -> None:
+    other = SPEND.model_copy(update={"event": "refund"})
+    assert learnt(shop, other) == [other]
+
+
+def test_an_event_beyond_the_clip_counts_as_the_clip_and_a_missing_amount_as_nothing(shop: Shop) -> None:
+    shop.change_events(
+        f"""FROM old UNION ALL SELECT * FROM (VALUES
+            ('typo', {END}, 'purchase', 1e9, NULL), ('return', {END}, 'purchase', -1e9, NULL),
+            ('nothing', {END}, 'purchase', NULL, NULL)) AS new(customer_id, ts, event_type, amount, duration_s)"""
+    )
+    layout = StateLayout([SPEND.model_copy(update={"clip": 300.0})])
+    with OfflineStore(load_config(FeatureConfig, str(shop.config)).source) as source:
+        states = source.states(layout, END)
+    found = dict(zip(states.customer_ids, states.slots[:, 0], strict=True))
+    assert (found["typo"], found["return"], found["nothing"]) == (300.0, -300.0, 0.0)
+
+
+def test_the_bundle_keeps_what_was_learnt_and_its_states_are_loaded_with_it(
+    shop: Shop, run_module: Run, redis_url: str
+) -> None:
+    registry = shop.folder / "models"
+    assert run_module("training", "fit", shop.config, "--registry", registry).code == 0
+    (clip,) = {f.clip for f in bundle.read(registry).manifest.features if f.field == "amount"}
+    assert clip is not None
+    assert math.isfinite(clip)
+    options = ["--registry", registry, "--redis", f"{redis_url}?db=9"]
+    assert run_module("feature_store", "load", shop.config, *options).code == 0
+    assert run_module("feature_store", "verify", shop.config, *options).code == 0
+    set_otherwise = shop.edited(('field = "amount"\n', f'field = "amount"\nclip = {clip * 2}\n'))
+    assert run_module("feature_store", "verify", set_otherwise, *options).is_bad_input
+
+
+@pytest.mark.parametrize("clip", [0, -1, "nan"])
+def test_a_clip_that_is_none_is_refused(shop: Shop, run_module: Run, clip: object) -> None:
+    config = shop.edited(('field = "amount"\n', f'field = "amount"\nclip = {clip}\n'))
+    assert run_module("training", "fit", config, "--registry", shop.folder / "models").is_bad_input
