@@ -59,7 +59,8 @@ def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> di
     _execute(
         connection,
         "source.attributes",
-        f"""CREATE TABLE attributes AS SELECT * REPLACE (customer_id::VARCHAR AS customer_id) FROM ({query}\n)
+        f"""CREATE TABLE attributes AS
+            FROM (SELECT * REPLACE (customer_id::VARCHAR AS customer_id) FROM ({query}\n))
             WHERE NOT ({LEFT_OUT["without a usable customer_id"]})""",
     )
     twice = connection.execute("SELECT count(*) - count(DISTINCT customer_id) FROM attributes").fetchall()
