@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 SMALL_ROWS: Final = OFF_LOOP_ROWS
 """Parts up to here, and batches of them, run right on the loop."""
+
+MOMENT_S: Final = 0.1
 
 Deliver = Callable[[Scores | RequestError], None]
 
@@ -93,6 +97,7 @@ class Batcher:
         self._score = score
         self._slice_rows: Final = slice_rows
         self._turns: Final = turns
+        self._asked = -math.inf
         self._small: Final = _Lane(1, min(SMALL_ROWS, max_rows))
         self._large: Final = _Lane(2, max_rows)
 
@@ -101,6 +106,7 @@ class Batcher:
 
         What is ``abandoned`` (cancelled, past its deadline) by the time its turn comes is not worked on.
         """
+        self._asked = time.monotonic()
         rows = len(part.customer_ids)
         if not rows:
             deliver(Scores(np.empty((0, 0)), {}, ""))
@@ -112,6 +118,10 @@ class Batcher:
         elif len(lane.tasks) < lane.workers:
             lane.tasks.append(task := asyncio.get_running_loop().create_task(self._work(lane)))
             task.add_done_callback(lane.tasks.remove)  # whatever ended it, the next part has a worker again
+
+    def busy(self) -> bool:
+        """Whether scores were asked for a moment ago."""
+        return time.monotonic() < self._asked + MOMENT_S
 
     async def score(self, part: Part, abandoned: Callable[[], bool] = lambda: False) -> Scores:
         """Like :meth:`submit`, for a front that waits."""

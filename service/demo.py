@@ -93,7 +93,7 @@ def _train_unless_there(console: Console, config: str, registry: Path) -> None:
 @contextmanager
 def _announced_redis(console: Console, data: Path) -> Iterator[str]:
     with embedded_redis(data=data) as url:
-        console.print(f"embedded Redis at {url}, its data in {data}", highlight=False)
+        console.print(f"embedded Redis at {url} (data in {data})", highlight=False)
         yield url
 
 

@@ -29,7 +29,7 @@ from feature_store.online import Redis, StateReader
 from service.batching import Batcher
 from service.front_aio import AioFront
 from service.front_lean import LeanFront
-from service.handlers import Customers, Handlers, handlers
+from service.handlers import Customers, handlers
 from service.models import Model
 from service.recorder import Recorder
 from service.scorer import Scorer
@@ -66,11 +66,11 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     rules = _rules(settings)
     fold = Fold(model.layout, model.interests, rules)
     customers = CustomerStore(store, fold, most_waiting=settings.max_unarchived, durable=settings.durable)
-    front = _front(
-        settings,
-        scorer,
-        handlers(Recorder(customers.record, rules), Customers(customers, model.layout, model.interests)),
-    )
+    rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
+    batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
+    recorder = Recorder(customers.record, rules, scoring=batcher.busy)
+    methods = handlers(recorder, Customers(customers, model.layout, model.interests))
+    front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
     stopping = _stop_signal()
     port = await front.start(settings.port if port is None else port, share_port=pipe is not None)
     # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
@@ -110,12 +110,6 @@ def _rules(settings: Settings) -> Rules:
         cap_total=settings.cap_total,
         keep_text=settings.keep_text,
     )
-
-
-def _front(settings: Settings, scorer: Scorer, methods: Handlers) -> AioFront | LeanFront:
-    rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
-    batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
-    return (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
 
 
 async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanFront, interval_s: float) -> None:

@@ -193,7 +193,7 @@ def test_an_id_that_a_thousand_share_is_no_customers(live: Live, loaded_redis: s
         store.set(f"tm:live:{customer}", Record(aliases=[f"a{n}" for n in range(MOST_ALIASES)]).pack())
     with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
         live.merge(visitor, customer)
-    assert told_of(found[0]) == ("TOO_MANY_ALIASES", "from")
+    assert told_of(found[0]) == ("TOO_MANY_ALIASES", "into")
     assert live.get(visitor).customer_id == visitor
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from feature_store.events import Event, Rules
 from feature_store.live import ACCEPTED, DUPLICATE, Outcome
-from service.recorder import BATCH, WORKERS, Recorder
+from service.recorder import BATCH, BESIDE_SCORES, TURNS, WORKERS, Recorder
 
 
 def event(customer_id: str = "c", event_id: str = "") -> Event:
@@ -97,5 +97,31 @@ def test_who_gives_up_leaves_nothing_to_do_for_the_others_to_wait_for() -> None:
         assert sum(store.batches) < 500 + 3 * BATCH
         assert not recorder._waiting
         assert not recorder._workers
+
+    asyncio.run(run())
+
+
+def test_events_give_way_to_scores_in_small_batches_with_turns_of_the_loop_between() -> None:
+    async def run() -> None:
+        asked = True
+        store = Store()
+        recorder = Recorder(store.record, Rules(), scoring=lambda: asked)
+        turns = 0
+
+        async def score() -> None:
+            nonlocal turns
+            while asked:
+                await asyncio.sleep(0)
+                turns += 1
+
+        scoring = asyncio.create_task(score())
+        await recorder.record([event() for _ in range(4 * BATCH)])
+        assert max(store.batches) == BESIDE_SCORES
+        assert turns >= TURNS * (len(store.batches) // WORKERS - 1)
+        asked = False
+        await scoring
+        store.batches.clear()
+        await recorder.record([event() for _ in range(4 * BATCH)])
+        assert max(store.batches) == BATCH
 
     asyncio.run(run())
