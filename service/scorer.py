@@ -143,6 +143,12 @@ class Scorer:
         self._defaults = np.tile(model.economics, (OFF_LOOP_ROWS, 1))
         self._graph_thread = ThreadPoolExecutor(1, "graph")
 
+    @property
+    def spikes(self) -> int:
+        """Windows that became a spike so far, in total and by item, of either offer."""
+        guards = self._churn_guard, self._propensity_guard
+        return sum(guard.spikes + guard.item_spikes for guard in guards)
+
     async def score(self, parts: Sequence[Part]) -> list[Scores]:
         """Scores of each part; RequestError (UNAVAILABLE) where the store does not answer."""
         ids = [customer_id for part in parts for customer_id in part.customer_ids]

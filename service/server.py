@@ -42,6 +42,8 @@ TURNS: Final = {"lean": 4, "grpcio": 16}
 GC_EVERY: Final = 20_000
 """Objects made and not freed. Calls leave no cycles behind, so there is little to look for: it saves 3 % of a call."""
 
+COUNTS_S: Final = 60.0
+
 logger: Final = logging.getLogger("tidemark")
 
 
@@ -84,13 +86,17 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
         asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
+    counting = asyncio.create_task(_tell_counts(recorder, scorer))
     await stopping.wait()
+    counting.cancel()
     logger.info("stopping: running calls have %g s", settings.grace_s)
     while not watching.done():  # a library in between may keep a cancellation to itself
         watching.cancel()
         await asyncio.wait([watching], timeout=0.1)
     await front.stop(settings.grace_s)
     await store.close()
+    if counts := _counts(recorder, scorer):
+        logger.info(counts)
     logger.info("stopped")
 
 
@@ -131,6 +137,24 @@ async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanF
             )
             serving = answers
         await asyncio.sleep(interval_s)
+
+
+async def _tell_counts(recorder: Recorder, scorer: Scorer) -> None:
+    """Log what became of events, and how often guards did something, whenever that has changed."""
+    told = ""
+    while True:
+        await asyncio.sleep(COUNTS_S)
+        if (counts := _counts(recorder, scorer)) != told:
+            logger.info(counts)
+            told = counts
+
+
+def _counts(recorder: Recorder, scorer: Scorer) -> str:
+    """Counts since the start, in words; empty where there are none."""
+    counts = [
+        f"{name} {count}" for name, count in sorted({**recorder.counts, "spikes": scorer.spikes}.items()) if count
+    ]
+    return f"events so far: {', '.join(counts)}" if counts else ""
 
 
 def _stop_signal() -> asyncio.Event:

@@ -550,3 +550,14 @@ def test_events_that_a_hanging_redis_took_late_are_counted_once(own_redis: Redis
         assert reply.accepted + reply.duplicates == 200
         assert live.counted(customer) == 200
     assert "Traceback" not in server.log
+
+
+def test_what_became_of_events_is_in_the_log(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> None:
+    options = ["--registry", str(sample_registry), "--redis", loaded_redis, "--port", "0", "--cap-type-hour", "1"]
+    with ServerProcess(tmp_path, *options) as process:
+        process.wait_for("health is SERVING")
+        customer = someone()
+        with calling(process.target) as live:
+            live.record(*(event(customer, "visit") for _ in range(3)), event("", "visit"))
+        process.stop()
+        process.wait_for(r"events so far: CUSTOMER_ID_INVALID 1, EVENT_CAPPED 2, accepted 3")

@@ -28,7 +28,8 @@ class NothingElseIsInstalled:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, NothingElseIsInstalled())
-from service.client import ScoringClient, CallFailedError
+from service.client import CallFailedError, ScoringClient
+from service.live_client import CustomerClient, Event, EventClient
 try:
     ScoringClient("127.0.0.1:1", timeout_s=0.2).score("7")
 except CallFailedError as error:
