@@ -28,15 +28,22 @@ class Between:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_redis, to_redis = await asyncio.open_unix_connection(self._path)
+        asked = False
+
+        async def answer() -> None:
+            while reply := await from_redis.read(65_536):
+                if self.swallow and asked:
+                    self.swallow = False
+                    break
+                writer.write(reply)
+            writer.close()
+
+        answering = asyncio.create_task(answer())
         while data := await reader.read(65_536):
+            asked = asked or (self.swallow and b"EVAL" in data)
             to_redis.write(data)
-            reply = await from_redis.read(65_536)
-            if self.swallow and b"EVAL" in data:
-                self.swallow = False
-                break
-            writer.write(reply)
-        writer.close()
         to_redis.close()
+        await answering
 
 
 def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(

@@ -383,12 +383,15 @@ def test_only_one_process_may_write(tmp_path: Path) -> None:
 
 def test_a_reader_beside_a_writer_sees_one_commit_and_nothing_between_two(tmp_path: Path) -> None:
     """Each append adds an event of `a` and erases the one of `b` before it: any one commit has an event of each."""
-    done = threading.Event()
+    done, enough = threading.Event(), threading.Event()
+    written = 0
 
     def write() -> None:
+        nonlocal written
         with Archive(tmp_path, rows_per_file=16) as archive:
-            for seq in range(1, 100):
-                archive.append(log([event("a"), ["d", ["b"]], event("b")], first=seq))
+            while written < 2000 and not (written >= 99 and enough.is_set()):
+                written += 1
+                archive.append(log([event("a"), ["d", ["b"]], event("b")], first=written))
         done.set()
 
     calls: list[int] = []
@@ -408,9 +411,11 @@ def test_a_reader_beside_a_writer_sees_one_commit_and_nothing_between_two(tmp_pa
         assert rows == ([("a", seq) for seq in range(1, position + 1)] + [("b", position)] if position else [])
         assert position >= last
         reads, last = reads + 1, position
+        if reads > 3:
+            enough.set()
     writer.join()
     assert reads > 3
-    assert read_archive(tmp_path, use)[0] == 99
+    assert read_archive(tmp_path, use)[0] == written
 
 
 def test_a_reader_whose_file_has_gone_begins_anew_with_the_newer_commit(tmp_path: Path) -> None:
