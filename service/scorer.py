@@ -182,8 +182,8 @@ class Scorer:
         answers, (churn, propensity) = len(table), (table[:, :2] >= table[:, 3:5]).T
         if usable is not None:
             answers, churn, propensity = int(np.count_nonzero(usable)), churn & usable, propensity & usable
-        off = [row for row, note in notes.items() if note.off]
-        churn[off] = propensity[off] = False
+        if off := [row for row, note in notes.items() if note.off]:
+            churn[off] = propensity[off] = False
         about = [
             note.top.item_id for row, note in notes.items() if note.top and (note.repeated_view or propensity[row])
         ]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CASES = 20_000
+CASES = 10_000
 
 
 def test_mutated_captures_of_real_traffic_find_nothing(tmp_path: Path) -> None:
