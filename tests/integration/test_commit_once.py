@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -25,8 +26,14 @@ class Between:
     def __init__(self, path: str) -> None:
         self._path = path
         self.swallow = False
+        self.serving: list[asyncio.Task[None] | None] = []
+
+    async def end(self) -> None:
+        """Wait until all connections are closed."""
+        await asyncio.gather(*(task for task in self.serving if task is not None))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving.append(asyncio.current_task())
         from_redis, to_redis = await asyncio.open_unix_connection(self._path)
         asked = False
 
@@ -44,6 +51,9 @@ class Between:
             to_redis.write(data)
         to_redis.close()
         await answering
+        for end in (to_redis, writer):
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
 
 
 def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(
@@ -71,6 +81,7 @@ def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(
         await customers.erase("once")
         await store.close()
         server.close()
+        await between.end()
 
     asyncio.run(asyncio.wait_for(run(), 20))
     with redis.Redis.from_url(redis_url) as connection:
