@@ -43,8 +43,8 @@ def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     connection.execute(f"CREATE TABLE aliases AS {parquet_sql([], ALIAS_COLUMNS)}")
     if source.events is not None:
         _read_query(connection, source.sql(source.events))
-    if source.archive is not None:
-        _read_archive(connection, source.folder("archive", source.archive))
+    if (folder := source.archive_folder) is not None:
+        _read_archive(connection, folder)
     connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(LEFT_OUT.values())})")
 
 

@@ -137,7 +137,7 @@ class CustomerStore:
         raise ConflictError
 
     async def _merged(self, source: Known, target: Known) -> Group:
-        given_up, stays = _record(source), _record(target)
+        given_up, stays = Record.stored(source.record), Record.stored(target.record)
         now, fold = self._clock(), self._fold
         merged = stays.merged(given_up, fold.interests, now, fold.rules.max_lateness_s)
         merged.aliases.append(source.customer_id)
@@ -164,7 +164,7 @@ class CustomerStore:
         for _ in range(ATTEMPTS):
             customer = (await self._read([customer_id]))[customer_id]
             try:
-                aliases = _record(customer).aliases
+                aliases = Record.stored(customer.record).aliases
             except UnreadableRecordError:
                 aliases = []
             ids = sorted({customer_id, customer.customer_id, *aliases})
@@ -196,7 +196,7 @@ class CustomerStore:
         """Keep what a customer allows (None: as it was), return the record; UnreadableRecordError or ConflictError."""
         for _ in range(ATTEMPTS):
             customer = (await self._read([customer_id]))[customer_id]
-            record = _record(customer)
+            record = Record.stored(customer.record)
             if scoring is not None:
                 record.scoring = scoring
             if automated_response is not None:
@@ -214,7 +214,7 @@ class CustomerStore:
         states = self._layout.unpack([found.state])
         if states.found[0] and not states.valid[0]:
             raise UnreadableRecordError
-        return Customer(found.customer_id, states, _record(found))
+        return Customer(found.customer_id, states, Record.stored(found.record))
 
     async def _settle(self) -> None:
         """Before saying that something was done before: it may not be on disk yet. An empty commit waits for all."""
@@ -260,10 +260,6 @@ class CustomerStore:
 
 
 FORGET_UNLESS_ARCHIVED: Final = b"if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('UNLINK', KEYS[2]) end"
-
-
-def _record(customer: Known) -> Record:
-    return Record() if customer.record is None else Record.unpack(customer.record)
 
 
 def _alias_of(record: bytes | None) -> str | None:

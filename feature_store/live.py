@@ -174,10 +174,8 @@ def _capped(bound: str) -> Problem:
 
 
 def _record(customer: Known) -> Record | None:
-    """A customer's record, a new one where there is none, None where it cannot be read."""
-    if customer.record is None:
-        return Record()
+    """A customer's record, None where it cannot be read."""
     try:
-        return Record.unpack(customer.record)
+        return Record.stored(customer.record)
     except UnreadableRecordError:
         return None

@@ -263,7 +263,7 @@ def _differences(layout: StateLayout, stored: StateBatch, as_of: Floats, expecte
 
 def _record(packed: bytes | None) -> Record:
     try:
-        return Record() if packed is None else Record.unpack(packed)
+        return Record.stored(packed)
     except UnreadableRecordError:
         return Record(scoring=False)  # it may say so
 

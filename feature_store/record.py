@@ -208,6 +208,11 @@ class Record:
         return b"".join(parts)
 
     @staticmethod
+    def stored(value: bytes | None) -> Record:
+        """The record of a customer, a new one where none is stored; UnreadableRecordError where it is none."""
+        return Record() if value is None else Record.unpack(value)
+
+    @staticmethod
     def unpack(value: bytes) -> Record:
         """The record of a stored value; UnreadableRecordError where it is none."""
         try:

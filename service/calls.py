@@ -65,6 +65,16 @@ class Call:
         """More of the request has come."""
         raise NotImplementedError
 
+    def next_request(self) -> bytes | None:
+        """The next of several requests, None where it is not whole yet, or there is no more."""
+        if (found := next_message(self.stream.body, self.encoding, self.connection.most_bytes)) is not None:
+            request, size = found
+            self.connection.consume(self.stream, size)
+            return request
+        if self.stream.ended and self.stream.body:
+            raise CallError(Code.INTERNAL, "the request ended within a message")
+        return None
+
     def tell(self, message: bytes) -> None:
         """Send one of several replies."""
         head = None if self.talking else HEAD
@@ -193,13 +203,9 @@ class Streamed(Call):
         self.connection.hold(self.stream, wanted=self.task is not None and len(self.stream.body) > ENOUGH)
 
     def _next(self) -> None:
-        if (found := next_message(self.stream.body, self.encoding, self.connection.most_bytes)) is not None:
-            request, size = found
-            self.connection.consume(self.stream, size)
+        if (request := self.next_request()) is not None:
             self.task = asyncio.get_running_loop().create_task(self.added.add(request))
             self.task.add_done_callback(self.done)
-        elif self.stream.ended and self.stream.body:
-            raise CallError(Code.INTERNAL, "the request ended within a message")
         elif self.stream.ended:
             self.connection.send(self.stream, HEAD, frame(self.added.reply()), OK)
 
@@ -251,14 +257,11 @@ class Reflect(Call):
     def advance(self) -> None:
         """ServerReflectionInfo: the next request, if it is whole."""
         self.due = self.deadline
-        if (found := next_message(self.stream.body, self.encoding, self.connection.most_bytes)) is not None:
-            request, size = found
+        if self.stream.body:
             self.connection.check_room()
-            self.connection.consume(self.stream, size)
+        if (request := self.next_request()) is not None:
             self.tell(self.connection.front.reflection.answer(request))
             self.connection.again(self.stream)  # the next one when others had their turn
-        elif self.stream.ended and self.stream.body:
-            raise CallError(Code.INTERNAL, "the request ended within a message")
         elif self.stream.ended:
             self.connection.send(self.stream, None if self.talking else HEAD, b"", OK)
 

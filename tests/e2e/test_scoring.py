@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 from feature_store import bundle
@@ -22,6 +21,7 @@ from feature_store.state import StateBatch, StateLayout
 from service.client import Economics, Offer, Problem, Score, ScoringClient
 from service.models import Model
 from tests.e2e.conftest import refused
+from tests.e2e.live import info_of
 
 KNOWN = "900"
 
@@ -29,17 +29,6 @@ KNOWN = "900"
 @pytest.fixture(scope="session")
 def stub(channel: grpc.Channel) -> scoring_pb2_grpc.ScoringServiceStub:
     return scoring_pb2_grpc.ScoringServiceStub(channel)
-
-
-def info_of(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
-    infos = []
-    for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            infos.append(info)
-    assert len(infos) == 1
-    assert infos[0].domain == "tidemark"
-    return infos[0]
 
 
 def test_a_customer_gets_two_alerts_a_spend_and_the_model_that_says_so(
