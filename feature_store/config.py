@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from feature_store.definitions import Feature, Interests, check_unique_names
+from feature_store.definitions import Candidates, Feature, Interests, check_unique_names
 from feature_store.errors import InputError
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -34,11 +34,10 @@ class Source(BaseModel):
 
     _base: Path = PrivateAttr(default=Path())
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def check_events(self) -> None:
+        """ValueError where there is not exactly one source of events."""
         if (self.events is None) == (self.archive is None):
-            raise ValueError("give 'events' (SQL) or 'archive' (a folder), one of the two")
-        return self
+            raise ValueError("source: give 'events' (SQL) or 'archive' (a folder), one of the two")
 
     def relative_to(self, folder: Path) -> None:
         """Resolve relative folders from here on."""
@@ -73,17 +72,64 @@ class Source(BaseModel):
         return Path(next(iter(spec.submodule_search_locations))) / folder
 
 
+Column = Annotated[str, Field(min_length=1)]
+
+
+class Snapshot(BaseModel):
+    """``[snapshot]``: a shop that has no events, only one row per customer, with a label.
+
+    ``table`` is SQL that gives ``customer_id``, the ``label`` column (0/1 or boolean: the customer left, or bought
+    where the ``target`` is "propensity") and numbers or text about the customer. ``value`` names a column with what the customer
+    will spend; without it every customer is worth ``economics.value``. ``contact_cost`` and ``offer_cost`` name columns
+    with costs of each customer's own. ``group`` names a column whose rows belong together (a household), and
+    ``leave_out`` columns that must not be learnt from, as they were not known before the label.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    table: str
+    paths: dict[str, str] = {}
+    label: Column
+    target: Literal["churn", "propensity"] = "churn"
+    value: Column | None = None
+    contact_cost: Column | None = None
+    offer_cost: Column | None = None
+    group: Column | None = None
+    leave_out: tuple[Column, ...] = ()
+
+
 class FeatureConfig(BaseModel):
-    """The part of a config that the feature store reads: ``[source]`` and the ``[[feature]]`` lines."""
+    """The part of a config that the feature store reads: where the data is, and which features there may be.
+
+    A ``[snapshot]`` stands in for ``[source]``, and all its columns are candidates.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     source: Source
+    snapshot: Snapshot | None = None
     interests: Interests = Interests()
-    feature: Annotated[list[Feature], Field(min_length=1, max_length=512)]
+    candidates: Candidates | None = None
+    feature: Annotated[list[Feature], Field(max_length=512)] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_snapshot(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("snapshot") is None:
+            return data
+        if "source" in data:
+            raise ValueError("give [source] or [snapshot], one of the two")
+        snapshot = data["snapshot"]
+        given = snapshot if isinstance(snapshot, dict) else {}
+        source = {"attributes": given.get("table"), "paths": given.get("paths", {})}
+        return {"candidates": {}, **data, "source": source}
 
     @model_validator(mode="after")
-    def _unique(self) -> Self:
+    def _complete(self) -> Self:
+        if self.snapshot is None:
+            self.source.check_events()
+        if not self.feature and self.candidates is None:
+            raise ValueError("feature: give [[feature]] lines, or a [candidates] section to choose from")
         check_unique_names(self.feature)
         return self
 

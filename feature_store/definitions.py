@@ -22,6 +22,9 @@ MAX_ID_BYTES = 256
 MAX_NAME_BYTES = 64
 """Longest event type and channel, in UTF-8."""
 
+MAX_CATEGORIES = 64
+"""Most values of an attribute of text that are told apart."""
+
 STATE_FORMAT = 2
 """Version of the packed state. It is part of the fingerprint: another format is another state."""
 
@@ -32,7 +35,8 @@ class Feature(BaseModel):
     ``count`` and ``sum`` are exponentially decayed sums: an event of weight ``v`` at time ``t`` counts
     ``v * 2**(-(now - t) / half_life)``. ``latest`` and ``earliest`` keep a time. ``attribute`` is a number from the
     customer table. A ``sum`` takes no more than ``clip`` from one event, either way; where a config does not say it,
-    training learns it.
+    training learns it. An attribute of text is kept as the index of its value among the ``categories`` that training
+    learnt, or as their number where it is another one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +47,7 @@ class Feature(BaseModel):
     field: EventField | None = None
     half_life_days: Annotated[float | None, Field(gt=0, le=3650, allow_inf_nan=False)] = None
     clip: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    categories: Annotated[tuple[str, ...] | None, Field(min_length=1, max_length=MAX_CATEGORIES)] = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -59,12 +64,32 @@ class Feature(BaseModel):
                 raise ValueError(f"aggregate '{self.aggregate}' has no use for '{key}': remove it")
         if self.clip is not None and self.aggregate != "sum":
             raise ValueError(f"aggregate '{self.aggregate}' has no use for 'clip': remove it")
+        if self.categories is not None and self.aggregate != "attribute":
+            raise ValueError(f"aggregate '{self.aggregate}' has no use for 'categories': remove it")
         return self
 
     @property
     def decayed(self) -> bool:
         """Whether the slot is a decayed sum."""
         return self.half_life_days is not None
+
+
+class Candidates(BaseModel):
+    """``[candidates]``: a wide set of slots, of which training keeps the fewest that do as well.
+
+    For each event type a latest and an earliest time, and for each half-life a count and a sum of each field that its
+    events have; for each attribute its value. ``events`` and ``attributes`` name those to try (None: all that the
+    source has, except the rare). ``[[feature]]`` lines are candidates too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    half_lives_days: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)], ...], Field(min_length=1, max_length=16)
+    ] = (3.5, 7.0, 14.0, 28.0, 56.0, 112.0)
+    events: tuple[Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES)], ...] | None = None
+    attributes: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    most_slots: Annotated[int, Field(ge=1, le=512)] = 24
 
 
 class Interests(BaseModel):

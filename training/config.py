@@ -47,12 +47,16 @@ class Offer(_Section):
 
 
 class Economics(_Section):
-    """``[economics]``: what a customer is worth, and what it costs to act."""
+    """``[economics]``: what a customer is worth, and what it costs to act.
+
+    ``value``: what every customer spends over the horizon, for a snapshot that has no column for it.
+    """
 
     event: str = "purchase"
     field: Literal["amount"] = "amount"
     horizon_days: Days = 28
     margin: Share
+    value: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     threshold_min: Annotated[float, Field(gt=0, lt=1)] = 0.01
     churn: Offer
     propensity: Offer
@@ -93,6 +97,20 @@ class Evaluation(_Section):
     seed: int = 7
 
 
+class Treatment(_Section):
+    """``[treatment]``: an offer that was made at random, from which its effect is measured instead of assumed.
+
+    ``column`` is 1 where the offer was made and 0 where not; ``probability`` is the chance with which it was made, a
+    number or the name of a column; ``outcome`` is the column that the offer is to raise. All in the snapshot's table or
+    in ``source.attributes``.
+    """
+
+    column: Annotated[str, Field(min_length=1)]
+    probability: Annotated[float, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1)]
+    outcome: Annotated[str, Field(min_length=1)]
+    cost: Amount = 0.0
+
+
 class TrainingConfig(FeatureConfig):
     """A whole config file."""
 
@@ -103,6 +121,7 @@ class TrainingConfig(FeatureConfig):
     economics: Economics
     evaluation: Evaluation = Evaluation()
     overdue: tuple[Overdue, ...] = ()
+    treatment: Treatment | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Self:
