@@ -79,10 +79,11 @@ class Snapshot(BaseModel):
     """``[snapshot]``: a shop that has no events, only one row per customer, with a label.
 
     ``table`` is SQL that gives ``customer_id``, the ``label`` column (0/1 or boolean: the customer left, or bought
-    where the ``target`` is "propensity") and numbers or text about the customer. ``value`` names a column with what the customer
-    will spend; without it every customer is worth ``economics.value``. ``contact_cost`` and ``offer_cost`` name columns
-    with costs of each customer's own. ``group`` names a column whose rows belong together (a household), and
-    ``leave_out`` columns that must not be learnt from, as they were not known before the label.
+    where the ``target`` is "propensity") and numbers or text about the customer. ``value`` names a column with what
+    the customer will spend; without it every customer is worth ``economics.value``. ``contact_cost`` and
+    ``offer_cost`` name columns with costs of each customer's own. ``group`` names a column whose rows belong
+    together (a household), and ``leave_out`` columns that must not be learnt from, as they were not known before
+    the label.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
