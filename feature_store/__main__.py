@@ -232,7 +232,7 @@ def _open(config: str, registry: Path) -> tuple[FeatureConfig, StateLayout]:
         manifest = bundle.read(registry).manifest
     except bundle.BundleError as error:
         raise InputError(str(error)) from error
-    if not matches(settings.feature, manifest.features):
+    if not matches(settings.feature, manifest.features, settings.candidates):
         raise InputError(
             f"{config}: its features are not those of bundle {manifest.version} (fingerprint {manifest.fingerprint}): "
             "fit it first, or name the config the bundle was made with"

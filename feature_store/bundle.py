@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -67,9 +68,10 @@ class Manifest(BaseModel):
     derived: list[str]
     inputs: dict[str, list[int | str]]
     outputs: list[str]
+    segments: list[str] = []
     cutoffs: dict[str, list[str]]
     metrics: dict[str, Any]
-    economics: dict[str, float]
+    economics: dict[str, float | None]
     model_sha256: str
     golden_sha256: str
     libraries: dict[str, str]
@@ -85,8 +87,13 @@ class Bundle:
     golden: Arrays
 
 
-def publish(registry: Path, manifest: Manifest, model: bytes, golden: bytes) -> Path:
-    """Write a version whole or not at all, and point ``current`` at it in one step; OSError where that fails."""
+def publish(
+    registry: Path, manifest: Manifest, model: bytes, golden: bytes, beside: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a version whole or not at all, and point ``current`` at it in one step; OSError where that fails.
+
+    beside: files by name that no server reads.
+    """
     registry.mkdir(parents=True, exist_ok=True)
     target = registry / manifest.version
     if target.exists():
@@ -98,6 +105,8 @@ def publish(registry: Path, manifest: Manifest, model: bytes, golden: bytes) -> 
         staging.chmod(0o755)
         _write(staging / MODEL_FILE, model)
         _write(staging / GOLDEN_FILE, golden)
+        for name, content in (beside or {}).items():
+            _write(staging / name, content)
         _write(staging / MANIFEST_FILE, (manifest.model_dump_json(indent=2, exclude_none=True) + "\n").encode())
         link.symlink_to(manifest.version)
         ours = staging.rename(target)

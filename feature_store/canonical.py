@@ -25,6 +25,12 @@ OPTIONAL: Final = ("amount", "duration_s", "item_id", "channel", "text", "event_
 NUMERIC: Final = re.compile(r"BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)")
 """DuckDB types that an attribute of a feature may have."""
 
+NO_EVENTS: Final = (
+    "NULL::VARCHAR AS customer_id, NULL::DOUBLE AS t, NULL::VARCHAR AS event_type, NULL::DOUBLE AS amount, "
+    "NULL::DOUBLE AS duration_s, NULL::VARCHAR AS item_id, NULL::VARCHAR AS event_id"
+)
+"""Columns of ``read`` for a source without events."""
+
 LOG_ID: Final = "'tm:log:' || seq || ':' || n"
 """SQL for the id of an event that was sent without one: its place in the log."""
 
@@ -43,8 +49,10 @@ def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     connection.execute(f"CREATE TABLE aliases AS {parquet_sql([], ALIAS_COLUMNS)}")
     if source.events is not None:
         _read_query(connection, source.sql(source.events))
-    if (folder := source.archive_folder) is not None:
+    elif (folder := source.archive_folder) is not None:
         _read_archive(connection, folder)
+    else:
+        connection.execute(f"CREATE TABLE read AS SELECT {NO_EVENTS} LIMIT 0")
     connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(LEFT_OUT.values())})")
 
 

@@ -36,7 +36,8 @@ class Feature(BaseModel):
     ``v * 2**(-(now - t) / half_life)``. ``latest`` and ``earliest`` keep a time. ``attribute`` is a number from the
     customer table. A ``sum`` takes no more than ``clip`` from one event, either way; where a config does not say it,
     training learns it. An attribute of text is kept as the index of its value among the ``categories`` that training
-    learnt, or as their number where it is another one.
+    learnt, or as their number where it is another one. Its ``column`` in the customer table is that of its name where
+    none is given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,7 @@ class Feature(BaseModel):
     half_life_days: Annotated[float | None, Field(gt=0, le=3650, allow_inf_nan=False)] = None
     clip: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     categories: Annotated[tuple[str, ...] | None, Field(min_length=1, max_length=MAX_CATEGORIES)] = None
+    column: Annotated[str | None, Field(min_length=1)] = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -64,9 +66,15 @@ class Feature(BaseModel):
                 raise ValueError(f"aggregate '{self.aggregate}' has no use for '{key}': remove it")
         if self.clip is not None and self.aggregate != "sum":
             raise ValueError(f"aggregate '{self.aggregate}' has no use for 'clip': remove it")
-        if self.categories is not None and self.aggregate != "attribute":
-            raise ValueError(f"aggregate '{self.aggregate}' has no use for 'categories': remove it")
+        for key in ("categories", "column"):
+            if getattr(self, key) is not None and self.aggregate != "attribute":
+                raise ValueError(f"aggregate '{self.aggregate}' has no use for '{key}': remove it")
         return self
+
+    @property
+    def source_column(self) -> str:
+        """The column of the customer table that an attribute is read from."""
+        return self.column or self.name
 
     @property
     def decayed(self) -> bool:
@@ -91,6 +99,14 @@ class Candidates(BaseModel):
     attributes: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     most_slots: Annotated[int, Field(ge=1, le=512)] = 24
 
+    def include(self, feature: Feature) -> bool:
+        """Whether a slot is one of these."""
+        if feature.aggregate == "attribute":
+            return self.attributes is None or feature.source_column in self.attributes
+        if self.events is not None and feature.event not in self.events:
+            return False
+        return feature.half_life_days is None or feature.half_life_days in self.half_lives_days
+
 
 class Interests(BaseModel):
     """``[interests]``: what counts as looking at an item and as buying it, and when a look has become a repeated one.
@@ -113,8 +129,13 @@ class Interests(BaseModel):
         return self.half_life_days * 86_400
 
 
-def matches(configured: Sequence[Feature], fitted: Sequence[Feature]) -> bool:
-    """Whether a bundle's features are those of a config, which may leave the clips of its sums to training."""
+def matches(configured: Sequence[Feature], fitted: Sequence[Feature], candidates: Candidates | None = None) -> bool:
+    """Whether a bundle's features are those of a config, which may leave the clips of its sums to training.
+
+    With candidates, training chose them: each must be one that it could choose.
+    """
+    if candidates is not None:
+        return all(any(matches([line], [mine]) for line in configured) or candidates.include(mine) for mine in fitted)
     if len(configured) != len(fitted):
         return False
     return all(

@@ -6,6 +6,7 @@ the same state from the same events (``python -m feature_store verify`` proves i
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -49,8 +50,8 @@ class OfflineStore:
         self.connection.execute("SET TimeZone = 'UTC'")
         try:
             read_events(self.connection, source)
-            self._attribute_columns = read_attributes(self.connection, source)
-            self.summary: Final = self._summarise("source.events" if source.archive is None else "source.archive")
+            self.attribute_columns: Final = read_attributes(self.connection, source)
+            self.summary: Final = self._summarise(source)
         except BaseException:
             self.connection.close()
             raise
@@ -66,14 +67,14 @@ class OfflineStore:
     @property
     def with_attributes(self) -> set[str]:
         """Ids of the customers who have attributes."""
-        if not self._attribute_columns:
+        if not self.attribute_columns:
             return set()
         return {name for (name,) in self.connection.execute("SELECT customer_id FROM attributes").fetchall()}
 
     def apply_aliases(self) -> None:
         """Give the attributes of aliases (table ``aliases``) to the customers they belong to."""
-        if self._attribute_columns:
-            merge_attributes(self.connection, self._attribute_columns)
+        if self.attribute_columns:
+            merge_attributes(self.connection, self.attribute_columns)
 
     def states(self, layout: StateLayout, as_of: float, events: str = "events") -> OfflineStates:
         """States of every customer known by ``as_of`` (unix seconds): no event after it is read.
@@ -87,7 +88,7 @@ class OfflineStore:
         attributes = [(i, f) for i, f in enumerate(layout.features) if f.aggregate == "attribute"]
         if attributes:
             self._check_attributes(layout.features)
-            known = ", ".join(f'"{f.name}"::DOUBLE AS s{i}' for i, f in attributes)
+            known = ", ".join(f"{_attribute_sql(f)} AS s{i}" for i, f in attributes)
             query = f"""SELECT * FROM ({query}) FULL JOIN (SELECT customer_id, {known} FROM attributes)
                 USING (customer_id) ORDER BY customer_id"""
         found = self.connection.execute(query, {"as_of": as_of}).fetchnumpy()
@@ -100,13 +101,17 @@ class OfflineStore:
     def _check_attributes(self, features: tuple[Feature, ...]) -> None:
         for feature in features:
             if feature.aggregate == "attribute":
-                kind = self._attribute_columns.get(feature.name)
+                kind = self.attribute_columns.get(feature.source_column)
                 if kind is None:
                     raise InputError(f"feature '{feature.name}': source.attributes has no column of that name")
-                if not NUMERIC.fullmatch(kind):
+                if feature.categories is None and not NUMERIC.fullmatch(kind):
                     raise InputError(f"feature '{feature.name}': its column is {kind}, not a number: convert it in SQL")
 
-    def _summarise(self, where: str) -> SourceSummary:
+    def _summarise(self, source: Source) -> SourceSummary:
+        where = "source.events" if source.archive is None else "source.archive"
+        if source.events is None and source.archive is None:  # a snapshot is as of when it is read
+            ((customers,),) = self.connection.execute("SELECT count(*) FROM attributes").fetchall()
+            return SourceSummary(0, customers, time.time(), time.time(), {})
         counts = ", ".join(f"count(*) FILTER ({rule})" for rule in LEFT_OUT.values())
         row = self.connection.execute(f"SELECT {counts} FROM read").fetchall()[0]
         left_out = {reason: number for reason, number in zip(LEFT_OUT, row, strict=True) if number}
@@ -130,6 +135,16 @@ def _slot_sql(feature: Feature) -> str:
     if feature.clip is not None:  # DuckDB's least() and greatest() pass over NULL
         value = f"greatest(least(coalesce({value}, 0), {feature.clip!r}), -{feature.clip!r})"
     return f"sum({weight} * {value}) {only}"
+
+
+def _attribute_sql(feature: Feature) -> str:
+    """The number of an attribute: its value, or of a text the index among its categories."""
+    column = '"' + feature.source_column.replace('"', '""') + '"'
+    if feature.categories is None:
+        return f"{column}::DOUBLE"
+    known = ", ".join("'" + value.replace("'", "''") + "'" for value in feature.categories)
+    code = f"coalesce(nullif(list_position([{known}], {column}::VARCHAR), 0) - 1, {len(feature.categories)})"
+    return f"CASE WHEN {column} IS NOT NULL THEN {code} END::DOUBLE"
 
 
 def iso(seconds: float) -> str:

@@ -21,7 +21,8 @@ class Model:
         self.version: Final = manifest.version
         self.layout: Final = StateLayout(manifest.features)
         self.interests: Final = manifest.interests
-        self.economics: Final = np.array([manifest.economics[name] for name in ECONOMICS])
+        # None, in the graph NaN: a figure of each customer's own.
+        self.economics: Final = np.array([manifest.economics[name] for name in ECONOMICS], dtype=np.float64)
         self._graph: Final[Graph] = open_bundle(loaded)
 
     @classmethod

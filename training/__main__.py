@@ -48,7 +48,7 @@ def fit(config: str, registry: Path) -> None:
             except ParityError as error:
                 sys.exit(f"error: {error}")
     try:
-        folder = bundle.publish(registry, fitted.manifest, fitted.model, fitted.golden)
+        folder = bundle.publish(registry, fitted.manifest, fitted.model, fitted.golden, fitted.beside)
     except OSError as error:
         raise InputError(f"--registry {registry} cannot be written: {error.strerror}") from error
     print_summary(console, fitted.manifest, folder)

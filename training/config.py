@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from feature_store.bundle import OFFERS
 from feature_store.config import FeatureConfig
+from feature_store.definitions import Feature
 
 Days = Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -46,6 +48,10 @@ class Offer(_Section):
     budget_share: Annotated[float, Field(gt=0, le=1)]
 
 
+NEVER: Final = Offer(contact_cost=0, offer_cost=0, success_rate=0, redemption_rate=0, budget_share=1)
+"""An offer that wins nobody, so that every threshold is 1."""
+
+
 class Economics(_Section):
     """``[economics]``: what a customer is worth, and what it costs to act.
 
@@ -65,13 +71,17 @@ class Economics(_Section):
         """The offer of that name (one of OFFERS)."""
         return {"churn": self.churn, "propensity": self.propensity}[name]
 
-    def figures(self, budget_price: dict[str, float]) -> dict[str, float]:
-        """The graph's economics by column name, with the prices of the budgets (lambda) found in training."""
-        found = {"margin": self.margin}
+    def figures(self, budget_price: Mapping[str, float], own: Collection[str] = ()) -> dict[str, float | None]:
+        """The graph's economics by column name, with the prices of the budgets (lambda) found in training.
+
+        None for the figures that are each customer's ``own``.
+        """
+        found: dict[str, float | None] = {"margin": self.margin}
         for name in OFFERS:
-            offer = self.offer(name).model_dump(exclude={"budget_share"}) | {"budget_price": budget_price[name]}
+            offer = self.offer(name).model_dump(exclude={"budget_share"})
+            offer["budget_price"] = budget_price.get(name, 0.0)
             found |= {f"{name}.{figure}": value for figure, value in offer.items()}
-        return found
+        return found | dict.fromkeys(own)
 
 
 class Overdue(_Section):
@@ -85,8 +95,21 @@ class Overdue(_Section):
     rate: str
 
 
+def check_overdue(lines: Sequence[Overdue], features: Sequence[Feature]) -> None:
+    """ValueError where a line names no feature of the right kind."""
+    kinds = {feature.name: feature.aggregate for feature in features}
+    for line in lines:
+        for key, kind in (("latest", "latest"), ("rate", "count")):
+            if kinds.get(getattr(line, key)) != kind:
+                raise ValueError(f"overdue '{line.name}': '{key}' must name a feature with aggregate '{kind}'")
+
+
 class Evaluation(_Section):
-    """``[evaluation]``: the cut-offs, counted back from the end of the data."""
+    """``[evaluation]``: the cut-offs, counted back from the end of the data, and how much is made of them.
+
+    ``folds``: blocks of later cut-offs by which models and features are chosen. ``most_rows`` to learn from and
+    ``selection_rows`` to choose by: where there are more, customers are drawn by lot.
+    """
 
     step_days: Days = 14
     test_cutoffs: Annotated[int, Field(ge=1, le=50)] = 3
@@ -94,6 +117,10 @@ class Evaluation(_Section):
     least_cutoffs: Annotated[int, Field(ge=3)] = 12
     most_cutoffs: Annotated[int, Field(ge=3, le=1000)] = 104
     warm_up_days: Days = 60
+    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    most_rows: Annotated[int, Field(ge=1000)] = 500_000
+    selection_rows: Annotated[int, Field(ge=1000)] = 60_000
+    bootstrap: Annotated[int, Field(ge=100, le=10_000)] = 500
     seed: int = 7
 
 
@@ -123,13 +150,29 @@ class TrainingConfig(FeatureConfig):
     overdue: tuple[Overdue, ...] = ()
     treatment: Treatment | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _other_offer(cls, data: Any) -> Any:
+        """A snapshot has a label for one offer: the other one is never made."""
+        snapshot = data.get("snapshot") if isinstance(data, dict) else None
+        if not isinstance(snapshot, dict) or not isinstance(data.get("economics"), dict):
+            return data
+        other = "churn" if snapshot.get("target") == "propensity" else "propensity"
+        return data | {"economics": {other: NEVER.model_dump(), **data["economics"]}}
+
     @model_validator(mode="after")
     def _known(self) -> Self:
-        kinds = {feature.name: feature.aggregate for feature in self.feature}
-        for line in self.overdue:
-            for key, kind in (("latest", "latest"), ("rate", "count")):
-                if kinds.get(getattr(line, key)) != kind:
-                    raise ValueError(f"overdue '{line.name}': '{key}' must name a feature with aggregate '{kind}'")
+        if self.candidates is None:  # with candidates, what there is to name is known when the source is read
+            check_overdue(self.overdue, self.feature)
+        return self
+
+    @model_validator(mode="after")
+    def _worth(self) -> Self:
+        if self.snapshot is not None and (self.snapshot.value is None) == (self.economics.value is None):
+            raise ValueError(
+                "snapshot.value: name the column with what a customer is worth, or give economics.value for all, one of "
+                "the two"
+            )
         return self
 
     @model_validator(mode="after")

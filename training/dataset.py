@@ -4,53 +4,88 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.config import Snapshot
+from feature_store.errors import InputError
 from feature_store.offline import OfflineStore
 from feature_store.state import DAY_S, Floats, StateLayout
 from training.config import TrainingConfig
 
-# More returned than bought counts as no spend.
+Index = npt.NDArray[np.intp]
+
+UNTIL_SLACK_S: Final = 1e-3
+"""Cut-offs are counted back from the end in floating point: a horizon that ends with the data may miss it by a hair."""
+
+# More returned than bought counts as no spend. NULL: the end of the data comes before the end of the horizon.
 LABELS_SQL: Final = """
     SELECT customer_id,
-        count(*) FILTER (event_type = $churn_event AND t > $cutoff AND t <= $cutoff + $churn_s) = 0 AS churn,
-        count(*) FILTER (event_type = $propensity_event AND t > $cutoff AND t <= $cutoff + $propensity_s) > 0
-            AS propensity,
-        coalesce(sum(amount) FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $spend_s), 0)
-            AS spend,
-        ($cutoff - max(t) FILTER (event_type = $churn_event AND t <= $cutoff)) / 86400 AS recency_days
+        CASE WHEN $cutoff + $churn_s <= $until THEN
+            (count(*) FILTER (event_type = $churn_event AND t > $cutoff AND t <= $cutoff + $churn_s) = 0)::DOUBLE
+        END AS churn,
+        CASE WHEN $cutoff + $propensity_s <= $until THEN
+            (count(*) FILTER (event_type = $propensity_event AND t > $cutoff AND t <= $cutoff + $propensity_s)
+            > 0)::DOUBLE END AS propensity,
+        CASE WHEN $cutoff + $spend_s <= $until THEN greatest(0, coalesce(
+            sum(try_cast(round(amount * 1e6) AS HUGEINT))
+            FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $spend_s), 0)::DOUBLE / 1e6) END AS spend,
+        ($cutoff - max(t) FILTER (event_type = $churn_event AND t <= $cutoff)) / 86400 AS recency_days,
+        count(*) FILTER (event_type = $churn_event AND t <= $cutoff)::DOUBLE AS frequency,
+        coalesce(sum(try_cast(round(amount * 1e6) AS HUGEINT))
+            FILTER (event_type = $spend_event AND t <= $cutoff), 0)::DOUBLE / 1e6 AS monetary
     FROM events GROUP BY customer_id
     HAVING bool_or(event_type = $churn_event AND t > $cutoff - $active_s AND t <= $cutoff)
     ORDER BY customer_id"""
-"""Labels of one cut-off, for the customers active before it. A state reads up to the cut-off, a label from after it."""
+"""Labels of one cut-off, for the customers active before it. A state reads up to the cut-off, a label from after it.
+
+Amounts are added as whole millionths, which gives the same sum in whatever order."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Customers at cut-offs, row by row.
+    """Customers at cut-offs, row by row, each column ``[n]``.
 
-    cutoff: float64 [n] unix seconds; state: float64 [n, slots] as of it; churn, propensity and spend: the labels;
-    recency_days: days since the last event of the churn type, which is the baseline.
+    cutoff: float64 unix seconds (0 for a snapshot, which has none); state: float64 ``[n, slots]`` as of it; churn and
+    propensity: 0 or 1, spend: an amount, all NaN where not known; recency_days: since the last event of the churn type,
+    which is the baseline; frequency and monetary: events of it, and spend, up to the cut-off; contact_cost and offer_cost:
+    of each customer's own, NaN where the config's count; group: a number for rows that belong together.
     """
 
     cutoff: Floats
     customer_id: npt.NDArray[np.object_]
     state: Floats
-    churn: npt.NDArray[np.bool_]
-    propensity: npt.NDArray[np.bool_]
+    churn: Floats
+    propensity: Floats
     spend: Floats
     recency_days: Floats
+    frequency: Floats
+    monetary: Floats
+    contact_cost: Floats
+    offer_cost: Floats
+    group: Index
 
     def __len__(self) -> int:
         return len(self.cutoff)
 
+    def take(self, index: Index | npt.NDArray[np.bool_]) -> Rows:
+        """Some of the rows."""
+        return Rows(**{name: column[index] for name, column in vars(self).items()})
+
     def at(self, cutoffs: Sequence[float]) -> Rows:
         """The rows of some cut-offs."""
-        keep = np.isin(self.cutoff, cutoffs)
-        return Rows(**{name: column[keep] for name, column in vars(self).items()})
+        return self.take(np.isin(self.cutoff, cutoffs))
+
+    def narrowed(self, slots: Sequence[int]) -> Rows:
+        """The same rows with some of the slots."""
+        return Rows(**vars(self) | {"state": self.state[:, list(slots)]})
+
+    def label(self, target: str) -> Floats:
+        """The column of one of TARGETS."""
+        return np.asarray(getattr(self, target))
 
 
 def build_rows(
@@ -65,15 +100,17 @@ def build_rows(
     for cutoff in cutoffs:
         parts.append(_rows_at(source, layout, config, cutoff))
         done()
-    columns = [vars(part) for part in parts]
-    return Rows(**{name: np.concatenate([column[name] for column in columns]) for name in columns[0]})
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns["group"] = np.unique(columns["customer_id"].astype(str), return_inverse=True)[1]
+    return Rows(**columns)
 
 
-def _rows_at(source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoff: float) -> Rows:
+def _rows_at(source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoff: float) -> dict[str, Any]:
     labels = source.connection.execute(
         LABELS_SQL,
         {
             "cutoff": cutoff,
+            "until": source.summary.end + UNTIL_SLACK_S,
             "churn_event": config.churn.event,
             "churn_s": config.churn.horizon_days * DAY_S,
             "active_s": config.churn.active_days * DAY_S,
@@ -84,14 +121,60 @@ def _rows_at(source: OfflineStore, layout: StateLayout, config: TrainingConfig, 
         },
     ).fetchnumpy()
     states = source.states(layout, cutoff)
-    ids = np.asarray(labels["customer_id"], dtype=object)
+    ids = np.asarray(labels.pop("customer_id"), dtype=object)
     state = states.slots[np.searchsorted(states.customer_ids.astype(str), ids.astype(str))]
-    return Rows(
-        cutoff=np.full(len(ids), cutoff),
+    columns = {name: np.ma.filled(column.astype(np.float64), np.nan) for name, column in labels.items()}
+    unknown = np.full(len(ids), np.nan)
+    return columns | {
+        "cutoff": np.full(len(ids), cutoff),
+        "customer_id": ids,
+        "state": state,
+        "contact_cost": unknown,
+        "offer_cost": unknown,
+    }
+
+
+def snapshot_rows(source: OfflineStore, layout: StateLayout, config: TrainingConfig) -> Rows:
+    """A row per customer of a snapshot that has a label; InputError where a column cannot be read as it should."""
+    snapshot = config.snapshot
+    if snapshot is None:
+        raise InputError("this config has no [snapshot]")
+    known = {name: f"{_quoted(column)}::DOUBLE" for name, column in _columns(snapshot).items()}
+    known["grouped"] = f"{_quoted(snapshot.group)}::VARCHAR" if snapshot.group else "customer_id"
+    selected = ", ".join(f"{sql} AS {name}" for name, sql in known.items())
+    try:
+        found = source.connection.execute(f"SELECT customer_id, {selected} FROM attributes ORDER BY customer_id")
+        columns = found.fetchnumpy()
+    except duckdb.Error as error:
+        raise InputError(f"snapshot: a column that it names cannot be read: {str(error).splitlines()[0]}") from error
+    ids, group = (np.asarray(np.ma.filled(columns.pop(name), ""), dtype=object) for name in ("customer_id", "grouped"))
+    numbers = {name: np.ma.filled(column.astype(np.float64), np.nan) for name, column in columns.items()}
+    label = numbers.pop("label")
+    if not np.isin(label[np.isfinite(label)], (0.0, 1.0)).all():
+        raise InputError(f"snapshot.label: column '{snapshot.label}' holds other values than 0 and 1")
+    unknown = np.full(len(ids), np.nan)
+    rows = Rows(
+        cutoff=np.zeros(len(ids)),
         customer_id=ids,
-        state=state,
-        churn=np.asarray(labels["churn"], dtype=bool),
-        propensity=np.asarray(labels["propensity"], dtype=bool),
-        spend=np.maximum(labels["spend"], 0.0),
-        recency_days=np.asarray(labels["recency_days"], dtype=np.float64),
+        state=source.states(layout, source.summary.end).slots,
+        churn=label if snapshot.target == "churn" else unknown,
+        propensity=label if snapshot.target == "propensity" else unknown,
+        spend=np.maximum(numbers.get("value", unknown), 0.0),
+        recency_days=unknown,
+        frequency=unknown,
+        monetary=numbers.get("value", unknown),
+        contact_cost=numbers.get("contact_cost", unknown),
+        offer_cost=numbers.get("offer_cost", unknown),
+        group=np.unique(group.astype(str), return_inverse=True)[1],
     )
+    learnt = np.isfinite(label) & (np.isfinite(rows.spend) if snapshot.value else True)
+    return rows.take(learnt)
+
+
+def _columns(snapshot: Snapshot) -> dict[str, str]:
+    names = ("label", "value", "contact_cost", "offer_cost")
+    return {name: column for name in names if (column := getattr(snapshot, name)) is not None}
+
+
+def _quoted(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'

@@ -10,8 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, mean_poisson_deviance, roc_auc_score
 
 from feature_store.state import Floats
-from training.config import Offer
-from training.thresholds import gain
+from training.thresholds import Terms, gain
 
 Metrics = dict[str, float]
 
@@ -53,7 +52,7 @@ def spend_metrics(spend: Floats, expected: Floats) -> Metrics:
 
 
 def policy_metrics(
-    labels: npt.NDArray[np.bool_], probability: Floats, value: Floats, threshold: Floats, offer: Offer
+    labels: npt.NDArray[np.bool_], probability: Floats, value: Floats, threshold: Floats, offer: Terms
 ) -> Metrics:
     """Profit of acting, with the outcomes that came, for policies that contact equally many customers.
 

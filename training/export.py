@@ -5,20 +5,20 @@ from __future__ import annotations
 import io
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from feature_store.bundle import ECONOMICS, OFFERS, Arrays
 from feature_store.graph import Graph, beyond_tolerance, largest_differences
 from feature_store.state import Floats
-from training.config import Economics
-from training.features import FeatureSpec, add_features
+from training.config import TrainingConfig
+from training.costs import add_own_costs, terms_of
+from training.features import add_features
+from training.models import Models
 from training.onnx_graph import GraphBuilder
-from training.probability import Features, add_probabilities
-from training.spend import SpendModel
+from training.probability import add_probabilities
 from training.thresholds import add_thresholds, threshold
 
 GOLDEN_ROWS: Final = 64
@@ -30,27 +30,25 @@ class ParityError(Exception):
     """The exported graph does not compute what scikit-learn computes; no bundle is written."""
 
 
-@dataclass(frozen=True)
-class Models:
-    """The fitted models of a bundle: a calibrated classifier per offer, and expected spend."""
-
-    probability: Mapping[str, Any]
-    spend: SpendModel
-
-
-def build_graph(spec: FeatureSpec, models: Models, economics: Economics) -> bytes:
+def build_graph(models: Models, config: TrainingConfig) -> bytes:
     """Inputs ``state`` [n, slots], ``age`` [n, 1] days, ``economics`` [n, figures], float64; outputs float32 [n]."""
+    spec = models.matrix.spec
     graph = GraphBuilder()
     graph.input("state", len(spec.layout.features))
     graph.input("age", 1)
     graph.input("economics", len(ECONOMICS))
     features, columns = add_features(graph, spec), len(spec.names)
-    classifiers = [models.probability[offer] for offer in OFFERS]
-    probability = add_probabilities(graph, classifiers, features, columns)
+    known = [offer for offer in OFFERS if offer in models.probability]
+    probability = add_probabilities(graph, [models.probability[offer] for offer in known], features, columns)
     # Below 1, even rounded: a threshold of 1 means never.
     probability = graph.add("Min", probability, graph.constant(BELOW_ONE))
     spend = models.spend.add_to(graph, features, columns)
-    thresholds = add_thresholds(graph, spend, OFFERS, economics.threshold_min)
+    economics = add_own_costs(graph, config, spec.layout)
+    thresholds = add_thresholds(graph, spend, economics, OFFERS, config.economics.threshold_min)
+    nobody = None if len(known) == len(OFFERS) else graph.add("Mul", spend, graph.constant(np.array([0.0])))
+    columns_of = [graph.columns(probability, [known.index(o)]) if o in known else str(nobody) for o in OFFERS]
+    if nobody is not None:
+        probability = graph.add("Concat", *columns_of, axis=1)
     probability, spend, thresholds = (graph.add("Cast", v, to=graph.float32) for v in (probability, spend, thresholds))
     for column, offer in enumerate(OFFERS):
         graph.output(f"{offer}_probability", probability, column)
@@ -60,25 +58,26 @@ def build_graph(spec: FeatureSpec, models: Models, economics: Economics) -> byte
     return graph.build("tidemark")
 
 
-def expected_outputs(features: Features, models: Models, economics: Economics, figures: Mapping[str, float]) -> Arrays:
-    """What the graph must give for customers with these features, computed with scikit-learn and NumPy."""
+def expected_outputs(models: Models, state: Floats, config: TrainingConfig, figures: Mapping[str, float]) -> Arrays:
+    """What the graph must give for customers with these states, computed with scikit-learn and NumPy."""
+    features = models.matrix(state)
     spend = models.spend.predict(features)
     outputs: Arrays = {"expected_spend": spend}
     for name in OFFERS:
-        outputs[f"{name}_probability"] = models.probability[name].predict_proba(features)[:, 1]
+        outputs[f"{name}_probability"] = models.predict(name, features)
         outputs[f"{name}_threshold"] = threshold(
-            figures["margin"] * spend, economics.offer(name), figures[f"{name}.budget_price"], economics.threshold_min
+            figures["margin"] * spend,
+            terms_of(config, models.matrix.spec.layout, name, state),
+            figures[f"{name}.budget_price"],
+            config.economics.threshold_min,
         )
     return outputs
 
 
-def graph_inputs(state: Floats, figures: Mapping[str, float]) -> Arrays:
-    """Inputs for states as of their reference, under the same economics for all."""
-    return {
-        "state": state,
-        "age": np.zeros((len(state), 1)),
-        "economics": np.tile([figures[name] for name in ECONOMICS], (len(state), 1)),
-    }
+def graph_inputs(state: Floats, figures: Mapping[str, float | None]) -> Arrays:
+    """Inputs for states as of their reference, under the same economics for all; None: a figure of each one's own."""
+    row = np.array([figures[name] for name in ECONOMICS], dtype=np.float64)
+    return {"state": state, "age": np.zeros((len(state), 1)), "economics": np.tile(row, (len(state), 1))}
 
 
 def check_parity(graph: Graph, inputs: Arrays, expected: Arrays) -> dict[str, float]:

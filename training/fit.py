@@ -1,25 +1,24 @@
-"""The whole of training in one straight line: source → states at cut-offs → models → gate → evidence → bundle."""
+"""The whole of training in one straight line: source → slots → models → evidence → final models → gate → bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from feature_store.bundle import OFFERS, Manifest, sha256
+from feature_store.bundle import Manifest, sha256
 from feature_store.graph import Graph
 from feature_store.offline import OfflineStore
-from feature_store.state import StateLayout
-from training import evaluate
-from training.clips import learn_clips
-from training.config import Economics, TrainingConfig
-from training.cutoffs import Cutoffs, lay_out
-from training.dataset import Rows, build_rows
+from training import judge
+from training.config import TrainingConfig
+from training.costs import own_figures, terms_of
+from training.dataset import Rows
+from training.evidence import ROWS_FILE, TABLES_FILE, Evidence, TestRows, pack_rows
 from training.export import (
-    Models,
     build_graph,
     check_parity,
     expected_outputs,
@@ -27,70 +26,141 @@ from training.export import (
     graph_inputs,
     library_versions,
 )
-from training.features import FeatureMatrix, FeatureSpec
-from training.probability import Features, check_outcomes, fit_probability
-from training.spend import fit_spend
+from training.features import filled_matrix
+from training.judge import Judged
+from training.models import EVALUATION, FINAL, Models, fit_models
+from training.prepare import Data, Progress, prepare
+from training.selection import Chosen, choose_learners, learners_of
 from training.thresholds import budget_price
-
-Progress = Callable[[str, int], Callable[[], None]]
-"""Called with a step's name and its number of parts; returns what to call after each part."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit produced, ready to be published."""
+    """What a fit produced, ready to be published; ``beside``: files by name that no server reads."""
 
     manifest: Manifest
     model: bytes
     golden: bytes
+    beside: dict[str, bytes]
 
 
 def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progress) -> Fitted:
     """Fit a bundle; InputError where the source cannot support it, ParityError where the export is not exact."""
-    cutoffs = lay_out(config, source.summary.start, source.summary.end)
-    layout = StateLayout(learn_clips(source, config.feature, cutoffs.training[-1]))
-    spec = FeatureSpec(layout, config.overdue)
-    every = [*cutoffs.training, *cutoffs.test]
-    rows = build_rows(source, layout, config, every, progress("states and labels", len(every)))
+    # One thread for each step: the same bits on any machine, and many small fits do not wait for each other's threads.
+    with threadpool_limits(1):
+        return _fit(config, name, source, progress)
 
-    for offer in OFFERS:
-        for block in ("fit", "calibration", "test"):
-            check_outcomes(offer, block, getattr(rows.at(getattr(cutoffs, block)), offer))
 
-    done = progress("models", 3)
-    matrix = FeatureMatrix(spec)
-    models = _fit_models(config, matrix, rows, cutoffs, done)
-    newest = matrix(rows.at(cutoffs.calibration).state)
-    figures = config.economics.figures(_budget_prices(config.economics, models, newest))
+def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progress) -> Fitted:
+    data = prepare(config, source, progress)
+    chosen = _choose(config, data, progress)
+    judged = _evaluation(config, data, chosen)
+    metrics, scored = judge.metrics(judged)
+    evidence = _evidence(judged, chosen, scored, source, progress)
 
-    done = progress("export, parity, evaluation", 3)
-    model = build_graph(spec, models, config.economics)
+    done = progress("models to serve", 3)
+    models = fit_models(config, data.spec, data.rows, data.splits, chosen.learners, FINAL)
+    done()
+    figures = _figures(config, data, models, FINAL)
+    model = build_graph(models, config)
     graph = Graph(model)
     done()
-    test = rows.at(cutoffs.test)
+    test = data.rows.take(np.unique(np.concatenate([split.test for split in data.splits.values()])))
     inputs = graph_inputs(test.state, figures)
-    parity = check_parity(graph, inputs, expected_outputs(matrix(test.state), models, config.economics, figures))
+    metrics["parity"] = check_parity(graph, inputs, expected_outputs(models, test.state, config, figures))
     golden = golden_rows(graph, inputs)
     done()
-    metrics = _evaluate(config, graph, figures, rows, cutoffs)
-    metrics["parity"] = parity
+    metrics["rows"] = _numbers(data, test)
     metrics["spend"]["model"] = models.spend.name
-    done()
+    for offer, found in models.probability.items():
+        metrics[offer]["model"] = found.name
+    manifest = _manifest(config, name, source, data, models, graph, figures, metrics, model, golden)
+    tables = (evidence.model_dump_json(indent=1) + "\n").encode()
+    return Fitted(manifest, model, golden, {TABLES_FILE: tables, ROWS_FILE: pack_rows(scored)})
 
+
+def _choose(config: TrainingConfig, data: Data, progress: Progress) -> Chosen:
+    done = progress("models worth having", sum(len(learners_of(target)) for target in data.splits))
+    features = filled_matrix(data.spec, data.rows.state)(data.rows.state)
+    return choose_learners(features, data.rows, data.splits, config.evaluation.seed, done)
+
+
+def _evaluation(config: TrainingConfig, data: Data, chosen: Chosen) -> Judged:
+    """Models that have seen nothing of the test, as a graph like the one that is served."""
+    models = fit_models(config, data.spec, data.rows, data.splits, chosen.learners, EVALUATION)
+    return Judged(config, data, models, Graph(build_graph(models, config)), _figures(config, data, models, EVALUATION))
+
+
+def _evidence(
+    judged: Judged, chosen: Chosen, scored: dict[str, TestRows], source: OfflineStore, progress: Progress
+) -> Evidence:
+    kinds = 1 if judged.data.plan is None else 3
+    done = progress("evidence", 2 + kinds * len(judge.DAMAGES))
+    optimism = [] if judged.data.plan is None else list(judge.optimism(judged, chosen.learners, scored))
+    done()
+    importance = list(judge.importance(judged))
+    done()
+    return Evidence(
+        optimism=optimism,
+        trials=chosen.trials,
+        ladder=judged.data.rungs,
+        importance=importance,
+        robustness=list(judge.robustness(judged, source, done)),
+    )
+
+
+def _figures(config: TrainingConfig, data: Data, models: Models, stage: str) -> dict[str, float | None]:
+    """The economics, with the price of each offer's budget found on the newest block that the models were calibrated on."""
+    prices = {}
+    for offer in models.probability:
+        rows = data.rows.take(getattr(data.splits[offer], stage).calibration)
+        features = models.matrix(rows.state)
+        prices[offer] = budget_price(
+            models.predict(offer, features),
+            config.economics.margin * models.spend.predict(features),
+            terms_of(config, data.spec.layout, offer, rows.state),
+            config.economics.threshold_min,
+        )
+    return config.economics.figures(prices, own_figures(config, data.spec.layout))
+
+
+def _numbers(data: Data, test: Rows) -> dict[str, int]:
+    evaluation = [split.evaluation for split in data.splits.values()]
+    return {
+        "training": max(len(split.everything) for split in evaluation),
+        "calibration": max(len(split.calibration) for split in evaluation),
+        "test": len(test),
+    }
+
+
+def _manifest(
+    config: TrainingConfig,
+    name: str,
+    source: OfflineStore,
+    data: Data,
+    models: Models,
+    graph: Graph,
+    figures: Mapping[str, float | None],
+    metrics: dict[str, Any],
+    model: bytes,
+    golden: bytes,
+) -> Manifest:
     created = datetime.now(UTC)
-    manifest = Manifest(
+    layout = data.spec.layout
+    cutoffs = {} if data.plan is None else data.plan.described()
+    return Manifest(
         version=f"{created:%Y%m%dT%H%M%S}-{sha256(model)[:8]}",
         created=created.isoformat(timespec="seconds"),
         config=name,
         fingerprint=layout.fingerprint,
         features=list(layout.features),
         interests=config.interests,
-        derived=spec.names,
+        derived=models.matrix.spec.names,
         inputs=graph.inputs,
         outputs=graph.outputs,
-        cutoffs={block: [_timestamp(cutoff) for cutoff in getattr(cutoffs, block)] for block in vars(cutoffs)},
+        cutoffs={block: [_timestamp(cutoff) for cutoff in some] for block, some in cutoffs.items()},
         metrics=metrics,
-        economics=figures,
+        economics=dict(figures),
         model_sha256=sha256(model),
         golden_sha256=sha256(golden),
         libraries=library_versions(),
@@ -102,68 +172,8 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
             "left_out": source.summary.left_out,
         },
     )
-    return Fitted(manifest, model, golden)
 
 
 def _timestamp(seconds: float) -> str:
     """ISO 8601, for the manifest's readers."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()
-
-
-def _fit_models(
-    config: TrainingConfig, matrix: FeatureMatrix, rows: Rows, cutoffs: Cutoffs, done: Callable[[], None]
-) -> Models:
-    seed = config.evaluation.seed
-    blocks = [rows.at(block) for block in (cutoffs.fit, cutoffs.calibration, cutoffs.training)]
-    features = [matrix(block.state) for block in blocks]
-    probability = {}
-    for offer in OFFERS:
-        fit, calibration, everything = zip(features, (getattr(block, offer) for block in blocks), strict=True)
-        probability[offer] = fit_probability(fit, calibration, everything, seed)
-        done()
-    fit, calibration, everything = zip(features, (block.spend for block in blocks), strict=True)
-    spend = fit_spend(fit, calibration, everything, seed)
-    done()
-    return Models(probability, spend)
-
-
-def _budget_prices(economics: Economics, models: Models, features: Features) -> dict[str, float]:
-    """The price of each offer's budget, set on the newest block before the test."""
-    value = economics.margin * models.spend.predict(features)
-    return {
-        name: budget_price(
-            models.probability[name].predict_proba(features)[:, 1],
-            value,
-            economics.offer(name),
-            economics.threshold_min,
-        )
-        for name in OFFERS
-    }
-
-
-def _evaluate(
-    config: TrainingConfig,
-    graph: Graph,
-    figures: dict[str, float],
-    rows: Rows,
-    cutoffs: Cutoffs,
-) -> dict[str, Any]:
-    """The evidence of the manifest, from the graph that will be served and outcomes it has never seen."""
-    known, newest, test = rows.at(cutoffs.training), rows.at(cutoffs.calibration), rows.at(cutoffs.test)
-    found, before = graph.run(**graph_inputs(test.state, figures)), graph.run(**graph_inputs(newest.state, figures))
-    spend = found["expected_spend"].astype(np.float64)
-    metrics: dict[str, Any] = {"rows": {"training": len(known), "calibration": len(newest), "test": len(test)}}
-    for name in OFFERS:
-        probability = found[f"{name}_probability"].astype(np.float64)
-        labels, offer = getattr(test, name), config.economics.offer(name)
-        baseline = evaluate.recency_probability(known.recency_days, getattr(known, name), test.recency_days)
-        metrics[name] = {
-            **evaluate.probability_metrics(labels, probability),
-            "recency_alone": evaluate.probability_metrics(labels, baseline),
-            "alert_share_newest_block": float((before[f"{name}_probability"] >= before[f"{name}_threshold"]).mean()),
-            "policy": evaluate.policy_metrics(
-                labels, probability, figures["margin"] * spend, found[f"{name}_threshold"].astype(np.float64), offer
-            ),
-        }
-    metrics["spend"] = evaluate.spend_metrics(test.spend, spend)
-    return {f"{name}_auc": metrics[name]["auc"] for name in OFFERS} | metrics

@@ -1,73 +1,89 @@
 """Expected spend over the value horizon, which makes the thresholds each customer's own.
 
-Two candidates with a log link, a generalised linear model and boosted trees; the one with the smaller Poisson deviance
-on later cut-offs is kept.
+Two candidates with a log link, a generalised linear model and boosted trees.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import PoissonRegressor
-from sklearn.metrics import mean_poisson_deviance
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from feature_store.errors import InputError
 from feature_store.state import Floats
 from training.onnx_graph import GraphBuilder
-from training.probability import Features
+from training.probability import Features, Learner
 from training.trees import tree_parameters
 
-LEAST = 1e-9
+LEAST: Final = 1e-9
 """Predictions are positive; the deviance needs that."""
+
+
+def _linear(seed: int, rows: int) -> Pipeline:  # noqa: ARG001  # as every candidate is made
+    return make_pipeline(StandardScaler(), PoissonRegressor(alpha=1e-2, max_iter=1000))
+
+
+def _trees(seed: int, rows: int) -> HistGradientBoostingRegressor:
+    return HistGradientBoostingRegressor(loss="poisson", **tree_parameters(seed, rows))
+
+
+LEARNERS: Final = (Learner("Poisson GLM", _linear), Learner("Poisson boosted trees", _trees))
+"""Simplest first."""
+
+THOROUGH: Final = LEARNERS[-1]
 
 
 @dataclass(frozen=True)
 class SpendModel:
-    """A fitted regressor. ``exports_log``: its exported graph yields the logarithm of what it predicts."""
+    """A fitted regressor, or without one the same spend for all."""
 
     name: str
     regressor: Any
-    exports_log: bool
+    constant: float = 0.0
 
     def predict(self, features: Features) -> Floats:
         """Expected spend [n], at least LEAST."""
-        predicted: Floats = self.regressor.predict(features).astype(np.float64)
+        if self.regressor is None:
+            return np.full(len(features), max(self.constant, LEAST))
+        predicted: Floats = self.regressor.predict(features.astype(np.float64)).astype(np.float64)
         return np.maximum(predicted, LEAST)
 
     def add_to(self, graph: GraphBuilder, features: str, columns: int) -> str:
         """The model as graph nodes on ``features`` (float32); returns the name of expected spend, float64 [n, 1]."""
-        found = graph.model(self.regressor, features, columns, "variable")
-        spend = graph.add("Cast", found, to=graph.float64)
-        if self.exports_log:
-            spend = graph.add("Exp", spend)  # skl2onnx leaves the inverse link of boosted trees out, without a word
-        return graph.add("Max", spend, graph.constant(np.array([[LEAST]])))
+        if self.regressor is None:
+            nothing = graph.add("Mul", "age", graph.constant(np.array([0.0])))
+            return graph.add("Add", nothing, graph.constant(np.array([max(self.constant, LEAST)])))
+        if isinstance(self.regressor, Pipeline):
+            scaler, model = self.regressor[0], self.regressor[-1]
+            weight = model.coef_ / scaler.scale_
+            exact = graph.add("Cast", features, to=graph.float64)
+            product = graph.add("MatMul", exact, graph.constant(weight[:, np.newaxis]))
+            log = graph.add("Add", product, graph.constant(np.array([model.intercept_ - weight @ scaler.mean_])))
+        else:
+            # skl2onnx leaves the inverse link of boosted trees out, without a word.
+            log = graph.add("Cast", graph.model(self.regressor, features, columns, "variable"), to=graph.float64)
+        return graph.add("Max", graph.add("Exp", log), graph.constant(np.array([[LEAST]])))
 
 
-Block = tuple[Features, Floats]
-
-
-def fit_spend(fit: Block, later: Block, everything: Block, seed: int) -> SpendModel:
-    """The candidate that, fitted on one block, predicts a later one best, fitted again on everything.
-
-    InputError where nobody spends anything.
-    """
-    if not fit[1].any():
+def check_spend(spend: Floats) -> None:
+    """InputError where nobody spends anything."""
+    if not spend.any():
         raise InputError(
             "economics: no customer spends anything within the horizon of the fit cut-offs: select an amount in "
             "source.events, or change economics.event"
         )
-    linear = make_pipeline(StandardScaler(), PoissonRegressor(alpha=1e-2, max_iter=1000))
-    trees = HistGradientBoostingRegressor(loss="poisson", **tree_parameters(seed))
-    candidates = [
-        SpendModel("Poisson GLM", linear.fit(*fit), exports_log=False),
-        SpendModel("Poisson boosted trees", trees.fit(*fit), exports_log=True),
-    ]
-    features, spend = later
-    best = min(candidates, key=lambda model: mean_poisson_deviance(spend, model.predict(features)))
-    best.regressor.fit(*everything)
-    return best
+
+
+def fit_spend(learner: Learner, features: Features, spend: Floats, seed: int) -> SpendModel:
+    """Fitted on all rows given."""
+    return SpendModel(learner.name, learner.fit(features, spend, seed))
+
+
+def same_for_all(value: float) -> SpendModel:
+    """A shop that knows no spend of its customers."""
+    return SpendModel("the same for all", None, value)

@@ -1,17 +1,20 @@
-"""The size of all boosted trees here: small ones, with many rows a leaf, chosen by log loss on later cut-offs."""
+"""The size of all boosted trees here: small ones, with many rows a leaf. What a graph costs to run follows from it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+LEAVES: Final = 8
+MOST_ROWS_A_LEAF: Final = 100
 
 
-def tree_parameters(seed: int) -> dict[str, Any]:
-    """Parameters of scikit-learn's histogram gradient boosting. What a graph costs to run follows from them."""
+def tree_parameters(seed: int, rows: int, iterations: int = 100) -> dict[str, Any]:
+    """Parameters of scikit-learn's histogram gradient boosting, for so many rows to learn from."""
     return {
-        "max_iter": 100,
-        "learning_rate": 0.08,
-        "max_leaf_nodes": 8,
-        "min_samples_leaf": 100,
+        "max_iter": iterations,
+        "learning_rate": 8 / iterations,
+        "max_leaf_nodes": LEAVES,
+        "min_samples_leaf": min(MOST_ROWS_A_LEAF, max(10, rows // 100)),
         "l2_regularization": 10.0,
         "max_features": 0.5,
         "early_stopping": False,

@@ -1,0 +1,227 @@
+"""The evidence: how good the models are where they have never looked, and what the report is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from scipy.special import expit
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import train_test_split
+
+from feature_store.bundle import OFFERS
+from feature_store.graph import Graph
+from feature_store.offline import OfflineStore
+from feature_store.state import Floats
+from training import evaluate
+from training.config import TrainingConfig
+from training.costs import terms_of
+from training.dataset import Index, Rows
+from training.evidence import Damage, Importance, Optimism, Quality, TestRows, hashed_ids
+from training.export import graph_inputs
+from training.losses import poisson_losses
+from training.models import Models
+from training.policy import Scored
+from training.prepare import Data
+from training.probability import Learner
+from training.selection import shuffled
+
+RANDOM_TEST: Final = 0.25
+REPEATS: Final = 3
+DAMAGES: Final = (0.0, 0.1, 0.2, 0.3)
+LOST, DUPLICATED, MISSING = "lost events", "duplicated events", "missing values"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The models of the evaluation, their graph, and the economics with the budget prices that they found."""
+
+    config: TrainingConfig
+    data: Data
+    models: Models
+    graph: Graph
+    figures: dict[str, float | None]
+
+    def run(self, state: Floats) -> dict[str, Floats]:
+        """What the graph says about states, in float64."""
+        return {
+            name: value.astype(np.float64)
+            for name, value in self.graph.run(**graph_inputs(state, self.figures)).items()
+        }
+
+    def scored(self, offer: str, index: Index) -> Scored:
+        """Rows as the policies want them."""
+        rows = self.data.rows.take(index)
+        found = self.run(rows.state)
+        terms = terms_of(self.config, self.data.spec.layout, offer, rows.state)
+        own = terms is not self.config.economics.offer(offer)
+        return Scored(
+            customer=hashed_ids(rows.customer_id),
+            probability=found[f"{offer}_probability"],
+            value=self.config.economics.margin * found["expected_spend"],
+            label=rows.label(offer) > 0,
+            recency=None if self.data.plan is None else rows.recency_days,
+            frequency=None if self.data.plan is None else rows.frequency,
+            monetary=None if self.data.plan is None else rows.monetary,
+            contact_cost=np.asarray(terms.contact_cost) if own else None,
+            offer_cost=np.asarray(terms.offer_cost) if own else None,
+        )
+
+
+def offers(data: Data) -> list[str]:
+    """The offers there are labels for."""
+    return [offer for offer in OFFERS if offer in data.splits]
+
+
+def metrics(judged: Judged) -> tuple[dict[str, Any], dict[str, TestRows]]:
+    """Figures for the manifest, and the scored test rows by offer."""
+    found: dict[str, Any] = {}
+    scored: dict[str, TestRows] = {}
+    for offer in offers(judged.data):
+        found[offer], scored[offer] = _offer(judged, offer)
+    if "spend" in judged.data.splits:
+        test = judged.data.splits["spend"].test
+        rows = judged.data.rows.take(test)
+        found["spend"] = evaluate.spend_metrics(rows.spend, judged.run(rows.state)["expected_spend"])
+    else:
+        found["spend"] = {}
+    return {f"{offer}_auc": found[offer]["auc"] for offer in scored} | found, scored
+
+
+def _offer(judged: Judged, offer: str) -> tuple[dict[str, Any], TestRows]:
+    split, rows = judged.data.splits[offer], judged.data.rows
+    known, newest, test = rows.take(split.evaluation.everything), split.evaluation.calibration, rows.take(split.test)
+    found, before = judged.run(test.state), judged.run(rows.state[newest])
+    label, probability = test.label(offer) > 0, found[f"{offer}_probability"]
+    value = judged.config.economics.margin * found["expected_spend"]
+    terms = terms_of(judged.config, judged.data.spec.layout, offer, test.state)
+    timed = judged.data.plan is not None
+    baseline = np.full(len(test), known.label(offer).mean())
+    if timed:
+        baseline = evaluate.recency_probability(known.recency_days, known.label(offer) > 0, test.recency_days)
+    result = {
+        **evaluate.probability_metrics(label, probability),
+        "alert_share_newest_block": float((before[f"{offer}_probability"] >= before[f"{offer}_threshold"]).mean()),
+        "policy": evaluate.policy_metrics(label, probability, value, found[f"{offer}_threshold"], terms),
+    }
+    if timed:
+        result["recency_alone"] = evaluate.probability_metrics(label, baseline)
+    return result, TestRows(
+        customer=hashed_ids(test.customer_id),
+        cutoff=test.cutoff,
+        label=label,
+        probability=probability,
+        threshold=found[f"{offer}_threshold"],
+        value=value,
+        recency_days=test.recency_days,
+        baseline=baseline,
+        random=np.full(len(test), np.nan),
+    )
+
+
+def optimism(judged: Judged, learners: Mapping[str, Learner], rows_of: dict[str, TestRows]) -> Iterator[Optimism]:
+    """What a random split of all the rows would have promised, beside what later cut-offs held."""
+    data, seed = judged.data, judged.config.evaluation.seed
+    features = judged.models.matrix(data.rows.state)
+    for offer in offers(data):
+        split, labels = data.splits[offer], data.rows.label(offer)
+        known = np.union1d(split.evaluation.everything, split.test)
+        fit, judge = train_test_split(known, test_size=RANDOM_TEST, random_state=seed)
+        model = learners[offer].fit(features[fit], labels[fit], seed)
+        promised = expit(model.decision_function(features[judge].astype(np.float64)))
+        place = {row: at for at, row in enumerate(judge)}
+        both = [(at, place[row]) for at, row in enumerate(split.test) if row in place]
+        for at, where in both:
+            rows_of[offer].random[at] = promised[where]
+        yield Optimism(
+            offer=offer,
+            random=_quality(labels[judge], promised),
+            temporal=_quality(rows_of[offer].label.astype(np.float64), rows_of[offer].probability),
+        )
+
+
+def _quality(label: Floats, probability: Floats) -> Quality:
+    return Quality(auc=float(roc_auc_score(label, probability)), log_loss=float(log_loss(label, probability)))
+
+
+def importance(judged: Judged) -> Iterator[Importance]:
+    """How much is lost on the test rows when the values of a slot change customers."""
+    data, seed = judged.data, judged.config.evaluation.seed
+    for target, split in data.splits.items():
+        rows = data.rows.take(split.test)
+        usual = _worth(judged, target, rows, rows.state)
+        for column, feature in enumerate(data.spec.layout.features):
+            lost = [
+                usual - _worth(judged, target, rows, shuffled(rows.state, column, seed + 1000 * repeat))
+                for repeat in range(REPEATS)
+            ]
+            yield Importance(target=target, slot=feature.name, lost=float(np.mean(lost)), spread=float(np.std(lost)))
+
+
+def _worth(judged: Judged, target: str, rows: Rows, state: Floats) -> float:
+    """AUC of an offer, or how small the deviance of the spend is."""
+    found = judged.run(state)
+    if target in OFFERS:
+        return float(roc_auc_score(rows.label(target), found[f"{target}_probability"]))
+    return -float(poisson_losses(rows.spend, found["expected_spend"]).mean())
+
+
+def robustness(judged: Judged, source: OfflineStore, done: Callable[[], None]) -> Iterator[Damage]:
+    """AUC on the test cut-offs where values are missing, and events are lost or come twice."""
+    for share in DAMAGES:
+        for offer in offers(judged.data):
+            rows = judged.data.rows.take(judged.data.splits[offer].test)
+            yield _damage(judged, offer, MISSING, share, rows, _with_gaps(judged, rows.state, share))
+        done()
+    if judged.data.plan is None:
+        return
+    for kind in (LOST, DUPLICATED):
+        for share in DAMAGES:
+            with damaged_events(source, kind, share) as events:
+                for offer in offers(judged.data):
+                    rows = judged.data.rows.take(judged.data.splits[offer].test)
+                    yield _damage(judged, offer, kind, share, rows, _states(judged, source, rows, events))
+            done()
+
+
+def _damage(judged: Judged, offer: str, kind: str, share: float, rows: Rows, state: Floats) -> Damage:
+    auc = roc_auc_score(rows.label(offer), judged.run(state)[f"{offer}_probability"])
+    return Damage(offer=offer, kind=kind, share=share, auc=float(auc))
+
+
+def _with_gaps(judged: Judged, state: Floats, share: float) -> Floats:
+    gaps = np.random.default_rng(judged.config.evaluation.seed).random(state.shape) < share
+    return np.where(gaps, np.nan, state)
+
+
+@contextmanager
+def damaged_events(source: OfflineStore, kind: str, share: float) -> Iterator[str]:
+    """A view of the events in which a share of them is lost, or comes twice; by a hash, so always the same ones."""
+    drawn = "('0x' || substr(md5(concat_ws('|', customer_id, t, event_type, amount)), 1, 8))::UBIGINT / 4294967296.0"
+    query = f"FROM events WHERE {drawn} >= {share}"
+    if kind == DUPLICATED:
+        query = f"FROM events UNION ALL FROM events WHERE {drawn} < {share}"
+    source.connection.execute(f"CREATE OR REPLACE VIEW damaged AS {query}")
+    try:
+        yield "damaged"
+    finally:
+        source.connection.execute("DROP VIEW damaged")
+
+
+def _states(judged: Judged, source: OfflineStore, rows: Rows, events: str) -> Floats:
+    """States of the rows from other events; who has none of them left is as nobody knew of them."""
+    layout = judged.data.spec.layout
+    found = np.tile(layout.identity, (len(rows), 1))
+    for cutoff in np.unique(rows.cutoff):
+        index = np.flatnonzero(rows.cutoff == cutoff)
+        states = source.states(layout, float(cutoff), events)
+        if not len(states.customer_ids):
+            continue
+        ids, wanted = states.customer_ids.astype(str), rows.customer_id[index].astype(str)
+        place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+        there = ids[place] == wanted
+        found[index[there]] = states.slots[place[there]]
+    return found

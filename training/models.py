@@ -1,0 +1,71 @@
+"""The models of a bundle together: what they are fitted on, and what they say about customers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from feature_store.bundle import OFFERS
+from feature_store.state import Floats
+from training import spend
+from training.config import TrainingConfig
+from training.dataset import Rows
+from training.features import FeatureMatrix, FeatureSpec, filled_matrix
+from training.probability import Features, Learner, Probability, check_outcomes, fit_probability
+from training.splits import Split, Splits
+
+EVALUATION: Final = "evaluation"
+FINAL: Final = "final"
+
+
+@dataclass(frozen=True)
+class Models:
+    """Fitted models: a calibrated probability per offer (of a snapshot only its own), and expected spend."""
+
+    matrix: FeatureMatrix
+    probability: Mapping[str, Probability]
+    spend: spend.SpendModel
+
+    def predict(self, offer: str, features: Features) -> Floats:
+        """Probability [n]; 0 for an offer that nothing was learnt about."""
+        model = self.probability.get(offer)
+        return np.zeros(len(features)) if model is None else model.predict(features)
+
+
+def check_splits(rows: Rows, splits: Mapping[str, Splits]) -> None:
+    """InputError where a block has too few outcomes to learn from or to judge by."""
+    for target, split in splits.items():
+        labels = rows.label(target)
+        if target not in OFFERS:
+            spend.check_spend(labels[split.evaluation.fit])
+            continue
+        blocks = {"fit": split.evaluation.fit, "calibration": split.evaluation.calibration, "test": split.test}
+        for block, index in blocks.items():
+            check_outcomes(target, block, labels[index])
+
+
+def fit_models(
+    config: TrainingConfig,
+    spec: FeatureSpec,
+    rows: Rows,
+    splits: Mapping[str, Splits],
+    learners: Mapping[str, Learner],
+    stage: str,
+) -> Models:
+    """The chosen learners, fitted for the ``evaluation`` (nothing of the test is seen) or as the ``final`` ones."""
+    parts: dict[str, Split] = {target: getattr(split, stage) for target, split in splits.items()}
+    seen = np.unique(np.concatenate([part.everything for part in parts.values()]))
+    matrix = filled_matrix(spec, rows.state[seen])
+    features, seed = matrix(rows.state), config.evaluation.seed
+    probability = {
+        offer: fit_probability(learners[offer], features, rows.label(offer), parts[offer], seed)
+        for offer in OFFERS
+        if offer in parts
+    }
+    if "spend" not in parts:
+        return Models(matrix, probability, spend.same_for_all(config.economics.value or 0.0))
+    mine = parts["spend"].everything
+    return Models(matrix, probability, spend.fit_spend(learners["spend"], features[mine], rows.spend[mine], seed))
