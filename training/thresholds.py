@@ -6,12 +6,14 @@ acting gains ``p * s * (v - d) - (1 - p) * r * d - c``. Acting where the gain is
 
     threshold = (c + b + r * d) / (s * (v - d) + r * d)    clipped to [threshold_min, 1];  1 (never) where v <= d
 
-At b = 0 this is the cost-sensitive optimum of Elkan (2001) with costs of each example's own.
+At b = 0 this is the cost-sensitive optimum of Elkan (2001) with costs of each example's own: contact and offer cost may
+be one figure for all customers (Offer) or one for each (CustomerOffer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,14 +23,28 @@ from training.config import Offer
 from training.onnx_graph import GraphBuilder
 
 
-def gain(probability: Floats, value: Floats, offer: Offer) -> Floats:
+@dataclass(frozen=True)
+class CustomerOffer:
+    """An offer whose costs are each customer's own, ``[n]`` like the probabilities and values they come with."""
+
+    contact_cost: Floats
+    offer_cost: Floats
+    success_rate: float
+    redemption_rate: float
+    budget_share: float
+
+
+Terms = Offer | CustomerOffer
+
+
+def gain(probability: Floats, value: Floats, offer: Terms) -> Floats:
     """Expected gain of acting on each customer, before the budget's price."""
     won = probability * offer.success_rate * (value - offer.offer_cost)
     given_away = (1 - probability) * offer.redemption_rate * offer.offer_cost
     return won - given_away - offer.contact_cost
 
 
-def threshold(value: Floats, offer: Offer, budget_price: float, threshold_min: float) -> Floats:
+def threshold(value: Floats, offer: Terms, budget_price: float, threshold_min: float) -> Floats:
     """The formula above for values ``[n]``, in plain NumPy: what the graph's nodes are checked against."""
     given_away = offer.redemption_rate * offer.offer_cost
     least = offer.contact_cost + budget_price + given_away
@@ -37,7 +53,7 @@ def threshold(value: Floats, offer: Offer, budget_price: float, threshold_min: f
     return np.where(possible, np.clip(least / np.where(possible, most, 1.0), threshold_min, 1.0), 1.0)
 
 
-def budget_price(probability: Floats, value: Floats, offer: Offer, threshold_min: float) -> float:
+def budget_price(probability: Floats, value: Floats, offer: Terms, threshold_min: float) -> float:
     """The price b >= 0 at which the offer's budget share of these customers is alerted; 0 where fewer pay at all.
 
     It lies midway between the last gain inside the budget and the first one outside, so that rounding moves nobody.
