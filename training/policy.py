@@ -199,13 +199,21 @@ def best_threshold(probability: Floats, profit: Floats, most: float) -> float:
     return float(ranked[ends[np.argmax(totals)]])
 
 
+def tuned_threshold(rows: Scored, offer: Offer, most: float) -> float:
+    """The single threshold that these rows, with the outcomes that came, would have wanted; inf: nobody."""
+    terms = rows.terms(offer)
+    possible = rows.value > terms.offer_cost
+    profit = gain(_outcome(rows), rows.value, terms)
+    return best_threshold(rows.probability[possible], profit[possible], most)
+
+
 def _thresholds(offer: Offer, calibration: Scored, test: Scored, threshold_min: float) -> dict[str, Floats]:
     """Who is contacted by the dynamic threshold and by the single ones: 0 or 1 for each row of the test."""
-    before, terms = calibration.terms(offer), test.terms(offer)
+    terms = test.terms(offer)
     possible = test.value > terms.offer_cost
-    price = budget_price(calibration.probability, calibration.value, before, threshold_min)
+    price = budget_price(calibration.probability, calibration.value, calibration.terms(offer), threshold_min)
     dynamic = possible & (test.probability >= threshold(test.value, terms, price, threshold_min))
-    tuned = _tuned(calibration, before, offer.budget_share * len(calibration.probability))
+    tuned = tuned_threshold(calibration, offer, offer.budget_share * len(calibration.probability))
     return {
         DYNAMIC: _weight(dynamic),
         SINGLE: _best(test.probability, possible, int(dynamic.sum()), test.customer),
@@ -218,7 +226,7 @@ def _choices(name: str, offer: Offer, calibration: Scored, test: Scored, thresho
     chosen = _thresholds(offer, calibration, test, threshold_min)
     contacts, terms = int(chosen[DYNAMIC].sum()), test.terms(offer)
     possible = test.value > terms.offer_cost
-    hindsight = _tuned(test, terms, max(contacts, chosen[TUNED].sum()))
+    hindsight = tuned_threshold(test, offer, max(contacts, chosen[TUNED].sum()))
     chosen[HINDSIGHT] = _weight(possible & (test.probability >= hindsight))
     rankings = {TIMES_VALUE: test.probability * test.value, **_rankings(name, calibration, test)}
     chosen |= {policy: _best(by, possible, contacts, test.customer) for policy, by in rankings.items()}
@@ -226,13 +234,6 @@ def _choices(name: str, offer: Offer, calibration: Scored, test: Scored, thresho
     if offer.budget_share == UNLIMITED:
         chosen[EVERYBODY] = _weight(possible)
     return chosen
-
-
-def _tuned(rows: Scored, terms: Terms, most: float) -> float:
-    """The single threshold that these rows, with the outcomes that came, would have wanted."""
-    possible = rows.value > terms.offer_cost
-    profit = gain(_outcome(rows), rows.value, terms)
-    return best_threshold(rows.probability[possible], profit[possible], most)
 
 
 def _best(ranking: Floats, possible: Mask, contacts: int, customer: npt.NDArray[np.uint64]) -> Floats:
