@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from feature_store.state import Floats
 from training.config import Offer
@@ -29,7 +30,8 @@ BETA_TOTAL: Final = 20.0
 def cost_metrics(offer: Offer, calibration: Scored, test: Scored, *, threshold_min: float = 0.01) -> dict[str, float]:
     """Figures on the test's rows, with no budget; the single threshold is the best one of the calibration block.
 
-    expected_savings_dynamic, expected_savings_single: of the two thresholds' decisions. empc: expected maximum profit
+    expected_savings_dynamic, expected_savings_single: of the two thresholds' decisions, 0 where contacting everybody or
+    nobody is perfect already. empc: expected maximum profit
     per customer of ranking by probability where the success rate is Beta distributed around the offer's, and
     empc_share: the share contacted then.
     """
@@ -43,9 +45,15 @@ def cost_metrics(offer: Offer, calibration: Scored, test: Scored, *, threshold_m
     possible = test.value > terms.offer_cost
     dynamic, single = possible & dynamic, possible & single
     profit, share = expected_maximum_profit(test, offer)
+    best_plain = min(float(costs["fn_cost"][test.label].sum()), _cost_of_everybody(costs, test.label))
+
+    def savings(chosen: npt.NDArray[np.bool_]) -> float:
+        # empulse divides by the better plain decision's cost, and by next to nothing where that is free.
+        return float(expected_savings_score(label, chosen.astype(np.float64), **costs)) if best_plain > 0 else 0.0
+
     return {
-        "expected_savings_dynamic": float(expected_savings_score(label, dynamic.astype(np.float64), **costs)),
-        "expected_savings_single": float(expected_savings_score(label, single.astype(np.float64), **costs)),
+        "expected_savings_dynamic": savings(dynamic),
+        "expected_savings_single": savings(single),
         "empc": profit,
         "empc_share": share,
     }
@@ -56,6 +64,10 @@ def cost_matrix(value: Floats, terms: Terms) -> dict[str, Any]:
     won = terms.success_rate * (value - terms.offer_cost) - terms.contact_cost
     wasted = np.zeros(len(value)) + terms.redemption_rate * terms.offer_cost + terms.contact_cost
     return {"tp_cost": np.maximum(-won, 0.0), "fn_cost": np.maximum(won, 0.0), "fp_cost": wasted}
+
+
+def _cost_of_everybody(costs: dict[str, Any], label: npt.NDArray[np.bool_]) -> float:
+    return float(np.where(label, costs["tp_cost"], costs["fp_cost"]).sum())
 
 
 def expected_maximum_profit(rows: Scored, offer: Offer) -> tuple[float, float]:
