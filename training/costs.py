@@ -31,9 +31,8 @@ def cost_metrics(offer: Offer, calibration: Scored, test: Scored, *, threshold_m
     """Figures on the test's rows, with no budget; the single threshold is the best one of the calibration block.
 
     expected_savings_dynamic, expected_savings_single: of the two thresholds' decisions, 0 where contacting everybody or
-    nobody is perfect already. empc: expected maximum profit
-    per customer of ranking by probability where the success rate is Beta distributed around the offer's, and
-    empc_share: the share contacted then.
+    nobody is perfect already. empc: expected maximum profit per customer of ranking by probability where the success
+    rate is Beta distributed around the offer's, and empc_share: the share contacted then.
     """
     from empulse.metrics import expected_savings_score  # noqa: PLC0415 - takes seconds
 

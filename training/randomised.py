@@ -82,7 +82,8 @@ def experiment(
 ) -> Experiment:
     """Columns as a table has them; ``chance`` and ``cost`` may be one number. InputError where they are no trial."""
     flags, n = _numbers("treatment.column", treated), len(customer)
-    chances, costs = (np.broadcast_to(np.asarray(column, np.float64), n) for column in (chance, cost))
+    chances = np.broadcast_to(_numbers("treatment.probability", chance), n)
+    costs = np.broadcast_to(_numbers("treatment.cost", cost), n)
     outcomes = _numbers("treatment.outcome", outcome)
     _refuse("treatment.column", flags, np.isin(flags, (0.0, 1.0)), "0 or 1", "1 where the offer was made, 0 where not")
     mend = "a chance between the two for everybody, and no rows of customers for whom chance did not decide"
@@ -162,7 +163,7 @@ def measured_rates(
     events = int((meant & data.treated).sum()), int((meant & ~data.treated).sum())
     if min(events) < LEAST_EVENTS:
         raise InputError(
-            f"treatment: {events[0]} treated and {events[1]} untreated rows have a {name} label, {LEAST_EVENTS} of each "
+            f"treatment: {events[0]} treated and {events[1]} untreated rows have a {name} label, {LEAST_EVENTS} each "
             f"are needed to measure a rate: leave economics.{name}.success_rate as it is, or bring more rows"
         )
     binary = Experiment(data.treated, data.chance, meant.astype(np.float64), np.zeros(len(data)), customer)

@@ -21,6 +21,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from feature_store.state import Floats
 from training.evidence import Value
@@ -57,14 +58,8 @@ def evaluate_treatment(
     """
     data = experiment(treated, chance, outcome, customer, cost)
     predicted, uplift, fold = crossfit(features, data, folds, seed)
-    choices = policies(
-        data,
-        uplift,
-        predicted[1] if response is None else response,
-        fold,
-        budget_share,
-        sorted({*shares, budget_share}),
-    )
+    ranking = predicted[1] if response is None else response
+    choices = policies(data, uplift, ranking, fold, budget_share=budget_share, shares=sorted({*shares, budget_share}))
     found = {policy: influences(choice, data, predicted) for policy, choice in choices.items()}
     values = [row for policy, each in found.items() for row in policy_values(policy, each, customer)]
     for better, worse in _contests(shares):
@@ -79,10 +74,11 @@ def crossfit(
     """Predicted outcomes untreated and treated ``[2, n]``, uplift ``[n]`` before costs, and the fold of each row."""
     fold = _folds(data.customer, folds, seed)
     predicted, uplift = np.zeros((2, len(data))), np.zeros(len(data))
-    for number in range(folds):
-        inside = fold == number
-        predicted[:, inside] = _outcomes(features, data, ~inside, inside)
-        uplift[inside] = _uplift(features, data, ~inside, seed).predict(features[inside])
+    with threadpool_limits(1):  # models this small lose more by waiting for threads than these bring
+        for number in range(folds):
+            inside = fold == number
+            predicted[:, inside] = _outcomes(features, data, ~inside, inside)
+            uplift[inside] = _uplift(features, data, ~inside, seed).predict(features[inside])
     return predicted, uplift, fold
 
 
@@ -163,8 +159,14 @@ def _uplift(features: Floats, data: Experiment, learnt: npt.NDArray[np.bool_], s
         early_stopping=False,
         random_state=seed,
     )
-    return VotingRegressor([("ridge", _ridge()), ("trees", trees)]).fit(features[learnt], pseudo[learnt])
+    both = VotingRegressor([("ridge", _ridge()), ("trees", make_pipeline(_filled(), trees))])
+    return both.fit(features[learnt], pseudo[learnt])
 
 
 def _ridge() -> Any:
-    return make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), RidgeCV(PENALTIES))
+    return make_pipeline(_filled(), StandardScaler(), RidgeCV(PENALTIES))
+
+
+def _filled() -> Any:
+    """Means for what is unknown, and a column that says so."""
+    return SimpleImputer(keep_empty_features=True, add_indicator=True)
