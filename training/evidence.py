@@ -137,7 +137,10 @@ class Policy(_Table):
 
 
 class Cell(_Table):
-    """The dynamic threshold against the best single one (tuned on calibration data) for assumed rates."""
+    """The dynamic threshold against the best single one (tuned on calibration data) for assumed rates.
+
+    ahead: at equal contacts; tuned_ahead: against the single threshold with as many contacts as it does best with.
+    """
 
     offer: str
     success_rate: float
@@ -146,6 +149,9 @@ class Cell(_Table):
     ahead: float
     low: float
     high: float
+    tuned_ahead: float | None = None
+    tuned_low: float | None = None
+    tuned_high: float | None = None
 
 
 class Value(_Table):

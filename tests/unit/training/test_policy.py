@@ -1,0 +1,342 @@
+"""What the dynamic threshold is worth: equal contacts, honest tuning, intervals by customers, and savings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training import policy
+from training.bootstrap import resampled_totals
+from training.config import Offer
+from training.savings import cost_matrix, cost_metrics, expected_maximum_profit
+from training.evidence import Cell, Policy
+from training.policy import DYNAMIC, EVERYBODY, HINDSIGHT, RANDOM, RECENCY, RFM, SINGLE, TIMES_VALUE, TUNED, Scored
+from training.thresholds import CustomerOffer, budget_price, gain, threshold
+
+OFFER = Offer(contact_cost=0.1, offer_cost=3.0, success_rate=0.2, redemption_rate=0.1, budget_share=0.1)
+AS_MANY = {DYNAMIC, SINGLE, TIMES_VALUE, RECENCY, RFM, RANDOM}
+
+money = st.integers(0, 500).map(lambda cents: cents / 100)
+shares = st.integers(0, 100).map(lambda parts: parts / 100)
+offers = st.builds(
+    Offer,
+    contact_cost=money,
+    offer_cost=money,
+    success_rate=shares,
+    redemption_rate=shares,
+    budget_share=st.sampled_from([0.01, 0.1, 0.5]),
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def crowd(n: int = 400, seed: int = 0) -> Scored:
+    """Customers, about two rows each, whose probabilities are right."""
+    random = np.random.default_rng(seed)
+    probability, value = random.uniform(0.02, 0.98, n) ** 2, random.gamma(1.2, 20, n)
+    return Scored(
+        customer=random.integers(0, max(n // 2, 1), n).astype(np.uint64),
+        probability=np.maximum(probability, 0.01),
+        value=value,
+        label=random.random(n) < probability,
+        recency=random.exponential(20, n),
+        frequency=random.poisson(4, n).astype(np.float64),
+        monetary=value + random.normal(0, 5, n),
+    )
+
+
+def by_policy(found: list[Policy], share: float) -> dict[str, Policy]:
+    return {row.policy: row for row in found if row.budget_share == share}
+
+
+def few(offer: Offer, calibration: Scored, test: Scored, name: str = "churn") -> list[Policy]:
+    return policy.policies(name, offer, calibration, test, budgets=[0.05, 0.3], resamples=40)
+
+
+@given(offers, seeds)
+@settings(max_examples=30, deadline=None)
+def test_at_each_budget_all_policies_make_as_many_contacts_as_the_dynamic_threshold(offer: Offer, seed: int) -> None:
+    found = few(offer, crowd(seed=seed), crowd(300, seed + 1))
+    assert {row.budget_share for row in found} == {0.05, 0.3, 1.0, offer.budget_share}
+    for share in {row.budget_share for row in found}:
+        contacts = {name: row.contacts for name, row in by_policy(found, share).items()}
+        assert all(contacts[name] == pytest.approx(contacts[DYNAMIC]) for name in AS_MANY)
+
+
+@given(offers, seeds)
+@settings(max_examples=30, deadline=None)
+def test_nobody_expects_more_of_as_many_contacts_than_the_dynamic_threshold(offer: Offer, seed: int) -> None:
+    rows = crowd(seed=seed)
+    for share in (0.05, 0.3, 1.0):
+        found = by_policy(few(offer, rows, rows), share)
+        assert all(found[DYNAMIC].expected >= found[name].expected - 1e-9 for name in AS_MANY)
+
+
+@given(seeds)
+@settings(max_examples=20, deadline=None)
+def test_no_single_threshold_earns_more_than_the_one_chosen_in_hindsight(seed: int) -> None:
+    found = few(OFFER, crowd(seed=seed), crowd(300, seed + 1))
+    for share in (0.05, 0.1, 0.3, 1.0):
+        rows = by_policy(found, share)
+        assert rows[HINDSIGHT].realised >= max(rows[SINGLE].realised, rows[TUNED].realised) - 1e-9
+
+
+def test_an_offer_ten_thousand_times_too_dear_is_made_to_nobody() -> None:
+    dear = OFFER.model_copy(update={"offer_cost": 1e5})
+    found = few(dear, crowd(), crowd(seed=1))
+    assert {(row.contacts, row.expected, row.realised, row.low, row.high) for row in found} == {(0, 0, 0, 0, 0)}
+
+
+def test_nobody_is_contacted_whose_value_is_at_most_the_offers_cost() -> None:
+    rows = crowd(2000)
+    cheap = replace(rows, value=np.where(rows.probability > 0.1, np.minimum(rows.value, 3.0), rows.value))
+    found = by_policy(few(OFFER, cheap, cheap), 1.0)
+    assert 0 < found[EVERYBODY].contacts == (cheap.value > 3.0).sum()
+    assert found[TUNED].contacts <= found[EVERYBODY].contacts
+
+
+@given(seeds)
+@settings(max_examples=20, deadline=None)
+def test_twice_the_money_is_twice_the_profit(seed: int) -> None:
+    def double(rows: Scored) -> Scored:
+        return replace(rows, value=2 * rows.value)
+
+    before, after = crowd(seed=seed), crowd(300, seed + 1)
+    dear = OFFER.model_copy(update={"contact_cost": 0.2, "offer_cost": 6.0})
+    plain, doubled = few(OFFER, before, after), few(dear, double(before), double(after))
+    for one, two in zip(plain, doubled, strict=True):
+        assert (two.policy, two.contacts) == (one.policy, one.contacts)
+        for name in ("expected", "realised", "low", "high"):
+            assert getattr(two, name) == pytest.approx(2 * getattr(one, name))
+
+
+@given(offers, seeds)
+@settings(max_examples=20, deadline=None)
+def test_an_interval_holds_its_figure(offer: Offer, seed: int) -> None:
+    for row in few(offer, crowd(30, seed), crowd(20, seed + 1)):
+        assert row.low <= row.realised <= row.high
+        if row.ahead is None:
+            assert row.policy == DYNAMIC
+        else:
+            assert row.ahead_low is not None
+            assert row.ahead_high is not None
+            assert row.ahead_low <= row.ahead <= row.ahead_high
+
+
+def test_who_is_ahead_is_told_by_the_realised_profits() -> None:
+    found = by_policy(few(OFFER, crowd(), crowd(seed=1)), 0.3)
+    for row in found.values():
+        if row.ahead is not None:
+            assert row.ahead == pytest.approx(found[DYNAMIC].realised - row.realised)
+
+
+@given(offers, seeds)
+@settings(max_examples=20, deadline=None)
+def test_costs_of_each_customers_own_that_are_all_alike_are_the_offers_costs(offer: Offer, seed: int) -> None:
+    def own(rows: Scored) -> Scored:
+        n = len(rows.value)
+        return replace(rows, contact_cost=np.full(n, offer.contact_cost), offer_cost=np.full(n, offer.offer_cost))
+
+    before, after = crowd(seed=seed), crowd(300, seed + 1)
+    free = offer.model_copy(update={"contact_cost": 99.0, "offer_cost": 99.0})
+    assert few(free, own(before), own(after)) == few(offer, before, after)
+
+
+def test_the_threshold_minds_what_each_customer_costs() -> None:
+    offer = CustomerOffer(np.array([0.1, 1.1]), np.array([3.0, 3.0]), 0.2, 0.1, 0.1)
+    value = np.array([23.0, 23.0])
+    assert threshold(value, offer, 0.0, 0.01).tolist() == pytest.approx([0.4 / 4.3, 1.4 / 4.3])
+    assert gain(np.array([0.5, 0.5]), value, offer).tolist() == pytest.approx([1.75, 0.75])
+    price = budget_price(np.array([0.5, 0.5]), value, replace(offer, budget_share=0.5), 0.01)
+    assert price == pytest.approx(1.25)
+
+
+def test_the_best_single_threshold_of_an_example_worked_by_hand() -> None:
+    probability, profit = np.array([0.9, 0.7, 0.7, 0.4, 0.1]), np.array([-1.0, 5.0, -2.0, 3.0, -4.0])
+    # Totals from above: -1, 2 (both of the two at 0.7, or none), 5, 1.
+    assert policy.best_threshold(probability, profit, 5) == 0.4
+    assert policy.best_threshold(probability, profit, 3) == 0.7
+    assert policy.best_threshold(probability, profit, 2) == np.inf
+    assert policy.best_threshold(np.zeros(0), np.zeros(0), 3) == np.inf
+
+
+def test_the_single_threshold_is_tuned_without_the_tests_outcomes() -> None:
+    before, after = crowd(), crowd(seed=1)
+    other = replace(after, label=~after.label)
+    one, two = (by_policy(few(OFFER, before, rows), 0.3) for rows in (after, other))
+    for name in (DYNAMIC, SINGLE, TUNED):
+        assert (one[name].contacts, one[name].expected) == (two[name].contacts, two[name].expected)
+    assert one[HINDSIGHT].expected != two[HINDSIGHT].expected
+
+
+def test_who_has_been_away_longest_comes_first_for_churn_and_last_for_propensity() -> None:
+    rows = replace(crowd(), probability=np.full(400, 0.5), recency=np.arange(400.0), value=np.arange(400.0) + 4.0)
+    churn, propensity = (by_policy(few(OFFER, rows, rows, name), 0.05) for name in ("churn", "propensity"))
+    # The value rises with the days away, so the twenty longest away are worth most, and the latest least.
+    assert churn[RECENCY].expected == churn[DYNAMIC].expected
+    assert propensity[RECENCY].expected < churn[RANDOM].expected
+
+
+def test_without_recency_there_is_no_ranking_by_it() -> None:
+    rows = replace(crowd(), recency=None)
+    names = {row.policy for row in few(OFFER, rows, rows)}
+    assert names == {DYNAMIC, SINGLE, TUNED, HINDSIGHT, TIMES_VALUE, RANDOM, EVERYBODY}
+
+
+def test_equals_are_chosen_the_same_way_in_any_order_of_the_rows() -> None:
+    rows = replace(crowd(), customer=np.arange(400, dtype=np.uint64), probability=np.full(400, 0.5))
+    turned = replace(rows, **{name: column[::-1] for name, column in vars(rows).items() if column is not None})
+    one, two = (by_policy(few(OFFER, found, found), 0.3) for found in (rows, turned))
+    assert one[SINGLE].realised == pytest.approx(two[SINGLE].realised)
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_surrounds_the_configs_rates() -> None:
+    cells = policy.grid("churn", OFFER, crowd(), crowd(seed=1), resamples=40)
+    assert len(cells) == 25
+    assert sorted({cell.success_rate for cell in cells}) == [0.05, 0.1, 0.2, 0.4, 0.8]
+    assert sorted({cell.redemption_rate for cell in cells}) == [0.025, 0.05, 0.1, 0.2, 0.4]
+    same = next(cell for cell in cells if (cell.success_rate, cell.redemption_rate) == (0.2, 0.1))
+    found = by_policy(few(OFFER, crowd(), crowd(seed=1)), 0.1)
+    assert same.contacts == found[DYNAMIC].contacts
+    assert same.ahead == pytest.approx(found[DYNAMIC].realised - found[SINGLE].realised)
+    assert same.tuned_ahead == pytest.approx(found[DYNAMIC].realised - found[TUNED].realised)
+    assert all(cell.low <= cell.ahead <= cell.high for cell in cells)
+
+
+def test_rates_that_are_nought_have_a_grid_too_and_none_is_above_one() -> None:
+    offer = OFFER.model_copy(update={"success_rate": 0.0, "redemption_rate": 0.9})
+    cells = policy.grid("churn", offer, crowd(), crowd(seed=1), resamples=10)
+    assert {cell.success_rate for cell in cells} == {0.0, 0.05, 0.1, 0.2, 0.4}
+    assert max(cell.redemption_rate for cell in cells) == 1.0
+    assert all((cell.contacts, cell.ahead) == (0, 0) for cell in cells if cell.success_rate == 0.0)
+
+
+def test_where_values_differ_widely_the_dynamic_threshold_wins_all_cells_and_where_they_do_not_none() -> None:
+    before, after = crowd(4000), crowd(4000, seed=1)
+    assert policy.share_won(policy.grid("churn", OFFER, before, after, resamples=100))["won"] == 1.0
+    alike = [replace(rows, value=np.full(4000, 30.0)) for rows in (before, after)]
+    cells = policy.grid("churn", OFFER, alike[0], alike[1], resamples=100)
+    assert policy.share_won(cells) == {"won": 0.0, "tied": 1.0, "lost": 0.0, "contacted": 1.0}
+
+
+def test_a_cell_is_won_or_lost_where_its_whole_interval_is() -> None:
+    cells = [
+        Cell(
+            offer="churn", success_rate=0.1, redemption_rate=0.1, contacts=9, ahead=ahead, low=ahead - 1, high=ahead + 1
+        )
+        for ahead in (5.0, 2.0, 0.5, -3.0)
+    ]
+    assert policy.share_won(cells) == {"won": 0.5, "tied": 0.25, "lost": 0.25, "contacted": 1.0}
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def test_resampled_totals_spread_as_the_sum_over_customers_does() -> None:
+    random = np.random.default_rng(0)
+    column = random.normal(3, 2, 5000)
+    drawn = resampled_totals(column[:, np.newaxis], np.arange(5000, dtype=np.uint64), 2000)[:, 0]
+    assert drawn.mean() == pytest.approx(column.sum(), rel=0.002)
+    assert drawn.std() == pytest.approx(column.std() * np.sqrt(5000), rel=0.06)
+
+
+def test_rows_of_a_customer_are_drawn_together() -> None:
+    column = np.random.default_rng(0).normal(0, 1, (500, 1))
+    alone = resampled_totals(column, np.arange(500, dtype=np.uint64), 1000)
+    ninefold = resampled_totals(np.repeat(column, 9, axis=0), np.repeat(np.arange(500, dtype=np.uint64), 9), 1000)
+    np.testing.assert_allclose(ninefold, 9 * alone)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    # The profit of a fixed choice, from 200 customers of three rows each that share the customer's luck.
+    inside = 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        column = np.repeat(random.exponential(1.0, 200), 3) + random.normal(0, 0.5, 600)
+        drawn = resampled_totals(column[:, np.newaxis], np.repeat(np.arange(200, dtype=np.uint64), 3), 300, seed)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        inside += low <= 600 <= high
+    assert 180 <= inside <= 199
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    before, after = crowd(), crowd(seed=1)
+    assert few(OFFER, before, after) == few(OFFER, before, after)
+    other = policy.policies("churn", OFFER, before, after, budgets=[0.05, 0.3], resamples=40, seed=1)
+    assert [row.low for row in other] != [row.low for row in few(OFFER, before, after)]
+
+
+# --- savings and expected maximum profit ------------------------------------------------------------------------------
+
+
+def test_costs_differ_by_exactly_the_gain_of_acting() -> None:
+    rows = crowd()
+    costs = cost_matrix(rows.value, OFFER)
+    meant = costs["fn_cost"] - costs["tp_cost"]
+    np.testing.assert_allclose(meant, gain(np.ones(400), rows.value, OFFER))
+    np.testing.assert_allclose(-costs["fp_cost"], gain(np.zeros(400), rows.value, OFFER))
+
+
+def test_savings_of_an_example_worked_by_hand() -> None:
+    rows = Scored(
+        customer=np.arange(3, dtype=np.uint64),
+        probability=np.array([0.9, 0.8, 0.02]),
+        value=np.array([103.0, 23.0, 53.0]),
+        label=np.array([True, False, True]),
+    )
+    # Winning them gains 0.2 * 100 - 0.1 = 19.9 and 9.9, the second wastes 0.1 * 3 + 0.1 = 0.4. Thresholds: 0.4 / 20.3,
+    # 0.4 / 4.3 and 0.4 / 10.3 = 0.039, so the third is left alone and 9.9 + 0.4 is lost, where everybody costs 0.4.
+    found = cost_metrics(OFFER, rows, rows)
+    assert found["expected_savings_dynamic"] == pytest.approx(1 - 10.3 / 0.4)
+    # Tuned on these very rows the single one takes all three.
+    assert found["expected_savings_single"] == pytest.approx(0.0)
+
+
+def test_who_knows_the_outcomes_saves_everything() -> None:
+    rows = crowd()
+    knowing = replace(rows, probability=np.where(rows.label, 0.999, 0.0))
+    paying = replace(knowing, value=rows.value + 10.0)  # everybody meant is worth winning
+    assert cost_metrics(OFFER, paying, paying)["expected_savings_dynamic"] == pytest.approx(1.0)
+
+
+def test_where_contacting_everybody_is_free_there_is_nothing_to_save() -> None:
+    free = OFFER.model_copy(update={"contact_cost": 0.0, "redemption_rate": 0.0})
+    rich = replace(crowd(), value=np.full(400, 50.0))
+    assert cost_metrics(free, rich, rich)["expected_savings_dynamic"] == 0.0
+
+
+def test_the_expected_maximum_profit_is_that_of_the_literature_where_everybody_takes_the_offer() -> None:
+    from empulse.metrics import empc_score  # noqa: PLC0415 - takes seconds
+
+    rows = crowd(2000)
+    offer = OFFER.model_copy(update={"success_rate": 0.3, "redemption_rate": 1.0})
+    value = float(rows.value[rows.label].mean())
+    terms: dict[str, Any] = {"clv": value, "incentive_cost": 3.0, "contact_cost": 0.1}
+    label = rows.label.astype(np.int64)
+    profit, share = expected_maximum_profit(rows, offer)
+    assert profit == pytest.approx(empc_score(label, rows.probability, alpha=6, beta=14, **terms))
+    assert share == pytest.approx(empc_score.optimal_rate(label, rows.probability, alpha=6, beta=14, **terms))
+    fewer = offer.model_copy(update={"redemption_rate": 0.1})
+    assert expected_maximum_profit(rows, fewer)[0] > profit
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_a_certain_success_rate_has_the_largest_profit_of_any_cut(rate: float) -> None:
+    offer = OFFER.model_copy(update={"success_rate": rate})
+    rows = crowd(300)
+    alike = replace(rows, value=np.full(300, 40.0))
+    order = np.argsort(-alike.probability)
+    cuts = np.cumsum(gain(alike.label.astype(np.float64), alike.value, offer)[order]) / 300
+    profit, share = expected_maximum_profit(alike, offer)
+    if rate in (0.0, 1.0):
+        assert profit == pytest.approx(max(0.0, cuts.max()))
+    else:  # the best cut is chosen knowing the rate that came
+        assert profit > max(0.0, cuts.max()) - 1e-9
+    assert 0.0 <= share <= 1.0
