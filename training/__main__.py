@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,11 @@ from feature_store.offline import OfflineStore
 from training.config import TrainingConfig
 from training.export import ParityError
 from training.fit import fit as fit_bundle
+from training.output import write_over
 from training.summary import print_summary
+
+PIPED_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe, where nobody has said how wide it may be."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,6 +57,26 @@ def fit(config: str, registry: Path) -> None:
     except OSError as error:
         raise InputError(f"--registry {registry} cannot be written: {error.strerror}") from error
     print_summary(console, fitted.manifest, folder)
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="File that takes the findings as JSON.")
+def audit(config: str, file: Path | None) -> int:
+    """Look for trouble in the data of CONFIG: a table of findings, each with its mend.
+
+    Exit code 1 where something is fatal, so that nothing could be fitted, else 0.
+    """
+    from training.audit import audit as audit_source  # noqa: PLC0415 - other commands start without it
+    from training.audit import is_fatal, print_findings  # noqa: PLC0415
+
+    settings = load_config(TrainingConfig, config)
+    with OfflineStore(settings.source) as source:
+        findings = audit_source(settings, source)
+    if file is not None:
+        write_over(file, json.dumps([finding.model_dump() for finding in findings], indent=2) + "\n")
+    print_findings(Console(width=None if sys.stdout.isatty() else PIPED_WIDTH), findings)
+    return int(is_fatal(findings))
 
 
 def _progress(console: Console) -> Progress:
