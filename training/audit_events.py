@@ -18,7 +18,7 @@ from training.config import TrainingConfig
 from training.cutoffs import lay_out
 from training.evidence import Finding
 
-SAMPLE_EVENTS: Final = 4_000_000
+SAMPLE_EVENTS: Final = 2_000_000
 """Duplicates and quantiles are looked for in so many events, all of some customers: that bounds memory and time."""
 
 MISSING_SHARE: Final = 0.05

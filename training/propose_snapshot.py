@@ -1,0 +1,210 @@
+"""A first config for a table with one row per customer and a label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import duckdb
+
+from feature_store.canonical import read_attributes
+from feature_store.config import Snapshot, Source
+from feature_store.errors import InputError
+from training import propose_toml as toml
+from training.audit_columns import columns_of, is_number, is_text, quoted, text_list
+from training.audit_snapshot import audit_snapshot
+from training.config import Economics
+from training.propose import Proposal, check, snake
+from training.propose_forms import number_form, time_form
+from training.propose_names import NAMES, plain
+from training.propose_table import Given, read_given
+
+CHURN: Final = ("churn", "churned", "ischurn", "churnflag", "churnvalue", "churnlabel", "exited", "attrition")
+CHURN_TOO: Final = ("attrited", "attritionflag", "left", "cancelled", "canceled", "lost")
+BUYS: Final = ("revenue", "converted", "conversion", "purchased", "purchase", "bought", "buyer", "ordered")
+BUYS_TOO: Final = ("response", "responded", "subscribed", "visit", "visited", "clicked")
+ANYTHING: Final = ("label", "target", "class", "outcome", "y")
+LABELS: Final = CHURN + CHURN_TOO + BUYS + BUYS_TOO + ANYTHING
+"""Usual names of labels, the most telling first."""
+
+VALUES: Final = ("clv", "ltv", "cltv", "customervalue", "customerlifetimevalue", "futurespend", "spend", "value")
+
+ONES: Final = (
+    "1",
+    "yes",
+    "y",
+    "true",
+    "t",
+    "churn",
+    "churned",
+    "left",
+    "lost",
+    "exited",
+    "attrited",
+    "attritedcustomer",
+)
+ONES_TOO: Final = ("bought", "buyer", "converted", "purchased", "subscribed")
+
+LEFT_OUT_BY: Final = ("leak", "id column")
+"""Checks of the audit whose columns are proposed to be left out."""
+
+PLACEHOLDER_VALUE: Final = 100.0
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label's column, SQL that makes it 0 or 1, and what is unsure."""
+
+    column: str
+    sql: str
+    unsure: str = ""
+
+
+def propose_snapshot(table: str, label: str | None, base: Path) -> Proposal:
+    """A config for a snapshot, a file or SQL; ``label``: its column, None to look for it.
+
+    InputError where the table cannot be read, or nothing can be taken as a label.
+    """
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        given = read_given(connection, table, base, "data")
+        unsure: list[str] = []
+        chosen = find_label(connection, given, label)
+        customer = find_customer(connection, given, unsure)
+        query, names = snapshot_sql(connection, given, chosen, customer, unsure)
+    outcome = names[chosen.column]
+    target = "propensity" if plain(chosen.column) in BUYS + BUYS_TOO else "churn"
+    if chosen.unsure:
+        unsure.append(chosen.unsure)
+    if plain(chosen.column) not in CHURN + CHURN_TOO + BUYS + BUYS_TOO:
+        unsure.append(f"is '{outcome}' = 1 a customer who leaves ({target}), or one who buys? see target")
+    rest = {"label": outcome, "target": target}
+    source = Source.model_validate({"attributes": query, "paths": given.paths})
+    source.relative_to(base)
+    with duckdb.connect() as connection:
+        read_attributes(connection, source)
+        kinds = columns_of(connection)
+        value = next((names[name] for word in VALUES for name in names if plain(name) == word), None)
+        value = value if value is not None and value != outcome and is_number(kinds[value]) else None
+        leave_out = find_left_out(connection, query, rest, names, value, unsure)
+        rows, typical = connection.execute(
+            f"SELECT count(*), {f'median({quoted(value)}) FILTER ({quoted(value)} > 0)' if value else 'NULL'} "
+            "FROM attributes"
+        ).fetchall()[0]
+    if value is not None:
+        unsure.append(f"'{value}' is taken as what a customer will spend, which is not learnt from")
+    text = toml.source("snapshot", {"table": query}, given.paths, {**rest, "value": value, "leave_out": leave_out})
+    figures = toml.economics(typical or PLACEHOLDER_VALUE, "money")
+    said = {} if value else {"value": PLACEHOLDER_VALUE}
+    worth = "from the median" if typical else "as if every customer spent 100"
+    text += "\n" + toml.economics_sections(
+        Economics.model_validate(figures), said, f"the data knows no margins and no costs; these are {worth}"
+    )
+    found = [f"{rows:,} customers, {len(kinds)} columns", f"customer_id is {customer or 'the number of the row'}"]
+    found.append(f"label is {chosen.column}, for {target}")
+    found += [f"left out: {name}" for name in leave_out]
+    heading = toml.comments(["Proposed by python -m training init. " + found[0], *found[1:]])
+    heading += toml.comments([f"UNSURE: {line}" for line in unsure])
+    proposal = Proposal(f"{heading}\n{text}", found, unsure)
+    with duckdb.connect() as connection:
+        read_attributes(connection, check(proposal.text, base).source)
+    return proposal
+
+
+def find_label(connection: duckdb.DuckDBPyConnection, given: Given, name: str | None) -> Label:
+    """The column that says what became of a customer."""
+    if name is not None:
+        found = next((column for column in given.columns if column.lower() == name.lower()), None)
+        if found is None:
+            raise InputError(f"--label: there is no column '{name}', there are {text_list(given.columns)}")
+        label = binary(connection, given, found)
+        if label is None:
+            raise InputError(f"--label: column '{found}' has not two values: give a SELECT that makes it 0 or 1")
+        return label
+    for word in LABELS:
+        for column in given.columns:
+            if plain(column) == word and (label := binary(connection, given, column)) is not None:
+                return label
+    two = [column for column in given.columns if binary(connection, given, column) is not None]
+    raise InputError(f"no column of two values is named like a label (there are {text_list(two)}): say --label COLUMN")
+
+
+def binary(connection: duckdb.DuckDBPyConnection, given: Given, name: str) -> Label | None:
+    """How a column of two values is made 0 or 1, None if it is no such column."""
+    column, kind = quoted(name), given.columns[name]
+    found = connection.execute(
+        f"SELECT {column}::VARCHAR, count(*) AS n FROM {given.table} WHERE {column} IS NOT NULL GROUP BY 1 "
+        "ORDER BY n, 1 LIMIT 3"
+    ).fetchall()
+    values = [value for value, _ in found]
+    if len(values) != 2:  # noqa: PLR2004 - a label has two values
+        return None
+    if kind == "BOOLEAN":
+        return Label(name, f"{column}::INTEGER")
+    if is_number(kind):
+        return Label(name, column) if {float(value) for value in values} == {0.0, 1.0} else None
+    ones = [value for value in values if plain(value) in ONES + ONES_TOO]
+    one = ones[0] if len(ones) == 1 else values[0]
+    sql = f"({column} = '{one.replace(chr(39), chr(39) * 2)}')::INTEGER"
+    return Label(name, sql, "" if len(ones) == 1 else f"the rarer value of '{name}' is taken as 1")
+
+
+def find_customer(connection: duckdb.DuckDBPyConnection, given: Given, unsure: list[str]) -> str | None:
+    """The column that names the customer, None where there is none."""
+    for word in NAMES["customer_id"] + ("id", "rownumber", "index"):
+        for column in given.columns:
+            if plain(column) == word:
+                rows, values = connection.execute(
+                    f"SELECT count(*), count(DISTINCT {quoted(column)}) FROM {given.table}"
+                ).fetchall()[0]
+                if rows == values:
+                    return column
+                unsure.append(f"'{column}' repeats or is missing, so it is no customer_id here")
+    unsure.append("no column names the customer: rows are numbered, which does to try models out and not to serve them")
+    return None
+
+
+def snapshot_sql(
+    connection: duckdb.DuckDBPyConnection, given: Given, label: Label, customer: str | None, unsure: list[str]
+) -> tuple[str, dict[str, str]]:
+    """The table as SQL, and the new names of its columns by the old ones."""
+    number = "row_number() OVER ()" if customer is None else quoted(customer)
+    lines, taken, names = [f"{number.replace('$', '$$')} AS customer_id"], {"customer_id"}, dict[str, str]()
+    for name, kind in given.columns.items():
+        if name == customer:
+            continue
+        if not is_number(kind) and time_form(connection, given.table, name, kind) is not None:
+            unsure.append(f"'{name}' is a time and not selected: make it a number, such as days before the label")
+            continue
+        form = number_form(connection, given.table, name, kind) if is_text(kind) else None
+        sql = label.sql if name == label.column else quoted(name) if form is None else form.sql
+        new = snake(name, taken)
+        names[name] = new[1:-1]
+        lines.append(f"{sql.replace('$', '$$')} AS {new}")
+    return "SELECT\n    " + ",\n    ".join(lines) + f"\nFROM {given.sql}", names
+
+
+def find_left_out(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    rest: dict[str, str],
+    names: dict[str, str],
+    value: str | None,
+    unsure: list[str],
+) -> list[str]:
+    """Columns not to learn from: other outcomes by name, ids, and what tells the label by itself."""
+    left_out = []
+    for old, new in names.items():
+        if new != rest["label"] and plain(old) in CHURN + CHURN_TOO + BUYS + BUYS_TOO:
+            left_out.append(new)
+            unsure.append(f"'{new}' is left out, as it is named like an outcome itself")
+    snapshot = Snapshot.model_validate({"table": query, **rest, "value": value, "leave_out": left_out})
+    for finding in audit_snapshot(snapshot, connection):
+        name = finding.where.removeprefix("snapshot.")
+        if finding.check in LEFT_OUT_BY and name not in left_out:
+            left_out.append(name)
+            unsure.append(f"'{name}' is left out: {finding.message}")
+        elif finding.severity == "fatal":
+            unsure.append(f"nothing can be fitted yet: {finding.message}")
+    return left_out
