@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,15 +17,12 @@ from training import propose_toml as toml
 from training.audit_columns import quoted, text_list
 from training.config import Economics, TrainingConfig
 from training.propose_forms import time_form
-from training.propose_names import BUYING, CARTING, NAMES, VIEWING, parts, plain
+from training.propose_names import BUYING, CARTING, NAMES, VIEWING, parts, plain, selected, snake
 from training.propose_rhythm import Plan, Rhythm, measure, plan
 from training.propose_roles import Roles, find_roles
 from training.propose_table import Given, read_given
 
 PURCHASE: Final = "purchase"
-
-MOST_NAMED: Final = 12
-"""Types of events that the config's comments list."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,7 @@ def propose_events(events: str, attributes: str | None, base: Path) -> Proposal:
         connection.execute("SET TimeZone = 'UTC'")
         given = read_given(connection, events, base, "data")
         roles = find_roles(connection, given)
+        kinds = find_kinds(connection, given, roles)
         queries, paths = {"events": events_sql(given, roles)}, dict(given.paths)
         if attributes is not None:
             other = read_given(connection, attributes, base, "customers")
@@ -66,24 +63,26 @@ def propose_events(events: str, attributes: str | None, base: Path) -> Proposal:
     source = Source.model_validate(tomllib.loads(text)["source"])
     source.relative_to(base)
     with OfflineStore(source) as store:
-        kinds = find_kinds(store.connection, roles)
+        found = _found(store, kinds, roles)
         rest, unsure = _rest(store, kinds, roles)
-        found = [f"{role} is {words}" for role, words in roles.words.items()]
-        found.append(
-            f"{store.summary.events:,} events of {store.summary.customers:,} customers, "
-            f"{iso(store.summary.start)[:10]} to {iso(store.summary.end)[:10]}"
-        )
-        types = [f"{name} {number:,}" for name, number in list(kinds.counts.items())[:MOST_NAMED]]
-        found.append(f"types of events: {text_list(types)}")
-        found += [f"{number:,} rows are left out {reason}" for reason, number in store.summary.left_out.items()]
     unsure = [*roles.unsure, *unsure]
-    heading = toml.comments(
-        ["Proposed by python -m training init. " + line if not i else line for i, line in enumerate(found)]
-    )
-    heading += toml.comments([f"UNSURE: {line}" for line in unsure])
-    proposal = Proposal(f"{heading}\n{text}\n{rest}", found, unsure)
+    proposal = Proposal(f"{toml.heading(found, unsure)}\n{text}\n{rest}", found, unsure)
     check(proposal.text, base)
     return proposal
+
+
+def _found(store: OfflineStore, kinds: Kinds, roles: Roles) -> list[str]:
+    """What the source holds, in lines."""
+    summary = store.summary
+    types = text_list(f"{name} {number:,}" for name, number in kinds.counts.items())
+    span = f"{iso(summary.start)[:10]} to {iso(summary.end)[:10]}"
+    return [
+        *(f"{role} is {words}" for role, words in roles.words.items()),
+        f"{summary.events:,} events of {summary.customers:,} customers, {span}",
+        f"types of events: {types}",
+        f"purchase: {kinds.purchase}, view: {kinds.view or 'none'}, cart: {kinds.cart or 'none'}",
+        *(f"{number:,} rows are left out {reason}" for reason, number in summary.left_out.items()),
+    ]
 
 
 def check(text: str, base: Path) -> TrainingConfig:
@@ -92,14 +91,8 @@ def check(text: str, base: Path) -> TrainingConfig:
 
 
 def events_sql(given: Given, roles: Roles) -> str:
-    """Canonical events as SQL; where nothing tells types apart all are purchases."""
-    columns = dict(roles.sql)
-    if "event_type" not in columns:
-        columns["event_type"] = f"'{PURCHASE}'"
-        roles.words["event_type"] = f"always '{PURCHASE}'"
-        if "amount" not in columns:
-            roles.unsure.append(f"nothing tells types of events apart, and there are no amounts: is each a {PURCHASE}?")
-    lines = ",\n    ".join(f"{_escaped(column)} AS {role}" for role, column in columns.items())
+    """Canonical events as SQL."""
+    lines = ",\n    ".join(selected(_escaped(column), role) for role, column in roles.sql.items())
     return f"SELECT\n    {lines}\nFROM {given.sql}"
 
 
@@ -113,33 +106,45 @@ def attributes_sql(connection: duckdb.DuckDBPyConnection, given: Given, roles: R
             "SELECT that names one AS customer_id"
         )
     customer = (same or sorted(ids, key=lambda name: NAMES["customer_id"].index(plain(name))))[0]
-    lines, names = [f"{_whole(given, customer)} AS customer_id"], {"customer_id"}
+    lines, names = [selected(_whole(given, customer), "customer_id")], {"customer_id"}
     for name, kind in given.columns.items():
         if name == customer:
             continue
         if time_form(connection, given.table, name, kind) is not None:
             roles.unsure.append(f"attribute '{name}' is a time and not selected: make it a number, such as days before")
             continue
-        lines.append(f"{_escaped(quoted(name))} AS {snake(name, names)}")
+        lines.append(selected(_escaped(quoted(name)), quoted(snake(name, names))))
     return "SELECT\n    " + ",\n    ".join(lines) + f"\nFROM {given.sql}"
 
 
-def snake(name: str, taken: set[str]) -> str:
-    """A name that a feature may have and that is not ``taken``, and takes it."""
-    words = "_".join(parts(name)) or "column"
-    words = (words if re.match("[a-z]", words) else f"c_{words}")[:60]
-    found = next(
-        f"{words}{ending}" for ending in ("", *(f"_{i}" for i in range(2, 10_000))) if f"{words}{ending}" not in taken
-    )
-    taken.add(found)
-    return quoted(found)
+def find_kinds(connection: duckdb.DuckDBPyConnection, given: Given, roles: Roles) -> Kinds:
+    """Types of events by name; the purchase also by which type has amounts.
 
-
-def find_kinds(connection: duckdb.DuckDBPyConnection, roles: Roles) -> Kinds:
-    """Types of events by name; the purchase also by which type has amounts."""
+    Where nothing tells types apart all events are purchases, and where there are no amounts each purchase counts 1.
+    """
+    kind, amount = roles.sql.get("event_type"), roles.sql.get("amount", "NULL")
+    if kind is None:
+        kind = roles.sql["event_type"] = f"'{PURCHASE}'"
+        roles.words["event_type"] = f"always '{PURCHASE}'"
+        if amount == "NULL":
+            roles.unsure.append("nothing tells types of events apart, and there are no amounts: is each a purchase?")
     rows = connection.execute(
-        "SELECT event_type, count(*) AS n, count(amount) / n FROM events GROUP BY event_type ORDER BY n DESC, event_type"
+        f"SELECT {kind} AS kind, count(*) AS n, count({amount}) / n FROM {given.table} WHERE kind IS NOT NULL "
+        "GROUP BY kind ORDER BY n DESC, kind"
     ).fetchall()
+    if not rows:
+        raise InputError("the table has no rows with a type of event: give one that has")
+    kinds = _kinds(rows, roles)
+    if amount == "NULL":
+        name = kinds.purchase.replace("'", "''")
+        roles.sql["amount"] = "1" if len(rows) == 1 else f"CASE {kind} WHEN '{name}' THEN 1 END"
+        roles.words["amount"] = f"1 for each '{kinds.purchase}'"
+        roles.unsure.append("there are no amounts: value is a number of purchases, and so are the costs of offers")
+    return kinds
+
+
+def _kinds(rows: Sequence[tuple[str, int, float]], roles: Roles) -> Kinds:
+    """From types with their numbers, the most frequent first, and the shares of them that have an amount."""
     counts = {name: number for name, number, _ in rows}
     purchase = named(list(counts), BUYING)
     if purchase is None:
@@ -167,10 +172,10 @@ def _rest(store: OfflineStore, kinds: Kinds, roles: Roles) -> tuple[str, list[st
     typical = store.connection.execute(
         "SELECT median(amount) FROM events WHERE event_type = $purchase AND amount > 0", {"purchase": kinds.purchase}
     ).fetchall()[0][0]
-    unit = "money" if typical else "purchases"
     if not typical:
-        unsure.append(f"events of type '{kinds.purchase}' have no amounts: select some, else no offer will ever pay")
-    figures = toml.economics(typical or 1.0, unit)
+        unsure.append(f"events of type '{kinds.purchase}' have no amounts: without any no offer will ever pay")
+    counted = roles.words["amount"].startswith("1 for each")
+    figures = toml.economics(typical or 1.0, margin=1.0 if counted else 0.25)
     config: dict[str, Any] = {
         "source": {"events": "SELECT 1"},
         "candidates": {},
@@ -209,7 +214,8 @@ def _churn(store: OfflineStore, kinds: Kinds, config: dict[str, Any]) -> tuple[R
         return buying, days, why
     viewing = measure(store.connection, kinds.view)
     why = f"'{kinds.purchase}' is too rare to see churn by it: it is not having a '{kinds.view}' instead"
-    return viewing, plan(config, viewing, start, end), why
+    days = plan(config, viewing, start, end)
+    return viewing, replace(days, propensity=days.churn), why
 
 
 def _rhythm_words(rhythm: Rhythm) -> str:

@@ -18,14 +18,14 @@ MONTH_FIRST: Final = ("%m{0}%d{0}%Y", "%m{0}%d{0}%y")
 CLOCKS: Final = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 
 NUMBERS: Final = (
-    ("DATE as yyyymmdd", 19_000_101, 21_001_231, "strptime({0}::BIGINT::VARCHAR, '%Y%m%d')"),
+    ("DATE as yyyymmdd", 19_000_101, 21_001_231, "strptime({1}, '%Y%m%d')"),
     ("unix seconds", 315_532_800, 4_102_444_800, "to_timestamp({0}::DOUBLE)"),
     ("unix milliseconds", 315_532_800e3, 4_102_444_800e3, "to_timestamp({0}::DOUBLE / 1e3)"),
     (
         "time as yyyymmddhhmmss",
         19_000_101_000_000,
         21_001_231_235_959,
-        "strptime({0}::BIGINT::VARCHAR, '%Y%m%d%H%M%S')",
+        "strptime({1}, '%Y%m%d%H%M%S')",
     ),
     ("unix microseconds", 315_532_800e6, 4_102_444_800e6, "to_timestamp({0}::DOUBLE / 1e6)"),
     ("unix nanoseconds", 315_532_800e9, 4_102_444_800e9, "to_timestamp({0}::DOUBLE / 1e9)"),
@@ -49,15 +49,15 @@ def time_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind
         return Form(column, kind)
     if kind == "DATE":
         return Form(f"{column}::TIMESTAMP", "DATE, without a time of day")
+    text = column if kind == "VARCHAR" else f"{column}::BIGINT::VARCHAR"
     number = f"try_cast({column} AS DOUBLE)" if kind == "VARCHAR" else column
     if (NUMERIC.fullmatch(kind) and kind != "BOOLEAN") or kind == "VARCHAR":
         for words, low, high, sql in NUMBERS:
-            inside = f"{number} BETWEEN {low} AND {high}"
-            if "%" in sql:  # a calendar's numbers, not just any between two
-                inside += " AND " + _read(sql.format(number)) + " IS NOT NULL"
-            if _share(connection, table, column, inside) >= READ_SHARE:
-                safe = _share(connection, table, column, inside) == 1
-                return Form(sql.format(column) if safe else _read(sql.format(number)), words)
+            safe = sql.format(number, text).replace("strptime", "try_strptime")
+            inside = f"{number} BETWEEN {low} AND {high} AND {safe} IS NOT NULL"
+            share = _share(connection, table, column, inside)
+            if share >= READ_SHARE:
+                return Form(sql.format(column, text) if share == 1 else safe, words)
     return _text_time(connection, table, column) if kind == "VARCHAR" else None
 
 
@@ -113,11 +113,6 @@ def _calendar(connection: duckdb.DuckDBPyConnection, table: str, column: str, da
         if tried[best] >= READ_SHARE:
             return Form(f"try_strptime({column}, '{formats[best]}')", f"text as {formats[best]}")
     return None
-
-
-def _read(sql: str) -> str:
-    """The same, with NULL where it cannot be read."""
-    return sql.replace("strptime", "try_strptime")
 
 
 def _share(connection: duckdb.DuckDBPyConnection, table: str, column: str, rule: str) -> float:

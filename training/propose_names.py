@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import count
 from typing import Final
 
 NAMES: Final[dict[str, tuple[str, ...]]] = {
@@ -153,3 +154,18 @@ def candidates(role: str, columns: Mapping[str, str], taken: set[str]) -> list[s
         elif PARTS.get(role, frozenset()) & set(parts(name)) and not OTHER_NUMBERS & set(parts(name)):
             ranked.append((len(order), i, name))
     return [name for _, _, name in sorted(ranked)]
+
+
+def selected(sql: str, name: str) -> str:
+    """A column of a SELECT under a new name, written short where it has that name already."""
+    return name if sql.strip('"') == name.strip('"') else f"{sql} AS {name}"
+
+
+def snake(name: str, taken: set[str]) -> str:
+    """A name that a feature may have and that is not ``taken``, and takes it."""
+    words = "_".join(parts(name)) or "column"
+    words = (words if words[0].isalpha() else f"c_{words}")[:60]
+    endings = ("" if i == 1 else f"_{i}" for i in count(1))
+    found = next(words + ending for ending in endings if words + ending not in taken)
+    taken.add(found)
+    return found

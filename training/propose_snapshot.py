@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +15,9 @@ from training import propose_toml as toml
 from training.audit_columns import columns_of, is_number, is_text, quoted, text_list
 from training.audit_snapshot import audit_snapshot
 from training.config import Economics
-from training.propose import Proposal, check, snake
+from training.propose import Proposal, check
 from training.propose_forms import number_form, time_form
-from training.propose_names import NAMES, plain
+from training.propose_names import NAMES, plain, selected, snake
 from training.propose_table import Given, read_given
 
 CHURN: Final = ("churn", "churned", "ischurn", "churnflag", "churnvalue", "churnlabel", "exited", "attrition")
@@ -61,55 +61,83 @@ class Label:
     unsure: str = ""
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What a snapshot's section says: SQL, folders, columns, and new names of columns by the old ones."""
+
+    query: str
+    paths: dict[str, str]
+    names: dict[str, str]
+    label: str
+    target: str
+    value: str | None = None
+    leave_out: tuple[str, ...] = ()
+
+    def section(self) -> dict[str, object]:
+        """The keys besides SQL and folders."""
+        said = {"label": self.label, "target": self.target, "value": self.value, "leave_out": list(self.leave_out)}
+        return {key: given for key, given in said.items() if given}
+
+
 def propose_snapshot(table: str, label: str | None, base: Path) -> Proposal:
     """A config for a snapshot, a file or SQL; ``label``: its column, None to look for it.
 
     InputError where the table cannot be read, or nothing can be taken as a label.
     """
+    unsure: list[str] = []
+    draft, found = _draft(table, label, base, unsure)
+    source = Source.model_validate({"attributes": draft.query, "paths": draft.paths})
+    source.relative_to(base)
+    with duckdb.connect() as connection:
+        read_attributes(connection, source)
+        draft = replace(draft, value=_value(connection, draft, unsure))
+        draft = replace(draft, leave_out=tuple(find_left_out(connection, draft, unsure)))
+        rows, typical = _size(connection, draft)
+    found = [f"{rows:,} customers, {len(draft.names)} columns besides the id", *found]
+    found += [f"left out: {name}" for name in draft.leave_out]
+    text = toml.source("snapshot", {"table": draft.query}, draft.paths, draft.section())
+    said = {} if draft.value else {"value": PLACEHOLDER_VALUE}
+    worth = "follow from the median value" if typical else f"take every customer to spend {PLACEHOLDER_VALUE:g}"
+    figures = Economics.model_validate(toml.economics(typical or PLACEHOLDER_VALUE, margin=0.25))
+    text += "\n" + toml.economics_sections(figures, said, f"the data knows no margins and no costs; these {worth}")
+    proposal = Proposal(f"{toml.heading(found, unsure)}\n{text}", found, unsure)
+    with duckdb.connect() as connection:
+        read_attributes(connection, check(proposal.text, base).source)
+    return proposal
+
+
+def _draft(table: str, label: str | None, base: Path, unsure: list[str]) -> tuple[Draft, list[str]]:
+    """What can be said from names alone, and lines that say it."""
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         given = read_given(connection, table, base, "data")
-        unsure: list[str] = []
         chosen = find_label(connection, given, label)
         customer = find_customer(connection, given, unsure)
         query, names = snapshot_sql(connection, given, chosen, customer, unsure)
-    outcome = names[chosen.column]
     target = "propensity" if plain(chosen.column) in BUYS + BUYS_TOO else "churn"
     if chosen.unsure:
         unsure.append(chosen.unsure)
     if plain(chosen.column) not in CHURN + CHURN_TOO + BUYS + BUYS_TOO:
-        unsure.append(f"is '{outcome}' = 1 a customer who leaves ({target}), or one who buys? see target")
-    rest = {"label": outcome, "target": target}
-    source = Source.model_validate({"attributes": query, "paths": given.paths})
-    source.relative_to(base)
-    with duckdb.connect() as connection:
-        read_attributes(connection, source)
-        kinds = columns_of(connection)
-        value = next((names[name] for word in VALUES for name in names if plain(name) == word), None)
-        value = value if value is not None and value != outcome and is_number(kinds[value]) else None
-        leave_out = find_left_out(connection, query, rest, names, value, unsure)
-        rows, typical = connection.execute(
-            f"SELECT count(*), {f'median({quoted(value)}) FILTER ({quoted(value)} > 0)' if value else 'NULL'} "
-            "FROM attributes"
-        ).fetchall()[0]
+        unsure.append(f"'{chosen.column}' may stand for leaving or for buying: target = \"{target}\" is a guess")
+    found = [f"customer_id is {customer or 'the number of the row'}", f"label is {chosen.column}, for {target}"]
+    return Draft(query, given.paths, names, names[chosen.column], target), found
+
+
+def _value(connection: duckdb.DuckDBPyConnection, draft: Draft, unsure: list[str]) -> str | None:
+    kinds = columns_of(connection)
+    named = [new for word in VALUES for old, new in draft.names.items() if plain(old) == word]
+    value = next((name for name in named if name != draft.label and is_number(kinds[name])), None)
     if value is not None:
         unsure.append(f"'{value}' is taken as what a customer will spend, which is not learnt from")
-    text = toml.source("snapshot", {"table": query}, given.paths, {**rest, "value": value, "leave_out": leave_out})
-    figures = toml.economics(typical or PLACEHOLDER_VALUE, "money")
-    said = {} if value else {"value": PLACEHOLDER_VALUE}
-    worth = "from the median" if typical else "as if every customer spent 100"
-    text += "\n" + toml.economics_sections(
-        Economics.model_validate(figures), said, f"the data knows no margins and no costs; these are {worth}"
-    )
-    found = [f"{rows:,} customers, {len(kinds)} columns", f"customer_id is {customer or 'the number of the row'}"]
-    found.append(f"label is {chosen.column}, for {target}")
-    found += [f"left out: {name}" for name in leave_out]
-    heading = toml.comments(["Proposed by python -m training init. " + found[0], *found[1:]])
-    heading += toml.comments([f"UNSURE: {line}" for line in unsure])
-    proposal = Proposal(f"{heading}\n{text}", found, unsure)
-    with duckdb.connect() as connection:
-        read_attributes(connection, check(proposal.text, base).source)
-    return proposal
+    return value
+
+
+def _size(connection: duckdb.DuckDBPyConnection, draft: Draft) -> tuple[int, float | None]:
+    """How many customers there are, and what is usual among the values above 0."""
+    value = "NULL" if draft.value is None else quoted(draft.value)
+    query = f"SELECT count(*), median({value}::DOUBLE) FILTER ({value} > 0) FROM attributes"
+    rows, typical = connection.execute(query).fetchall()[0]
+    return rows, typical
 
 
 def find_label(connection: duckdb.DuckDBPyConnection, given: Given, name: str | None) -> Label:
@@ -170,7 +198,8 @@ def snapshot_sql(
 ) -> tuple[str, dict[str, str]]:
     """The table as SQL, and the new names of its columns by the old ones."""
     number = "row_number() OVER ()" if customer is None else quoted(customer)
-    lines, taken, names = [f"{number.replace('$', '$$')} AS customer_id"], {"customer_id"}, dict[str, str]()
+    taken, names = {"customer_id"}, dict[str, str]()
+    lines = [selected(number.replace("$", "$$"), "customer_id")]
     for name, kind in given.columns.items():
         if name == customer:
             continue
@@ -179,27 +208,19 @@ def snapshot_sql(
             continue
         form = number_form(connection, given.table, name, kind) if is_text(kind) else None
         sql = label.sql if name == label.column else quoted(name) if form is None else form.sql
-        new = snake(name, taken)
-        names[name] = new[1:-1]
-        lines.append(f"{sql.replace('$', '$$')} AS {new}")
+        names[name] = snake(name, taken)
+        lines.append(selected(sql.replace("$", "$$"), quoted(names[name])))
     return "SELECT\n    " + ",\n    ".join(lines) + f"\nFROM {given.sql}", names
 
 
-def find_left_out(
-    connection: duckdb.DuckDBPyConnection,
-    query: str,
-    rest: dict[str, str],
-    names: dict[str, str],
-    value: str | None,
-    unsure: list[str],
-) -> list[str]:
+def find_left_out(connection: duckdb.DuckDBPyConnection, draft: Draft, unsure: list[str]) -> list[str]:
     """Columns not to learn from: other outcomes by name, ids, and what tells the label by itself."""
     left_out = []
-    for old, new in names.items():
-        if new != rest["label"] and plain(old) in CHURN + CHURN_TOO + BUYS + BUYS_TOO:
+    for old, new in draft.names.items():
+        if new not in (draft.label, draft.value) and plain(old) in CHURN + CHURN_TOO + BUYS + BUYS_TOO:
             left_out.append(new)
             unsure.append(f"'{new}' is left out, as it is named like an outcome itself")
-    snapshot = Snapshot.model_validate({"table": query, **rest, "value": value, "leave_out": left_out})
+    snapshot = Snapshot.model_validate({"table": draft.query, **draft.section(), "leave_out": left_out})
     for finding in audit_snapshot(snapshot, connection):
         name = finding.where.removeprefix("snapshot.")
         if finding.check in LEFT_OUT_BY and name not in left_out:

@@ -54,19 +54,24 @@ def source(name: str, queries: Mapping[str, str], paths: Mapping[str, str], rest
     return "\n".join(lines) + "\n"
 
 
+def heading(found: Sequence[str], unsure: Sequence[str]) -> str:
+    """The comment that a proposed config begins with."""
+    return comments(["Proposed by python -m training init.", *found, *(f"UNSURE: {line}" for line in unsure)])
+
+
 def comments(lines: Sequence[str]) -> str:
     """Lines of comment; a line that a value broke stays in it."""
     return "".join("# " + " ".join(line.split()) + "\n" for line in lines)
 
 
-def economics(typical: float, unit: str) -> dict[str, object]:
+def economics(typical: float, margin: float) -> dict[str, object]:
     """Placeholders for the sections of economics, in proportion to a typical purchase."""
 
     def rounded(share: float) -> float:
         return float(f"{max(typical, 1e-6) * share:.2g}")
 
     return {
-        "margin": 1.0 if unit == "purchases" else 0.25,
+        "margin": margin,
         "churn": {
             "contact_cost": rounded(0.004),
             "offer_cost": rounded(0.1),
@@ -86,10 +91,12 @@ def economics(typical: float, unit: str) -> dict[str, object]:
 
 def economics_sections(figures: Economics, said: Mapping[str, object], assumption: str) -> str:
     """The sections of economics; ``said``: keys of the first one, besides the margin."""
-    text = comments([f"ASSUMPTIONS, for you to replace: {assumption}"])
-    text += section("economics", {**said, "margin": figures.margin}, "the share of the spend that is profit")
+    text = comments(
+        [f"ASSUMPTIONS, for you to replace: {assumption}", "(margin: the share of the spend that is profit)"]
+    )
+    text += section("economics", {**said, "margin": figures.margin})
     for name, offer in (("churn", figures.churn), ("propensity", figures.propensity)):
-        text += "\n" + section(f"economics.{name}", offer.model_dump(), "an assumption, all five")
+        text += "\n" + section(f"economics.{name}", offer.model_dump(), "assumptions, all five")
     return text
 
 
