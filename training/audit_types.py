@@ -99,7 +99,7 @@ def _named(config: TrainingConfig) -> list[tuple[str, str]]:
 
 
 def _unknown(config: TrainingConfig, types: Sequence[EventType]) -> Iterator[Finding]:
-    known = [kind.name for kind in types]
+    known = [kind.name for kind in sorted(types, key=lambda kind: -kind.events)]
     for where, name in _named(config):
         if name not in known:
             yield Finding(

@@ -97,42 +97,46 @@ def _negative(kind: EventType) -> Iterator[Finding]:
 
 def _outliers(connection: duckdb.DuckDBPyConnection, types: Sequence[str], sample: str) -> Iterator[Finding]:
     """Values far above the others of their type, on a logarithmic scale."""
-    limits = _limits(connection, types, sample)
-    if not limits:
-        return
-    counts = ", ".join(
-        f"count(*) FILTER ({field} > {limit!r} AND event_type = ${i}), sum({field}) FILTER ({field} > {limit!r} "
-        f"AND event_type = ${i}), count(*) FILTER ({field} > 0 AND event_type = ${i}), sum({field}) FILTER "
-        f"({field} > 0 AND event_type = ${i})"
-        for i, (_, field, limit) in enumerate(limits, 1)
-    )
-    row = connection.execute(f"SELECT {counts} FROM {sample}", [kind for kind, _, _ in limits]).fetchall()[0]
-    for i, (kind, field, limit) in enumerate(limits):
-        number, held, all_of_them, whole = row[4 * i : 4 * i + 4]
-        if number:
-            yield Finding(
-                severity="warning" if held > OUTLIER_SHARE * whole else "note",
-                check="outliers",
-                where=f"events.{field}",
-                message=f"{number / all_of_them:.2%} of the events of type '{kind}' are above {limit:,.4g}, far from "
-                f"the others, and hold {held / whole:.1%} of the sum",
-                mend="look at units, currencies and test orders; if they are real, the clip that training learns "
-                "keeps them from ruling a feature",
-                share=number / all_of_them,
-            )
-
-
-def _limits(connection: duckdb.DuckDBPyConnection, types: Sequence[str], sample: str) -> list[tuple[str, str, float]]:
-    """Type, field and the value from which on one is an outlier."""
     quartiles = ", ".join(f"approx_quantile({field}, [0.25, 0.75]) FILTER ({field} > 0)" for field in FIELDS)
     rows = connection.execute(
-        f"SELECT event_type, {quartiles} FROM {sample} WHERE list_contains($types, event_type) GROUP BY event_type "
-        "ORDER BY event_type",
+        f"SELECT event_type, {quartiles} FROM {sample} WHERE list_contains($types, event_type) GROUP BY event_type",
         {"types": list(types)},
     ).fetchall()
-    return [
-        (kind, field, found[1] * max(found[1] / found[0], LEAST_RATIO) ** OUTLIER_FACTOR)
-        for kind, *columns in rows
-        for field, found in zip(FIELDS, columns, strict=True)
-        if found
-    ]
+    limits = {kind: [_limit(found) for found in columns] for kind, *columns in rows}
+    beyond = ", ".join(
+        f"count(*) FILTER ({field} > {field}_limit), sum({field}) FILTER ({field} > {field}_limit), "
+        f"count(*) FILTER ({field} > 0), sum({field}) FILTER ({field} > 0)"
+        for field in FIELDS
+    )
+    limit_columns = ", ".join(f"unnest(${field}::DOUBLE[]) AS {field}_limit" for field in FIELDS)
+    counts = connection.execute(
+        f"""SELECT event_type, {beyond} FROM {sample} JOIN (SELECT unnest($types::VARCHAR[]) AS event_type,
+            {limit_columns}) USING (event_type) GROUP BY event_type ORDER BY event_type""",
+        {"types": list(limits)} | {field: [limit[i] for limit in limits.values()] for i, field in enumerate(FIELDS)},
+    ).fetchall()
+    for kind, *columns in counts:
+        for i, field in enumerate(FIELDS):
+            number, held, every, whole = columns[4 * i : 4 * i + 4]
+            if number:
+                yield _outlier(f"events.{field}", kind, limits[kind][i] or 0.0, number / every, held / whole)
+
+
+def _limit(quartiles: Sequence[float] | None) -> float | None:
+    """The value from which on one is an outlier, None where there is no value."""
+    if not quartiles:
+        return None
+    low, high = quartiles
+    return float(high * max(high / low, LEAST_RATIO) ** OUTLIER_FACTOR)
+
+
+def _outlier(where: str, kind: str, limit: float, share: float, held: float) -> Finding:
+    return Finding(
+        severity="warning" if held > OUTLIER_SHARE else "note",
+        check="outliers",
+        where=where,
+        message=f"{share:.2%} of the events of type '{kind}' are above {limit:,.4g}, far from the others, and hold "
+        f"{held:.1%} of the sum",
+        mend="look at units, currencies and test orders; if they are real, the clip that training learns keeps them "
+        "from ruling a feature",
+        share=share,
+    )
