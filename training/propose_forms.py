@@ -13,8 +13,10 @@ from training.audit_columns import quoted
 READ_SHARE: Final = 0.99
 """A column is in a form if all but a few of its values are: those few are left out as missing."""
 
-DAY_FIRST: Final = ("%d{0}%m{0}%Y", "%d{0}%m{0}%y")
-MONTH_FIRST: Final = ("%m{0}%d{0}%Y", "%m{0}%d{0}%y")
+DAY_FIRST: Final = ("%d{0}%m{0}%y", "%d{0}%m{0}%Y")
+MONTH_FIRST: Final = ("%m{0}%d{0}%y", "%m{0}%d{0}%Y")
+"""Years of two digits first: four are not read as two, while two may be read as four."""
+
 CLOCKS: Final = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 
 NUMBERS: Final = (
@@ -53,11 +55,13 @@ def time_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind
     number = f"try_cast({column} AS DOUBLE)" if kind == "VARCHAR" else column
     if (NUMERIC.fullmatch(kind) and kind != "BOOLEAN") or kind == "VARCHAR":
         for words, low, high, sql in NUMBERS:
-            safe = sql.format(number, text).replace("strptime", "try_strptime")
-            inside = f"{number} BETWEEN {low} AND {high} AND {safe} IS NOT NULL"
+            inside = f"{number} BETWEEN {low} AND {high}"
+            if "strptime" in sql:  # a calendar's numbers, not just any between two
+                inside += f" AND {sql.format(column, text).replace('strptime', 'try_strptime')} IS NOT NULL"
             share = _share(connection, table, column, inside)
             if share >= READ_SHARE:
-                return Form(sql.format(column, text) if share == 1 else safe, words)
+                read = sql.format(column, text)
+                return Form(read if share == 1 else f"CASE WHEN {inside} THEN {read} END", words)
     return _text_time(connection, table, column) if kind == "VARCHAR" else None
 
 

@@ -60,8 +60,8 @@ def heading(found: Sequence[str], unsure: Sequence[str]) -> str:
 
 
 def comments(lines: Sequence[str]) -> str:
-    """Lines of comment; a line that a value broke stays in it."""
-    return "".join("# " + " ".join(line.split()) + "\n" for line in lines)
+    """Lines of comment; what would break them becomes a blank."""
+    return "".join("# " + "".join(letter if letter.isprintable() else " " for letter in line) + "\n" for line in lines)
 
 
 def economics(typical: float, margin: float) -> dict[str, object]:
