@@ -110,16 +110,14 @@ def init(  # noqa: PLR0917 - the options of a command
         proposal = propose_snapshot(snapshot, label, base)
     else:
         raise InputError("give --events (with --attributes, if there are any) or --snapshot (with --label, if need be)")
-    for line in proposal.found:
-        print(line, file=sys.stderr)
-    for line in proposal.unsure:
-        print(f"unsure: {line}", file=sys.stderr)
     if output is None:
         print(proposal.text, end="")
     elif force:
         write_over(output, proposal.text)
     else:
         write_new(output, proposal.text)
+    for line in (*proposal.found, *(f"unsure: {line}" for line in proposal.unsure)):
+        print(line, file=sys.stderr)
 
 
 def _progress(console: Console) -> Progress:

@@ -72,7 +72,8 @@ def _read_file(connection: duckdb.DuckDBPyConnection, path: Path, base: Path, na
     else:
         call = _csv(connection, absolute, name, path)
     folder, paths = _folder(path, base, name)
-    shown = call.replace("$", "$$").replace("{file}", f"{folder}/{file.replace(chr(39), chr(39) * 2)}")
+    escaped = file.replace("'", "''").replace("$", "$$")
+    shown = call.replace("$", "$$").replace("{file}", f"{folder}/{escaped}")
     return Given(shown, paths, name, _columns(connection, name))
 
 
@@ -119,7 +120,7 @@ def _columns_to_read_as_text(
     if not numbers and not times:
         return []
     rules = [f"bool_or({quoted(column)} LIKE '0_%')" for column in numbers]
-    rules += [f"bool_or(NOT regexp_matches({quoted(column)}, '^\\s*\\d{{4}}-'))" for column in times]
+    rules += [f"bool_or(NOT regexp_matches({quoted(column)}, '^\\s*\\d{{4}}\\D'))" for column in times]
     query = f"SELECT {', '.join(rules)} FROM read_csv('{file}'{options}, all_varchar = true)"
     lost = connection.execute(query).fetchall()[0]
     return [column for column, loses in zip(numbers + times, lost, strict=True) if loses]
