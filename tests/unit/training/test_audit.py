@@ -341,6 +341,13 @@ def test_large_sources_are_sampled_by_customer_and_small_ones_are_not() -> None:
     assert "hash(customer_id) % 10 = 0" in sample_of_customers(10 * SAMPLE_EVENTS)
 
 
+def test_large_snapshots_are_sampled_and_trouble_in_them_is_found_all_the_same() -> None:
+    large = PEOPLE.replace("range(2000)", "range(250000)")
+    assert of_snapshot(large) == []
+    found = of_snapshot(f"SELECT *, if(churned, 1.5, NULL) AS refund, customer_id AS again FROM ({large})")
+    assert {("warning", "leak", "snapshot.refund"), ("warning", "id column", "snapshot.again")} <= set(brief(found))
+
+
 def test_a_fatal_finding_stops_in_the_words_of_the_audit_and_others_do_not() -> None:
     warning = Finding(severity="warning", check="gap", where="events", message="a hole", mend="fill it")
     fatal = warning.model_copy(update={"severity": "fatal"})
