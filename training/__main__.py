@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,11 @@ from feature_store.offline import OfflineStore
 from training.config import TrainingConfig
 from training.export import ParityError
 from training.fit import fit as fit_bundle
+from training.output import write_new, write_over
 from training.summary import print_summary
+
+PIPED_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe, where nobody has said how wide it may be."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,6 +57,67 @@ def fit(config: str, registry: Path) -> None:
     except OSError as error:
         raise InputError(f"--registry {registry} cannot be written: {error.strerror}") from error
     print_summary(console, fitted.manifest, folder)
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="File that takes the findings as JSON.")
+def audit(config: str, file: Path | None) -> int:
+    """Look for trouble in the data of CONFIG: a table of findings, each with its mend.
+
+    Exit code 1 where something is fatal, so that nothing could be fitted, else 0.
+    """
+    from training.audit import audit as audit_source  # noqa: PLC0415 - other commands start without it
+    from training.audit import is_fatal, print_findings  # noqa: PLC0415
+
+    settings = load_config(TrainingConfig, config)
+    with OfflineStore(settings.source) as source:
+        findings = audit_source(settings, source)
+    if file is not None:
+        write_over(file, json.dumps([finding.model_dump() for finding in findings], indent=2) + "\n")
+    print_findings(Console(width=None if sys.stdout.isatty() else PIPED_WIDTH), findings)
+    return int(is_fatal(findings))
+
+
+@cli.command()
+@click.option("--events", metavar="FILE_OR_SQL", help="Table of events: CSV, Parquet, JSON, or a SELECT.")
+@click.option("--attributes", metavar="FILE_OR_SQL", help="With --events: a table with one row per customer.")
+@click.option("--snapshot", metavar="FILE_OR_SQL", help="Instead of events: one row per customer, with a label.")
+@click.option("--label", metavar="COLUMN", help="With --snapshot: the column with the label.")
+@click.option("--output", type=click.Path(path_type=Path), help="File that takes the config, instead of stdout.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def init(  # noqa: PLR0917 - the options of a command
+    events: str | None,
+    attributes: str | None,
+    snapshot: str | None,
+    label: str | None,
+    output: Path | None,
+    force: bool,
+) -> None:
+    """Propose a config for a shop's tables: what each column is, what churn may mean, and horizons that fit.
+
+    Whatever is a guess is said in comments and on stderr; figures of economics are placeholders for you to replace.
+    """
+    from training.propose import propose_events  # noqa: PLC0415 - other commands start without it
+    from training.propose_snapshot import propose_snapshot  # noqa: PLC0415
+
+    if output is not None and output.exists() and not force:
+        raise InputError(f"{output} is there already: name another file, or say --force")
+    base = Path() if output is None else output.parent
+    if events is not None and snapshot is None and label is None:
+        proposal = propose_events(events, attributes, base)
+    elif snapshot is not None and events is None and attributes is None:
+        proposal = propose_snapshot(snapshot, label, base)
+    else:
+        raise InputError("give --events (with --attributes, if there are any) or --snapshot (with --label, if need be)")
+    if output is None:
+        print(proposal.text, end="")
+    elif force:
+        write_over(output, proposal.text)
+    else:
+        write_new(output, proposal.text)
+    for line in (*proposal.found, *(f"unsure: {line}" for line in proposal.unsure)):
+        print(line, file=sys.stderr)
 
 
 def _progress(console: Console) -> Progress:

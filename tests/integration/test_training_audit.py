@@ -1,0 +1,94 @@
+"""``python -m training audit``: findings as a table and as JSON, and exit codes that a pipeline can stop on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import write_shop
+from training.__main__ import cli
+from training.evidence import Finding
+
+if TYPE_CHECKING:
+    from tests.conftest import Call, Run, Shop
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def messages(call: Call, config: Path, folder: Path) -> str:
+    """What the audit of a config without anything fatal found, not broken into the lines of a table."""
+    assert call(cli, "audit", config, "--json", folder / "found.json").code == 0
+    return "\n".join(finding["message"] for finding in json.loads((folder / "found.json").read_text()))
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return write_shop(tmp_path / "shop")
+
+
+def test_a_healthy_shop_ends_well_and_its_findings_are_in_the_file(call: Call, shop: Shop, tmp_path: Path) -> None:
+    done = call(cli, "audit", shop.config, "--json", tmp_path / "found.json")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[-1] == "0 fatal, 0 warnings, 1 note"
+    (found,) = [Finding.model_validate(row) for row in json.loads((tmp_path / "found.json").read_text())]
+    assert (found.severity, found.where) == ("note", "attributes.income")
+    assert found.share == pytest.approx(1 / 7, abs=0.01)
+
+
+def test_what_is_fatal_ends_in_1_with_where_what_and_the_mend(call: Call, shop: Shop, tmp_path: Path) -> None:
+    config = shop.edited(('[propensity]\nevent = "purchase"', '[propensity]\nevent = "order"'))
+    done = call(cli, "audit", config, "--json", tmp_path / "found.json")
+    assert (done.code, done.err) == (1, "")
+    assert done.out.splitlines()[-1].startswith("1 fatal, ")
+    for told in ("fatal", "propensity.event", "the source has no events of type 'order'", "name one that it has:"):
+        assert told in done.out
+    assert json.loads((tmp_path / "found.json").read_text())[0]["severity"] == "fatal"
+
+
+def test_trouble_is_found_behind_the_config_of_a_shop(call: Call, shop: Shop, tmp_path: Path) -> None:
+    shop.change_events("FROM old UNION ALL FROM old UNION ALL SELECT * REPLACE ('c9999' AS customer_id) FROM old")
+    told = messages(call, shop.config, tmp_path)
+    assert "repeat another one in every column" in told
+    assert "one customer has 33.3% of all events" in told
+    assert "c9999" not in (tmp_path / "found.json").read_text()
+
+
+def test_a_source_that_cannot_be_read_ends_as_everywhere(call: Call, shop: Shop, tmp_path: Path) -> None:
+    config = shop.edited(("/events.parquet", "/orders.parquet"))
+    done = call(cli, "audit", config, "--json", tmp_path / "found.json")
+    assert done.is_bad_input
+    assert "source.events: IO Error" in done.err
+    assert not (tmp_path / "found.json").exists()
+    assert call(cli, "audit", "nowhere").is_bad_input
+    done = call(cli, "audit", shop.config, "--json", tmp_path / "no" / "found.json")
+    assert done.is_bad_input
+    assert "found.json cannot be written: No such file or directory" in done.err
+
+
+def test_as_a_process_of_its_own_it_prints_wide_tables_into_pipes(run_module: Run, shop: Shop) -> None:
+    config = shop.edited(("step_days = 14", "step_days = 60"))
+    done = run_module("training", "audit", config)
+    assert (done.code, done.err) == (1, "")
+    assert "the source's 365 days give" in done.out
+
+
+def test_the_built_in_sample_has_no_trouble_but_christmas(call: Call) -> None:
+    done = call(cli, "audit", "complete_journey")
+    assert done.code == 0
+    assert "2017-12-25 to 2017-12-25" in done.out
+    assert done.out.splitlines()[-1] == "0 fatal, 0 warnings, 1 note"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
+def test_public_data_have_the_trouble_they_are_known_for(call: Call, tmp_path: Path) -> None:
+    config = tmp_path / "cdnow.toml"
+    assert call(cli, "init", "--events", DATA / "cdnow" / "CDNOW_master.txt", "--output", config).code == 0
+    told = messages(call, config, tmp_path)
+    assert "51% of the customers with a 'purchase' have just one" in told
+    assert "dates without a time of day" in told
+    config = tmp_path / "retailrocket.toml"
+    assert call(cli, "init", "--events", DATA / "retailrocket" / "events.csv", "--output", config).code == 0
+    assert "one customer has 5.1% of all events, 111 times the average" in messages(call, config, tmp_path)

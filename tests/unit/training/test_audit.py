@@ -1,0 +1,472 @@
+"""The audit: each kind of trouble is found in data that have it, and clean data have none."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import duckdb
+import pytest
+from rich.console import Console
+
+from feature_store.config import Snapshot, Source
+from feature_store.errors import InputError
+from feature_store.offline import OfflineStore
+from training.audit import audit, is_fatal, print_findings, stop_on_fatal, totals
+from training.audit_events import SAMPLE_EVENTS, sample_of_customers
+from training.audit_snapshot import audit_snapshot
+from training.config import TrainingConfig, Treatment
+from training.evidence import Finding
+
+CLEAN = """
+WITH drawn AS (
+    SELECT i, 'c' || hash(i, 1) % 600 AS customer_id, hash(i, 2) % (400 * 86400) AS s, hash(i, 3) % 10 < 3 AS buys
+    FROM range(20000) AS rows(i)
+), clean AS (
+    SELECT customer_id, TIMESTAMP '2024-01-01' + to_seconds(s::BIGINT) AS event_time,
+        CASE WHEN buys THEN 'purchase' ELSE 'view' END AS event_type,
+        CASE WHEN buys THEN exp(3 + (hash(i, 4) % 1000) / 500) END AS amount,
+        CASE WHEN NOT buys THEN 5.0 + hash(i, 5) % 200 END AS duration_s,
+        'item' || hash(i, 6) % 50 AS item_id, 'e' || i AS event_id
+    FROM drawn
+)
+"""
+"""A shop of 600 customers and 400 days, as the table ``clean``."""
+
+ATTRIBUTES = """SELECT 'c' || i AS customer_id, 20 + hash(i) % 60 AS age, 'town' || hash(i, 1) % 9 AS town
+    FROM range(600) AS rows(i)"""
+
+ONE_DEAR = "event_id = (SELECT min(event_id) FROM clean WHERE amount > 100)"
+
+OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
+
+
+def config(events: str = "FROM clean", attributes: str | None = None, **sections: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate(
+        {
+            "source": {"events": CLEAN + events, "attributes": attributes},
+            "candidates": {},
+            "economics": {"margin": 0.3, "churn": OFFER, "propensity": OFFER},
+            **sections,
+        }
+    )
+
+
+def findings(events: str = "FROM clean", attributes: str | None = None, **sections: Any) -> list[Finding]:
+    settings = config(events, attributes, **sections)
+    with OfflineStore(settings.source) as source:
+        return audit(settings, source)
+
+
+def changed(column: str, value: str) -> str:
+    """The clean events with other values in a column."""
+    return f"SELECT * REPLACE ({value} AS {column}) FROM clean"
+
+
+def twice(which: str) -> str:
+    """The clean events without ids, some of them a second time."""
+    without_id = "SELECT * EXCLUDE (event_id) FROM clean"
+    return f"{without_id} UNION ALL {without_id} WHERE {which}"
+
+
+def brief(found: list[Finding]) -> list[tuple[str, str, str]]:
+    return [(finding.severity, finding.check, finding.where) for finding in found]
+
+
+def only(found: list[Finding], check: str) -> Finding:
+    assert [finding.check for finding in found].count(check) == 1, brief(found)
+    return next(finding for finding in found if finding.check == check)
+
+
+def test_clean_data_give_no_finding_at_all() -> None:
+    assert findings(attributes=ATTRIBUTES) == []
+
+
+@pytest.mark.parametrize(
+    ("events", "severity", "check", "where"),
+    [
+        (
+            changed("customer_id", "if(hash(event_id) % 10 = 0, NULL, customer_id)"),
+            "warning",
+            "completeness",
+            "events.customer_id",
+        ),
+        (changed("customer_id", "if(event_id = 'e7', '', customer_id)"), "note", "completeness", "events.customer_id"),
+        (
+            changed("event_time", "if(hash(event_id) % 10 = 0, NULL, event_time)"),
+            "warning",
+            "completeness",
+            "events.event_time",
+        ),
+        (
+            changed("event_type", "if(hash(event_id) % 10 = 0, NULL, event_type)"),
+            "warning",
+            "completeness",
+            "events.event_type",
+        ),
+        (
+            changed("event_time", "if(event_id = 'e7', now()::TIMESTAMP + INTERVAL 3 DAYS, event_time)"),
+            "note",
+            "completeness",
+            "events.event_time",
+        ),
+        (changed("amount", "if(hash(event_id) % 10 = 0, NULL, amount)"), "warning", "completeness", "events.amount"),
+        (changed("amount", "if(hash(event_id) % 99 = 0, NULL, amount)"), "note", "completeness", "events.amount"),
+        (
+            changed("item_id", "if(amount > 0 AND hash(event_id) % 2 = 0, NULL, item_id)"),
+            "note",
+            "completeness",
+            "events.item_id",
+        ),
+        (twice("amount > 50"), "warning", "duplicates", "source.events"),
+        (twice("event_id = 'e7'"), "note", "duplicates", "source.events"),
+        (changed("event_id", "customer_id || event_id[:3]"), "warning", "duplicates", "events.event_id"),
+        (
+            changed("event_time", "if(hash(event_id) % 99 = 0, TIMESTAMP '1970-01-01', event_time)"),
+            "warning",
+            "out of range",
+            "events.event_time",
+        ),
+        (
+            changed("event_time", "if(event_id = 'e7', TIMESTAMP '2022-01-01', event_time)"),
+            "warning",
+            "lone events",
+            "events.event_time",
+        ),
+        (
+            changed("event_time", "if(event_id = 'e7', TIMESTAMP '2026-01-01', event_time)"),
+            "warning",
+            "lone events",
+            "events.event_time",
+        ),
+        (changed("event_time", "event_time::DATE::TIMESTAMP"), "note", "dates only", "events.event_time"),
+        (
+            changed("event_time", "if(amount > 0, event_time::DATE::TIMESTAMP, event_time)"),
+            "warning",
+            "dates only",
+            "events.event_time",
+        ),
+        (
+            "FROM clean WHERE event_time NOT BETWEEN '2024-06-01' AND '2024-06-09'",
+            "warning",
+            "gap",
+            "events.event_time",
+        ),
+        ("FROM clean WHERE event_time::DATE <> '2024-12-25'", "note", "gap", "events.event_time"),
+        (
+            "FROM clean WHERE event_time < '2025-01-20' OR hash(event_id) % 4 = 0",
+            "warning",
+            "falling volume",
+            "events.event_time",
+        ),
+        (
+            changed("amount", "if(hash(event_id) % 500 = 0, amount * 1e4, amount)"),
+            "warning",
+            "outliers",
+            "events.amount",
+        ),
+        (
+            changed(
+                "amount", "if(event_id = (SELECT min(event_id) FROM clean WHERE amount > 100), amount * 100, amount)"
+            ),
+            "note",
+            "outliers",
+            "events.amount",
+        ),
+        (
+            changed("duration_s", "if(hash(event_id) % 500 = 0, duration_s * 1e5, duration_s)"),
+            "warning",
+            "outliers",
+            "events.duration_s",
+        ),
+        (changed("amount", "if(hash(event_id) % 20 = 0, -amount, amount)"), "note", "negative values", "events.amount"),
+        (changed("amount", "-amount"), "warning", "negative values", "events.amount"),
+        (
+            changed("duration_s", "if(hash(event_id) % 99 = 0, -duration_s, duration_s)"),
+            "warning",
+            "negative values",
+            "events.duration_s",
+        ),
+        (
+            changed("event_type", "if(event_time > '2024-11-01' AND hash(event_id) % 3 = 0, 'wish', event_type)"),
+            "warning",
+            "late type",
+            "events of type 'wish'",
+        ),
+        (
+            changed("event_type", "if(event_time < '2024-11-01' AND hash(event_id) % 3 = 0, 'call', event_type)"),
+            "warning",
+            "stopped type",
+            "events of type 'call'",
+        ),
+        (
+            changed("event_type", "if(event_type = 'view', 'view ' || hash(event_id) % 900, event_type)"),
+            "warning",
+            "event types",
+            "events.event_type",
+        ),
+        (
+            changed("customer_id", "if(hash(event_id) % 5 = 0, 'guest', customer_id)"),
+            "warning",
+            "heavy customer",
+            "events.customer_id",
+        ),
+        (
+            changed("customer_id", "if(event_type = 'purchase', event_id, customer_id)"),
+            "warning",
+            "one purchase",
+            "events of type 'purchase'",
+        ),
+        (
+            changed("customer_id", "if(event_type = 'purchase' AND hash(event_id) % 5 = 0, event_id, customer_id)"),
+            "note",
+            "one purchase",
+            "events of type 'purchase'",
+        ),
+        ("FROM clean WHERE customer_id < 'c2'", "warning", "customers", "source.events"),
+        ("FROM clean WHERE customer_id < 'c12'", "fatal", "customers", "source.events"),
+        ("FROM clean WHERE event_time < '2024-05-01'", "fatal", "history", "evaluation"),
+    ],
+)
+def test_trouble_in_events_is_found(events: str, severity: str, check: str, where: str) -> None:
+    found = findings(events)
+    assert (severity, check, where) in brief(found), brief(found)
+    for finding in found:
+        assert finding.message
+        assert finding.mend
+        assert finding.share is None or 0 <= finding.share <= 1
+
+
+def test_no_finding_names_a_customer() -> None:
+    told = str(findings(changed("customer_id", "if(hash(event_id) % 5 = 0, 'anna@example.org', customer_id)")))
+    assert "heavy customer" in told
+    assert "anna" not in told
+
+
+@pytest.mark.parametrize(
+    ("sections", "where"),
+    [
+        ({"churn": {"event": "purchse"}}, "churn.event"),
+        ({"propensity": {"event": "purchse"}}, "propensity.event"),
+        ({"economics": {"event": "order", "margin": 0.3, "churn": OFFER, "propensity": OFFER}}, "economics.event"),
+        ({"feature": [{"name": "last", "aggregate": "latest", "event": "visit"}]}, "feature 'last'"),
+        ({"candidates": {"events": ["purchase", "visit"]}}, "candidates.events"),
+        ({"interests": {"view": "visit"}}, "interests.view"),
+        ({"interests": {"view": "view", "purchase": "buy"}}, "interests.purchase"),
+    ],
+)
+def test_types_that_the_source_has_not_are_fatal_and_those_it_has_are_listed(sections: Any, where: str) -> None:
+    found = only(findings(**sections), "config")
+    assert (found.severity, found.where) == ("fatal", where)
+    assert found.mend == "name one that it has: view, purchase"
+
+
+def test_interests_that_nobody_asked_for_may_be_missing() -> None:
+    assert "config" not in str(brief(findings(changed("event_type", "if(amount > 0, 'purchase', 'look')"))))
+
+
+def test_a_type_that_the_config_names_is_known_however_rare_it_is_among_many() -> None:
+    types = "CASE WHEN event_id < 'e1001' AND amount > 0 THEN 'purchase' ELSE 'view ' || hash(event_id) % 900 END"
+    events = changed("event_type", types)
+    assert "config" not in [finding.check for finding in findings(events)]
+
+
+def test_too_little_history_is_told_in_the_words_of_the_cutoffs() -> None:
+    found = only(findings("FROM clean WHERE event_time < '2024-05-01'"), "history")
+    assert "days give" in found.message
+    assert "cut-offs" in found.message
+    assert found.mend.startswith("bring a longer history")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "severity", "check", "where"),
+    [
+        (
+            f"SELECT * REPLACE (if(age < 70, NULL, age) AS age) FROM ({ATTRIBUTES})",
+            "warning",
+            "completeness",
+            "attributes.age",
+        ),
+        (
+            f"SELECT * REPLACE (if(age < 30, NULL, age) AS age) FROM ({ATTRIBUTES})",
+            "note",
+            "completeness",
+            "attributes.age",
+        ),
+        (f"SELECT *, NULL::DOUBLE AS income FROM ({ATTRIBUTES})", "warning", "completeness", "attributes.income"),
+        (f"SELECT *, 'DE' AS country FROM ({ATTRIBUTES})", "note", "constant column", "attributes.country"),
+        (f"SELECT *, 'Ms ' || customer_id AS name FROM ({ATTRIBUTES})", "warning", "id column", "attributes.name"),
+        (
+            f"SELECT *, hash(customer_id) % 90 || ' Rd' AS road FROM ({ATTRIBUTES})",
+            "warning",
+            "many values",
+            "attributes.road",
+        ),
+        (
+            f"SELECT *, DATE '2020-01-01' + age::INTEGER AS since FROM ({ATTRIBUTES})",
+            "note",
+            "column type",
+            "attributes.since",
+        ),
+        (f"FROM ({ATTRIBUTES}) WHERE customer_id > 'c2'", "warning", "completeness", "source.attributes"),
+        (f"FROM ({ATTRIBUTES}) WHERE customer_id <> 'c2'", "note", "completeness", "source.attributes"),
+    ],
+)
+def test_trouble_in_attributes_is_found(attributes: str, severity: str, check: str, where: str) -> None:
+    assert (severity, check, where) in brief(findings(attributes=attributes))
+
+
+def test_attributes_that_nothing_is_learnt_from_are_not_looked_at() -> None:
+    told = findings(attributes=f"SELECT *, 'DE' AS country FROM ({ATTRIBUTES})", candidates={"attributes": ["age"]})
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "where"),
+    [
+        ({"feature": [{"name": "income", "aggregate": "attribute"}]}, "feature 'income'"),
+        ({"candidates": {"attributes": ["age", "income"]}}, "candidates.attributes"),
+        ({"treatment": {"column": "sent", "probability": 0.5, "outcome": "age"}}, "treatment.column"),
+        ({"treatment": {"column": "age", "probability": "chance", "outcome": "age"}}, "treatment.probability"),
+    ],
+)
+def test_attributes_that_are_not_there_are_fatal(sections: Any, where: str) -> None:
+    found = only(findings(attributes=ATTRIBUTES, **sections), "config")
+    assert (found.severity, found.where) == ("fatal", where)
+    assert found.mend == "select it there; it has age, town"
+
+
+def test_large_sources_are_sampled_by_customer_and_small_ones_are_not() -> None:
+    assert sample_of_customers(SAMPLE_EVENTS) == "events"
+    assert "hash(customer_id) % 10 = 0" in sample_of_customers(10 * SAMPLE_EVENTS)
+
+
+def test_large_snapshots_are_sampled_and_trouble_in_them_is_found_all_the_same() -> None:
+    large = PEOPLE.replace("range(2000)", "range(250000)")
+    assert of_snapshot(large) == []
+    found = of_snapshot(f"SELECT *, if(churned, 1.5, NULL) AS refund, customer_id AS again FROM ({large})")
+    assert {("warning", "leak", "snapshot.refund"), ("warning", "id column", "snapshot.again")} <= set(brief(found))
+
+
+def test_a_fatal_finding_stops_in_the_words_of_the_audit_and_others_do_not() -> None:
+    warning = Finding(severity="warning", check="gap", where="events", message="a hole", mend="fill it")
+    fatal = warning.model_copy(update={"severity": "fatal"})
+    stop_on_fatal([warning])
+    with pytest.raises(InputError, match=r"^events: a hole: fill it$"):
+        stop_on_fatal([warning, fatal])
+    with pytest.raises(InputError, match=r"^events: a hole: fill it \(and 1 more: python -m training audit shows"):
+        stop_on_fatal([fatal, fatal])
+    assert (is_fatal([warning]), is_fatal([warning, fatal])) == (False, True)
+
+
+def test_findings_are_printed_as_they_are_the_worst_first_with_totals() -> None:
+    found = findings(
+        changed("event_type", "if(event_time > '2024-11-01' AND amount > 50, '[red]', event_type)"),
+        churn={"event": "purchse"},
+    )
+    file = io.StringIO()
+    print_findings(Console(file=file, width=200), found)
+    lines = file.getvalue().splitlines()
+    assert lines[3].split()[:2] == ["fatal", "churn.event"]
+    assert "events of type '[red]'" in file.getvalue()
+    assert lines[-1] == totals(found)
+    assert totals(found).startswith("1 fatal, 1 warning, ")
+
+
+def test_without_findings_only_the_totals_are_printed() -> None:
+    file = io.StringIO()
+    print_findings(Console(file=file), [])
+    assert file.getvalue() == "0 fatal, 0 warnings, 0 notes\n"
+
+
+PEOPLE = """SELECT 'c' || i AS customer_id, hash(i, 1) % 5 = 0 AS churned, 20 + hash(i, 2) % 60 AS age,
+    'town' || hash(i, 3) % 9 AS town, (hash(i, 4) % 5000)::DOUBLE AS spend FROM range(2000) AS rows(i)"""
+
+
+def of_snapshot(table: str = PEOPLE, treatment: Treatment | None = None, **keys: Any) -> list[Finding]:
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE attributes AS {table}")
+        snapshot = Snapshot.model_validate({"table": table, "label": "churned", "value": "spend", **keys})
+        return audit_snapshot(snapshot, connection, treatment)
+
+
+def test_a_clean_snapshot_gives_no_finding_at_all() -> None:
+    assert of_snapshot() == []
+    assert of_snapshot(f"SELECT * REPLACE (churned::INTEGER AS churned) FROM ({PEOPLE})") == []
+
+
+@pytest.mark.parametrize(
+    ("table", "severity", "check", "where"),
+    [
+        ("SELECT * REPLACE ('c1' AS customer_id) FROM (PEOPLE)", "fatal", "duplicates", "snapshot.customer_id"),
+        ("FROM (PEOPLE) LIMIT 40", "fatal", "customers", "snapshot.table"),
+        ("FROM (PEOPLE) LIMIT 150", "warning", "customers", "snapshot.table"),
+        ("SELECT * EXCLUDE (churned) FROM (PEOPLE)", "fatal", "config", "snapshot.label"),
+        ("SELECT * REPLACE (if(age < 30, NULL, churned) AS churned) FROM (PEOPLE)", "fatal", "label", "snapshot.label"),
+        ("SELECT * REPLACE (true AS churned) FROM (PEOPLE)", "fatal", "label", "snapshot.label"),
+        ("SELECT * REPLACE (customer_id = 'c3' AS churned) FROM (PEOPLE)", "fatal", "label", "snapshot.label"),
+        ("SELECT * REPLACE (churned::INTEGER + 1 AS churned) FROM (PEOPLE)", "fatal", "label", "snapshot.label"),
+        ("SELECT * REPLACE (if(churned, 'Yes', 'No') AS churned) FROM (PEOPLE)", "fatal", "label", "snapshot.label"),
+        ("SELECT * REPLACE (town AS spend) FROM (PEOPLE)", "fatal", "config", "snapshot.value"),
+        ("SELECT *, -churned::INTEGER + age / 1000 AS score FROM (PEOPLE)", "warning", "leak", "snapshot.score"),
+        ("SELECT *, if(churned, 'gone', town) AS status FROM (PEOPLE)", "warning", "leak", "snapshot.status"),
+        (
+            "SELECT *, if(churned, DATE '2024-01-01' + age::INTEGER, NULL) AS ended FROM (PEOPLE)",
+            "warning",
+            "leak",
+            "snapshot.ended",
+        ),
+        (
+            "SELECT *, if(churned, 'because ' || customer_id, NULL) AS reason FROM (PEOPLE)",
+            "warning",
+            "leak",
+            "snapshot.reason",
+        ),
+        ("SELECT *, if(churned, 1.5, NULL) AS refund FROM (PEOPLE)", "warning", "leak", "snapshot.refund"),
+        ("SELECT *, customer_id[2:]::INTEGER AS number FROM (PEOPLE)", "warning", "id column", "snapshot.number"),
+        ("SELECT *, 1 AS one FROM (PEOPLE)", "note", "constant column", "snapshot.one"),
+        ("SELECT * REPLACE (if(age < 70, NULL, age) AS age) FROM (PEOPLE)", "warning", "completeness", "snapshot.age"),
+        ("SELECT *, hash(customer_id) % 90 || ' Rd' AS road FROM (PEOPLE)", "warning", "many values", "snapshot.road"),
+    ],
+)
+def test_trouble_in_a_snapshot_is_found(table: str, severity: str, check: str, where: str) -> None:
+    found = of_snapshot(table.replace("PEOPLE", PEOPLE))
+    assert (severity, check, where) in brief(found), brief(found)
+
+
+def test_what_is_left_out_already_is_no_trouble() -> None:
+    table = f"SELECT *, churned AS \"left\", 'x' || customer_id AS name FROM ({PEOPLE})"
+    assert {finding.check for finding in of_snapshot(table)} == {"leak", "id column"}
+    assert of_snapshot(table, leave_out=["left", "name"]) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "where"),
+    [
+        ({"value": "worth"}, "snapshot.value"),
+        ({"contact_cost": "worth"}, "snapshot.contact_cost"),
+        ({"offer_cost": "worth"}, "snapshot.offer_cost"),
+        ({"group": "worth"}, "snapshot.group"),
+        ({"leave_out": ["worth"]}, "snapshot.leave_out"),
+    ],
+)
+def test_columns_that_a_snapshot_names_and_has_not_are_fatal(keys: Any, where: str) -> None:
+    found = only(of_snapshot(**keys), "config")
+    assert (found.severity, found.where) == ("fatal", where)
+    assert found.mend == "name one that it has: churned, age, town, spend"
+
+
+def test_a_treatment_of_columns_that_are_not_there_is_fatal() -> None:
+    treatment = Treatment(column="sent", probability=0.5, outcome="spend")
+    assert brief(of_snapshot(treatment=treatment)) == [("fatal", "config", "treatment.column")]
+
+
+def test_a_snapshots_config_is_audited_by_its_table() -> None:
+    settings = TrainingConfig.model_validate(
+        {
+            "snapshot": {"table": PEOPLE, "label": "gone"},
+            "economics": {"margin": 0.3, "value": 9, "churn": OFFER, "propensity": OFFER},
+        }
+    )
+    with OfflineStore(Source(events=CLEAN + "FROM clean", attributes=PEOPLE)) as source:
+        assert brief(audit(settings, source)) == [("fatal", "config", "snapshot.label")]
