@@ -74,9 +74,12 @@ def _money(traits: Sequence[Trait], at: Mapping[Role, float], ratio: Floats) -> 
 
 
 def _outstanding(traits: Sequence[Trait], centre: Floats) -> str:
-    """The two traits in which a segment is farthest from the average."""
-    far = [i for i in np.argsort(-np.abs(centre), kind="stable")[:2] if abs(centre[i]) >= FAR]
-    return ", ".join(_compared(traits[i])[int(centre[i] > 0)] for i in far) or "average customers"
+    """The two traits in which a segment is farthest from the average; that a value is known is none."""
+    worth = [
+        i for i, trait in enumerate(traits) if abs(centre[i]) >= FAR and (trait.role != "missing" or centre[i] > 0)
+    ]
+    far = sorted(sorted(worth, key=lambda i: -abs(centre[i]))[:2])
+    return ", ".join(_compared(traits[i])[int(centre[i] > 0)] for i in sorted(far)) or "average customers"
 
 
 def _compared(trait: Trait) -> tuple[str, str]:

@@ -85,8 +85,8 @@ def attributes(spec: FeatureSpec, features: Features, guides: Sequence[Floats]) 
     offered = [trait for trait in offered if _tells_apart(features[:, trait.column])]
     if not offered:
         return []
-    table = np.column_stack([features[:, trait.column] for trait in offered]).astype(np.float64)
-    guided = np.column_stack([guide for guide in guides if np.ptp(guide) > 0] or [np.arange(len(table))])
+    table = np.column_stack([_filled(features, trait) for trait in offered])
+    guided = np.column_stack([guide for guide in guides if np.ptp(guide) > 0] or [np.arange(float(len(table)))])
     related = np.abs(np.corrcoef(table, guided, rowvar=False))
     rank = related[: len(offered), len(offered) :].max(axis=1)
     chosen: list[int] = []
@@ -109,6 +109,15 @@ def _column(spec: FeatureSpec, slot: str) -> tuple[int, bool] | None:
         if name in spec.names:
             return spec.names.index(name), logged
     return None
+
+
+def _filled(features: Features, trait: Trait) -> Floats:
+    """A trait's column [n] with the mean of the known values in place of missing ones."""
+    values = features[:, trait.column].astype(np.float64)
+    if trait.flag is None or features[:, trait.flag].all():
+        return values
+    missing = features[:, trait.flag] > 0
+    return np.where(missing, values[~missing].mean(), values)
 
 
 def _tells_apart(values: npt.NDArray[np.float32]) -> bool:
