@@ -20,6 +20,7 @@ class GraphBuilder:
 
     float32: Final = TensorProto.FLOAT
     float64: Final = TensorProto.DOUBLE
+    int64: Final = TensorProto.INT64
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -63,15 +64,22 @@ class GraphBuilder:
         self._constants.extend(inner.initializer)
         return prefix + output
 
-    def output(self, name: str, value: str, column: int | None = None, columns: int | None = None) -> None:
-        """Name one ``column`` of a float32 value, or all of its ``columns``, as an output."""
+    def output(
+        self,
+        name: str,
+        value: str,
+        column: int | None = None,
+        columns: int | None = None,
+        kind: int = TensorProto.FLOAT,
+    ) -> None:
+        """Name one ``column`` of a float32 value, or all of its ``columns``, or a whole ``[n]``, as an output."""
         if column is None:
             self._nodes.append(helper.make_node("Identity", [value], [name]))
         else:
             index = self.constant(np.array(column))
             self._nodes.append(helper.make_node("Gather", [value, index], [name], axis=1))
         dimensions: list[str | int | None] = ["n"] if columns is None else ["n", columns]
-        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dimensions))
+        self._outputs.append(helper.make_tensor_value_info(name, kind, dimensions))
 
     def build(self, name: str) -> bytes:
         """The checked graph, serialised."""

@@ -1,0 +1,158 @@
+"""Tags that say the same are found, nothing is found in independent ones, and leaving them out is a matter of loss."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from mlxtend.frequent_patterns import apriori, association_rules  # type: ignore[import-untyped]
+from pandas import DataFrame  # type: ignore[import-untyped]
+
+from training.tags import find_rules, is_tag_table, propose_tags, tag_columns
+
+Bools = npt.NDArray[np.bool_]
+
+
+def independent(rows: int, tags: int, seed: int = 0) -> Bools:
+    rng = np.random.default_rng(seed)
+    return np.asarray(rng.random((rows, tags)) < rng.uniform(0.02, 0.98, tags))
+
+
+def planted(rows: int = 5_000) -> tuple[Bools, list[str]]:
+    """Independent tags, and a duplicate, a mirror, an implied, a rare, a constant and a related tag of the first."""
+    rng = np.random.default_rng(1)
+    tags = np.asarray(rng.random((rows, 5)) < 0.4)
+    first = tags[:, 0]
+    more = {
+        "duplicate": first ^ (rng.random(rows) < 0.01),
+        "mirror": ~first,
+        "implied": first & (rng.random(rows) < 0.5),
+        "rare": rng.random(rows) < 0.002,
+        "constant": np.ones(rows, dtype=bool),
+        "related": first ^ (rng.random(rows) < 0.1),
+    }
+    return np.column_stack([tags, *more.values()]), ["first", "b", "c", "d", "e", *more]
+
+
+class Losses:
+    """A loss of 1 for every tag that is needed and not there."""
+
+    def __init__(self, needed: list[list[int]]) -> None:
+        self.needed = needed
+        self.calls: list[list[int]] = []
+
+    def __call__(self, indexes: list[int]) -> float:
+        assert indexes
+        self.calls.append(indexes)
+        return 1.0 + sum(not set(any_of) & set(indexes) for any_of in self.needed)
+
+
+def test_duplicates_mirrors_and_implied_tags_say_what_the_first_does() -> None:
+    tags, names = planted()
+    found = {tag.tag: tag for tag in propose_tags(tags, names, Losses([]))[0]}
+    assert list(found) == names
+    assert found["first"].said_by == ["duplicate", "not mirror", "implied"]
+    assert found["duplicate"].said_by == ["first", "not mirror", "implied"]
+    assert found["mirror"].said_by == ["not first", "not duplicate"]
+    assert found["implied"].said_by == []
+    assert found["first"].confidence == 1
+    assert 0.98 < found["duplicate"].confidence < 1
+    assert found["first"].support == pytest.approx(0.4, abs=0.02)
+    assert {found[name].cluster for name in ("first", "duplicate", "mirror", "related")} == {found["first"].cluster}
+    assert len({found[name].cluster for name in ("first", "b", "c", "d", "e")}) == 5
+
+
+def test_the_smallest_set_that_loses_nothing_is_kept() -> None:
+    tags, names = planted()
+    copies = [0, 5, 6]
+    losses = Losses([copies, [1], [2], [3], [4], [7], [10]])  # the implied and the related tag are needed
+    found, costs = propose_tags(tags, names, losses)
+    kept = [tag.tag for tag in found if tag.kept]
+    assert len(kept) == 7
+    assert {"b", "c", "d", "e", "implied", "related"} < set(kept)
+    assert costs["all tags"] == costs["without rare tags"] == costs["without tags that say the same"] == 1
+    assert costs["without implied tags"] == 2
+    assert costs["one tag per cluster"] == 3
+    assert len(losses.calls) == len(costs) == 5
+
+
+def test_what_may_be_lost_decides_how_far_it_goes() -> None:
+    tags, names = planted()
+    losses = Losses([[0, 5, 6], [7], [10]])
+    found, _ = propose_tags(tags, names, losses, allowed=2.0)
+    assert sum(tag.kept for tag in found) == 5
+
+
+def test_all_tags_stay_where_none_may_go() -> None:
+    tags, names = planted()
+    found, costs = propose_tags(tags, names, Losses([[at] for at in range(len(names))]))
+    assert all(tag.kept for tag in found)
+    assert min(costs.values()) == costs["all tags"]
+
+
+@pytest.mark.parametrize("rows", [1_000, 20_000])
+def test_independent_tags_say_nothing_of_each_other_and_cost_one_call(rows: int) -> None:
+    losses = Losses([])
+    found, costs = propose_tags(independent(rows, 60), [f"t{i}" for i in range(60)], losses)
+    assert all(tag.kept and not tag.said_by for tag in found)
+    assert len({tag.cluster for tag in found}) == 60
+    assert list(costs) == ["all tags"]
+    assert len(losses.calls) == 1
+
+
+def test_confidence_and_support_are_those_of_association_rules() -> None:
+    tags, names = planted(2_000)
+    tags, names = np.delete(tags, names.index("constant"), axis=1), [name for name in names if name != "constant"]
+    rules = find_rules(tags, seed=7)
+    sets = apriori(DataFrame(tags, columns=names), min_support=0.005, max_len=2, use_colnames=True, low_memory=True)
+    table = association_rules(sets, metric="confidence", min_threshold=0.0)
+    assert len(table) > 50
+    for rule in table.itertuples():
+        left, right = names.index(min(rule.antecedents)), names.index(min(rule.consequents))
+        assert rules.confidence[left, right] == pytest.approx(rule.confidence)
+        assert rules.support[left] == pytest.approx(rule[3])
+
+
+def test_a_tag_that_nearly_all_have_is_not_said_by_the_others() -> None:
+    tags = independent(20_000, 6)
+    tags[:, 0] = np.random.default_rng(5).random(20_000) < 0.97
+    found, _ = propose_tags(tags, list("abcdef"), Losses([]))
+    assert all(not tag.said_by for tag in found)
+
+
+def test_tags_that_are_all_constant_leave_one() -> None:
+    found, costs = propose_tags(np.ones((50, 6), dtype=bool), list("abcdef"), Losses([]))
+    assert sum(tag.kept for tag in found) == 1
+    assert list(costs) == ["all tags", "without rare tags"]
+
+
+def test_a_single_tag_stays() -> None:
+    found, _ = propose_tags(independent(100, 1), ["a"], Losses([]))
+    assert [tag.kept for tag in found] == [True]
+
+
+def test_300_tags_of_100_000_rows_take_seconds() -> None:
+    tags = independent(100_000, 300)
+    tags[:, 1] = tags[:, 0]
+    start = time.perf_counter()
+    found, _ = propose_tags(tags, [f"t{i}" for i in range(300)], Losses([]))
+    assert time.perf_counter() - start < 20
+    assert found[0].said_by == ["t1"]
+
+
+def test_five_columns_of_0_and_1_make_a_tag_table() -> None:
+    tag = np.array([0.0, 1.0, 1.0])
+    columns: dict[str, npt.NDArray[np.generic]] = {
+        "a": tag,
+        "b": tag.astype(bool),
+        "c": tag.astype(int),
+        "d": np.array([0, np.nan, 1]),
+        "age": np.array([31.0, 40.0, 1.0]),
+        "none": np.full(3, np.nan),
+        "text": np.array(["0", "1", "x"], dtype=object),
+    }
+    assert tag_columns(columns) == ["a", "b", "c", "d"]
+    assert not is_tag_table(columns)
+    assert is_tag_table(columns | {"e": np.zeros(3)})
