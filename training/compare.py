@@ -86,6 +86,7 @@ def compare_rows(
     rows_a: Mapping[str, TestRows],
     manifest_b: Manifest,
     rows_b: Mapping[str, TestRows],
+    resamples: int = RESAMPLES,
 ) -> Comparison:
     """The same for what was read."""
     pairs = {
@@ -97,8 +98,8 @@ def compare_rows(
     pairs = {name: Pairs(pair.a, pair.b, np.searchsorted(customers, pair.a.customer)) for name, pair in pairs.items()}
 
     statistics = {name: Statistics(pair, len(customers), _offer(name, manifest_a)) for name, pair in pairs.items()}
-    resampled = resample(len(customers), statistics)
-    offers, total_a, total_b, total = {}, 0.0, 0.0, np.zeros(RESAMPLES)
+    resampled = resample(len(customers), statistics, resamples)
+    offers, total_a, total_b, total = {}, 0.0, 0.0, np.zeros(resamples)
     for name, pair in pairs.items():
         totals = statistics[name].totals()
         measures = {measure: _measure(*totals[measure], resampled[name][measure]) for measure in totals}

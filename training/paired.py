@@ -57,7 +57,8 @@ class Statistics:
             "profit": [np.where(rows.probability >= rows.threshold, realised, 0.0) for rows in (pair.a, pair.b)],
         }
         self.sums = {
-            measure: np.bincount(pair.owner, b - a, minlength=customers) for measure, (a, b) in self.by_row.items()
+            measure: np.bincount(pair.owner, b - a, minlength=customers).astype(np.float64)
+            for measure, (a, b) in self.by_row.items()
         }
         self.auc = [Ranks(pair.label, rows.probability, pair.owner) for rows in (pair.a, pair.b)]
 
@@ -105,11 +106,11 @@ class Ranks:
         return _dot(positive, ordered) / float(pairs)
 
 
-def resample(customers: int, statistics: Mapping[str, Statistics]) -> dict[str, dict[str, Floats]]:
-    """Differences of each offer and measure in RESAMPLES draws of the customers, ``[RESAMPLES]``."""
+def resample(customers: int, statistics: Mapping[str, Statistics], resamples: int) -> dict[str, dict[str, Floats]]:
+    """Differences of each offer and measure in so many draws of the customers, ``[resamples]``."""
     random = np.random.default_rng(SEED)
     drawn: list[dict[str, dict[str, float]]] = []
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         weight = np.bincount(random.integers(0, customers, customers), minlength=customers).astype(np.float64)
         drawn.append({name: found.differences(weight) for name, found in statistics.items()})
     return {
