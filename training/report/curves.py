@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from training.evidence import Floats, TestRows
 
@@ -32,18 +32,18 @@ def has_baseline(rows: TestRows) -> bool:
     return bool(len(rows.baseline)) and bool(np.isfinite(rows.baseline).all())
 
 
-def roc(labels: Labels, score: Floats) -> tuple[Floats, Floats]:
-    """False and true positive rates."""
+def roc(labels: Labels, score: Floats) -> tuple[Floats, Floats, float]:
+    """False and true positive rates, and the area below all of them."""
     false, true, _ = roc_curve(labels, score)
     kept = _spread(false + true)
-    return false[kept], true[kept]
+    return false[kept], true[kept], float(auc(false, true))
 
 
-def precision_recall(labels: Labels, score: Floats) -> tuple[Floats, Floats]:
-    """Precision and recall, recall falling."""
+def precision_recall(labels: Labels, score: Floats) -> tuple[Floats, Floats, float]:
+    """Precision and recall, recall falling, and the average precision of all of them."""
     precision, recall, _ = precision_recall_curve(labels, score)
     kept = _spread(-recall)
-    return precision[kept], recall[kept]
+    return precision[kept], recall[kept], float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
 def reliability(labels: Labels, probability: Floats) -> Reliability:

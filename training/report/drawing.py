@@ -134,9 +134,14 @@ def plain(name: str) -> str:
 
 
 def short(name: str) -> str:
-    """A name for a plot."""
+    """A name for a plot. Where it is cut its end stays, because that is where names of features differ."""
     name = plain(name)
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 11]}…{name[-10:]}"
+
+
+def line_style(n: int) -> dict[str, Any]:
+    """Colour and dashes of the n-th line."""
+    return {"color": SERIES[n % len(SERIES)], "linestyle": DASHES[(n + n // len(SERIES)) % len(DASHES)]}
 
 
 def legend_above(figure: Figure, columns: int = 2) -> None:

@@ -26,6 +26,7 @@ from training.report.drawing import (
 MOST_TAGS = 20
 MOST_PROFILED = 16
 MANY_SEGMENTS = 6
+TOO_MANY_FOR_FIGURES = 8
 
 
 def sizes(scheme: str, segments: Sequence[Segment]) -> Picture:
@@ -61,6 +62,8 @@ def profile(scheme: str, segments: Sequence[Segment]) -> Picture | None:
             axes.add_patch(
                 Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colours(0.05 + 0.8 * shades[row, column]))
             )
+            if len(segments) > TOO_MANY_FOR_FIGURES:
+                continue
             ink = "#fefefe" if shades[row, column] > 0.6 else "#111111"  # noqa: PLR2004
             axes.text(
                 column,

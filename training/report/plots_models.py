@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.ticker import MaxNLocator
+
 from training.evidence import Damage, Importance, Optimism, Rung, Trial
 from training.report.drawing import (
     BLUE,
-    DASHES,
     INK,
     MARKERS,
-    SERIES,
     VERMILION,
     Picture,
     drawing,
     legend_above,
+    line_style,
     percent_axis,
     picture,
     rows_axis,
@@ -97,6 +98,7 @@ def ladder(target: str, rungs: Sequence[Rung]) -> Picture:
             label="mean, one standard error",
         )
         chosen = [rung for rung in found if rung.chosen]
+        label = "chosen" if chosen else None
         axes.plot(
             [len(r.slots) for r in chosen],
             [r.behind[target] for r in chosen],
@@ -105,11 +107,12 @@ def ladder(target: str, rungs: Sequence[Rung]) -> Picture:
             markersize=11,
             mfc="none",
             mew=2,
-            label="chosen",
+            label=label,
         )
         axes.axhline(0, color=INK, linewidth=1)
         axes.set(xlabel="features", ylabel="loss behind the best rung")
-        axes.locator_params(nbins=6)
+        axes.locator_params(axis="y", nbins=6)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         legend_above(figure)
         told = ", ".join(f"{n} features {b:.4f}" for n, b in zip(counts, behind, strict=True))
         picked = f" Chosen: {len(chosen[0].slots)} features." if chosen else ""
@@ -161,8 +164,7 @@ def robustness(offer: str, found: Sequence[Damage]) -> Picture:
             axes.plot(
                 [d.share for d in damages],
                 [d.auc for d in damages],
-                color=SERIES[n % len(SERIES)],
-                linestyle=DASHES[n % len(DASHES)],
+                **line_style(n),
                 marker=MARKERS[n % len(MARKERS)],
                 markersize=5,
                 label=short(kind),

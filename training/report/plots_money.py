@@ -13,7 +13,6 @@ from training.evidence import Cell, Policy, TestRows, Value
 from training.report import curves
 from training.report.drawing import (
     BLUE,
-    DASHES,
     GREY,
     INK,
     MARKERS,
@@ -23,6 +22,7 @@ from training.report.drawing import (
     compact,
     drawing,
     legend_above,
+    line_style,
     number_axis,
     percent_axis,
     picture,
@@ -39,13 +39,14 @@ def profit(offer: str, policies: Sequence[Policy]) -> Picture:
         told = []
         for n, (name, found) in enumerate(_by_policy(policies)):
             contacts = [policy.contacts for policy in found]
-            colour, dash = SERIES[n % len(SERIES)], DASHES[n % len(DASHES)]
-            axes.fill_between(contacts, [p.low for p in found], [p.high for p in found], color=colour, alpha=0.1, lw=0)
+            style = line_style(n)
+            axes.fill_between(
+                contacts, [p.low for p in found], [p.high for p in found], color=style["color"], alpha=0.1, lw=0
+            )
             axes.plot(
                 contacts,
                 [p.realised for p in found],
-                color=colour,
-                linestyle=dash,
+                **style,
                 label=short(name),
                 lw=2.4 if n == 0 else 1.6,
             )
@@ -74,17 +75,16 @@ def ahead(offer: str, policies: Sequence[Policy]) -> Picture | None:
         axes = figure.add_subplot()
         told = []
         for n, (name, found) in enumerate(others, start=1):
-            colour, dash = SERIES[n % len(SERIES)], DASHES[n % len(DASHES)]
+            style = line_style(n)
             shares = [policy.budget_share for policy in found]
             low, middle, high = (
                 np.array([getattr(p, key) or 0.0 for p in found]) for key in ("ahead_low", "ahead", "ahead_high")
             )
-            axes.fill_between(shares, low, high, color=colour, alpha=0.1, lw=0)
+            axes.fill_between(shares, low, high, color=style["color"], alpha=0.1, lw=0)
             axes.plot(
                 shares,
                 middle,
-                color=colour,
-                linestyle=dash,
+                **style,
                 label=f"than {short(name)}",
                 marker=MARKERS[n % len(MARKERS)],
                 markersize=3.5,

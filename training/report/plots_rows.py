@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from matplotlib.axes import Axes
@@ -9,8 +10,6 @@ from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import (
     PrecisionRecallDisplay,
     RocCurveDisplay,
-    average_precision_score,
-    roc_auc_score,
 )
 
 from training.evidence import TestRows
@@ -34,19 +33,20 @@ def plots_of_rows(offer: str, rows: TestRows) -> list[Picture]:
 
 def roc(offer: str, rows: TestRows) -> Picture:
     """ROC, with recency alone."""
-    auc = float(roc_auc_score(rows.label, rows.probability))
     with drawing() as figure:
         axes = figure.add_subplot()
+        figures = []
         for n, (name, score) in enumerate(_scores(rows)):
-            false, true = curves.roc(rows.label, score)
+            false, true, area = curves.roc(rows.label, score)
+            figures.append(area)
             RocCurveDisplay(fpr=false, tpr=true).plot(ax=axes)
-            _restyle(axes, n, f"{name} {roc_auc_score(rows.label, score):.3f}")
+            _restyle(axes, n, f"{name} {area:.3f}")
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance 0.500")
         _unit_axes(axes, f"share of all others (not {MEANT[offer]})", f"share of {MEANT[offer]}")
         axes.set_aspect("auto")
         _one_legend(axes)
         legend_above(figure)
-        alt = f"ROC curve for {offer}: AUC {auc:.3f}{_beside('recency alone', _baseline_auc(rows))}; chance is 0.500."
+        alt = f"ROC curve for {offer}: AUC {figures[0]:.3f}{_beside(figures)}; chance is 0.500."
         return picture(
             figure,
             f"ROC, {offer}",
@@ -62,8 +62,8 @@ def precision_recall(offer: str, rows: TestRows) -> Picture:
         axes = figure.add_subplot()
         figures = []
         for n, (name, score) in enumerate(_scores(rows)):
-            precision, recall = curves.precision_recall(rows.label, score)
-            figures.append(float(average_precision_score(rows.label, score)))
+            precision, recall, average = curves.precision_recall(rows.label, score)
+            figures.append(average)
             PrecisionRecallDisplay(precision, recall).plot(ax=axes)
             _restyle(axes, n, f"{name} {figures[-1]:.3f}")
         axes.axhline(base, color=GREY, linewidth=1, linestyle=":", label=f"base rate {base:.3f}")
@@ -71,8 +71,8 @@ def precision_recall(offer: str, rows: TestRows) -> Picture:
         axes.set_aspect("auto")
         _one_legend(axes)
         legend_above(figure)
-        beside = _beside("recency alone", figures[1] if len(figures) > 1 else None)
-        alt = f"Precision and recall for {offer}: average precision {figures[0]:.3f}{beside}; base rate {base:.3f}."
+        told = f"average precision {figures[0]:.3f}{_beside(figures)}; base rate {base:.3f}"
+        alt = f"Precision and recall for {offer}: {told}."
         return picture(figure, f"Precision and recall, {offer}", alt, "The figure is the average precision.")
 
 
@@ -154,12 +154,9 @@ def _scores(rows: TestRows) -> list[tuple[str, Any]]:
     return [*found, ("recency alone", rows.baseline)] if curves.has_baseline(rows) else found
 
 
-def _baseline_auc(rows: TestRows) -> float | None:
-    return float(roc_auc_score(rows.label, rows.baseline)) if curves.has_baseline(rows) else None
-
-
-def _beside(name: str, figure: float | None) -> str:
-    return "" if figure is None else f", {name} {figure:.3f}"
+def _beside(figures: Sequence[float]) -> str:
+    """The baseline's figure, where there is one."""
+    return f", recency alone {figures[1]:.3f}" if len(figures) > 1 else ""
 
 
 def _restyle(axes: Axes, n: int, label: str) -> None:

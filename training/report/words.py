@@ -66,16 +66,24 @@ def headline(offer: str, manifest: Manifest, evidence: Evidence, rows: TestRows)
     figures = {label: f"{metrics[name]:.4f}" for name, label in FIGURES.items() if name in metrics}
     error = metrics.get("calibration_error", 0.0)
     better, against = _against_baseline(rows)
-    good, verdict = _verdict(evidence, error, better=better, paid=_profit(offer, manifest, rows))
-    alerts = rows.probability >= rows.threshold
-    rightly = rows.label[alerts].mean() if alerts.any() else 0.0
-    sentence = (
-        f"AUC {metrics.get('auc', roc_auc_score(rows.label, rows.probability)):.3f}{against}; "
-        f"probabilities are off by {100 * error:.1f} points on average; "
-        f"alerts go to {alerts.mean():.1%} of the customers, {rightly:.0%} of them rightly, and are worth "
-        f"{compact(_profit(offer, manifest, rows))} ({_ahead(evidence.policies, offer, float(alerts.mean()))})."
-    )
+    paid = _profit(offer, manifest, rows)
+    good, verdict = _verdict(evidence, error, better=better, paid=paid)
+    auc = metrics.get("auc", roc_auc_score(rows.label, rows.probability))
+    honesty = f"AUC {auc:.3f}{against}; probabilities are off by {100 * error:.1f} points on average; "
+    sentence = honesty + _alerts(rows, evidence.policies, offer, paid)
     return Headline(offer, QUESTION[offer], good, verdict, sentence, figures)
+
+
+def _alerts(rows: TestRows, policies: Sequence[Policy], offer: str, paid: float) -> str:
+    """Who is alerted, and what that is worth."""
+    alerts = rows.probability >= rows.threshold
+    if not alerts.any():
+        return "nobody is alerted."
+    share = float(alerts.mean())
+    return (
+        f"alerts go to {share:.1%} of the customers, {rows.label[alerts].mean():.0%} of them rightly, "
+        f"and are worth {compact(paid)} ({_ahead(policies, offer, share)})."
+    )
 
 
 def _verdict(evidence: Evidence, error: float, *, better: bool, paid: float) -> tuple[bool | None, str]:

@@ -16,7 +16,7 @@ from feature_store.bundle import OFFERS
 from tests.made_evidence import made_evidence, made_manifest, made_rows
 from training.evidence import Evidence, Finding, Segment, Tag, TestRows
 from training.report import curves, render_report
-from training.report.drawing import compact
+from training.report.drawing import compact, short
 from training.report.words import FIGURES, headline, saved
 
 Rows = dict[str, TestRows]
@@ -225,6 +225,17 @@ def test_the_verdict_says_whether_to_act_on_it(rows: Rows) -> None:
     assert verdict(test, audit=[fatal]) == (False, "Do not act on it: the audit found a fatal fault")
 
 
+def test_an_offer_that_alerts_nobody_says_so(rows: Rows) -> None:
+    test = replace(rows["churn"], threshold=np.ones(len(rows["churn"].label)))
+    told = headline("churn", made_manifest({"churn": test}), made_evidence(), test).sentence
+    assert told.endswith("points on average; nobody is alerted.")
+
+
+def test_long_names_keep_the_end_in_which_they_differ() -> None:
+    assert short("private_label_baskets_112d") == "private_label…skets_112d"
+    assert short("visits_28d") == "visits_28d"
+
+
 def test_the_sentence_names_the_strongest_other_policy(rows: Rows) -> None:
     test = rows["churn"]
     told = headline("churn", made_manifest({"churn": test}), made_evidence(), test).sentence
@@ -243,11 +254,13 @@ def test_savings_are_those_of_the_chosen_rung_against_the_longest() -> None:
 
 def test_a_curve_of_many_rows_has_few_points_and_the_same_area() -> None:
     test = made_rows(customers=30_000)
-    false, true = curves.roc(test.label, test.probability)
+    false, true, area = curves.roc(test.label, test.probability)
     assert len(false) <= curves.POINTS
+    assert area == pytest.approx(roc_auc_score(test.label, test.probability))
     assert auc(false, true) == pytest.approx(roc_auc_score(test.label, test.probability), abs=1e-4)
-    precision, recall = curves.precision_recall(test.label, test.probability)
+    precision, recall, average = curves.precision_recall(test.label, test.probability)
     assert len(recall) <= curves.POINTS
+    assert average == pytest.approx(average_precision_score(test.label, test.probability))
     assert auc(recall, precision) == pytest.approx(average_precision_score(test.label, test.probability), abs=2e-3)
 
 
