@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from feature_store.__main__ import cli as feature_store_cli
 from feature_store.cli import run_cli
 from feature_store.embedded import embedded_redis
 
+ROOT = Path(__file__).parents[1]
+NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREACH|E5\d\d)\b"
 DAY_S = 86_400
 TOY_START = 1_700_006_400  # 2023-11-15 00:00 UTC
 TOY_DAYS = 365
@@ -301,6 +304,27 @@ def registry(toy: Trained, tmp_path: Path) -> Path:
 def store(call: Call, toy: Trained, clean_redis: str) -> Store:
     """The commands of the feature store on the small shop and an empty Redis."""
     return Store(call, toy, clean_redis)
+
+
+@pytest.fixture(scope="session")
+def node_folder() -> Path:
+    """tests/clients with the packages of its lock file, in the build folder."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("no node and npm on the PATH")
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    if int(version.removeprefix("v").partition(".")[0]) < 20:
+        pytest.skip(f"node is older than 20: {version.strip()}")
+    folder = ROOT / "build" / "clients"
+    shutil.copytree(ROOT / "tests" / "clients", folder, dirs_exist_ok=True)
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "--fetch-retries=1"]
+    try:
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the npm registry did not answer in time")
+    if silent := re.search(NO_ANSWER, ended.stderr):
+        pytest.skip(f"the npm registry does not answer: {silent[1]}")
+    assert ended.returncode == 0, ended.stderr
+    return folder
 
 
 def _run(folder: Path, *arguments: object) -> Outcome:

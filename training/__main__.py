@@ -1,4 +1,4 @@
-"""``python -m training``: fit a bundle from a config."""
+"""``python -m training``: fit a bundle from a config, show what it is worth, and compare it with another one."""
 
 from __future__ import annotations
 
@@ -118,6 +118,37 @@ def init(  # noqa: PLR0917 - the options of a command
         write_new(output, proposal.text)
     for line in (*proposal.found, *(f"unsure: {line}" for line in proposal.unsure)):
         print(line, file=sys.stderr)
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR/VERSION", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="File to write in place of DIR/VERSION/report.html.")
+def report(folder: Path, output: Path | None) -> None:
+    """Draw what a fit found out: one HTML file, to be opened anywhere."""
+    from training.report import write_report  # noqa: PLC0415  # matplotlib is slow to import
+
+    print(write_report(folder, output))
+
+
+@cli.command()
+@click.argument("first", metavar="DIR/A", type=click.Path(path_type=Path))
+@click.argument("second", metavar="DIR/B", type=click.Path(path_type=Path))
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File that takes all figures.")
+def compare(first: Path, second: Path, json_file: Path | None) -> None:
+    """Say whether bundle B predicts better than bundle A, on the test rows that both have.
+
+    Decided on log loss, by resampled customers. The exit code is 0 whatever the verdict.
+    """
+    from training.compare import compare as compare_bundles  # noqa: PLC0415  # as above
+    from training.compare import print_comparison  # noqa: PLC0415
+
+    found = compare_bundles(first, second)
+    if json_file:
+        try:
+            json_file.write_text(json.dumps(found.as_json(), indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"--json {json_file} cannot be written: {error.strerror}") from error
+    print_comparison(Console(), found)
 
 
 def _progress(console: Console) -> Progress:

@@ -11,7 +11,6 @@ import base64
 import json
 import os
 import platform
-import re
 import shutil
 import struct
 import subprocess
@@ -47,7 +46,6 @@ COMMON = [any_pb2, duration_pb2, timestamp_pb2, status_pb2, error_details_pb2, h
 FILES: list[Any] = [*COMMON, scoring_pb2, events_pb2]
 STREAMED = 3
 """So often each client sends the request of a stream, as do those in JavaScript."""
-NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREACH|E5\d\d)\b"
 
 Call = tuple[str, Message]
 
@@ -199,27 +197,6 @@ def _bytes(text: str) -> bytes:
 
 def _read(outcome: dict[str, Any]) -> dict[str, Any]:
     return outcome | {"details": _bytes(outcome["details"]), "replies": [_bytes(reply) for reply in outcome["replies"]]}
-
-
-@pytest.fixture(scope="session")
-def node_folder() -> Path:
-    """tests/clients with the packages of its lock file, in the build folder."""
-    if not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("no node and npm on the PATH")
-    version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
-    if int(version.removeprefix("v").partition(".")[0]) < 20:
-        pytest.skip(f"node is older than 20: {version.strip()}")
-    folder = ROOT / "build" / "clients"
-    shutil.copytree(ROOT / "tests" / "clients", folder, dirs_exist_ok=True)
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "--fetch-retries=1"]
-    try:
-        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip("the npm registry did not answer in time")
-    if silent := re.search(NO_ANSWER, ended.stderr):
-        pytest.skip(f"the npm registry does not answer: {silent[1]}")
-    assert ended.returncode == 0, ended.stderr
-    return folder
 
 
 CLIENTS: dict[str, Callable[[pytest.FixtureRequest], Client]] = {

@@ -1,0 +1,308 @@
+"""The report: what it shows, what it leaves out, and that nothing in it comes from or goes elsewhere."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import auc, average_precision_score, roc_auc_score
+
+from feature_store.bundle import OFFERS
+from tests.made_evidence import made_evidence, made_manifest, made_rows
+from training.evidence import Evidence, Finding, Segment, Tag, TestRows
+from training.report import curves, render_report
+from training.report.drawing import compact, short
+from training.report.words import FIGURES, headline, saved
+
+Rows = dict[str, TestRows]
+
+SECTIONS = [
+    "Does it tell who?",
+    "Does acting on it pay?",
+    "And if the assumed rates are wrong?",
+    "What the offer really changes",
+    "Would a random split have told the truth?",
+    "Which models were tried",
+    "How many features it takes",
+    "What it looks at",
+    "What if the data is damaged?",
+    "Who the customers are",
+    "Tags that say the same",
+    "What the audit of the data found",
+    "Model card",
+    "Notes of the fit",
+]
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: headings, text, plots and attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headings: list[tuple[str, str]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if re.fullmatch(r"h\d", tag):
+            self.headings.append((tag, ""))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.headings and not self.headings[-1][1]:
+            self.headings[-1] = (self.headings[-1][0], data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def plots(self) -> list[str]:
+        return [plot["aria-label"] or "" for plot in self.all("svg")]
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return {offer: made_rows(offer, customers=300) for offer in OFFERS}
+
+
+@pytest.fixture(scope="module")
+def written(rows: Rows) -> str:
+    return render_report(made_manifest(rows), made_evidence(), rows)
+
+
+@pytest.fixture(scope="module")
+def page(written: str) -> Page:
+    return Page(written)
+
+
+def rendered(rows: Rows, **tables: Any) -> Page:
+    return Page(render_report(made_manifest(rows), Evidence(**tables), rows))
+
+
+def test_all_sections_come_in_order_and_levels_are_never_skipped(page: Page) -> None:
+    second = [text for level, text in page.headings if level == "h2"]
+    assert second == ["Churn: will this customer leave?", "Propensity: will this customer buy?", *SECTIONS]
+    levels = [int(level[1]) for level, _ in page.headings]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert max(np.diff(levels)) == 1
+
+
+def test_what_the_fit_did_not_look_at_is_named_and_not_drawn(rows: Rows, page: Page) -> None:
+    bare = rendered(rows, notes=["there is no treatment in the config"])
+    shown = [text for level, text in bare.headings if level == "h2"][2:]
+    assert shown == ["Does it tell who?", "Does acting on it pay?", *SECTIONS[-2:]]
+    for title in SECTIONS[2:-2]:
+        assert title in bare.text
+    assert "there is no treatment in the config" in bare.text
+    assert len(bare.plots) == 2 * (5 + 1)
+    assert len(page.plots) > 30
+
+
+def test_a_headline_gives_the_figures_of_the_manifest(rows: Rows, page: Page) -> None:
+    metrics = made_manifest(rows).metrics
+    for offer in OFFERS:
+        for name in FIGURES:
+            assert f"{metrics[offer][name]:.4f}" in page.text
+        assert f"AUC {metrics[offer]['auc']:.3f}, recency alone" in page.text
+
+
+def test_every_plot_says_with_figures_what_it_shows(page: Page) -> None:
+    assert all(plot["role"] == "img" for plot in page.all("svg"))
+    for label in page.plots:
+        assert len(re.findall(r"\d", label)) >= 3, label
+    assert len(set(page.plots)) == len(page.plots)
+
+
+def test_every_head_of_a_table_has_a_scope_and_every_id_is_one(page: Page) -> None:
+    assert {head.get("scope") for head in page.all("th")} == {"col", "row"}
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_references_inside_the_plots_lead_to_something(written: str, page: Page) -> None:
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert set(re.findall(r"url\(#([^)]+)\)", written)) <= ids
+    assert {use["xlink:href"] for use in page.all("use")} <= {f"#{name}" for name in ids}
+    assert {link["href"] for link in page.all("a")} <= {f"#{name}" for name in ids}
+
+
+def test_nothing_comes_from_elsewhere_and_nothing_runs(written: str, page: Page) -> None:
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"' ]+", written)) == namespaces
+    assert not {"script", "link", "img", "iframe", "object", "image"} & {tag for tag, _ in page.elements}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+
+
+def test_the_same_evidence_gives_the_same_bytes(rows: Rows, written: str) -> None:
+    assert render_report(made_manifest(rows), made_evidence(), rows) == written
+
+
+def test_no_customer_is_in_it(rows: Rows, written: str) -> None:
+    for test in rows.values():
+        for customer in test.customer.tolist():
+            assert str(customer) not in written
+            assert f"{customer:x}" not in written
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><b onclick=x>',
+    "$\\frac{1}{x}_$",
+    "靴と鞄 👟",
+    "حذاء",
+    "a\0b\x1b[31m",
+    "x" * 300,
+    "",
+]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_the_shop_are_shown_and_do_nothing(rows: Rows) -> None:
+    segments = [
+        Segment(
+            name=name,
+            scheme="k-means",
+            share=0.1,
+            churn_rate=None,
+            propensity_rate=0.5,
+            mean_spend=None,
+            profile={name: 1.0},
+        )
+        for name in HOSTILE
+    ]
+    tags = [Tag(tag=name, said_by=[name], support=0.1, confidence=0.5, cluster=0, kept=True) for name in HOSTILE]
+    audit = [Finding(severity="note", check=name, where=name, message=name, mend=name) for name in HOSTILE]
+    page = rendered(
+        rows, segments=segments, tags=tags, audit=audit, tags_cost=dict.fromkeys(HOSTILE, 0.1), notes=HOSTILE
+    )
+    assert not {"script", "b"} & {tag for tag, _ in page.elements}
+    for name in HOSTILE[:5]:
+        assert page.text.count(name) >= 5
+    assert {letter for letter in page.text if unicodedata.category(letter) == "Cc"} == {"\n"}
+
+
+def test_an_offer_without_rows_is_left_out(rows: Rows) -> None:
+    page = Page(render_report(made_manifest(rows), Evidence(), {"churn": rows["churn"]}))
+    assert "Churn: will this customer leave?" in page.text
+    assert "will this customer buy?" not in page.text
+
+
+def test_a_snapshot_is_shown_without_recency() -> None:
+    rows = {offer: made_rows(offer, snapshot=True) for offer in OFFERS}
+    rows["propensity"] = replace(rows["propensity"], baseline=np.full(len(rows["propensity"].label), np.nan))
+    page = Page(render_report(made_manifest(rows), Evidence(), rows))
+    propensity = [label for label in page.plots if "propensity" in label]
+    assert len(propensity) == 6
+    assert not [label for label in propensity if "recency" in label]
+
+
+def verdict(rows: TestRows, economics: dict[str, float] | None = None, **tables: Any) -> tuple[bool | None, str]:
+    manifest = made_manifest({"churn": rows})
+    manifest = manifest.model_copy(update={"economics": manifest.economics | (economics or {})})
+    found = headline("churn", manifest, Evidence(**tables), rows)
+    return found.good, found.verdict
+
+
+def test_the_verdict_says_whether_to_act_on_it(rows: Rows) -> None:
+    test = rows["churn"]
+    assert verdict(test)[0] is True
+    assert "no better than the baseline" in verdict(replace(test, probability=test.baseline))[1]
+    assert verdict(replace(test, probability=test.baseline))[0] is False
+    assert "probabilities are off" in verdict(replace(test, probability=test.probability**0.75))[1]
+    assert "does not pay" in verdict(test, {"churn.contact_cost": 50.0})[1]
+    fatal = Finding(severity="fatal", check="leak", where="x", message="x", mend="x")
+    assert verdict(test, audit=[fatal]) == (False, "Do not act on it: the audit found a fatal fault")
+
+
+def test_an_offer_that_alerts_nobody_says_so(rows: Rows) -> None:
+    test = replace(rows["churn"], threshold=np.ones(len(rows["churn"].label)))
+    told = headline("churn", made_manifest({"churn": test}), made_evidence(), test).sentence
+    assert told.endswith("points on average; nobody is alerted.")
+
+
+def test_long_names_keep_the_end_in_which_they_differ() -> None:
+    assert short("private_label_baskets_112d") == "private_label…skets_112d"
+    assert short("visits_28d") == "visits_28d"
+
+
+def test_the_sentence_names_the_strongest_other_policy(rows: Rows) -> None:
+    test = rows["churn"]
+    told = headline("churn", made_manifest({"churn": test}), made_evidence(), test).sentence
+    assert "not shown to differ from p·v ranking, the strongest other policy" in told
+    policies = [policy for policy in made_evidence().policies if policy.policy != "p·v ranking"]
+    told = headline("churn", made_manifest({"churn": test}), Evidence(policies=policies), test).sentence
+    assert re.search(r"\(\d+ more than single threshold, the strongest other policy", told)
+
+
+def test_savings_are_those_of_the_chosen_rung_against_the_longest() -> None:
+    assert saved(made_evidence().ladder) == (
+        "Chosen are 6 of 11 features: 72 bytes a customer, 40 saved; 39 µs a run of the graph, 16 saved."
+    )
+    assert saved([]) == ""
+
+
+def test_a_curve_of_many_rows_has_few_points_and_the_same_area() -> None:
+    test = made_rows(customers=30_000)
+    false, true, area = curves.roc(test.label, test.probability)
+    assert len(false) <= curves.POINTS
+    assert area == pytest.approx(roc_auc_score(test.label, test.probability))
+    assert auc(false, true) == pytest.approx(roc_auc_score(test.label, test.probability), abs=1e-4)
+    precision, recall, average = curves.precision_recall(test.label, test.probability)
+    assert len(recall) <= curves.POINTS
+    assert average == pytest.approx(average_precision_score(test.label, test.probability))
+    assert auc(recall, precision) == pytest.approx(average_precision_score(test.label, test.probability), abs=2e-3)
+
+
+def test_many_rows_do_not_make_a_large_report() -> None:
+    rows = {offer: made_rows(offer, customers=30_000) for offer in OFFERS}
+    assert len(render_report(made_manifest(rows), made_evidence(), rows).encode()) < 1_000_000
+
+
+def test_rows_of_one_customer_are_not_independent() -> None:
+    figures = np.random.default_rng(1).normal(size=400)
+    customer = np.arange(400, dtype=np.uint64)
+    mean, error = curves.clustered_mean(figures, customer)
+    assert error == pytest.approx(figures.std() / 20)
+    again = curves.clustered_mean(np.tile(figures, 4), np.tile(customer, 4))
+    assert again == pytest.approx((mean, error))
+
+
+def test_lift_gains_and_reliability_on_an_example_to_check_by_hand() -> None:
+    label = np.arange(100) >= 80
+    score = np.linspace(0.005, 0.995, 100)
+    assert curves.lift(label, score).tolist() == pytest.approx([5, 5, 0, 0, 0, 0, 0, 0, 0, 0])
+    contacted, reached = curves.gains(label, score)
+    assert reached[[0, 10, 20, 100]].tolist() == pytest.approx([0, 0.5, 1, 1])
+    assert contacted[10] == pytest.approx(0.1)
+    found = curves.reliability(label, score)
+    assert found.predicted.tolist() == pytest.approx(np.arange(0.05, 1, 0.1).tolist())
+    assert found.observed.tolist() == [0] * 8 + [1] * 2
+    assert found.histogram.tolist() == pytest.approx([0.05] * 20)
+
+
+TOLD = {
+    0: "0",
+    0.314159: "0.314",
+    -12.34: "\N{MINUS SIGN}12.3",
+    120.4: "120",
+    -1234.4: "\N{MINUS SIGN}1,234",
+    45_678: "45.7k",
+    123_456: "123k",
+    12_300_000: "12.3M",
+}
+
+
+@pytest.mark.parametrize(("value", "told"), TOLD.items())
+def test_figures_are_told_in_few_characters(value: float, told: str) -> None:
+    assert compact(value) == told

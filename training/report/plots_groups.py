@@ -1,0 +1,121 @@
+"""Plots of groups: segments of customers with their profiles, and tags that say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.patches import Rectangle
+
+from training.evidence import Segment, Tag
+from training.report.drawing import (
+    BLUE,
+    GREY,
+    Picture,
+    compact,
+    drawing,
+    legend_above,
+    percent_axis,
+    picture,
+    plain,
+    rows_axis,
+    rows_height,
+)
+
+MOST_TAGS = 20
+MOST_PROFILED = 16
+MANY_SEGMENTS = 6
+TOO_MANY_FOR_FIGURES = 8
+
+
+def sizes(scheme: str, segments: Sequence[Segment]) -> Picture:
+    """Shares of the customers."""
+    with drawing(rows_height(len(segments))) as figure:
+        axes = figure.add_subplot()
+        bars = axes.barh(range(len(segments)), [segment.share for segment in segments], height=0.7, color=BLUE)
+        axes.bar_label(bars, [f"{segment.share:.0%}" for segment in segments], padding=3, fontsize=10)
+        rows_axis(axes, [f"{n} {segment.name}" for n, segment in enumerate(segments, start=1)])
+        axes.set_xlabel("share of the customers")
+        axes.margins(x=0.12)
+        percent_axis(axes.xaxis)
+        told = ", ".join(f"{plain(segment.name)} {segment.share:.0%}" for segment in segments)
+        return picture(
+            figure, f"Sizes of the segments, {scheme}", f"Segments by {scheme}, share of the customers: {told}."
+        )
+
+
+def profile(scheme: str, segments: Sequence[Segment]) -> Picture | None:
+    """What sets the segments apart: each feature's mean, shaded from the lowest to the highest segment."""
+    names = list(dict.fromkeys(name for segment in segments for name in segment.profile))[:MOST_PROFILED]
+    if not names:
+        return None
+    values = np.array([[segment.profile.get(name, np.nan) for segment in segments] for name in names])
+    low, high = np.nanmin(values, axis=1, keepdims=True), np.nanmax(values, axis=1, keepdims=True)
+    shades = (values - low) / np.where(high > low, high - low, 1)
+    colours = colormaps["Blues"]
+    with drawing(rows_height(len(names), 0.3, 0.9)) as figure:
+        axes = figure.add_subplot()
+        for (row, column), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
+            axes.add_patch(
+                Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colours(0.05 + 0.8 * shades[row, column]))
+            )
+            if len(segments) > TOO_MANY_FOR_FIGURES:
+                continue
+            ink = "#fefefe" if shades[row, column] > 0.6 else "#111111"  # noqa: PLR2004
+            axes.text(
+                column,
+                row,
+                compact(float(f"{value:.2g}")),
+                ha="center",
+                va="center",
+                fontsize=8.5 if len(segments) > MANY_SEGMENTS else 9.5,
+                color=ink,
+            )
+        rows_axis(axes, names)
+        axes.set_xticks(range(len(segments)), [str(n) for n in range(1, len(segments) + 1)])
+        axes.set(xlim=(-0.5, len(segments) - 0.5), xlabel="segment")
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        told = "; ".join(
+            f"{plain(name)}: " + ", ".join(compact(float(v)) for v in row if not np.isnan(v))
+            for name, row in zip(names, values, strict=True)
+        )
+        alt = f"Mean of each feature in segments 1 to {len(segments)} by {scheme}: {told}."
+        return picture(
+            figure, f"Profile of the segments, {scheme}", alt, "Means; the darker, the higher among the segments."
+        )
+
+
+def tags(found: Sequence[Tag]) -> Picture:
+    """How surely others say what a tag says, for those of which that is surest."""
+    shown = sorted(found, key=lambda tag: -tag.confidence)[:MOST_TAGS]
+    with drawing(rows_height(len(shown), 0.28, 1.3)) as figure:
+        axes = figure.add_subplot()
+        for kept, colour, label in ((True, BLUE, "kept"), (False, GREY, "left out")):
+            at = [n for n, tag in enumerate(shown) if tag.kept is kept]
+            axes.barh(
+                at,
+                [shown[n].confidence for n in at],
+                height=0.7,
+                color=colour,
+                hatch=None if kept else "///",
+                edgecolor="#fefefe",
+                linewidth=0,
+                label=label,
+            )
+        rows_axis(axes, [tag.tag for tag in shown])
+        axes.set(xlim=(0, 1.02), xlabel="said by others with confidence")
+        percent_axis(axes.xaxis)
+        legend_above(figure)
+        told = ", ".join(
+            f"{plain(tag.tag)} {tag.confidence:.0%} ({'kept' if tag.kept else 'left out'})" for tag in shown
+        )
+        return picture(
+            figure,
+            "Tags that others say",
+            f"Confidence with which other tags say a tag: {told}.",
+            "" if len(shown) == len(found) else f"The {len(shown)} surest of {len(found)}.",
+        )
