@@ -221,6 +221,16 @@ def test_a_sample_holds_the_states_of_the_same_customers_at_any_time(
         np.testing.assert_allclose(part.slots, whole.slots[rows], rtol=1e-9, atol=1e-6)
 
 
+def test_what_is_tiny_keeps_its_digits_beside_what_is_huge() -> None:
+    layout = StateLayout([FEATURES[4].model_copy(update={"half_life_days": 1})])
+    history = [Row("small", START, "purchase", 1e-9, None), Row("huge", START, "purchase", 1e12, None)]
+    cutoffs = [START + days * DAY_S for days in (1, 500, 950)]
+    with store(history) as source:
+        found = [states.slots[:, 0] for states in source.states_at(layout, cutoffs)]
+    expected = [[1e12 * 2.0**-days, 1e-9 * 2.0**-days] for days in (1, 500, 950)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_customers_may_be_named_by_any_sql() -> None:
     with store([Row(name, START, "x", 1.0, None) for name in IDS]) as source:
         (found,) = source.states_at(LAYOUT, [START], customers="strlen(customer_id) = 2")
