@@ -1,8 +1,9 @@
 """Canonical events and attributes: what a source's SQL or its archive gives, as tables of one form in DuckDB.
 
-Tables: ``read`` (all events: customer_id, t in unix seconds, event_type, amount, duration_s, item_id, event_id), the
-view ``events`` of those that can be used, ``attributes`` (customer_id and the source's columns) and ``aliases`` (alias,
-root), which holds rows only for an archive. Customer ids in the others are roots.
+Tables: ``read`` (all rows: customer_id, t in unix seconds, event_type, amount, duration_s, item_id, event_id), the
+view ``events`` of those that can be used, ``unusable`` (customer_id, rows: of ids that cannot be used), ``attributes``
+(customer_id and the source's columns) and ``aliases`` (alias, root), which holds rows only for an archive. Customer ids
+in the others are roots.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ NO_EVENTS: Final = (
 LOG_ID: Final = "'tm:log:' || seq || ':' || n"
 """SQL for the id of an event that was sent without one: its place in the log."""
 
+UNUSABLE_ID: Final = "without a usable customer_id"
+
 LEFT_OUT: Final = {
-    "without a usable customer_id": f"customer_id IS NULL OR strlen(customer_id) NOT BETWEEN 1 AND {MAX_ID_BYTES}"
+    UNUSABLE_ID: f"customer_id IS NULL OR strlen(customer_id) NOT BETWEEN 1 AND {MAX_ID_BYTES}"
     " OR regexp_matches(replace(customer_id, ' ', ''), '[\\p{C}\\p{Z}]')",
     "without an event_time": "t IS NULL",
     "without an event_type": "event_type IS NULL",
@@ -53,7 +56,16 @@ def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
         _read_archive(connection, folder)
     else:
         connection.execute(f"CREATE TABLE read AS SELECT {NO_EVENTS} LIMIT 0")
-    connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(LEFT_OUT.values())})")
+    _make_view(connection)
+
+
+def count_left_out(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Rows of ``read`` that are no events, by reason; reasons that left out none are not there."""
+    by_row = {reason: rule for reason, rule in LEFT_OUT.items() if reason != UNUSABLE_ID}
+    rules = ", ".join(f"count(*) FILTER ({rule})" for rule in by_row.values())
+    rows = connection.execute(f"""
+        SELECT (SELECT coalesce(sum(rows), 0)::BIGINT FROM unusable), {rules} FROM read""").fetchall()[0]
+    return {reason: number for reason, number in zip([UNUSABLE_ID, *by_row], rows, strict=True) if number}
 
 
 def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, str]:
@@ -69,7 +81,7 @@ def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> di
         "source.attributes",
         f"""CREATE TABLE attributes AS
             FROM (SELECT * REPLACE (customer_id::VARCHAR AS customer_id) FROM ({query}\n))
-            WHERE NOT ({LEFT_OUT["without a usable customer_id"]})""",
+            WHERE NOT ({LEFT_OUT[UNUSABLE_ID]})""",
     )
     twice = connection.execute("SELECT count(*) - count(DISTINCT customer_id) FROM attributes").fetchall()
     if twice[0][0]:
@@ -108,6 +120,18 @@ def _read_query(connection: duckdb.DuckDBPyConnection, query: str) -> None:
             CASE WHEN isfinite(event_time) THEN epoch(event_time) END AS t,
             event_type::VARCHAR AS event_type, {numbers}, {ids} FROM ({query}\n)""",
     )
+
+
+def _make_view(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make ``events``, which every scan pays for: each id is looked at once, not once for each of its rows."""
+    connection.execute(
+        f"""CREATE TABLE unusable AS SELECT * FROM (SELECT customer_id, count(*) AS rows FROM read GROUP BY customer_id)
+            WHERE {LEFT_OUT[UNUSABLE_ID]}"""
+    )
+    rules = [rule for reason, rule in LEFT_OUT.items() if reason != UNUSABLE_ID] + ["customer_id IS NULL"]
+    if connection.execute("SELECT 1 FROM unusable WHERE customer_id IS NOT NULL LIMIT 1").fetchall():
+        rules.append("customer_id IN (SELECT customer_id FROM unusable WHERE customer_id IS NOT NULL)")
+    connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(rules)})")
 
 
 def _read_archive(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""One SQL aggregate per cut-off says what folding the same events one by one says, and never looks into the future."""
+"""States as of any times say what folding the same events one by one says, and never look into the future."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feature_store import point_in_time
 from feature_store.config import Source
 from feature_store.definitions import Feature
+from feature_store.errors import InputError
 from feature_store.events import Event
 from feature_store.offline import OfflineStates, OfflineStore, iso
+from feature_store.point_in_time import sampled
 from feature_store.state import DAY_S, StateLayout
 
 FEATURES = [
@@ -27,6 +31,8 @@ FEATURES = [
     Feature(name="dwell_7d", aggregate="sum", event="it's a visit", field="duration_s", half_life_days=7.5),
     Feature(name="purchases_200d", aggregate="count", event="purchase", half_life_days=200),
     Feature(name="score", aggregate="attribute"),
+    Feature(name="clipped_2d", aggregate="sum", event="purchase", field="amount", half_life_days=2, clip=120.5),
+    Feature(name="last_purchase", aggregate="latest", event="purchase"),
 ]
 LAYOUT = StateLayout(FEATURES)
 START = 1.6e9
@@ -121,6 +127,145 @@ def test_no_row_of_the_future_is_in_a_feature(history: list[Row], as_of: float) 
     assert then.keys() == now.keys()
     for customer_id, slots in then.items():
         np.testing.assert_allclose(slots, now[customer_id], rtol=1e-12, atol=1e-9)
+
+
+@settings(max_examples=40)
+@given(histories, attributes, st.sets(times, min_size=1, max_size=5).map(sorted), st.sampled_from([2, 1000]))
+def test_states_at_many_cutoffs_are_those_at_each(
+    history: list[Row], known: dict[str, tuple[float | None, float | None]], cutoffs: list[float], at_once: int
+) -> None:
+    with store(history, known) as source, pytest.MonkeyPatch.context() as patch:
+        alone = [source.states(LAYOUT, cutoff) for cutoff in cutoffs]
+        patch.setattr(point_in_time, "AT_ONCE", at_once)
+        together = list(source.states_at(LAYOUT, cutoffs))
+    for one, other in zip(alone, together, strict=True):
+        assert one.customer_ids.tolist() == other.customer_ids.tolist()
+        # Amounts of up to 1000 that cancel out leave rounding behind.
+        np.testing.assert_allclose(other.slots, one.slots, rtol=1e-9, atol=1e-10)
+
+
+MANY = """SELECT 'c' || (hash(i) % 97) AS customer_id, event_type,
+    make_timestamp(1600000000000000 + micros) AS event_time,
+    CASE WHEN hash(i, 3) % 5 > 0 THEN (hash(i, 4) % 2000001)::BIGINT / 7 - 100000 END AS amount, 3.3 AS duration_s
+    FROM (SELECT i, ['it''s a visit', 'purchase', 'x'][1 + (hash(i, 1) % 3)::BIGINT] AS event_type,
+        (hash(i, 2) % 20000)::BIGINT * 500000000 AS micros FROM range(300000) AS t (i))"""
+
+
+def bits(source: OfflineStore, cutoffs: Sequence[float]) -> str:
+    """Of states at each cut-off and at all of them."""
+    found = [source.states(LAYOUT, cutoff) for cutoff in cutoffs] + list(source.states_at(LAYOUT, cutoffs))
+    seen = hashlib.sha256()
+    for states in found:
+        seen.update(repr(states.customer_ids.tolist()).encode() + states.slots.tobytes())
+    return seen.hexdigest()
+
+
+@pytest.mark.parametrize("at_once", [30_000, 10**9])
+def test_states_are_the_same_to_the_bit_whatever_the_threads_and_the_order_of_rows(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(point_in_time, "AT_ONCE", at_once)
+    cutoffs = [START + days * DAY_S for days in (10.2, 50.0, 115.74)]
+    known = "SELECT 'c1' AS customer_id, 7 AS age, 0.1 AS score"
+    found = set()
+    for order, threads in (("i", 1), ("i", 2), ("hash(i, 5)", 1), ("hash(i, 5)", 4), ("-i", 2)):
+        with OfflineStore(Source(events=f"{MANY} ORDER BY {order}", attributes=known)) as source:
+            source.connection.execute(f"SET threads = {threads}")
+            found.add(bits(source, cutoffs))
+    assert len(found) == 1
+
+
+def test_an_event_at_the_moment_of_a_cutoff_belongs_to_it_alone() -> None:
+    history = [Row("a", START, "purchase", 5.0, None), Row("a", START + DAY_S, "purchase", 7.0, None)]
+    layout = StateLayout([FEATURES[4].model_copy(update={"half_life_days": 1})])
+    with store(history) as source:
+        found = [one.slots.tolist() for one in source.states_at(layout, [START, START + DAY_S - 1e-6, START + DAY_S])]
+    assert found == [[[5.0]], [[pytest.approx(2.5)]], [[9.5]]]
+
+
+def test_nobody_is_known_before_the_first_event() -> None:
+    with store([Row("a", START, "x", 1.0, None), Row("b", START + 5, "x", 1.0, None)]) as source:
+        found = [one.customer_ids.tolist() for one in source.states_at(LAYOUT, [START - 1, START, START + 5])]
+    assert found == [[], ["a"], ["a", "b"]]
+
+
+def test_events_of_every_type_make_a_customer_known() -> None:
+    with store([Row("a", START, "x", 1.0, None)]) as source:
+        for layout in (LAYOUT, StateLayout([FEATURES[1]]), StateLayout([FEATURES[4]])):
+            np.testing.assert_array_equal(source.states(layout, START).slots, [layout.identity])
+
+
+@pytest.mark.parametrize("at_once", [2_000, 10**9])
+def test_a_sample_holds_the_states_of_the_same_customers_at_any_time(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(point_in_time, "AT_ONCE", at_once)
+    cutoffs = [START + 40 * DAY_S, START + 100 * DAY_S]
+    ids = [f"c{number}" for number in range(97)]
+    few = sampled(0.3).split("'")[1]
+    expected = sorted(name for name in ids if hashlib.md5(name.encode()).hexdigest() < few)
+    assert 10 < len(expected) < 50
+    with OfflineStore(
+        Source(events=f"{MANY} LIMIT 20000", attributes="SELECT 'c0' AS customer_id, 1 AS age, 2 AS score")
+    ) as source:
+        everybody = list(source.states_at(LAYOUT, cutoffs))
+        some = list(source.states_at(LAYOUT, cutoffs, customers=sampled(0.3)))
+        assert [len(states.customer_ids) for states in source.states_at(LAYOUT, cutoffs, customers=sampled(0))] == [
+            0,
+            0,
+        ]
+        assert len(next(source.states_at(LAYOUT, cutoffs, customers=sampled(1))).customer_ids) == len(ids)
+    for whole, part in zip(everybody, some, strict=True):
+        assert part.customer_ids.tolist() == expected
+        rows = np.searchsorted(whole.customer_ids.astype(str), expected)
+        np.testing.assert_allclose(part.slots, whole.slots[rows], rtol=1e-9, atol=1e-6)
+
+
+def test_what_is_tiny_keeps_its_digits_beside_what_is_huge() -> None:
+    layout = StateLayout([FEATURES[4].model_copy(update={"half_life_days": 1})])
+    history = [Row("small", START, "purchase", 1e-9, None), Row("huge", START, "purchase", 1e12, None)]
+    cutoffs = [START + days * DAY_S for days in (1, 500, 950)]
+    with store(history) as source:
+        found = [states.slots[:, 0] for states in source.states_at(layout, cutoffs)]
+    expected = [[1e12 * 2.0**-days, 1e-9 * 2.0**-days] for days in (1, 500, 950)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_customers_may_be_named_by_any_sql() -> None:
+    with store([Row(name, START, "x", 1.0, None) for name in IDS]) as source:
+        (found,) = source.states_at(LAYOUT, [START], customers="strlen(customer_id) = 2")
+    assert found.customer_ids.tolist() == ["C1", "c1"]
+
+
+def test_states_come_one_cutoff_at_a_time_and_beside_each_other() -> None:
+    with store([Row("a", START, "purchase", 4.0, None), Row("b", START + 9, "purchase", 5.0, None)]) as source:
+        one, other = (source.states_at(LAYOUT, [START, START + 9]) for _ in range(2))
+        assert next(one).customer_ids.tolist() == next(other).customer_ids.tolist() == ["a"]
+        del other
+        assert next(one).customer_ids.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("cutoffs", [[], [2.0, 1.0], [1.0, 1.0]])
+def test_cutoffs_that_do_not_ascend_are_refused(cutoffs: list[float]) -> None:
+    with store([Row("a", START, "x", 1.0, None)]) as source, pytest.raises(ValueError, match="ascend"):
+        source.states_at(LAYOUT, cutoffs)
+
+
+def test_an_attribute_that_is_not_there_is_told_before_anything_is_read() -> None:
+    events = "SELECT 'a' AS customer_id, TIMESTAMP '2024-01-01' AS event_time, 'x' AS event_type"
+    with OfflineStore(Source(events=events)) as source, pytest.raises(InputError, match="no column"):
+        source.states_at(LAYOUT, [START])
+
+
+@pytest.mark.parametrize("ids", [["a", None], ["a", ""], ["a", "b\x07"], ["a", None, "b\u200b", "z" * 257, None]])
+def test_rows_of_ids_that_cannot_be_used_are_no_events(ids: list[str | None]) -> None:
+    values = ", ".join("(NULL)" if name is None else f"({quoted(name)})" for name in ids)
+    table = f"(VALUES {values}) AS t (customer_id)"
+    events = f"SELECT customer_id, TIMESTAMP '2024-01-01' AS event_time, 'x' AS event_type FROM {table}"
+    with OfflineStore(Source(events=events)) as source:
+        assert source.connection.execute("SELECT customer_id FROM events").fetchall() == [("a",)]
+        assert source.summary.left_out == {"without a usable customer_id": len(ids) - 1}
+        assert source.states(StateLayout([FEATURES[4]]), source.summary.end).customer_ids.tolist() == ["a"]
 
 
 def test_ids_come_in_ascending_order_of_their_characters() -> None:
