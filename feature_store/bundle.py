@@ -69,13 +69,21 @@ class Manifest(BaseModel):
     inputs: dict[str, list[int | str]]
     outputs: list[str]
     segments: list[str] = []
+    segment_edges: dict[str, list[float]] = {}
     cutoffs: dict[str, list[str]]
     metrics: dict[str, Any]
-    economics: dict[str, float | None]
+    economics: dict[str, float]
+    own_figures: list[str] = []
     model_sha256: str
     golden_sha256: str
     libraries: dict[str, str]
     source: dict[str, Any]
+
+
+def defaults(manifest: Manifest) -> npt.NDArray[np.float64]:
+    """A row of the ``economics`` input where a caller names nothing; NaN for a figure that is each customer's own."""
+    own = set(manifest.own_figures)
+    return np.array([np.nan if name in own else manifest.economics[name] for name in ECONOMICS])
 
 
 @dataclass(frozen=True)

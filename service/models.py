@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from feature_store import bundle
-from feature_store.bundle import ECONOMICS, OUTPUTS
+from feature_store.bundle import OUTPUTS, defaults
 from feature_store.graph import Graph, open_bundle
 from feature_store.state import DAY_S, Floats, StateBatch, StateLayout
 
@@ -21,8 +21,7 @@ class Model:
         self.version: Final = manifest.version
         self.layout: Final = StateLayout(manifest.features)
         self.interests: Final = manifest.interests
-        # None, in the graph NaN: a figure of each customer's own.
-        self.economics: Final = np.array([manifest.economics[name] for name in ECONOMICS], dtype=np.float64)
+        self.economics: Final = defaults(manifest)
         self._graph: Final[Graph] = open_bundle(loaded)
 
     @classmethod

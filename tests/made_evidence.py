@@ -76,6 +76,8 @@ def made_rows(offer: str = "churn", *, customers: int = 800, seed: int = 1, snap
         probability=logistic(seen),
         threshold=threshold(value, OFFER, 0.3, 0.01),
         value=value,
+        contact_cost=np.full(len(who), OFFER.contact_cost),
+        offer_cost=np.full(len(who), OFFER.offer_cost),
         recency_days=nothing if snapshot else recency,
         baseline=np.full(len(who), label.mean()) if snapshot else base,
         random=np.where(random.random(len(who)) < 0.3, logistic(seen + 0.6 * (2 * label - 1)), np.nan),

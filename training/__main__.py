@@ -86,7 +86,7 @@ def audit(config: str, file: Path | None) -> int:
 @click.option("--label", metavar="COLUMN", help="With --snapshot: the column with the label.")
 @click.option("--output", type=click.Path(path_type=Path), help="File that takes the config, instead of stdout.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-def init(  # noqa: PLR0917 - the options of a command
+def init(
     events: str | None,
     attributes: str | None,
     snapshot: str | None,

@@ -11,6 +11,7 @@ from feature_store.definitions import MAX_CATEGORIES, Candidates, Feature
 from feature_store.errors import InputError
 from feature_store.offline import OfflineStore
 from training.config import Overdue, TrainingConfig, check_overdue
+from training.dataset import quoted
 
 LEAST_EVENTS: Final = 100
 """An event type with fewer events than this is too rare to learn from."""
@@ -122,10 +123,10 @@ def cost_columns(config: TrainingConfig) -> set[str]:
 
 def _categories(source: OfflineStore, column: str) -> tuple[str, ...]:
     """The texts that enough customers share, the most frequent ones if they are too many."""
-    quoted = '"' + column.replace('"', '""') + '"'
     query = f"""
-        SELECT {quoted}::VARCHAR AS value, count(*) AS customers FROM attributes WHERE value IS NOT NULL
-        GROUP BY value HAVING customers >= {LEAST_OF_A_CATEGORY} ORDER BY customers DESC, value LIMIT {MAX_CATEGORIES}"""
+        SELECT {quoted(column)}::VARCHAR AS value, count(*) AS customers FROM attributes
+        WHERE value IS NOT NULL GROUP BY value HAVING customers >= {LEAST_OF_A_CATEGORY}
+        ORDER BY customers DESC, value LIMIT {MAX_CATEGORIES}"""
     return tuple(sorted(value for value, _ in source.connection.execute(query).fetchall()))
 
 

@@ -21,7 +21,7 @@ from feature_store import bundle
 from feature_store.bundle import OFFERS, BundleError, Manifest
 from feature_store.errors import InputError
 from training.config import Offer
-from training.evidence import Floats, TestRows, read_evidence
+from training.evidence import Floats, TestRows, read_evidence, terms
 from training.paired import RESAMPLES, Indices, Pairs, Statistics, resample
 
 IRRELEVANT: Final = 1e-4
@@ -97,7 +97,9 @@ def compare_rows(
     customers = np.unique(np.concatenate([pair.a.customer for pair in pairs.values()]))
     pairs = {name: Pairs(pair.a, pair.b, np.searchsorted(customers, pair.a.customer)) for name, pair in pairs.items()}
 
-    statistics = {name: Statistics(pair, len(customers), _offer(name, manifest_a)) for name, pair in pairs.items()}
+    statistics = {
+        name: Statistics(pair, len(customers), terms(manifest_a, name, pair.a)) for name, pair in pairs.items()
+    }
     resampled = resample(len(customers), statistics, resamples)
     offers, total_a, total_b, total = {}, 0.0, 0.0, np.zeros(resamples)
     for name, pair in pairs.items():
@@ -184,13 +186,6 @@ def _dates(rows: TestRows) -> str:
         return "no cut-off"
     told = [f"{datetime.fromtimestamp(cutoff, UTC):%Y-%m-%d %H:%M}" if cutoff else "a snapshot" for cutoff in found[:5]]
     return ", ".join(told) + (f" and {len(found) - 5} more" if len(found) > 5 else "")  # noqa: PLR2004
-
-
-def _offer(name: str, manifest: Manifest) -> Offer:
-    figures = {
-        figure: manifest.economics[f"{name}.{figure}"] for figure in Offer.model_fields if figure != "budget_share"
-    }
-    return Offer(**figures, budget_share=1)
 
 
 def _economics_note(name: str, a: Manifest, b: Manifest) -> str:

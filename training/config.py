@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -71,17 +71,14 @@ class Economics(_Section):
         """The offer of that name (one of OFFERS)."""
         return {"churn": self.churn, "propensity": self.propensity}[name]
 
-    def figures(self, budget_price: Mapping[str, float], own: Collection[str] = ()) -> dict[str, float | None]:
-        """The graph's economics by column name, with the prices of the budgets (lambda) found in training.
-
-        None for the figures that are each customer's ``own``.
-        """
-        found: dict[str, float | None] = {"margin": self.margin}
+    def figures(self, budget_price: Mapping[str, float]) -> dict[str, float]:
+        """The graph's economics by column name, with the prices of the budgets (lambda) found in training."""
+        found = {"margin": self.margin}
         for name in OFFERS:
             offer = self.offer(name).model_dump(exclude={"budget_share"})
             offer["budget_price"] = budget_price.get(name, 0.0)
             found |= {f"{name}.{figure}": value for figure, value in offer.items()}
-        return found | dict.fromkeys(own)
+        return found
 
 
 class Overdue(_Section):
@@ -170,8 +167,7 @@ class TrainingConfig(FeatureConfig):
     def _worth(self) -> Self:
         if self.snapshot is not None and (self.snapshot.value is None) == (self.economics.value is None):
             raise ValueError(
-                "snapshot.value: name the column with what a customer is worth, or give economics.value for all, one of "
-                "the two"
+                "snapshot.value: name the column with what a customer is worth, or give economics.value for all"
             )
         return self
 

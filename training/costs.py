@@ -1,7 +1,7 @@
 """Costs of each customer's own, where a snapshot has columns for them: in the graph, and beside it.
 
-A figure of the economics that is not a number means the customer's own, which is a slot of the state; where the customer
-has none it is the config's. A caller who names a figure prices everybody alike.
+A figure of the economics that is not a number means the customer's own, which is a slot of the state; where the
+customer has none it is the config's. A caller who names a figure prices everybody alike.
 """
 
 from __future__ import annotations

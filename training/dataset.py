@@ -12,11 +12,15 @@ import numpy.typing as npt
 
 from feature_store.config import Snapshot
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
+from feature_store.offline import OfflineStates, OfflineStore
+from feature_store.point_in_time import sampled
 from feature_store.state import DAY_S, Floats, StateLayout
 from training.config import TrainingConfig
 
 Index = npt.NDArray[np.intp]
+
+MOST_BYTES: Final = 2**30
+"""Of the states that are learnt from, in memory at once."""
 
 UNTIL_SLACK_S: Final = 1e-3
 """Cut-offs are counted back from the end in floating point: a horizon that ends with the data may miss it by a hair."""
@@ -32,12 +36,13 @@ LABELS_SQL: Final = """
             > 0)::DOUBLE END AS propensity,
         CASE WHEN $cutoff + $spend_s <= $until THEN greatest(0, coalesce(
             sum(try_cast(round(amount * 1e6) AS HUGEINT))
-            FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $spend_s), 0)::DOUBLE / 1e6) END AS spend,
+            FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $spend_s), 0)::DOUBLE / 1e6)
+        END AS spend,
         ($cutoff - max(t) FILTER (event_type = $churn_event AND t <= $cutoff)) / 86400 AS recency_days,
         count(*) FILTER (event_type = $churn_event AND t <= $cutoff)::DOUBLE AS frequency,
         coalesce(sum(try_cast(round(amount * 1e6) AS HUGEINT))
             FILTER (event_type = $spend_event AND t <= $cutoff), 0)::DOUBLE / 1e6 AS monetary
-    FROM events GROUP BY customer_id
+    FROM events WHERE {customers} GROUP BY customer_id
     HAVING bool_or(event_type = $churn_event AND t > $cutoff - $active_s AND t <= $cutoff)
     ORDER BY customer_id"""
 """Labels of one cut-off, for the customers active before it. A state reads up to the cut-off, a label from after it.
@@ -51,8 +56,8 @@ class Rows:
 
     cutoff: float64 unix seconds (0 for a snapshot, which has none); state: float64 ``[n, slots]`` as of it; churn and
     propensity: 0 or 1, spend: an amount, all NaN where not known; recency_days: since the last event of the churn type,
-    which is the baseline; frequency and monetary: events of it, and spend, up to the cut-off; contact_cost and offer_cost:
-    of each customer's own, NaN where the config's count; group: a number for rows that belong together.
+    which is the baseline; frequency and monetary: events of it, and spend, up to the cut-off; contact_cost and
+    offer_cost: of each customer's own, NaN where the config's count; group: a number for rows that belong together.
     """
 
     cutoff: Floats
@@ -95,19 +100,37 @@ def build_rows(
     cutoffs: Sequence[float],
     done: Callable[[], None] = lambda: None,
 ) -> Rows:
-    """Rows of all cut-offs; ``done`` is called after each."""
+    """Rows of all cut-offs (ascending); ``done`` is called after each.
+
+    Where they would be more than the config's ``most_rows``, or take more than MOST_BYTES, customers are drawn by lot.
+    """
+    customers = sampled(_share(source, layout, config, cutoffs))
     parts = []
-    for cutoff in cutoffs:
-        parts.append(_rows_at(source, layout, config, cutoff))
+    for cutoff, states in zip(cutoffs, source.states_at(layout, cutoffs, customers=customers), strict=True):
+        parts.append(_rows_at(source, states, config, cutoff, customers))
         done()
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns["group"] = np.unique(columns["customer_id"].astype(str), return_inverse=True)[1]
     return Rows(**columns)
 
 
-def _rows_at(source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoff: float) -> dict[str, Any]:
+def _share(source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoffs: Sequence[float]) -> float:
+    """The share of customers to take, judged by those who are active at the newest cut-off."""
+    query = """
+        SELECT count(DISTINCT customer_id) FROM events
+        WHERE event_type = $event AND t > $cutoff - $active_s AND t <= $cutoff"""
+    known = {"event": config.churn.event, "active_s": config.churn.active_days * DAY_S, "cutoff": cutoffs[-1]}
+    ((active,),) = source.connection.execute(query, known).fetchall()
+    rows = max(active, 1) * len(cutoffs)
+    most = min(config.evaluation.most_rows, MOST_BYTES // (8 * len(layout.features)))
+    return float(min(1.0, most / rows))
+
+
+def _rows_at(
+    source: OfflineStore, states: OfflineStates, config: TrainingConfig, cutoff: float, customers: str
+) -> dict[str, Any]:
     labels = source.connection.execute(
-        LABELS_SQL,
+        LABELS_SQL.format(customers=customers),
         {
             "cutoff": cutoff,
             "until": source.summary.end + UNTIL_SLACK_S,
@@ -120,7 +143,6 @@ def _rows_at(source: OfflineStore, layout: StateLayout, config: TrainingConfig, 
             "spend_s": config.economics.horizon_days * DAY_S,
         },
     ).fetchnumpy()
-    states = source.states(layout, cutoff)
     ids = np.asarray(labels.pop("customer_id"), dtype=object)
     state = states.slots[np.searchsorted(states.customer_ids.astype(str), ids.astype(str))]
     columns = {name: np.ma.filled(column.astype(np.float64), np.nan) for name, column in labels.items()}
@@ -139,8 +161,8 @@ def snapshot_rows(source: OfflineStore, layout: StateLayout, config: TrainingCon
     snapshot = config.snapshot
     if snapshot is None:
         raise InputError("this config has no [snapshot]")
-    known = {name: f"{_quoted(column)}::DOUBLE" for name, column in _columns(snapshot).items()}
-    known["grouped"] = f"{_quoted(snapshot.group)}::VARCHAR" if snapshot.group else "customer_id"
+    known = {name: f"{quoted(column)}::DOUBLE" for name, column in _columns(snapshot).items()}
+    known["grouped"] = f"{quoted(snapshot.group)}::VARCHAR" if snapshot.group else "customer_id"
     selected = ", ".join(f"{sql} AS {name}" for name, sql in known.items())
     try:
         found = source.connection.execute(f"SELECT customer_id, {selected} FROM attributes ORDER BY customer_id")
@@ -176,5 +198,6 @@ def _columns(snapshot: Snapshot) -> dict[str, str]:
     return {name: column for name in names if (column := getattr(snapshot, name)) is not None}
 
 
-def _quoted(column: str) -> str:
+def quoted(column: str) -> str:
+    """A column's name in SQL."""
     return '"' + column.replace('"', '""') + '"'

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from feature_store.bundle import OFFERS
+from feature_store.bundle import OFFERS, Manifest
 from feature_store.errors import InputError
+from training.thresholds import CustomerOffer
 
 TABLES_FILE: Final = "evidence.json"
 ROWS_FILE: Final = "evidence.npz"
@@ -200,9 +201,10 @@ class Evidence(_Table):
 class TestRows:
     """Rows of an offer's test cut-offs, each array ``[n]``, as the models of the evaluation scored them.
 
-    customer: uint64 hash of the id; cutoff: unix seconds (0 where there are none); probability: calibrated; threshold:
-    dynamic; value: margin times expected spend; recency_days: NaN where there is none; baseline: recency alone as a
-    probability; random: probability by a model of a random split, NaN where the row was in its training part.
+    customer: uint64 hash of the id; cutoff: unix seconds (0 where there are none); probability: calibrated;
+    threshold: dynamic; value: margin times expected spend; contact_cost and offer_cost: of acting on the customer;
+    recency_days: NaN where there is none; baseline: recency alone as a probability; random: probability by a model
+    of a random split, NaN where the row was in its training part.
     """
 
     __test__ = False
@@ -213,9 +215,17 @@ class TestRows:
     probability: Floats
     threshold: Floats
     value: Floats
+    contact_cost: Floats
+    offer_cost: Floats
     recency_days: Floats
     baseline: Floats
     random: Floats
+
+
+def terms(manifest: Manifest, offer: str, rows: TestRows) -> CustomerOffer:
+    """The offer to the customers of test rows, at the rates of a manifest."""
+    success, redemption = (manifest.economics[f"{offer}.{rate}"] for rate in ("success_rate", "redemption_rate"))
+    return CustomerOffer(rows.contact_cost, rows.offer_cost, success, redemption, budget_share=1.0)
 
 
 def hashed_ids(customer_ids: Sequence[str]) -> npt.NDArray[np.uint64]:

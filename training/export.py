@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Final
 
@@ -19,6 +19,7 @@ from training.features import add_features
 from training.models import Models
 from training.onnx_graph import GraphBuilder
 from training.probability import add_probabilities
+from training.segments import add_segments
 from training.thresholds import add_thresholds, threshold
 
 GOLDEN_ROWS: Final = 64
@@ -31,7 +32,7 @@ class ParityError(Exception):
 
 
 def build_graph(models: Models, config: TrainingConfig) -> bytes:
-    """Inputs ``state`` [n, slots], ``age`` [n, 1] days, ``economics`` [n, figures], float64; outputs float32 [n]."""
+    """Inputs ``state`` [n, slots], ``age`` [n, 1] days, ``economics`` [n, figures], float64; outputs [n]."""
     spec = models.matrix.spec
     graph = GraphBuilder()
     graph.input("state", len(spec.layout.features))
@@ -55,6 +56,7 @@ def build_graph(models: Models, config: TrainingConfig) -> bytes:
     graph.output("expected_spend", spend, 0)
     for column, offer in enumerate(OFFERS):
         graph.output(f"{offer}_threshold", thresholds, column)
+    add_segments(graph, models.segments, features)
     return graph.build("tidemark")
 
 
@@ -66,17 +68,17 @@ def expected_outputs(models: Models, state: Floats, config: TrainingConfig, figu
     for name in OFFERS:
         outputs[f"{name}_probability"] = models.predict(name, features)
         outputs[f"{name}_threshold"] = threshold(
-            figures["margin"] * spend,
+            config.economics.margin * spend,
             terms_of(config, models.matrix.spec.layout, name, state),
             figures[f"{name}.budget_price"],
             config.economics.threshold_min,
         )
-    return outputs
+    return outputs | models.segments.predict(features)
 
 
-def graph_inputs(state: Floats, figures: Mapping[str, float | None]) -> Arrays:
-    """Inputs for states as of their reference, under the same economics for all; None: a figure of each one's own."""
-    row = np.array([figures[name] for name in ECONOMICS], dtype=np.float64)
+def graph_inputs(state: Floats, figures: Mapping[str, float], own: Collection[str] = ()) -> Arrays:
+    """Inputs for states as of their reference, under the same economics for all but the figures of each one's own."""
+    row = np.array([np.nan if name in own else figures[name] for name in ECONOMICS])
     return {"state": state, "age": np.zeros((len(state), 1)), "economics": np.tile(row, (len(state), 1))}
 
 

@@ -1,4 +1,4 @@
-"""From state to model features, as graph nodes: decay to now, ages in days, signed logarithms, categories, time overdue.
+"""From state to model features, as graph nodes: decay to now, ages in days, logarithms, categories, time overdue.
 
 The same nodes produce the training matrix and the served features, so the two cannot drift apart. What is missing is
 filled in here too, so a model never sees that a number is none.
@@ -139,5 +139,5 @@ class FeatureMatrix:
 def filled_matrix(spec: FeatureSpec, state: Floats) -> FeatureMatrix:
     """The nodes with what to fill in learnt from states ``[n, slots]``: the median of a feature where it is known."""
     known = np.ma.masked_invalid(FeatureMatrix(replace(spec, fill=None))(state))
-    fill = np.ma.filled(np.ma.median(known, axis=0), 0.0)
+    fill = np.ma.filled(np.ma.median(known, axis=0), 0.0)  # type: ignore[no-untyped-call]  # numpy's own
     return FeatureMatrix(replace(spec, fill=tuple(float(np.float32(value)) for value in fill)))

@@ -14,10 +14,11 @@ from feature_store.bundle import Manifest, sha256
 from feature_store.graph import Graph
 from feature_store.offline import OfflineStore
 from training import judge
+from training.audit import audit, stop_on_fatal
 from training.config import TrainingConfig
 from training.costs import own_figures, terms_of
 from training.dataset import Rows
-from training.evidence import ROWS_FILE, TABLES_FILE, Evidence, TestRows, pack_rows
+from training.evidence import ROWS_FILE, TABLES_FILE, Evidence, Finding, TestRows, pack_rows
 from training.export import (
     build_graph,
     check_parity,
@@ -52,11 +53,15 @@ def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progr
 
 
 def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progress) -> Fitted:
+    done = progress("audit", 1)
+    findings = audit(config, source)
+    stop_on_fatal(findings)
+    done()
     data = prepare(config, source, progress)
     chosen = _choose(config, data, progress)
     judged = _evaluation(config, data, chosen)
     metrics, scored = judge.metrics(judged)
-    evidence = _evidence(judged, chosen, scored, source, progress)
+    evidence = _evidence(judged, chosen, scored, findings, source, progress)
 
     done = progress("models to serve", 3)
     models = fit_models(config, data.spec, data.rows, data.splits, chosen.learners, FINAL)
@@ -66,7 +71,7 @@ def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Prog
     graph = Graph(model)
     done()
     test = data.rows.take(np.unique(np.concatenate([split.test for split in data.splits.values()])))
-    inputs = graph_inputs(test.state, figures)
+    inputs = graph_inputs(test.state, figures, own_figures(config, data.spec.layout))
     metrics["parity"] = check_parity(graph, inputs, expected_outputs(models, test.state, config, figures))
     golden = golden_rows(graph, inputs)
     done()
@@ -75,8 +80,20 @@ def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Prog
     for offer, found in models.probability.items():
         metrics[offer]["model"] = found.name
     manifest = _manifest(config, name, source, data, models, graph, figures, metrics, model, golden)
+    return Fitted(manifest, model, golden, _beside(manifest, evidence, scored, progress))
+
+
+def _beside(
+    manifest: Manifest, evidence: Evidence, scored: dict[str, TestRows], progress: Progress
+) -> dict[str, bytes]:
+    """The evidence, and the report that is drawn from it."""
+    from training.report.render import REPORT_FILE, render_report  # noqa: PLC0415  # matplotlib is slow to import
+
+    done = progress("report", 1)
+    report = render_report(manifest, evidence, scored)
+    done()
     tables = (evidence.model_dump_json(indent=1) + "\n").encode()
-    return Fitted(manifest, model, golden, {TABLES_FILE: tables, ROWS_FILE: pack_rows(scored)})
+    return {TABLES_FILE: tables, ROWS_FILE: pack_rows(scored), REPORT_FILE: report.encode()}
 
 
 def _choose(config: TrainingConfig, data: Data, progress: Progress) -> Chosen:
@@ -92,25 +109,53 @@ def _evaluation(config: TrainingConfig, data: Data, chosen: Chosen) -> Judged:
 
 
 def _evidence(
-    judged: Judged, chosen: Chosen, scored: dict[str, TestRows], source: OfflineStore, progress: Progress
+    judged: Judged,
+    chosen: Chosen,
+    scored: dict[str, TestRows],
+    findings: list[Finding],
+    source: OfflineStore,
+    progress: Progress,
 ) -> Evidence:
-    kinds = 1 if judged.data.plan is None else 3
-    done = progress("evidence", 2 + kinds * len(judge.DAMAGES))
-    optimism = [] if judged.data.plan is None else list(judge.optimism(judged, chosen.learners, scored))
+    data, notes = judged.data, []
+    kinds = 1 if data.plan is None else 3
+    done = progress("evidence", 4 + kinds * len(judge.DAMAGES))
+    if data.plan is None:
+        notes.append("a snapshot has no time: the test customers were drawn by lot, and later data will hold less")
+    if not data.rungs:
+        notes.append("the config names its features one by one, so there was no ladder to climb")
+    optimism = [] if data.plan is None else list(judge.optimism(judged, chosen.learners, scored))
     done()
     importance = list(judge.importance(judged))
     done()
+    policies, cells, costs = judge.policies(judged)
+    done()
+    treatment, warnings = judge.treatment(judged, source)
+    tags, tags_cost = judge.tags(judged)
+    done()
     return Evidence(
+        audit=[*findings, *warnings],
         optimism=optimism,
         trials=chosen.trials,
-        ladder=judged.data.rungs,
+        ladder=data.rungs,
+        candidates=max((len(rung.slots) for rung in data.rungs), default=0),
+        earned_nothing=1
+        - min((len(rung.slots) for rung in data.rungs if rung.chosen), default=1)
+        / max((len(rung.slots) for rung in data.rungs), default=1),
         importance=importance,
         robustness=list(judge.robustness(judged, source, done)),
+        segments=judge.segments(judged),
+        policies=policies,
+        grid=cells,
+        costs=costs,
+        treatment=treatment,
+        tags=tags,
+        tags_cost=tags_cost,
+        notes=notes,
     )
 
 
-def _figures(config: TrainingConfig, data: Data, models: Models, stage: str) -> dict[str, float | None]:
-    """The economics, with the price of each offer's budget found on the newest block that the models were calibrated on."""
+def _figures(config: TrainingConfig, data: Data, models: Models, stage: str) -> dict[str, float]:
+    """The economics, with the price of each offer's budget found on the block that the models were calibrated on."""
     prices = {}
     for offer in models.probability:
         rows = data.rows.take(getattr(data.splits[offer], stage).calibration)
@@ -121,7 +166,7 @@ def _figures(config: TrainingConfig, data: Data, models: Models, stage: str) -> 
             terms_of(config, data.spec.layout, offer, rows.state),
             config.economics.threshold_min,
         )
-    return config.economics.figures(prices, own_figures(config, data.spec.layout))
+    return config.economics.figures(prices)
 
 
 def _numbers(data: Data, test: Rows) -> dict[str, int]:
@@ -140,7 +185,7 @@ def _manifest(
     data: Data,
     models: Models,
     graph: Graph,
-    figures: Mapping[str, float | None],
+    figures: Mapping[str, float],
     metrics: dict[str, Any],
     model: bytes,
     golden: bytes,
@@ -158,9 +203,12 @@ def _manifest(
         derived=models.matrix.spec.names,
         inputs=graph.inputs,
         outputs=graph.outputs,
+        segments=models.segments.names,
+        segment_edges=models.segments.edges(),
         cutoffs={block: [_timestamp(cutoff) for cutoff in some] for block, some in cutoffs.items()},
         metrics=metrics,
         economics=dict(figures),
+        own_figures=sorted(own_figures(config, layout)),
         model_sha256=sha256(model),
         golden_sha256=sha256(golden),
         libraries=library_versions(),

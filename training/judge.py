@@ -7,27 +7,47 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import duckdb
 import numpy as np
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from feature_store.bundle import OFFERS
+from feature_store.errors import InputError
 from feature_store.graph import Graph
 from feature_store.offline import OfflineStore
 from feature_store.state import Floats
-from training import evaluate
+from training import evaluate, policy
 from training.config import TrainingConfig
-from training.costs import terms_of
-from training.dataset import Index, Rows
-from training.evidence import Damage, Importance, Optimism, Quality, TestRows, hashed_ids
+from training.costs import own_figures, terms_of
+from training.dataset import Index, Rows, quoted
+from training.evidence import (
+    Cell,
+    Damage,
+    Finding,
+    Importance,
+    Optimism,
+    Policy,
+    Quality,
+    Segment,
+    Tag,
+    TestRows,
+    Value,
+    hashed_ids,
+)
 from training.export import graph_inputs
 from training.losses import poisson_losses
 from training.models import Models
 from training.policy import Scored
 from training.prepare import Data
 from training.probability import Learner
-from training.selection import shuffled
+from training.randomised import check_chance, experiment
+from training.savings import cost_metrics
+from training.segments import profile
+from training.selection import fold_loss, shuffled
+from training.tags import is_tag_table, propose_tags, tag_columns
+from training.uplift import evaluate_treatment
 
 RANDOM_TEST: Final = 0.25
 REPEATS: Final = 3
@@ -43,14 +63,17 @@ class Judged:
     data: Data
     models: Models
     graph: Graph
-    figures: dict[str, float | None]
+    figures: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        """Of everything drawn by lot."""
+        return self.config.evaluation.seed
 
     def run(self, state: Floats) -> dict[str, Floats]:
         """What the graph says about states, in float64."""
-        return {
-            name: value.astype(np.float64)
-            for name, value in self.graph.run(**graph_inputs(state, self.figures)).items()
-        }
+        inputs = graph_inputs(state, self.figures, own_figures(self.config, self.data.spec.layout))
+        return {name: value.astype(np.float64) for name, value in self.graph.run(**inputs).items()}
 
     def scored(self, offer: str, index: Index) -> Scored:
         """Rows as the policies want them."""
@@ -59,7 +82,7 @@ class Judged:
         terms = terms_of(self.config, self.data.spec.layout, offer, rows.state)
         own = terms is not self.config.economics.offer(offer)
         return Scored(
-            customer=hashed_ids(rows.customer_id),
+            customer=hashed_ids(rows.customer_id.tolist()),
             probability=found[f"{offer}_probability"],
             value=self.config.economics.margin * found["expected_spend"],
             label=rows.label(offer) > 0,
@@ -110,12 +133,14 @@ def _offer(judged: Judged, offer: str) -> tuple[dict[str, Any], TestRows]:
     if timed:
         result["recency_alone"] = evaluate.probability_metrics(label, baseline)
     return result, TestRows(
-        customer=hashed_ids(test.customer_id),
+        customer=hashed_ids(test.customer_id.tolist()),
         cutoff=test.cutoff,
         label=label,
         probability=probability,
         threshold=found[f"{offer}_threshold"],
         value=value,
+        contact_cost=np.broadcast_to(terms.contact_cost, len(test)).astype(np.float64),
+        offer_cost=np.broadcast_to(terms.offer_cost, len(test)).astype(np.float64),
         recency_days=test.recency_days,
         baseline=baseline,
         random=np.full(len(test), np.nan),
@@ -167,6 +192,99 @@ def _worth(judged: Judged, target: str, rows: Rows, state: Floats) -> float:
     if target in OFFERS:
         return float(roc_auc_score(rows.label(target), found[f"{target}_probability"]))
     return -float(poisson_losses(rows.spend, found["expected_spend"]).mean())
+
+
+def policies(judged: Judged) -> tuple[list[Policy], list[Cell], dict[str, float]]:
+    """What the dynamic threshold is worth against other ways to choose, over assumed rates, and by what it saves."""
+    found: list[Policy] = []
+    cells: list[Cell] = []
+    costs: dict[str, float] = {}
+    plan = judged.config.evaluation
+    for offer in offers(judged.data):
+        split, terms = judged.data.splits[offer], judged.config.economics.offer(offer)
+        before, after = judged.scored(offer, split.evaluation.calibration), judged.scored(offer, split.test)
+        least = judged.config.economics.threshold_min
+        found += policy.policies(
+            offer, terms, before, after, threshold_min=least, resamples=plan.bootstrap, seed=plan.seed
+        )
+        cells += policy.grid(offer, terms, before, after, threshold_min=least, resamples=plan.bootstrap, seed=plan.seed)
+        saved = cost_metrics(terms, before, after, threshold_min=least)
+        costs |= {f"{offer}_{name}": value for name, value in saved.items()}
+    return found, cells, costs
+
+
+def segments(judged: Judged) -> list[Segment]:
+    """Who is in which segment at the test cut-offs, and what they did: of an offer's test where they differ."""
+    data, found = judged.data, judged.models.segments
+    target = "churn" if "churn" in data.splits else offers(data)[0]
+    rows = data.rows.take(data.splits[target].test)
+
+    def known(label: Floats) -> Floats | None:
+        return label if np.isfinite(label).all() else None
+
+    churn, propensity = known(rows.churn), known(rows.propensity)
+    return profile(
+        found,
+        judged.models.matrix(rows.state),
+        None if churn is None else churn > 0,
+        None if propensity is None else propensity > 0,
+        known(rows.spend),
+    )
+
+
+def treatment(judged: Judged, source: OfflineStore) -> tuple[list[Value], list[Finding]]:
+    """Values of policies where an offer was made at random, and what is odd about the chances."""
+    asked = judged.config.treatment
+    if asked is None:
+        return [], []
+    chance = asked.probability if isinstance(asked.probability, float) else quoted(asked.probability)
+    columns = f"{quoted(asked.column)}::DOUBLE AS treated, {chance}::DOUBLE AS chance, {quoted(asked.outcome)}::DOUBLE"
+    try:
+        found = source.connection.execute(
+            f"SELECT customer_id, {columns} AS outcome FROM attributes ORDER BY customer_id"
+        ).fetchnumpy()
+    except duckdb.Error as error:
+        raise InputError(f"treatment: a column that it names cannot be read: {str(error).splitlines()[0]}") from error
+    ids = np.asarray(found["customer_id"], dtype=object)
+    treated, chances, outcome = (np.ma.filled(found[n].astype(float), np.nan) for n in ("treated", "chance", "outcome"))
+    # Customers as they were when the offer was made: the newest rows there are of them.
+    rows = judged.data.rows
+    newest = {name: at for at, name in enumerate(rows.customer_id)}
+    index = np.array([newest.get(name, -1) for name in ids], dtype=np.intp)
+    there = (index >= 0) & np.isfinite(treated)
+    state = rows.state[index[there]]
+    hashes, seed = hashed_ids(ids[there].tolist()), judged.config.evaluation.seed
+    trial = experiment(treated[there], chances[there], outcome[there], hashes, asked.cost)
+    warning = check_chance(trial)
+    values = evaluate_treatment(
+        judged.models.matrix(state).astype(np.float64),
+        treated[there],
+        chances[there],
+        outcome[there],
+        hashes,
+        cost=asked.cost,
+        seed=seed,
+    )
+    return values, [warning] if warning else []
+
+
+def tags(judged: Judged) -> tuple[list[Tag], dict[str, float]]:
+    """Of many 0/1 attributes, those that say the same, and what leaving them out costs in the loss of the folds."""
+    data = judged.data
+    names = [feature.name for feature in data.spec.layout.features]
+    columns = {name: data.rows.state[:, at] for at, name in enumerate(names)}
+    if not is_tag_table(columns):
+        return [], {}
+    mine = tag_columns(columns)
+    others = [at for at, name in enumerate(names) if name not in mine]
+    values = np.column_stack([columns[name] for name in mine]) == 1
+    offer = offers(data)[0]
+
+    def loss(indexes: list[int]) -> float:
+        slots = sorted([*others, *(names.index(mine[at]) for at in indexes)])
+        return fold_loss(offer, data.rows.narrowed(slots), data.spec.narrowed(slots), data.splits[offer], judged.seed)
+
+    return propose_tags(values, mine, loss, seed=judged.seed)
 
 
 def robustness(judged: Judged, source: OfflineStore, done: Callable[[], None]) -> Iterator[Damage]:

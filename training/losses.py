@@ -15,12 +15,12 @@ from training.dataset import Index
 def log_losses(label: Floats, probability: Floats) -> Floats:
     """Log loss of each row; probabilities are kept off 0 and 1 by a hair."""
     p = np.clip(probability, 1e-12, 1 - 1e-12)
-    return -(label * np.log(p) + (1 - label) * np.log1p(-p))
+    return np.asarray(-(label * np.log(p) + (1 - label) * np.log1p(-p)))
 
 
 def poisson_losses(actual: Floats, expected: Floats) -> Floats:
     """Poisson deviance of each row."""
-    return 2 * (xlogy(actual, actual / expected) - actual + expected)
+    return np.asarray(2 * (xlogy(actual, actual / expected) - actual + expected))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from training.config import TrainingConfig
 from training.dataset import Rows
 from training.features import FeatureMatrix, FeatureSpec, filled_matrix
 from training.probability import Features, Learner, Probability, check_outcomes, fit_probability
+from training.segments import Segments, fit_segments
 from training.splits import Split, Splits
 
 EVALUATION: Final = "evaluation"
@@ -23,11 +24,12 @@ FINAL: Final = "final"
 
 @dataclass(frozen=True)
 class Models:
-    """Fitted models: a calibrated probability per offer (of a snapshot only its own), and expected spend."""
+    """Fitted models: a calibrated probability per offer (of a snapshot only its own), expected spend, and segments."""
 
     matrix: FeatureMatrix
     probability: Mapping[str, Probability]
     spend: spend.SpendModel
+    segments: Segments
 
     def predict(self, offer: str, features: Features) -> Floats:
         """Probability [n]; 0 for an offer that nothing was learnt about."""
@@ -60,12 +62,26 @@ def fit_models(
     seen = np.unique(np.concatenate([part.everything for part in parts.values()]))
     matrix = filled_matrix(spec, rows.state[seen])
     features, seed = matrix(rows.state), config.evaluation.seed
-    probability = {
+    probability: dict[str, Probability] = {
         offer: fit_probability(learners[offer], features, rows.label(offer), parts[offer], seed)
         for offer in OFFERS
         if offer in parts
     }
-    if "spend" not in parts:
-        return Models(matrix, probability, spend.same_for_all(config.economics.value or 0.0))
-    mine = parts["spend"].everything
-    return Models(matrix, probability, spend.fit_spend(learners["spend"], features[mine], rows.spend[mine], seed))
+    if "spend" in parts:
+        mine = parts["spend"].everything
+        spends = spend.fit_spend(learners["spend"], features[mine], rows.spend[mine], seed)
+    else:
+        spends = spend.same_for_all(config.economics.value or 0.0)
+    # The newest rows that may be seen, of whichever offer there is: segments are of customers as they are now.
+    offer = next(iter(probability))
+    newest = features[parts[offer].calibration]
+    likely = probability[offer].predict(newest)
+    segments = fit_segments(
+        newest,
+        matrix.spec,
+        config.churn.event,
+        value=spends.predict(newest),
+        risk=likely if offer == "churn" else 1 - likely,
+        seed=seed,
+    )
+    return Models(matrix, probability, spends, segments)

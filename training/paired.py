@@ -9,9 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from training.config import Offer
 from training.evidence import Floats, TestRows
-from training.thresholds import gain
+from training.thresholds import Terms, gain
 
 RESAMPLES: Final = 1000
 SEED: Final = 7
@@ -46,7 +45,7 @@ class Statistics:
     resample only changes how often each counts.
     """
 
-    def __init__(self, pair: Pairs, customers: int, offer: Offer) -> None:
+    def __init__(self, pair: Pairs, customers: int, offer: Terms) -> None:
         self.pair = pair
         self.rows = np.bincount(pair.owner, minlength=customers).astype(np.float64)
         value = (pair.a.value + pair.b.value) / 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def prepare(config: TrainingConfig, source: OfflineStore, progress: Progress) ->
     check_splits(wide.rows, wide.splits)
     if config.candidates is None:
         return wide
-    return _narrowed(config, wide, progress)
+    return _narrowed(config, config.candidates.most_slots, wide, progress)
 
 
 def _events(config: TrainingConfig, source: OfflineStore, progress: Progress) -> Data:
@@ -65,7 +64,7 @@ def _snapshot(config: TrainingConfig, source: OfflineStore) -> Data:
     return Data(rows, FeatureSpec(layout), splits.by_lot(rows, targets, plan.folds, plan.seed), None)
 
 
-def _narrowed(config: TrainingConfig, wide: Data, progress: Progress) -> Data:
+def _narrowed(config: TrainingConfig, most: int, wide: Data, progress: Progress) -> Data:
     """The same with the slots of the chosen rung. Choosing looks at some customers where all would take too long."""
     plan, rows = config.evaluation, wide.rows
     groups = np.random.default_rng(plan.seed).random(rows.group.max() + 1)
@@ -76,7 +75,7 @@ def _narrowed(config: TrainingConfig, wide: Data, progress: Progress) -> Data:
         else splits.by_lot(some, list(wide.splits), plan.folds, plan.seed)
     )
     done = progress("slots worth keeping", len(rungs_of(len(wide.spec.layout.features))))
-    rungs = climb(some, wide.spec, judged, plan.seed, config.candidates.most_slots, done)
+    rungs = climb(some, wide.spec, judged, plan.seed, most, done)
     names = next(rung.slots for rung in rungs if rung.chosen)
     costs = candidates.cost_columns(config)  # kept whatever they tell: the thresholds need them
     features = wide.spec.layout.features

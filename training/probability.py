@@ -13,9 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
-from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -30,6 +28,9 @@ Features = npt.NDArray[np.float32]
 
 LEAST_OUTCOMES: Final = 5
 
+WEAK: Final = 1e3
+"""Of the calibration's penalty, which only keeps it finite where a score parts the outcomes without an error."""
+
 
 @dataclass(frozen=True)
 class Learner:
@@ -43,7 +44,7 @@ class Learner:
         return self.make(seed, len(features)).fit(features.astype(np.float64), labels)
 
 
-def _logistic(seed: int, rows: int) -> Pipeline:
+def _logistic(seed: int, rows: int) -> Pipeline:  # noqa: ARG001  # as every candidate is made
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, random_state=seed))
 
 
@@ -51,14 +52,37 @@ def _trees(iterations: int) -> Callable[[int, int], HistGradientBoostingClassifi
     return lambda seed, rows: HistGradientBoostingClassifier(**tree_parameters(seed, rows, iterations))
 
 
+class Together:
+    """A logistic regression and boosted trees, whose score is the mean of both: they err in different ways."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = parts
+
+    def fit(self, features: Floats, labels: Floats) -> Together:
+        """Fit both on the same rows."""
+        for part in self.parts:
+            part.fit(features, labels)
+        return self
+
+    def decision_function(self, features: Floats) -> Floats:
+        """Scores [n]."""
+        return np.asarray(np.mean([part.decision_function(features) for part in self.parts], axis=0))
+
+
+def _together(iterations: int) -> Callable[[int, int], Together]:
+    return lambda seed, rows: Together([_logistic(seed, rows), _trees(iterations)(seed, rows)])
+
+
 LEARNERS: Final = (
     Learner("logistic regression", _logistic),
     Learner("boosted trees (50)", _trees(50)),
     Learner("boosted trees (100)", _trees(100)),
+    Learner("logistic regression and boosted trees (50)", _together(50)),
+    Learner("logistic regression and boosted trees (100)", _together(100)),
 )
 """Simplest first."""
 
-THOROUGH: Final = LEARNERS[-1]
+THOROUGH: Final = LEARNERS[2]
 """By what features are chosen: it can use them in every way."""
 
 
@@ -78,15 +102,25 @@ class Probability:
 
     def add_score(self, graph: GraphBuilder, features: str, columns: int) -> str:
         """The score as graph nodes on ``features`` (float32): the name of float64 ``[n, 1]``."""
-        if isinstance(self.estimator, Pipeline):
-            scaler, model = self.estimator[0], self.estimator[-1]
-            weight = model.coef_[0] / scaler.scale_
-            offset = model.intercept_ - weight @ scaler.mean_
-            exact = graph.add("Cast", features, to=graph.float64)
-            product = graph.add("MatMul", exact, graph.constant(weight[:, np.newaxis]))
-            return graph.add("Add", product, graph.constant(offset))
-        score = graph.columns(graph.model(self.estimator, features, columns, "probabilities"), [1])
-        return graph.add("Cast", score, to=graph.float64)
+        return _add_score(graph, self.estimator, features, columns)
+
+
+def _add_score(graph: GraphBuilder, estimator: Any, features: str, columns: int) -> str:
+    if isinstance(estimator, Together):
+        both = [_add_score(graph, part, features, columns) for part in estimator.parts]
+        return graph.add("Mul", graph.add("Add", *both), graph.constant(np.array([0.5])))
+    if isinstance(estimator, Pipeline):
+        return add_linear(graph, estimator[0], estimator[-1].coef_[0], float(estimator[-1].intercept_[0]), features)
+    score = graph.columns(graph.model(estimator, features, columns, "probabilities"), [1])
+    return graph.add("Cast", score, to=graph.float64)
+
+
+def add_linear(graph: GraphBuilder, scaler: StandardScaler, weight: Floats, intercept: float, features: str) -> str:
+    """A linear model of scaled ``features`` (float32) in float64, as few nodes: the scaling is in the weights."""
+    own = weight / scaler.scale_
+    offset = np.array([intercept - own @ scaler.mean_])
+    exact = graph.add("Cast", features, to=graph.float64)
+    return graph.add("Gemm", exact, graph.constant(own[:, np.newaxis]), graph.constant(offset))
 
 
 def check_outcomes(name: str, block: str, labels: Floats) -> None:
@@ -106,11 +140,10 @@ def fit_probability(learner: Learner, features: Features, labels: Floats, split:
     Blocks must have passed :func:`check_outcomes`.
     """
     first = learner.fit(features[split.fit], labels[split.fit], seed)
-    calibrated = CalibratedClassifierCV(FrozenEstimator(first), method="sigmoid", ensemble=True)
-    calibrated.fit(features[split.calibration].astype(np.float64), labels[split.calibration])
-    sigmoid = calibrated.calibrated_classifiers_[0].calibrators[0]
+    score = first.decision_function(features[split.calibration].astype(np.float64))
+    sigmoid = LogisticRegression(C=WEAK, max_iter=1000).fit(score[:, np.newaxis], labels[split.calibration])
     refitted = learner.fit(features[split.everything], labels[split.everything], seed)
-    return Probability(learner.name, refitted, -float(sigmoid.a_), -float(sigmoid.b_))
+    return Probability(learner.name, refitted, float(sigmoid.coef_[0, 0]), float(sigmoid.intercept_[0]))
 
 
 def add_probabilities(graph: GraphBuilder, models: Sequence[Probability], features: str, columns: int) -> str:

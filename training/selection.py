@@ -146,6 +146,11 @@ def _fold_losses(learner: Learner, target: str, features: Features, rows: Rows, 
     return np.concatenate(parts)
 
 
+def fold_loss(target: str, rows: Rows, spec: FeatureSpec, splits: Splits, seed: int) -> float:
+    """Mean loss in the folds with these slots."""
+    return float(_rung_losses(rows, spec, {target: splits}, seed)[target].mean())
+
+
 def predicted(target: str, fitted: Any, features: Features) -> Floats:
     """What an uncalibrated estimator says: a probability, or spend."""
     exact = features.astype(np.float64)

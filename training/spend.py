@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from feature_store.errors import InputError
 from feature_store.state import Floats
 from training.onnx_graph import GraphBuilder
-from training.probability import Features, Learner
+from training.probability import Features, Learner, add_linear
 from training.trees import tree_parameters
 
 LEAST: Final = 1e-9
@@ -60,10 +60,7 @@ class SpendModel:
             return graph.add("Add", nothing, graph.constant(np.array([max(self.constant, LEAST)])))
         if isinstance(self.regressor, Pipeline):
             scaler, model = self.regressor[0], self.regressor[-1]
-            weight = model.coef_ / scaler.scale_
-            exact = graph.add("Cast", features, to=graph.float64)
-            product = graph.add("MatMul", exact, graph.constant(weight[:, np.newaxis]))
-            log = graph.add("Add", product, graph.constant(np.array([model.intercept_ - weight @ scaler.mean_])))
+            log = add_linear(graph, scaler, model.coef_, float(model.intercept_), features)
         else:
             # skl2onnx leaves the inverse link of boosted trees out, without a word.
             log = graph.add("Cast", graph.model(self.regressor, features, columns, "variable"), to=graph.float64)

@@ -1,4 +1,4 @@
-"""Which rows a model learns from, which it is calibrated on, and which it is judged by: by time, or for a snapshot by lot.
+"""Which rows a model learns from, is calibrated on, and is judged by: by time, or for a snapshot by lot.
 
 ::
 
@@ -6,8 +6,8 @@
               evaluation: fit | gap | calibration, then the test cut-offs, which are looked at once
               final: the same with the test cut-offs to learn from as well
 
-    by lot    customers (or groups of them) drawn at random: a fifth is the test, the rest makes folds. That is all that a
-              table without time allows, and it promises more than later data will hold.
+    by lot    customers (or groups of them) drawn at random: a fifth is the test, the rest makes folds. That is all that
+              a table without time allows, and it promises more than later data will hold.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from feature_store.bundle import Manifest
-from training.config import Offer
-from training.evidence import Evidence, Floats, Policy, Rung, TestRows
+from training.evidence import Evidence, Floats, Policy, Rung, TestRows, terms
 from training.paired import row_losses
 from training.report import curves
 from training.report.drawing import compact, plain
@@ -110,8 +109,7 @@ def _against_baseline(rows: TestRows) -> tuple[bool, str]:
 
 def _profit(offer: str, manifest: Manifest, rows: TestRows) -> float:
     """Gain of the alerts with the outcomes that came."""
-    figures = {name: manifest.economics[f"{offer}.{name}"] for name in Offer.model_fields if name != "budget_share"}
-    realised = gain(rows.label.astype(np.float64), rows.value, Offer(**figures, budget_share=1))
+    realised = gain(rows.label.astype(np.float64), rows.value, terms(manifest, offer, rows))
     return float(realised[rows.probability >= rows.threshold].sum())
 
 

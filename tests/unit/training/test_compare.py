@@ -94,6 +94,8 @@ def test_models_that_are_as_good_seldom_differ() -> None:
             probability=a,
             threshold=nothing,
             value=nothing,
+            contact_cost=nothing,
+            offer_cost=nothing,
             recency_days=nothing,
             baseline=nothing,
             random=nothing,
