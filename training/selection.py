@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,7 +15,7 @@ from feature_store.state import Floats
 from training import probability, spend
 from training.dataset import Index, Rows
 from training.evidence import Rung, Trial
-from training.features import FeatureSpec, filled_matrix
+from training.features import FeatureMatrix, FeatureSpec, filled_matrix
 from training.losses import behind, log_losses, poisson_losses, simplest
 from training.probability import Features, Learner
 from training.splits import Splits
@@ -26,6 +27,9 @@ SHRINK: Final = (256, 128, 96, 64, 48, 36, 24, 20, 16, 12, 8, 6, 4, 2)
 
 JUDGED_ROWS: Final = 4000
 """Rows by which the slots of a rung are ranked: shuffling each of many slots on all rows would take most of a fit."""
+
+TIMED_RUNS: Final = 100
+TIMED_ROUNDS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,13 @@ def climb(
     best = min(losses, key=lambda rung: sum(_relative(rung, losses)))
     rungs = []
     for some, rung in zip(kept, losses, strict=True):
+        narrow = spec.narrowed(some)
         distance = {target: behind(rung[target], best[target], judged[target]) for target in splits}
         rungs.append(
             Rung(
                 slots=[spec.layout.features[i].name for i in some],
-                state_bytes=spec.narrowed(some).layout.dtype.itemsize,
+                state_bytes=narrow.layout.dtype.itemsize,
+                graph_us=_microseconds(FeatureMatrix(narrow), rows.state[:1, some]),
                 loss={target: float(rung[target].mean()) for target in splits},
                 behind={target: found.mean for target, found in distance.items()},
                 error={target: found.error for target, found in distance.items()},
@@ -107,6 +113,11 @@ def climb(
 def rungs_of(slots: int) -> list[int]:
     """The sizes of the rungs, from all slots down."""
     return [slots, *(size for size in SHRINK if size < slots)]
+
+
+def _microseconds(matrix: FeatureMatrix, state: Floats) -> float:
+    """What it takes to make the features of one customer, at best."""
+    return min(timeit.repeat(lambda: matrix(state), number=TIMED_RUNS, repeat=TIMED_ROUNDS)) / TIMED_RUNS * 1e6
 
 
 def _relative(rung: Mapping[str, Floats], all_rungs: Sequence[Mapping[str, Floats]]) -> list[float]:

@@ -15,6 +15,12 @@ from training.report.words import saved
 
 Rows = Mapping[str, TestRows]
 
+SAVINGS = (
+    "Expected savings: the share of what it costs to contact the wrong ones that a threshold avoids, next to the "
+    "better of contacting everybody and nobody. EMPC: expected maximum profit of ranking by probability, per customer, "
+    "and the share contacted then."
+)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -89,7 +95,14 @@ def _money(evidence: Evidence, rows: Rows) -> Section:
         text = "" if policies else "No other policies were compared."
         drawn = [picture for picture in [*pictures, plots_money.thresholds(offer, test)] if picture]
         found.parts.append(Part(offer, text, drawn, tables))
+    if evidence.costs:
+        found.parts.append(Part("What acting saves", SAVINGS, tables=[_savings(evidence.costs)]))
     return found
+
+
+def _savings(costs: Mapping[str, float]) -> Table:
+    rows = [(plain(name.replace("_", " ")), f"{figure:,.4g}") for name, figure in costs.items()]
+    return Table("With no budget, on the test", ("what", "figure"), rows)
 
 
 def _policy_table(offer: str, policies: Sequence[Policy], share: float) -> Table:
@@ -176,14 +189,9 @@ def _features(evidence: Evidence) -> Section:
     if evidence.ladder:
         targets = dict.fromkeys(target for rung in evidence.ladder for target in rung.behind)
         pictures = [plots_models.ladder(target, evidence.ladder) for target in targets]
-        costs = Table(
-            "What it costs",
-            ("what", "figure"),
-            [(plain(name), f"{cost:,.4g}") for name, cost in evidence.costs.items()],
-        )
         chosen = [", ".join(map(plain, rung.slots)) for rung in evidence.ladder if rung.chosen]
         text = saved(evidence.ladder) + (f" They are {chosen[0]}." if chosen else "")
-        found.parts.append(Part("", text, pictures, [costs] if evidence.costs else []))
+        found.parts.append(Part("", text, pictures))
     return found
 
 

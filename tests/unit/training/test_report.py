@@ -207,10 +207,8 @@ def test_a_snapshot_is_shown_without_recency() -> None:
     assert not [label for label in propensity if "recency" in label]
 
 
-def verdict(rows: TestRows, economics: dict[str, float] | None = None, **tables: Any) -> tuple[bool | None, str]:
-    manifest = made_manifest({"churn": rows})
-    manifest = manifest.model_copy(update={"economics": manifest.economics | (economics or {})})
-    found = headline("churn", manifest, Evidence(**tables), rows)
+def verdict(rows: TestRows, **tables: Any) -> tuple[bool | None, str]:
+    found = headline("churn", made_manifest({"churn": rows}), Evidence(**tables), rows)
     return found.good, found.verdict
 
 
@@ -220,7 +218,8 @@ def test_the_verdict_says_whether_to_act_on_it(rows: Rows) -> None:
     assert "no better than the baseline" in verdict(replace(test, probability=test.baseline))[1]
     assert verdict(replace(test, probability=test.baseline))[0] is False
     assert "probabilities are off" in verdict(replace(test, probability=test.probability**0.75))[1]
-    assert "does not pay" in verdict(test, {"churn.contact_cost": 50.0})[1]
+    dear = replace(test, contact_cost=np.full(len(test.label), 50.0))
+    assert "does not pay" in verdict(dear)[1]
     fatal = Finding(severity="fatal", check="leak", where="x", message="x", mend="x")
     assert verdict(test, audit=[fatal]) == (False, "Do not act on it: the audit found a fatal fault")
 
@@ -247,7 +246,7 @@ def test_the_sentence_names_the_strongest_other_policy(rows: Rows) -> None:
 
 def test_savings_are_those_of_the_chosen_rung_against_the_longest() -> None:
     assert saved(made_evidence().ladder) == (
-        "Chosen are 6 of 11 features: 72 bytes a customer, 40 saved; 39 µs a run of the graph, 16 saved."
+        "Chosen are 6 of 11 features: 72 bytes a customer, 40 saved; 38.6 µs to make them of a state, 15.5 saved."
     )
     assert saved([]) == ""
 

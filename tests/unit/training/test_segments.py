@@ -197,10 +197,11 @@ def test_a_shop_without_amounts_has_a_score_of_0_for_them() -> None:
 def crm(income: Sequence[float], age: Sequence[float], missing: Sequence[bool]) -> Features:
     """Features of CRM: missing incomes are 0, and the plan is no number."""
     features = np.zeros((len(income), len(CRM.names)), dtype=np.float32)
-    features[:, 0] = np.log1p(np.where(missing, 0, income))
-    features[:, 1] = np.log1p(age)
-    features[::2, 2] = 0.7
-    features[:, 3] = missing
+    place = CRM.names.index
+    features[:, place("log1p(income)")] = np.log1p(np.where(missing, 0, income))
+    features[:, place("log1p(age)")] = np.log1p(age)
+    features[::2, -1] = 1
+    features[:, place("missing(income)")] = missing
     return features
 
 
