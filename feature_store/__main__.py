@@ -189,6 +189,7 @@ def archive(url: str, folder: Path, every: float, once: bool) -> None:
 
 @cli.command()
 @click.argument("config")
+@click.option("--registry", type=click.Path(path_type=Path), help="Where the bundle is, for a config with candidates.")
 @click.option(
     "--events-per-month", default=100, show_default=True, type=click.IntRange(0, 10_000), help="Of each customer."
 )
@@ -201,15 +202,19 @@ def archive(url: str, folder: Path, every: float, once: bool) -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Millions of customers to tell the total for.",
 )
-def cost(config: str, events_per_month: int, millions: tuple[float, ...]) -> None:
+def cost(config: str, registry: Path | None, events_per_month: int, millions: tuple[float, ...]) -> None:
     """Measure what CONFIG's features cost: bytes a customer, microseconds an event and a score, totals.
 
-    It takes some seconds, in a Redis of its own. Compare configs by running it for each.
+    It takes some seconds, in a Redis of its own. Compare configs by running it for each. Of a config with candidates
+    the features are those that training kept: name the registry.
     """
     settings = load_config(FeatureConfig, config)
-    found = measure(StateLayout(settings.feature), settings.interests, events_per_month)
+    if settings.candidates is not None and registry is None:
+        raise InputError(f"{config} has candidates: fit it, and name with --registry where the bundle is")
+    layout = StateLayout(settings.feature) if registry is None else _open(config, registry)[1]
+    found = measure(layout, settings.interests, events_per_month)
     total = found.redis_state_bytes + found.redis_record_bytes
-    click.echo(f"features             {len(settings.feature)}")
+    click.echo(f"features             {len(layout.features)}")
     click.echo(
         f"state                {found.state_bytes} bytes packed, {found.redis_state_bytes:,.0f} in Redis, a customer"
     )

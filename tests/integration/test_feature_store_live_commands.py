@@ -66,6 +66,17 @@ def test_the_cost_of_a_config_is_measured_and_follows_its_features(call: Call, s
     assert f"state                {24 + 8 * 5} bytes packed" in fewer.out
 
 
+def test_the_cost_of_candidates_is_that_of_what_training_kept(call: Call, toy: Trained, shop: Shop) -> None:
+    wide = shop.folder / "wide.toml"
+    wide.write_text(shop.config.read_text() + "\n[candidates]\n")
+    refused = call(cli, "cost", wide)
+    assert (refused.code, refused.out) == (2, "")
+    assert "has candidates: fit it, and name with --registry where the bundle is" in refused.err
+    found = call(cli, "cost", wide, "--registry", toy.registry, "--events-per-month", 0)
+    assert found.code == 0, found.err
+    assert "features             6" in found.out
+
+
 def test_archive_moves_the_log_to_disk_once_and_leaves_nothing_of_it(
     call: Call, toy: Trained, clean_redis: str, tmp_path: Path
 ) -> None:
