@@ -334,7 +334,7 @@ def _run(folder: Path, *arguments: object) -> Outcome:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
