@@ -19,7 +19,12 @@ from training.onnx_graph import GraphBuilder
 from training.thresholds import CustomerOffer, add_thresholds, threshold
 
 SNAPSHOT = {"table": "", "label": "left"}
-ECONOMY = {"margin": 0.5, "value": 40.0, "churn": OFFER | {"contact_cost": 0.25, "offer_cost": 3.0}, "propensity": OFFER}
+ECONOMY = {
+    "margin": 0.5,
+    "value": 40.0,
+    "churn": OFFER | {"contact_cost": 0.25, "offer_cost": 3.0},
+    "propensity": OFFER,
+}
 LAYOUT = attributes(["age", "mailing", "voucher"])
 PRICE = 0.125
 

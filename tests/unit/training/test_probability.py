@@ -91,7 +91,9 @@ def test_a_model_is_calibrated_on_rows_it_was_not_fitted_on_and_then_fitted_on_a
 
 
 def test_too_few_of_the_rarer_outcome_are_told_with_the_numbers() -> None:
-    with pytest.raises(InputError, match="churn: of 104 customers at the test cut-offs 4 have the rarer outcome, 5 are"):
+    with pytest.raises(
+        InputError, match="churn: of 104 customers at the test cut-offs 4 have the rarer outcome, 5 are"
+    ):
         check_outcomes("churn", "test", np.repeat([0.0, 1.0], [100, 4]))
     check_outcomes("churn", "test", np.repeat([0.0, 1.0], [5, 100]))
 
