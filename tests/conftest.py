@@ -49,6 +49,7 @@ horizon_days = 7
 [evaluation]
 step_days = 14
 warm_up_days = 60
+bootstrap = 100
 
 [economics]
 margin = 0.3
@@ -333,7 +334,7 @@ def _run(folder: Path, *arguments: object) -> Outcome:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

@@ -23,11 +23,14 @@ from feature_store.state import DAY_S, StateLayout
 from training.__main__ import cli
 from training.config import TrainingConfig
 from training.dataset import Rows, build_rows
+from training.evidence import TestRows, hashed_ids, read_evidence
 from training.export import check_parity, graph_inputs
 from training.thresholds import threshold
 
 if TYPE_CHECKING:
     from tests.conftest import Call, Trained
+
+TESTS = {"churn": "test", "propensity": "propensity_test"}
 
 # onnx 1.19 with protobuf 6 on skl2onnx's trees; mended in neither yet.
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
@@ -47,26 +50,35 @@ def config(toy: Trained) -> TrainingConfig:
 def blocks(made: Bundle, config: TrainingConfig) -> dict[str, Rows]:
     """The rows of each block of cut-offs in the manifest, read from the source anew."""
     layout = StateLayout(made.manifest.features)
+    times = {block: [moment(cutoff) for cutoff in cutoffs] for block, cutoffs in made.manifest.cutoffs.items()}
+    # All in one pass, as training reads them: what is decayed in other steps differs in the last bits.
     with OfflineStore(config.source) as source:
-        return {
-            block: build_rows(source, layout, config, [moment(cutoff) for cutoff in cutoffs])
-            for block, cutoffs in made.manifest.cutoffs.items()
-            if cutoffs
-        }
+        rows = build_rows(source, layout, config, sorted({cutoff for some in times.values() for cutoff in some}))
+    return {block: rows.at(some) for block, some in times.items()}
+
+
+@pytest.fixture(scope="module")
+def scored(toy: Trained) -> dict[str, TestRows]:
+    return read_evidence(toy.registry / "current")[1]
 
 
 def moment(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+def made_cutoffs(made: Bundle, block: str) -> list[float]:
+    return [moment(text) for text in made.manifest.cutoffs[block]]
+
+
 def run(made: Bundle, state: np.ndarray[Any, Any]) -> Arrays:
     return Graph(made.model).run(**graph_inputs(state, made.manifest.economics))
 
 
-def test_a_bundle_is_three_files_and_current_points_at_it(toy: Trained, made: Bundle) -> None:
+def test_a_bundle_is_model_evidence_and_report_and_current_points_at_it(toy: Trained, made: Bundle) -> None:
     folder = toy.registry / made.manifest.version
     assert {path.name for path in toy.registry.iterdir()} == {made.manifest.version, "current"}
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", "manifest.json", "golden.npz"}
+    served, beside = {"model.onnx", "manifest.json", "golden.npz"}, {"evidence.json", "evidence.npz", "report.html"}
+    assert {path.name for path in folder.iterdir()} == served | beside
     # Relative, so that a registry can be moved or mounted elsewhere.
     assert str((toy.registry / "current").readlink()) == made.manifest.version
     assert all(path.stat().st_mode & 0o044 for path in [folder, *folder.iterdir()])
@@ -100,6 +112,11 @@ def test_a_manifest_names_the_cut_offs(made: Bundle) -> None:
     assert cutoffs["test"] == [end - month - 28 * DAY_S, end - month - 14 * DAY_S, end - month]
     assert training_times == sorted(training_times)
     assert training_times[-1] + month <= cutoffs["test"][0]
+    # Propensity looks a week ahead, so its blocks lie later.
+    week = 7 * DAY_S
+    newest = max(cutoffs["propensity_fit"] + cutoffs["propensity_gap"] + cutoffs["propensity_calibration"])
+    assert cutoffs["propensity_test"] == [end - week - 28 * DAY_S, end - week - 14 * DAY_S, end - week]
+    assert training_times[-1] < newest <= cutoffs["propensity_test"][0] - week
 
 
 @pytest.mark.parametrize("offer", OFFERS)
@@ -118,40 +135,82 @@ def test_a_manifest_holds_the_evidence_of_the_contract(made: Bundle, offer: str)
 
 
 @pytest.mark.parametrize("offer", OFFERS)
-def test_the_evidence_is_what_the_graph_makes_of_the_test_cut_offs(
-    made: Bundle, blocks: dict[str, Rows], offer: str
+def test_the_figures_are_those_of_the_test_cut_offs_rows_as_the_evaluations_models_scored_them(
+    made: Bundle, blocks: dict[str, Rows], scored: dict[str, TestRows], offer: str
 ) -> None:
-    test = blocks["test"]
-    probability = run(made, test.state)[f"{offer}_probability"].astype(np.float64)
-    labels = getattr(test, offer)
-    assert made.manifest.metrics["rows"]["test"] == len(test)
-    assert made.manifest.metrics[offer]["auc"] == pytest.approx(roc_auc_score(labels, probability))
-    assert made.manifest.metrics[offer]["log_loss"] == pytest.approx(log_loss(labels, probability))
+    test, found = blocks[TESTS[offer]], scored[offer]
+    # Row by row the customers of the source at these cut-offs, with the outcomes that came.
+    np.testing.assert_array_equal(found.customer, hashed_ids(test.customer_id.tolist()))
+    np.testing.assert_array_equal(found.cutoff, test.cutoff)
+    np.testing.assert_array_equal(found.label, test.label(offer) > 0)
+    np.testing.assert_array_equal(found.recency_days, test.recency_days)
+    figures = made.manifest.metrics[offer]
+    assert figures["auc"] == pytest.approx(roc_auc_score(found.label, found.probability))
+    assert figures["log_loss"] == pytest.approx(log_loss(found.label, found.probability))
+    assert figures["recency_alone"]["auc"] == pytest.approx(roc_auc_score(found.label, found.baseline))
+    alerts = found.probability >= found.threshold
+    assert figures["policy"]["contacts"] == alerts.sum() > 0
+    assert figures["policy"]["precision"] == pytest.approx(found.label[alerts].mean())
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_the_served_model_has_learnt_from_the_test_cut_offs_and_the_figures_have_not(
+    made: Bundle, blocks: dict[str, Rows], scored: dict[str, TestRows], offer: str
+) -> None:
+    served = run(made, blocks[TESTS[offer]].state)[f"{offer}_probability"].astype(np.float64)
+    found = scored[offer]
+    assert log_loss(found.label, served) < made.manifest.metrics[offer]["log_loss"]
+    assert np.corrcoef(served, found.probability)[0, 1] > 0.8
+
+
+def test_no_file_of_a_bundle_tells_a_customers_id(toy: Trained) -> None:
+    folder = toy.registry / "current"
+    for path in folder.iterdir():
+        assert not re.search(rb"\bc0[0-3]\d\d\b", path.read_bytes()), path.name
+    with np.load(folder / "evidence.npz", allow_pickle=False) as arrays:
+        assert {column.dtype.kind for column in arrays.values()} <= {"f", "b", "u"}
+
+
+def test_every_test_row_of_either_offer_went_into_the_count(made: Bundle, blocks: dict[str, Rows]) -> None:
+    rows = {
+        (t, name)
+        for block in TESTS.values()
+        for t, name in zip(blocks[block].cutoff, blocks[block].customer_id, strict=True)
+    }
+    assert made.manifest.metrics["rows"]["test"] == len(rows)
 
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_the_budget_is_met_on_the_newest_block_before_the_test(
     made: Bundle, blocks: dict[str, Rows], config: TrainingConfig, offer: str
 ) -> None:
-    found = run(made, blocks["calibration"].state)
+    budget = config.economics.offer(offer).budget_share
+    assert made.manifest.metrics[offer]["alert_share_newest_block"] == pytest.approx(budget, abs=0.01)
+    # The model that is served has a price of its own, found on the newest cut-offs of all.
+    newest = blocks[TESTS[offer]].at(made_cutoffs(made, TESTS[offer])[-2:]).state
+    found = run(made, newest)
     share = float((found[f"{offer}_probability"] >= found[f"{offer}_threshold"]).mean())
-    assert share == pytest.approx(config.economics.offer(offer).budget_share, abs=0.01)
-    assert made.manifest.metrics[offer]["alert_share_newest_block"] == pytest.approx(share)
+    assert share == pytest.approx(budget, abs=0.01)
 
 
 def test_the_graph_has_the_inputs_and_outputs_of_the_contract(made: Bundle) -> None:
     graph = onnx.load_from_string(made.model).graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.output]}
-    assert kinds == dict.fromkeys(INPUTS, onnx.TensorProto.DOUBLE) | dict.fromkeys(OUTPUTS, onnx.TensorProto.FLOAT)
+    floats = dict.fromkeys([*OUTPUTS, "rfm"], onnx.TensorProto.FLOAT)
+    assert kinds == dict.fromkeys(INPUTS, onnx.TensorProto.DOUBLE) | floats | {"segment": onnx.TensorProto.INT64}
     assert made.manifest.inputs == {"state": ["n", 6], "age": ["n", 1], "economics": ["n", len(ECONOMICS)]}
-    assert made.manifest.outputs == list(OUTPUTS)
+    assert made.manifest.outputs == [*OUTPUTS, "segment", "rfm"]
 
 
 def test_every_output_has_one_finite_value_a_customer(made: Bundle, blocks: dict[str, Rows]) -> None:
     unknown = StateLayout(made.manifest.features).identity
     for state in (blocks["test"].state, unknown[np.newaxis], np.tile(unknown, (1000, 1))):
         found = run(made, state)
-        assert {name: value.shape for name, value in found.items()} == dict.fromkeys(OUTPUTS, (len(state),))
+        assert {name: value.shape for name, value in found.items()} == dict.fromkeys(
+            [*OUTPUTS, "segment", "rfm"], (len(state),)
+        )
+        assert set(found["segment"].tolist()) <= set(range(len(made.manifest.segments)))
+        assert set("".join(str(int(code)) for code in found["rfm"])) <= set("12345")
         assert all(np.isfinite(value).all() for value in found.values())
         assert (found["expected_spend"] > 0).all()
         for offer in OFFERS:
@@ -168,7 +227,7 @@ def test_a_customer_gets_the_same_scores_alone_and_among_others(made: Bundle, bl
 
 
 def test_golden_rows_are_customers_of_the_test_cut_offs(made: Bundle, blocks: dict[str, Rows]) -> None:
-    real = {row.tobytes() for row in blocks["test"].state}
+    real = {row.tobytes() for block in TESTS.values() for row in blocks[block].state}
     assert len(made.golden["input_state"]) >= 50
     assert all(row.tobytes() in real for row in made.golden["input_state"])
 
@@ -217,7 +276,7 @@ def test_a_second_fit_adds_a_version_of_the_same_model_and_moves_current(
     assert manifest.model_sha256 == bundle.read(registry, first).manifest.model_sha256
     # Every test row went through the gate, and what it found is in the manifest.
     assert checked == [manifest.metrics["rows"]["test"]]
-    assert set(manifest.metrics["parity"]) == set(OUTPUTS)
+    assert set(manifest.metrics["parity"]) == {*OUTPUTS, "segment", "rfm"}
     open_bundle(bundle.read(registry))
     # The command prints the evidence.
     for text in (f"{manifest.metrics['churn_auc']:.4f}", "recency alone", "dynamic", "single", "p·v", second):

@@ -124,8 +124,32 @@ def test_rows_of_many_cut_offs_are_those_of_each(source: OfflineStore) -> None:
     assert len(rows) == sum(len(rows.at([cutoff])) for cutoff in cutoffs)
     for cutoff in cutoffs:
         alone = build_rows(source, LAYOUT, config(), [cutoff])
-        for name, column in vars(rows.at([cutoff])).items():
-            np.testing.assert_array_equal(column, getattr(alone, name))
+        some = rows.at([cutoff])
+        for name, column in vars(some).items():
+            if name != "group":
+                np.testing.assert_array_equal(column, getattr(alone, name))
+        assert len(set(zip(some.customer_id, some.group, strict=True))) == len(set(some.group.tolist()))
+    # A group is a customer, at whatever cut-off.
+    assert (
+        len(set(zip(rows.customer_id, rows.group, strict=True))) == len(set(rows.customer_id)) == rows.group.max() + 1
+    )
+
+
+def test_a_label_whose_horizon_ends_after_the_data_is_not_known(source: OfflineStore) -> None:
+    end = source.summary.end
+    known = build_rows(source, LAYOUT, config(), [end - 28 * DAY_S])
+    assert len(known)
+    assert all(np.isfinite(known.label(target)).all() for target in ("churn", "propensity", "spend"))
+    # A second later the 28 days of churn and spend reach beyond the end, and the 7 of propensity do not.
+    partly = build_rows(source, LAYOUT, config(), [end - 28 * DAY_S + 1])
+    assert len(partly) == len(known)
+    assert np.isnan(partly.churn).all()
+    assert np.isnan(partly.spend).all()
+    assert np.isfinite(partly.propensity).all()
+    later = build_rows(source, LAYOUT, config(), [end - 7 * DAY_S + 1])
+    assert len(later)
+    assert np.isnan(later.propensity).all()
+    assert np.isfinite(later.recency_days).all()
 
 
 def test_a_cut_off_before_everything_has_no_rows(source: OfflineStore) -> None:

@@ -16,7 +16,8 @@ from feature_store.bundle import OUTPUTS, Arrays
 from feature_store.graph import Graph
 from training.__main__ import cli
 from training.export import ParityError, check_parity, expected_outputs
-from training.spend import SpendModel
+from training.onnx_graph import GraphBuilder
+from training.spend import LEAST, SpendModel
 
 if TYPE_CHECKING:
     from tests.conftest import Call, Trained
@@ -85,8 +86,9 @@ def test_a_conversion_that_is_wrong_without_a_word_publishes_nothing(
     # What skl2onnx does to boosted trees with a log link: the spend comes out as its logarithm.
     honest = SpendModel.add_to
 
-    def silent(model: SpendModel, *arguments: Any) -> str:
-        return honest(SpendModel(model.name, model.regressor, exports_log=False), *arguments)
+    def silent(model: SpendModel, graph: GraphBuilder, *arguments: Any) -> str:
+        log = graph.add("Log", honest(model, graph, *arguments))
+        return graph.add("Max", log, graph.constant(np.array([[LEAST]])))
 
     monkeypatch.setattr(SpendModel, "add_to", silent)
     with pytest.raises(SystemExit, match="expected_spend is off by"):

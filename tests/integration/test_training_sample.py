@@ -66,7 +66,7 @@ def test_the_test_is_three_cut_offs_fourteen_days_apart_one_horizon_before_the_e
 
 def test_the_graph_agreed_with_scikit_learn_on_every_test_row(manifest: Manifest) -> None:
     parity = manifest.metrics["parity"]
-    assert set(parity) == set(OUTPUTS)
+    assert set(parity) == {*OUTPUTS, "segment", "rfm"}
     assert beyond_tolerance(parity) is None
     assert manifest.metrics["rows"]["test"] > 6000
 

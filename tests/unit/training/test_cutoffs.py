@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from feature_store.errors import InputError
 from feature_store.state import DAY_S
 from training.config import TrainingConfig
-from training.cutoffs import Cutoffs, lay_out
+from training.cutoffs import Cutoffs, Plan, lay_out
 
 OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
 
@@ -35,12 +35,61 @@ def days(cutoffs: list[float]) -> list[float]:
 
 
 def test_a_year_is_laid_out_as_the_contract_says() -> None:
-    found = lay_out(config(), 0.0, 365 * DAY_S)
+    found = lay_out(config(), 0.0, 365 * DAY_S).churn
     assert days(found.test) == [309, 323, 337]
     assert days(found.calibration) == [267, 281]
     assert days(found.gap) == [253]
     assert days(found.fit) == [239 - 14 * i for i in range(12, -1, -1)]
     assert len(found.training) + len(found.test) >= 12
+
+
+def test_propensity_has_later_tests_and_training_on_the_same_grid() -> None:
+    plan = lay_out(config(), 0.0, 365 * DAY_S)
+    found = plan.propensity
+    assert days(found.test) == [330, 344, 358]
+    assert days(found.calibration) == [309, 323]
+    assert found.gap == []
+    assert days(found.fit) == [295 - 14 * i for i in range(16, -1, -1)]
+    assert found.training[: len(plan.churn.training)] == plan.churn.training
+    assert plan.of("propensity") == found
+    assert plan.of("churn") == plan.of("spend") == plan.churn
+    assert plan.newest_known == plan.churn.training[-1]
+
+
+def test_a_plan_tells_all_blocks_by_name_and_each_cut_off_once() -> None:
+    plan = lay_out(config(), 0.0, 365 * DAY_S)
+    described = plan.described()
+    assert described["calibration"] == plan.churn.calibration
+    assert described["propensity_test"] == plan.propensity.test
+    assert plan.every == sorted({cutoff for block in described.values() for cutoff in block})
+
+
+def test_folds_expand_are_purged_of_a_horizon_and_share_the_later_half() -> None:
+    cutoffs = lay_out(config(), 0.0, 365 * DAY_S).churn
+    found = [(days(earlier), days(later)) for earlier, later in cutoffs.folds(3)]
+    # 16 cut-offs from 71 to 281: blocks of at most three from 183 on, each learnt from up to 28 days before.
+    assert found == [
+        ([71 + 14 * i for i in range(7)], [183, 197]),
+        ([71 + 14 * i for i in range(9)], [211, 225, 239]),
+        ([71 + 14 * i for i in range(12)], [253, 267, 281]),
+    ]
+
+
+def test_where_there_is_no_room_for_folds_the_calibration_block_is_the_only_one() -> None:
+    cutoffs = Cutoffs(100.0, [0.0], [50.0], [100.0], [300.0])
+    assert cutoffs.folds(2) == [([0.0], [100.0])]
+    # A block with nothing a horizon before it is left out, and there is no other here.
+    assert Cutoffs(100.0, [0.0], [], [90.0], [300.0]).folds(2) == [([0.0], [90.0])]
+
+
+def test_the_served_models_learn_from_the_test_cut_offs_as_well() -> None:
+    cutoffs = lay_out(config(), 0.0, 365 * DAY_S).churn
+    final = cutoffs.final()
+    assert final.training == [*cutoffs.training, *cutoffs.test]
+    assert final.test == []
+    assert days(final.calibration) == [323, 337]
+    assert days(final.fit) == [71 + 14 * i for i in range(16)]
+    assert days(final.gap) == [309]
 
 
 plans = st.fixed_dictionaries(
@@ -56,7 +105,7 @@ plans = st.fixed_dictionaries(
 ends = st.floats(30, 1500)
 
 
-def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, Cutoffs] | None:
+def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, Plan] | None:
     """None where the history is too short, which another test is about."""
     settings = config(**plan)
     try:
@@ -65,12 +114,15 @@ def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, Cutoffs]
         return None
 
 
-@given(plans, ends)
-def test_the_layout_keeps_its_promises_whatever_the_plan(plan: dict[str, Any], end: float) -> None:
+@given(plans, ends, st.sampled_from(["churn", "propensity"]))
+def test_the_layout_keeps_its_promises_whatever_the_plan(plan: dict[str, Any], end: float, target: str) -> None:
     if (found := laid_out(plan, end)) is None:
         return
-    settings, cutoffs = found
-    horizon = max(settings.churn.horizon_days, settings.economics.horizon_days) * DAY_S
+    settings, laid = found
+    cutoffs = laid.of(target)
+    longest = max(settings.churn.horizon_days, settings.economics.horizon_days)
+    horizon = (settings.propensity.horizon_days if target == "propensity" else longest) * DAY_S
+    assert cutoffs.horizon_s == horizon
     # The last test cut-off lies one horizon before the end, the others 14 days apart.
     assert cutoffs.test[-1] == pytest.approx(end * DAY_S - horizon)
     assert [b - a for a, b in pairwise(cutoffs.test)] == pytest.approx([14 * DAY_S] * (len(cutoffs.test) - 1))
@@ -86,6 +138,31 @@ def test_the_layout_keeps_its_promises_whatever_the_plan(plan: dict[str, Any], e
     step = settings.evaluation.step_days * DAY_S
     assert [b - a for a, b in pairwise(cutoffs.training)] == pytest.approx([step] * (len(cutoffs.training) - 1))
     assert len(cutoffs.training) + len(cutoffs.test) >= settings.evaluation.least_cutoffs
+    # Both kinds of training cut-offs stand on one grid.
+    assert all(
+        (cutoff - laid.churn.training[-1]) / step
+        == pytest.approx(round((cutoff - laid.churn.training[-1]) / step), abs=1e-6)
+        for cutoff in cutoffs.training
+    )
+
+
+@given(plans, ends, st.integers(2, 6), st.sampled_from(["churn", "propensity"]))
+def test_folds_learn_from_nothing_whose_label_reaches_the_block_they_are_judged_by(
+    plan: dict[str, Any], end: float, most: int, target: str
+) -> None:
+    if (found := laid_out(plan, end)) is None:
+        return
+    cutoffs = found[1].of(target)
+    folds = cutoffs.folds(most)
+    assert 1 <= len(folds) <= most
+    assert folds[-1][1][-1] == cutoffs.training[-1]
+    for earlier, later in folds:
+        assert earlier
+        assert max(earlier) + cutoffs.horizon_s <= min(later) + 1e-3
+        assert set(earlier) | set(later) <= set(cutoffs.training)
+    for (before, judged), (after, judged_later) in pairwise(folds):
+        assert set(before) <= set(after)
+        assert max(judged) < min(judged_later)
 
 
 @given(ends)
@@ -107,10 +184,10 @@ def test_a_plan_that_leaves_nothing_to_fit_on_says_so() -> None:
 
 
 def test_the_longest_horizon_counts() -> None:
-    assert days(lay_out(config(horizon=28, spend_horizon=56), 0.0, 500 * DAY_S).test)[-1] == 500 - 56
-    assert days(lay_out(config(horizon=42, spend_horizon=7), 0.0, 500 * DAY_S).test)[-1] == 500 - 42
+    assert days(lay_out(config(horizon=28, spend_horizon=56), 0.0, 500 * DAY_S).churn.test)[-1] == 500 - 56
+    assert days(lay_out(config(horizon=42, spend_horizon=7), 0.0, 500 * DAY_S).churn.test)[-1] == 500 - 42
 
 
 def test_only_the_span_matters_not_when_it_was() -> None:
     at_first, later = lay_out(config(), 0.0, 365 * DAY_S), lay_out(config(), 1.5e9, 1.5e9 + 365 * DAY_S)
-    assert [cutoff + 1.5e9 for cutoff in at_first.training + at_first.test] == later.training + later.test
+    assert [cutoff + 1.5e9 for cutoff in at_first.every] == later.every

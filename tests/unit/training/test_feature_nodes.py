@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from feature_store.definitions import Feature
 from feature_store.graph import Graph
 from feature_store.state import DAY_S, Floats, StateLayout
 from training.config import Overdue
-from training.features import MAX_DAYS, FeatureMatrix, FeatureSpec, add_features
+from training.features import MAX_DAYS, FeatureMatrix, FeatureSpec, add_features, filled_matrix
 from training.onnx_graph import GraphBuilder
 
 FEATURES = [
@@ -68,11 +69,10 @@ def plain(state: Floats, age: float) -> list[float]:
             values.append(min(max(age - slot / DAY_S, 0.0), MAX_DAYS))
         else:
             values.append(slot * 2 ** (-age / feature.half_life_days) if feature.half_life_days else slot)
-    known = [0.0 if math.isnan(value) else value for value in values]
     flags = [float(math.isnan(values[1])), float(math.isnan(values[5]))]
-    per_day = known[3] * math.log(2) / 7
-    signed = [math.copysign(math.log(1 + abs(value)), value) for value in known]
-    return [*signed, *flags, known[0] * per_day, known[6] * per_day]
+    per_day = values[3] * math.log(2) / 7
+    signed = [math.copysign(math.log(1 + abs(value)), value) for value in values]
+    return [*signed, *flags, values[0] * per_day, values[6] * per_day]
 
 
 def run(state: Floats, age: Floats) -> npt.NDArray[np.float32]:
@@ -104,9 +104,10 @@ def test_the_matrix_that_trains_is_made_by_the_same_nodes(state: Floats) -> None
 
 
 def test_a_customer_of_whom_nothing_is_known_has_finite_features() -> None:
-    found = run(LAYOUT.identity[np.newaxis], np.array([12.0]))[0]
+    spec = replace(SPEC, fill=tuple([7.0] * len(SPEC.names)))
+    found = nodes(spec).run(state=LAYOUT.identity[np.newaxis], age=np.array([[12.0]]))["features"][0]
     never = math.log(1 + MAX_DAYS)
-    assert found.tolist() == pytest.approx([never, 0, 0, 0, 0, 0, never, 1, 1, 0, 0])
+    assert found.tolist() == pytest.approx([never, 7, 0, 0, 0, 7, never, 1, 1, 0, 0])
 
 
 def test_an_event_of_long_ago_counts_as_old_as_one_that_never_happened() -> None:
@@ -120,3 +121,42 @@ def test_a_spec_of_one_plain_slot_needs_no_other_parts() -> None:
     spec = FeatureSpec(StateLayout([FEATURES[3]]))
     assert spec.names == ["log1p(visits_7d)"]
     assert FeatureMatrix(spec)(np.array([[math.e - 1], [0.0]])).tolist() == [[pytest.approx(1.0)], [0.0]]
+
+
+@given(batches, batches, st.data())
+def test_a_value_that_is_missing_anywhere_is_filled_with_what_is_usual(
+    learnt: Floats, state: Floats, data: st.DataObject
+) -> None:
+    matrix = filled_matrix(SPEC, learnt)
+    gaps = np.array([[data.draw(st.booleans()) for _ in row] for row in state])
+    found = matrix(np.where(gaps, np.nan, state))
+    assert np.isfinite(found).all()
+    usual = matrix(np.full((1, len(FEATURES)), np.nan))[0]
+    slots = len(FEATURES)
+    np.testing.assert_array_equal(found[:, :slots][gaps], np.broadcast_to(usual[:slots], gaps.shape)[gaps])
+    whole = FeatureMatrix(SPEC)(state)[:, :slots]
+    known = ~gaps & np.isfinite(whole)
+    np.testing.assert_array_equal(found[:, :slots][known], whole[known])
+
+
+def test_what_is_usual_is_the_median_of_what_is_known_and_nought_where_nothing_is() -> None:
+    attributes = FeatureSpec(StateLayout([FEATURES[1], FEATURES[5]]))
+    matrix = filled_matrix(attributes, np.array([[1.0, np.nan], [np.nan, np.nan], [4.0, np.nan], [2.0, np.nan]]))
+    found = matrix(np.array([[np.nan, np.nan], [8.0, 3.0]]))
+    expected = [[math.log(3), 0, 1, 1], [math.log(9), math.log(4), 0, 0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_category_is_a_flag_of_its_own_and_a_missing_one_is_none_of_them() -> None:
+    colour = Feature(name="colour", aggregate="attribute", categories=("blue", "red"))
+    spec = FeatureSpec(StateLayout([FEATURES[3], colour]))
+    assert spec.names == ["log1p(visits_7d)", "missing(colour)", "colour=blue", "colour=red", "colour=other"]
+    state = np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, np.nan]])
+    expected = [[0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]]
+    assert FeatureMatrix(spec)(state).tolist() == expected
+
+
+def test_a_spec_of_fewer_slots_keeps_the_ratios_whose_slots_it_has() -> None:
+    narrow = SPEC.narrowed([0, 3])
+    assert narrow.names == ["log1p(last)", "log1p(visits_7d)", "overdue"]
+    assert SPEC.narrowed([0, 4]).overdue == []

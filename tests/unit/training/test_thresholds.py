@@ -144,8 +144,8 @@ def test_customers_of_equal_gain_do_not_break_the_budget() -> None:
 def graph_of_thresholds() -> Graph:
     graph = GraphBuilder()
     spend = graph.input("spend", 1)
-    graph.input("economics", len(ECONOMICS))
-    found = graph.add("Cast", add_thresholds(graph, spend, OFFERS, LEAST), to=graph.float32)
+    economics = graph.input("economics", len(ECONOMICS))
+    found = graph.add("Cast", add_thresholds(graph, spend, economics, OFFERS, LEAST), to=graph.float32)
     for column, name in enumerate(OFFERS):
         graph.output(f"{name}_threshold", found, column)
     return Graph(graph.build("thresholds"))

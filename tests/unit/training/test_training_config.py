@@ -101,7 +101,8 @@ def test_what_is_not_said_is_as_in_the_contract() -> None:
         ("active_days = 60", "active_days = nan", "churn.active_days: Input should be"),
         ("[churn]", "[evaluation]\ntest_cutoffs = 0\n[churn]", "evaluation.test_cutoffs: Input should be greater than"),
         ("[churn]", "[evaluation]\nstep_days = 1.5e9\n[churn]", "evaluation.step_days: Input should be less than or"),
-        ("[churn]", "[evaluation]\nfolds = 5\n[churn]", "evaluation.folds: Extra inputs are not permitted"),
+        ("[churn]", "[evaluation]\nfolds = 1\n[churn]", "evaluation.folds: Input should be greater than or equal to 2"),
+        ("[churn]", "[evaluation]\nparts = 5\n[churn]", "evaluation.parts: Extra inputs are not permitted"),
         ("[[overdue]]", "[[ratio]]", "ratio: Extra inputs are not permitted"),
         ('rate = "visits_7d"', "", "overdue.0.rate: Field required"),
         (

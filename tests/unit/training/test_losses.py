@@ -1,0 +1,55 @@
+"""Losses row by row, and how far one model is behind another beyond noise: on examples worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from training.losses import Behind, behind, log_losses, poisson_losses, simplest
+
+
+def test_losses_are_those_of_the_books() -> None:
+    found = log_losses(np.array([1.0, 0.0]), np.array([0.8, 0.3]))
+    assert found.tolist() == pytest.approx([-math.log(0.8), -math.log(0.7)])
+    spent = poisson_losses(np.array([0.0, 3.0, 2.0]), np.array([2.0, 3.0, 1.0]))
+    assert spent.tolist() == pytest.approx([4.0, 0.0, 2 * (2 * math.log(2) - 1)])
+
+
+def test_a_probability_that_is_certain_and_wrong_loses_much_but_not_everything() -> None:
+    found = log_losses(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    assert np.isfinite(found).all()
+    assert (found > 25).all()
+
+
+def test_the_standard_error_takes_a_customers_rows_together() -> None:
+    losses, best = np.array([2.0, 2.0, 0.0, 0.0]), np.zeros(4)
+    # Mean 1; two customers whose rows are 1 above it twice, and 1 below it twice: sums of 2 and -2.
+    together = behind(losses, best, np.array([0, 0, 1, 1]))
+    assert together == Behind(1.0, pytest.approx(math.sqrt(2**2 + 2**2) / 4))
+    # As if they were four customers, each 1 from the mean.
+    apart = behind(losses, best, np.arange(4))
+    assert apart == Behind(1.0, pytest.approx(math.sqrt(4) / 4))
+    # A customer who is as much above the mean as below it says nothing against it.
+    assert behind(losses, best, np.array([0, 1, 0, 1])).error == 0.0
+
+
+def test_only_the_difference_counts_not_how_hard_the_rows_are() -> None:
+    hard = np.array([0.0, 100.0, 3.0, 7000.0])
+    assert behind(hard + 0.5, hard, np.arange(4)) == Behind(pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))
+
+
+def test_the_first_that_is_within_one_standard_error_of_the_best_is_the_simplest() -> None:
+    customer, best = np.arange(4), np.zeros(4)
+    clearly_worse = best + 1.0
+    noisily_worse = np.array([2.0, -1.9, 2.0, -1.9])
+    chosen, found = simplest([clearly_worse, noisily_worse, best], customer)
+    assert chosen == 1
+    assert [one.within for one in found] == [False, True, True]
+    assert [one.mean for one in found] == pytest.approx([1.0, 0.05, 0.0])
+
+
+def test_the_best_is_chosen_where_all_that_are_simpler_are_worse_beyond_noise() -> None:
+    chosen, _ = simplest([np.ones(4), np.zeros(4), np.ones(4)], np.arange(4))
+    assert chosen == 1

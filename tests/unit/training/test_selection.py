@@ -1,0 +1,105 @@
+"""What is kept: the fewest slots and the simplest models that do as well as the best, on planted customers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from feature_store.state import Floats
+from tests.made_rows import attributes, made_rows
+from training import selection
+from training.dataset import Rows
+from training.features import FeatureSpec, filled_matrix
+from training.selection import Chosen, choose_learners, climb, learners_of, rungs_of, shuffled
+from training.splits import Splits, by_lot
+
+USEFUL, USELESS = tuple(f"tells_{i}" for i in range(4)), tuple(f"noise_{i}" for i in range(8))
+LAYOUT = attributes([*USELESS[:4], *USEFUL, *USELESS[4:]])
+
+
+def planted(rows: int = 4000, seed: int = 0) -> tuple[Rows, FeatureSpec, dict[str, Splits]]:
+    """Who leaves is told by four of twelve slots."""
+    random = np.random.default_rng(seed)
+    state = random.gamma(2.0, 2.0, (rows, 12))
+    told = np.log1p(state) - np.log1p(state).mean(axis=0)
+    churn = (random.random(rows) < expit(3 * told[:, 4:8].sum(axis=1))).astype(np.float64)
+    made = made_rows(state, churn=churn)
+    return made, FeatureSpec(LAYOUT), by_lot(made, ["churn"], folds=2, seed=7)
+
+
+def test_the_ladder_goes_down_from_all_slots() -> None:
+    assert rungs_of(10) == [10, 8, 6, 4, 2]
+    assert rungs_of(2) == [2]
+    assert rungs_of(1) == [1]
+    assert rungs_of(300)[:3] == [300, 256, 128]
+
+
+def test_the_fewest_slots_that_do_as_well_are_those_that_tell_something() -> None:
+    steps: list[None] = []
+    rows, spec, splits = planted()
+    rungs = climb(rows, spec, splits, seed=7, most=12, done=lambda: steps.append(None))
+    assert [len(rung.slots) for rung in rungs] == [12, 8, 6, 4, 2]
+    assert len(steps) == 5
+    (chosen,) = (rung for rung in rungs if rung.chosen)
+    assert chosen.slots == list(USEFUL)
+    assert chosen.behind["churn"] <= chosen.error["churn"]
+    # Each rung's slots are some of those above it, in the order of the layout.
+    names = [feature.name for feature in LAYOUT.features]
+    for above, below in zip(rungs, rungs[1:], strict=False):
+        assert set(below.slots) < set(above.slots)
+        assert below.slots == sorted(below.slots, key=names.index)
+    assert [rung.state_bytes for rung in rungs] == sorted({rung.state_bytes for rung in rungs}, reverse=True)
+
+
+def test_a_slot_that_is_needed_is_not_given_up_for_a_smaller_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "SHRINK", (4, 3))
+    rows, spec, splits = planted()
+    rungs = climb(rows, spec, splits, seed=7, most=12)
+    assert set(rungs[-1].slots) < set(USEFUL)
+    assert rungs[-1].behind["churn"] > rungs[-1].error["churn"]
+    assert [rung.slots for rung in rungs if rung.chosen] == [list(USEFUL)]
+
+
+def test_no_more_slots_are_kept_than_allowed_even_where_that_costs() -> None:
+    rows, spec, splits = planted()
+    (chosen,) = (rung for rung in climb(rows, spec, splits, seed=7, most=3) if rung.chosen)
+    assert len(chosen.slots) == 2
+    assert set(chosen.slots) < set(USEFUL)
+    assert chosen.behind["churn"] > chosen.error["churn"]
+
+
+def choice(rows: Rows, spec: FeatureSpec, splits: dict[str, Splits]) -> Chosen:
+    return choose_learners(filled_matrix(spec, rows.state)(rows.state), rows, splits, 7)
+
+
+def test_where_a_line_tells_all_the_logistic_regression_is_chosen() -> None:
+    rows, spec, splits = planted()
+    found = choice(rows, spec, splits)
+    assert found.learners["churn"].name == "logistic regression"
+    assert [trial.model for trial in found.trials] == [learner.name for learner in learners_of("churn")]
+    assert [trial.model for trial in found.trials if trial.chosen] == ["logistic regression"]
+    assert min(trial.behind for trial in found.trials) == 0.0
+
+
+def test_where_a_line_tells_nothing_trees_are_chosen() -> None:
+    rows, spec, splits = planted()
+    middle: Floats = np.log1p(rows.state[:, 4])
+    churn = (np.abs(middle - np.median(middle)) < 0.3).astype(np.float64)
+    found = choice(Rows(**vars(rows) | {"churn": churn}), spec, splits)
+    assert "boosted trees" in found.learners["churn"].name
+    line = found.trials[0]
+    assert line.behind > line.error
+    chosen = next(at for at, trial in enumerate(found.trials) if trial.chosen)
+    # None that is simpler is within one standard error of the best.
+    assert all(trial.behind > trial.error for trial in found.trials[:chosen])
+    assert found.trials[chosen].behind <= found.trials[chosen].error
+
+
+def test_a_shuffled_slot_has_the_same_values_with_other_customers() -> None:
+    state = np.arange(300.0).reshape(100, 3)
+    found = shuffled(state, 1, seed=7)
+    assert sorted(found[:, 1].tolist()) == state[:, 1].tolist()
+    assert (found[:, 1] != state[:, 1]).mean() > 0.9
+    np.testing.assert_array_equal(found[:, [0, 2]], state[:, [0, 2]])
+    assert state[1, 1] == 4.0

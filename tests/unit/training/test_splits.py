@@ -1,0 +1,91 @@
+"""Splits by time and by lot: what is known at which cut-off, and rows that belong together stay together."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from feature_store.state import DAY_S
+from tests.made_rows import made_config, made_rows
+from training.cutoffs import TARGETS, Plan, lay_out
+from training.dataset import Index, Rows
+from training.splits import Split, by_lot, in_time
+
+PLAN = lay_out(made_config(), 0.0, 365 * DAY_S)
+
+
+def timed() -> Rows:
+    """Four customers at each cut-off; a label is known where its horizon ends with the data."""
+    cutoff = np.repeat(PLAN.every, 4)
+    label = np.tile([0.0, 1.0, 0.0, 1.0], len(PLAN.every))
+    month, week = (np.where(cutoff + days * DAY_S <= 365 * DAY_S, label, np.nan) for days in (28, 7))
+    return made_rows(np.zeros((len(cutoff), 1)), cutoff=cutoff, churn=month, spend=month, propensity=week)
+
+
+def cutoffs_of(rows: Rows, index: Index) -> list[float]:
+    return sorted(set(rows.cutoff[index].tolist()))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_splits_by_time_are_the_cut_offs_of_the_plan(target: str) -> None:
+    rows, plan = timed(), PLAN.of(target)
+    found = in_time(rows, PLAN, folds=3)[target]
+    assert cutoffs_of(rows, found.evaluation.fit) == plan.fit
+    assert cutoffs_of(rows, found.evaluation.calibration) == plan.calibration
+    assert cutoffs_of(rows, found.evaluation.everything) == plan.training
+    assert cutoffs_of(rows, found.test) == plan.test
+    assert len(found.test) == 4 * len(plan.test)
+    folds = [(cutoffs_of(rows, earlier), cutoffs_of(rows, later)) for earlier, later in found.folds]
+    assert folds == plan.folds(3)
+    final = plan.final()
+    assert cutoffs_of(rows, found.final.everything) == [*plan.training, *plan.test]
+    assert cutoffs_of(rows, found.final.calibration) == final.calibration
+
+
+def test_a_row_whose_label_is_unknown_is_in_no_split() -> None:
+    rows = timed()
+    rows = Rows(**vars(rows) | {"churn": np.where(np.arange(len(rows)) % 3 == 0, np.nan, rows.churn)})
+    found = in_time(rows, Plan(PLAN.churn, PLAN.propensity), folds=3)
+    used = np.concatenate([found["churn"].final.everything, *(np.concatenate(pair) for pair in found["churn"].folds)])
+    assert np.isfinite(rows.churn[used]).all()
+    assert len(found["churn"].test) < len(found["spend"].test)
+
+
+def parted(split: Split) -> list[Index]:
+    return [split.fit, split.calibration]
+
+
+def test_by_lot_every_row_has_one_place_and_the_test_is_a_fifth() -> None:
+    rows = made_rows(np.zeros((1000, 1)))
+    found = by_lot(rows, ["churn", "spend"], folds=4, seed=7)
+    split = found["churn"]
+    assert found["spend"] is split
+    both = np.concatenate([split.evaluation.everything, split.test])
+    assert sorted(both.tolist()) == list(range(1000))
+    assert len(split.test) == 200
+    assert sorted(np.concatenate(parted(split.evaluation)).tolist()) == split.evaluation.everything.tolist()
+    assert sorted(np.concatenate(parted(split.final)).tolist()) == list(range(1000))
+    # Each row outside the test is judged in one fold.
+    judged = np.concatenate([later for _, later in split.folds])
+    assert sorted(judged.tolist()) == split.evaluation.everything.tolist()
+    assert len(split.folds) == 4
+
+
+def test_by_lot_rows_of_a_group_stay_together_in_every_split() -> None:
+    random = np.random.default_rng(0)
+    rows = made_rows(np.zeros((600, 1)), group=random.integers(0, 150, 600))
+    split = by_lot(rows, ["churn"], folds=3, seed=7)["churn"]
+    apart = [[split.evaluation.everything, split.test], parted(split.evaluation), parted(split.final)]
+    for parts in [*apart, *split.folds]:
+        for one, other in combinations(parts, 2):
+            assert len(one)
+            assert len(other)
+            assert not set(rows.group[one]) & set(rows.group[other])
+
+
+def test_by_lot_the_same_seed_draws_the_same_and_another_one_does_not() -> None:
+    rows = made_rows(np.zeros((500, 1)))
+    first, again, other = (by_lot(rows, ["churn"], 3, seed)["churn"].test.tolist() for seed in (7, 7, 8))
+    assert first == again != other
