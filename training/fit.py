@@ -120,7 +120,10 @@ def _evidence(
     kinds = 1 if data.plan is None else 3
     done = progress("evidence", 4 + kinds * len(judge.DAMAGES))
     if data.plan is None:
-        notes.append("a snapshot has no time: the test customers were drawn by lot, and later data will hold less")
+        notes.append(
+            f"a snapshot has no time: the test customers were drawn {_drawn(judged.config)}, and later data will hold "
+            "less"
+        )
     if not data.rungs:
         notes.append("the config names its features one by one, so there was no ladder to climb")
     optimism = [] if data.plan is None else list(judge.optimism(judged, chosen.learners, scored))
@@ -218,8 +221,17 @@ def _manifest(
             "start": _timestamp(source.summary.start),
             "end": _timestamp(source.summary.end),
             "left_out": source.summary.left_out,
+            "test": _drawn(config),
         },
     )
+
+
+def _drawn(config: TrainingConfig) -> str:
+    """How the test rows were chosen."""
+    if config.snapshot is None:
+        return "by time"
+    group = config.snapshot.group
+    return f"by lot, all of one {group} together" if group else "by lot"
 
 
 def _timestamp(seconds: float) -> str:
