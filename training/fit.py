@@ -31,6 +31,7 @@ from training.features import filled_matrix
 from training.judge import Judged
 from training.models import EVALUATION, FINAL, Models, fit_models
 from training.prepare import Data, Progress, prepare
+from training.robustness import DAMAGES, robustness
 from training.selection import Chosen, choose_learners, learners_of
 from training.thresholds import budget_price
 
@@ -118,7 +119,7 @@ def _evidence(
 ) -> Evidence:
     data, notes = judged.data, []
     kinds = 1 if data.plan is None else 3
-    done = progress("evidence", 4 + kinds * len(judge.DAMAGES))
+    done = progress("evidence", 4 + kinds * len(DAMAGES))
     if data.plan is None:
         notes.append(
             f"a snapshot has no time: the test customers were drawn {_drawn(judged.config)}, and later data will hold "
@@ -145,7 +146,7 @@ def _evidence(
         - min((len(rung.slots) for rung in data.rungs if rung.chosen), default=1)
         / max((len(rung.slots) for rung in data.rungs), default=1),
         importance=importance,
-        robustness=list(judge.robustness(judged, source, done)),
+        robustness=list(robustness(judged, source, done)),
         segments=judge.segments(judged),
         policies=policies,
         grid=cells,

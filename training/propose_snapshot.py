@@ -110,7 +110,8 @@ def propose_snapshot(table: str, label: str | None, base: Path) -> Proposal:
     said = {} if draft.value else {"value": PLACEHOLDER_VALUE}
     worth = "follow from the median value" if typical else f"take every customer to spend {PLACEHOLDER_VALUE:g}"
     figures = Economics.model_validate(toml.economics(typical or PLACEHOLDER_VALUE, margin=0.25))
-    text += "\n" + toml.economics_sections(figures, said, f"the data knows no margins and no costs; these {worth}")
+    assumption = f"the data knows no margins and no costs; these {worth}"
+    text += "\n" + toml.economics_sections(figures, said, assumption, [draft.target])
     proposal = Proposal(f"{toml.heading(found, unsure)}\n{text}", found, unsure)
     with duckdb.connect() as connection:
         read_attributes(connection, check(proposal.text, base).source)
@@ -146,7 +147,7 @@ def _with_columns(connection: duckdb.DuckDBPyConnection, draft: Draft, unsure: l
     group = _named(draft, GROUPS, list(draft.names.values()))
     if group is not None:
         unsure.append(f"rows of one '{group}' stay together, and it is not learnt from")
-    return replace(draft, value=value, group=group, **costs)
+    return replace(draft, value=value, contact_cost=costs["contact_cost"], offer_cost=costs["offer_cost"], group=group)
 
 
 def _named(draft: Draft, words: Sequence[str], usable: Sequence[str]) -> str | None:
