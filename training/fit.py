@@ -134,7 +134,6 @@ def _evidence(
     policies, cells, costs = judge.policies(judged)
     done()
     treatment, warnings = judge.treatment(judged, source)
-    tags, tags_cost = judge.tags(judged)
     done()
     return Evidence(
         audit=[*findings, *warnings],
@@ -152,8 +151,8 @@ def _evidence(
         grid=cells,
         costs=costs,
         treatment=treatment,
-        tags=tags,
-        tags_cost=tags_cost,
+        tags=data.tags,
+        tags_cost=dict(data.tags_cost),
         notes=notes,
     )
 

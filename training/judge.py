@@ -29,7 +29,6 @@ from training.evidence import (
     Policy,
     Quality,
     Segment,
-    Tag,
     TestRows,
     Value,
     hashed_ids,
@@ -43,8 +42,7 @@ from training.probability import Learner
 from training.randomised import check_chance, experiment
 from training.savings import cost_metrics
 from training.segments import profile
-from training.selection import fold_loss, shuffled
-from training.tags import is_tag_table, propose_tags, tag_columns
+from training.selection import shuffled
 from training.uplift import evaluate_treatment
 
 RANDOM_TEST: Final = 0.25
@@ -262,22 +260,3 @@ def treatment(judged: Judged, source: OfflineStore) -> tuple[list[Value], list[F
         seed=seed,
     )
     return values, [warning] if warning else []
-
-
-def tags(judged: Judged) -> tuple[list[Tag], dict[str, float]]:
-    """Of many 0/1 attributes, those that say the same, and what leaving them out costs in the loss of the folds."""
-    data = judged.data
-    names = [feature.name for feature in data.spec.layout.features]
-    columns = {name: data.rows.state[:, at] for at, name in enumerate(names)}
-    if not is_tag_table(columns):
-        return [], {}
-    mine = tag_columns(columns)
-    others = [at for at, name in enumerate(names) if name not in mine]
-    values = np.column_stack([columns[name] for name in mine]) == 1
-    offer = offers(data)[0]
-
-    def loss(indexes: list[int]) -> float:
-        slots = sorted([*others, *(names.index(mine[at]) for at in indexes)])
-        return fold_loss(offer, data.rows.narrowed(slots), data.spec.narrowed(slots), data.splits[offer], judged.seed)
-
-    return propose_tags(values, mine, loss, seed=judged.seed)
