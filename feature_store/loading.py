@@ -273,6 +273,6 @@ def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _checked(source: OfflineStore, as_of: float) -> float:
-    if as_of < source.summary.start:
+    if source.summary.events and as_of < source.summary.start:  # a snapshot is as of whenever it was read
         raise InputError(f"no customer is known as of {iso(as_of)}: the source begins {iso(source.summary.start)}")
     return as_of

@@ -31,6 +31,7 @@ from training.features import filled_matrix
 from training.judge import Judged
 from training.models import EVALUATION, FINAL, Models, fit_models
 from training.prepare import Data, Progress, prepare
+from training.robustness import DAMAGES, robustness
 from training.selection import Chosen, choose_learners, learners_of
 from training.thresholds import budget_price
 
@@ -118,9 +119,12 @@ def _evidence(
 ) -> Evidence:
     data, notes = judged.data, []
     kinds = 1 if data.plan is None else 3
-    done = progress("evidence", 4 + kinds * len(judge.DAMAGES))
+    done = progress("evidence", 4 + kinds * len(DAMAGES))
     if data.plan is None:
-        notes.append("a snapshot has no time: the test customers were drawn by lot, and later data will hold less")
+        notes.append(
+            f"a snapshot has no time: the test customers were drawn {_drawn(judged.config)}, and later data will hold "
+            "less"
+        )
     if not data.rungs:
         notes.append("the config names its features one by one, so there was no ladder to climb")
     optimism = [] if data.plan is None else list(judge.optimism(judged, chosen.learners, scored))
@@ -130,7 +134,6 @@ def _evidence(
     policies, cells, costs = judge.policies(judged)
     done()
     treatment, warnings = judge.treatment(judged, source)
-    tags, tags_cost = judge.tags(judged)
     done()
     return Evidence(
         audit=[*findings, *warnings],
@@ -142,14 +145,14 @@ def _evidence(
         - min((len(rung.slots) for rung in data.rungs if rung.chosen), default=1)
         / max((len(rung.slots) for rung in data.rungs), default=1),
         importance=importance,
-        robustness=list(judge.robustness(judged, source, done)),
+        robustness=list(robustness(judged, source, done)),
         segments=judge.segments(judged),
         policies=policies,
         grid=cells,
         costs=costs,
         treatment=treatment,
-        tags=tags,
-        tags_cost=tags_cost,
+        tags=data.tags,
+        tags_cost=dict(data.tags_cost),
         notes=notes,
     )
 
@@ -218,8 +221,17 @@ def _manifest(
             "start": _timestamp(source.summary.start),
             "end": _timestamp(source.summary.end),
             "left_out": source.summary.left_out,
+            "test": _drawn(config),
         },
     )
+
+
+def _drawn(config: TrainingConfig) -> str:
+    """How the test rows were chosen."""
+    if config.snapshot is None:
+        return "by time"
+    group = config.snapshot.group
+    return f"by lot, all of one {group} together" if group else "by lot"
 
 
 def _timestamp(seconds: float) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,14 +23,12 @@ from training.costs import own_figures, terms_of
 from training.dataset import Index, Rows, quoted
 from training.evidence import (
     Cell,
-    Damage,
     Finding,
     Importance,
     Optimism,
     Policy,
     Quality,
     Segment,
-    Tag,
     TestRows,
     Value,
     hashed_ids,
@@ -45,14 +42,11 @@ from training.probability import Learner
 from training.randomised import check_chance, experiment
 from training.savings import cost_metrics
 from training.segments import profile
-from training.selection import fold_loss, shuffled
-from training.tags import is_tag_table, propose_tags, tag_columns
+from training.selection import shuffled
 from training.uplift import evaluate_treatment
 
 RANDOM_TEST: Final = 0.25
 REPEATS: Final = 3
-DAMAGES: Final = (0.0, 0.1, 0.2, 0.3)
-LOST, DUPLICATED, MISSING = "lost events", "duplicated events", "missing values"
 
 
 @dataclass(frozen=True)
@@ -266,80 +260,3 @@ def treatment(judged: Judged, source: OfflineStore) -> tuple[list[Value], list[F
         seed=seed,
     )
     return values, [warning] if warning else []
-
-
-def tags(judged: Judged) -> tuple[list[Tag], dict[str, float]]:
-    """Of many 0/1 attributes, those that say the same, and what leaving them out costs in the loss of the folds."""
-    data = judged.data
-    names = [feature.name for feature in data.spec.layout.features]
-    columns = {name: data.rows.state[:, at] for at, name in enumerate(names)}
-    if not is_tag_table(columns):
-        return [], {}
-    mine = tag_columns(columns)
-    others = [at for at, name in enumerate(names) if name not in mine]
-    values = np.column_stack([columns[name] for name in mine]) == 1
-    offer = offers(data)[0]
-
-    def loss(indexes: list[int]) -> float:
-        slots = sorted([*others, *(names.index(mine[at]) for at in indexes)])
-        return fold_loss(offer, data.rows.narrowed(slots), data.spec.narrowed(slots), data.splits[offer], judged.seed)
-
-    return propose_tags(values, mine, loss, seed=judged.seed)
-
-
-def robustness(judged: Judged, source: OfflineStore, done: Callable[[], None]) -> Iterator[Damage]:
-    """AUC on the test cut-offs where values are missing, and events are lost or come twice."""
-    for share in DAMAGES:
-        for offer in offers(judged.data):
-            rows = judged.data.rows.take(judged.data.splits[offer].test)
-            yield _damage(judged, offer, MISSING, share, rows, _with_gaps(judged, rows.state, share))
-        done()
-    if judged.data.plan is None:
-        return
-    for kind in (LOST, DUPLICATED):
-        for share in DAMAGES:
-            with damaged_events(source, kind, share) as events:
-                for offer in offers(judged.data):
-                    rows = judged.data.rows.take(judged.data.splits[offer].test)
-                    yield _damage(judged, offer, kind, share, rows, _states(judged, source, rows, events))
-            done()
-
-
-def _damage(judged: Judged, offer: str, kind: str, share: float, rows: Rows, state: Floats) -> Damage:
-    auc = roc_auc_score(rows.label(offer), judged.run(state)[f"{offer}_probability"])
-    return Damage(offer=offer, kind=kind, share=share, auc=float(auc))
-
-
-def _with_gaps(judged: Judged, state: Floats, share: float) -> Floats:
-    gaps = np.random.default_rng(judged.config.evaluation.seed).random(state.shape) < share
-    return np.where(gaps, np.nan, state)
-
-
-@contextmanager
-def damaged_events(source: OfflineStore, kind: str, share: float) -> Iterator[str]:
-    """A view of the events in which a share of them is lost, or comes twice; by a hash, so always the same ones."""
-    drawn = "('0x' || substr(md5(concat_ws('|', customer_id, t, event_type, amount)), 1, 8))::UBIGINT / 4294967296.0"
-    query = f"FROM events WHERE {drawn} >= {share}"
-    if kind == DUPLICATED:
-        query = f"FROM events UNION ALL FROM events WHERE {drawn} < {share}"
-    source.connection.execute(f"CREATE OR REPLACE VIEW damaged AS {query}")
-    try:
-        yield "damaged"
-    finally:
-        source.connection.execute("DROP VIEW damaged")
-
-
-def _states(judged: Judged, source: OfflineStore, rows: Rows, events: str) -> Floats:
-    """States of the rows from other events; who has none of them left is as nobody knew of them."""
-    layout = judged.data.spec.layout
-    found = np.tile(layout.identity, (len(rows), 1))
-    for cutoff in np.unique(rows.cutoff):
-        index = np.flatnonzero(rows.cutoff == cutoff)
-        states = source.states(layout, float(cutoff), events)
-        if not len(states.customer_ids):
-            continue
-        ids, wanted = states.customer_ids.astype(str), rows.customer_id[index].astype(str)
-        place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-        there = ids[place] == wanted
-        found[index[there]] = states.slots[place[there]]
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,13 @@ ANYTHING: Final = ("label", "target", "class", "outcome", "y")
 LABELS: Final = CHURN + CHURN_TOO + BUYS + BUYS_TOO + ANYTHING
 """Usual names of labels, the most telling first."""
 
-VALUES: Final = ("clv", "ltv", "cltv", "customervalue", "customerlifetimevalue", "futurespend", "spend", "value")
+VALUES: Final = ("clv", "ltv", "cltv", "customervalue", "customerlifetimevalue")
+VALUES_TOO: Final = ("futurevalue", "futurespend", "spend", "value")
+
+CONTACT_COSTS: Final = ("contactcost", "costofcontact", "callcost", "mailcost")
+OFFER_COSTS: Final = ("offercost", "giftcost", "couponcost", "vouchercost", "incentivecost")
+COSTS: Final = {"contact_cost": CONTACT_COSTS, "offer_cost": OFFER_COSTS}
+GROUPS: Final = ("household", "householdid", "householdkey", "family", "familyid", "accountid", "companyid")
 
 ONES: Final = (
     "1",
@@ -71,11 +78,15 @@ class Draft:
     label: str
     target: str
     value: str | None = None
+    contact_cost: str | None = None
+    offer_cost: str | None = None
+    group: str | None = None
     leave_out: tuple[str, ...] = ()
 
     def section(self) -> dict[str, object]:
         """The keys besides SQL and folders."""
-        said = {"label": self.label, "target": self.target, "value": self.value, "leave_out": list(self.leave_out)}
+        keys = ("label", "target", "value", "contact_cost", "offer_cost", "group")
+        said = {key: getattr(self, key) for key in keys} | {"leave_out": list(self.leave_out)}
         return {key: given for key, given in said.items() if given}
 
 
@@ -90,7 +101,7 @@ def propose_snapshot(table: str, label: str | None, base: Path) -> Proposal:
     source.relative_to(base)
     with duckdb.connect() as connection:
         read_attributes(connection, source)
-        draft = replace(draft, value=_value(connection, draft, unsure))
+        draft = _with_columns(connection, draft, unsure)
         draft = replace(draft, leave_out=tuple(find_left_out(connection, draft, unsure)))
         rows, typical = _size(connection, draft)
     found = [f"{rows:,} customers, {len(draft.names)} columns besides the id", *found]
@@ -99,7 +110,8 @@ def propose_snapshot(table: str, label: str | None, base: Path) -> Proposal:
     said = {} if draft.value else {"value": PLACEHOLDER_VALUE}
     worth = "follow from the median value" if typical else f"take every customer to spend {PLACEHOLDER_VALUE:g}"
     figures = Economics.model_validate(toml.economics(typical or PLACEHOLDER_VALUE, margin=0.25))
-    text += "\n" + toml.economics_sections(figures, said, f"the data knows no margins and no costs; these {worth}")
+    assumption = f"the data knows no margins and no costs; these {worth}"
+    text += "\n" + toml.economics_sections(figures, said, assumption, [draft.target])
     proposal = Proposal(f"{toml.heading(found, unsure)}\n{text}", found, unsure)
     with duckdb.connect() as connection:
         read_attributes(connection, check(proposal.text, base).source)
@@ -123,13 +135,25 @@ def _draft(table: str, label: str | None, base: Path, unsure: list[str]) -> tupl
     return Draft(query, given.paths, names, names[chosen.column], target), found
 
 
-def _value(connection: duckdb.DuckDBPyConnection, draft: Draft, unsure: list[str]) -> str | None:
+def _with_columns(connection: duckdb.DuckDBPyConnection, draft: Draft, unsure: list[str]) -> Draft:
+    """The draft with the columns that have a meaning of their own, by their names."""
     kinds = columns_of(connection)
-    named = [new for word in VALUES for old, new in draft.names.items() if plain(old) == word]
-    value = next((name for name in named if name != draft.label and is_number(kinds[name])), None)
+    numbers = [name for name in draft.names.values() if is_number(kinds[name])]
+    value = _named(draft, VALUES + VALUES_TOO, numbers)
     if value is not None:
         unsure.append(f"'{value}' is taken as what a customer will spend, which is not learnt from")
-    return value
+    costs = {key: _named(draft, words, numbers) for key, words in COSTS.items()}
+    unsure += [f"'{name}' is taken as each customer's own {key}" for key, name in costs.items() if name is not None]
+    group = _named(draft, GROUPS, list(draft.names.values()))
+    if group is not None:
+        unsure.append(f"rows of one '{group}' stay together, and it is not learnt from")
+    return replace(draft, value=value, contact_cost=costs["contact_cost"], offer_cost=costs["offer_cost"], group=group)
+
+
+def _named(draft: Draft, words: Sequence[str], usable: Sequence[str]) -> str | None:
+    """The first of the usable columns that is named by a word."""
+    named = [new for word in words for old, new in draft.names.items() if plain(old) == word]
+    return next((name for name in named if name != draft.label and name in usable), None)
 
 
 def _size(connection: duckdb.DuckDBPyConnection, draft: Draft) -> tuple[int, float | None]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from feature_store.bundle import OFFERS
 from training.config import Economics
 
 BARE_KEY: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
@@ -89,14 +90,16 @@ def economics(typical: float, margin: float) -> dict[str, object]:
     }
 
 
-def economics_sections(figures: Economics, said: Mapping[str, object], assumption: str) -> str:
-    """The sections of economics; ``said``: keys of the first one, besides the margin."""
+def economics_sections(
+    figures: Economics, said: Mapping[str, object], assumption: str, offers: Collection[str] = OFFERS
+) -> str:
+    """The sections of economics for some offers; ``said``: keys of the first one, besides the margin."""
     text = comments(
         [f"ASSUMPTIONS, for you to replace: {assumption}", "(margin: the share of the spend that is profit)"]
     )
     text += section("economics", {**said, "margin": figures.margin})
-    for name, offer in (("churn", figures.churn), ("propensity", figures.propensity)):
-        text += "\n" + section(f"economics.{name}", offer.model_dump(), "assumptions, all five")
+    for name in offers:
+        text += "\n" + section(f"economics.{name}", figures.offer(name).model_dump(), "assumptions, all five")
     return text
 
 

@@ -74,10 +74,17 @@ def choose_learners(
 
 
 def climb(
-    rows: Rows, spec: FeatureSpec, splits: Mapping[str, Splits], seed: int, most: int, done: Done = lambda: None
+    rows: Rows,
+    spec: FeatureSpec,
+    splits: Mapping[str, Splits],
+    seed: int,
+    most: int,
+    done: Done = lambda: None,
+    keep: Sequence[int] = (),
 ) -> list[Rung]:
     """The ladder: at each rung the slots that mattered most on the one above; the smallest one that does is chosen.
 
+    Slots in ``keep`` are on every rung.
     A rung does where each target's loss in the folds is within one standard error of the rung that is best for all
     targets together, and where it has at most ``most`` slots.
     """
@@ -87,7 +94,9 @@ def climb(
     losses: list[dict[str, Floats]] = []
     for size in sizes:
         if kept:
-            slots = sorted(_rank(rows.narrowed(slots), spec.narrowed(slots), splits, seed, slots)[:size])
+            ranked = _rank(rows.narrowed(slots), spec.narrowed(slots), splits, seed, slots)
+            others = [slot for slot in ranked if slot not in keep]
+            slots = sorted([*keep, *others[: max(size - len(keep), 0)]])
         kept.append(slots)
         losses.append(_rung_losses(rows.narrowed(slots), spec.narrowed(slots), splits, seed))
         done()

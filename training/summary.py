@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,25 +14,24 @@ from feature_store.bundle import OFFERS, Manifest
 
 
 def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
-    """Print what the models reach on the test cut-offs, and what acting on them is worth."""
-    metrics, cutoffs = manifest.metrics, manifest.cutoffs
-    console.print(
-        f"{manifest.source['events']:,} events of {manifest.source['customers']:,} customers; "
-        f"{sum(len(cutoffs[block]) for block in ('fit', 'gap', 'calibration'))} cut-offs to train on, "
-        f"tested on {', '.join(cutoff[:10] for cutoff in cutoffs['test'])}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    """Print what the models reach on the test rows, and what acting on them is worth."""
+    metrics = manifest.metrics
+    offers = [offer for offer in OFFERS if offer in metrics]
+    console.print(_source(manifest), highlight=False, soft_wrap=True)
     for reason, rows in manifest.source["left_out"].items():
         console.print(f"left out {rows:,} events {reason}", highlight=False)
+    kept = ", ".join(feature.name for feature in manifest.features)
+    console.print(f"{len(manifest.features)} slots: {kept}", highlight=False, soft_wrap=True)
 
-    quality = Table(title="On the test cut-offs, later than all training", title_justify="left", box=box.SIMPLE)
+    told = "On the test cut-offs, later than all training" if manifest.cutoffs else "On the test customers"
+    quality = Table(title=told, title_justify="left", box=box.SIMPLE)
     for heading in ("", "AUC", "AP", "Brier", "log loss", "ECE", "base rate"):
         quality.add_column(heading, justify="left" if not heading else "right")
     names = ("auc", "average_precision", "brier", "log_loss", "calibration_error", "base_rate")
-    for offer in OFFERS:
-        for label, found in ((offer, metrics[offer]), ("  recency alone", metrics[offer]["recency_alone"])):
-            quality.add_row(label, *(f"{found[name]:.4f}" for name in names))
+    for offer in offers:
+        for label, found in ((offer, metrics[offer]), ("  recency alone", metrics[offer].get("recency_alone"))):
+            if found is not None:
+                quality.add_row(label, *(f"{found[name]:.4f}" for name in names))
     console.print(quality)
 
     profit = Table(
@@ -40,7 +41,7 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
     )
     for heading in ("", "alerts", "precision", "dynamic", "single", "p·v", "budget price"):
         profit.add_column(heading, justify="left" if not heading else "right")
-    for offer in OFFERS:
+    for offer in offers:
         policy = metrics[offer]["policy"]
         profit.add_row(
             offer,
@@ -53,13 +54,36 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
         )
     console.print(profit)
 
-    spend, parity = metrics["spend"], metrics["parity"]
+    parity = metrics["parity"]
     console.print(
-        f"expected spend ({spend['model']}): mean absolute error {spend['mean_absolute_error']:.2f}, "
-        f"predicted over actual total {spend['total_ratio']:.3f}\n"
+        f"{_spend(metrics['spend'])}\n"
         f"ONNX equals scikit-learn on {metrics['rows']['test']:,} rows: probabilities to "
-        f"{max(parity[f'{offer}_probability'] for offer in OFFERS):.1e}, spend to {parity['expected_spend']:.1e}\n"
+        f"{max(parity[f'{offer}_probability'] for offer in offers):.1e}, spend to {parity['expected_spend']:.1e}\n"
         f"bundle {folder} ({manifest.fingerprint})",
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def _source(manifest: Manifest) -> str:
+    """What was read, and what the models were tested on."""
+    source, cutoffs = manifest.source, manifest.cutoffs
+    if not cutoffs:
+        return (
+            f"{source['customers']:,} customers of a snapshot, which has no time to cut: tested on "
+            f"{manifest.metrics['rows']['test']:,} of them, drawn {source['test']}; later data will hold less"
+        )
+    return (
+        f"{source['events']:,} events of {source['customers']:,} customers; "
+        f"{sum(len(cutoffs[block]) for block in ('fit', 'gap', 'calibration'))} cut-offs to train on, "
+        f"tested on {', '.join(cutoff[:10] for cutoff in cutoffs['test'])}"
+    )
+
+
+def _spend(found: Mapping[str, Any]) -> str:
+    if "mean_absolute_error" not in found:
+        return f"expected spend ({found['model']}): economics.value for every customer"
+    return (
+        f"expected spend ({found['model']}): mean absolute error {found['mean_absolute_error']:.2f}, "
+        f"predicted over actual total {found['total_ratio']:.3f}"
     )
