@@ -13,8 +13,10 @@ from rich.table import Table
 
 from feature_store import bundle
 from feature_store.embedded import embedded_redis
+from feature_store.errors import InputError
 from tests.benchmarks.figures import FIGURES, GROUPS, Figure
 from tests.benchmarks.setting import Bench, load_customers
+from training.evidence import read_evidence
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,13 +51,15 @@ def main(registry: Path, output: Path, only: tuple[str, ...]) -> None:
 
 
 def bundle_in(registry: Path) -> bundle.Bundle:
-    """The current bundle; the sample's, fitted now, where there is none."""
+    """The current bundle; the sample's, fitted now, where there is none, or none with evidence beside it."""
     try:
-        return bundle.read(registry)
-    except bundle.BundleError:
+        found = bundle.read(registry)
+        read_evidence(registry / bundle.CURRENT)
+    except (bundle.BundleError, InputError):
         command = [sys.executable, "-P", "-m", "training", "fit", "complete_journey", "--registry", str(registry)]
         subprocess.run(command, check=True)
         return bundle.read(registry)
+    return found
 
 
 def show(console: Console, results: list[Figure]) -> None:

@@ -1,0 +1,193 @@
+"""Figures of training: what a fit takes, how good and how small its models are, and what better ones could do."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from lightgbm import LGBMClassifier
+from sklearn.metrics import roc_auc_score
+
+from feature_store.bundle import OFFERS, defaults
+from feature_store.config import load_config
+from feature_store.definitions import Feature
+from feature_store.graph import open_bundle
+from feature_store.offline import OfflineStore
+from feature_store.state import Floats, StateLayout
+from tests.benchmarks.setting import Bench, Measured, cpu_of
+from training.candidates import candidates
+from training.clips import learn_clips
+from training.config import TrainingConfig
+from training.cutoffs import lay_out
+from training.dataset import Rows, build_rows
+from training.evidence import Evidence, read_evidence
+from training.features import FeatureMatrix, FeatureSpec
+from training.splits import Splits, in_time
+
+SAMPLE: Final = "complete_journey"
+CORES: Final = 2
+LIMIT_S: Final = 900.0
+DAMAGED: Final = 0.2
+ROUNDS: Final = 41
+RUNS: Final = 2000
+"""Rows of a round, of which one or 256 are in a run."""
+
+HALF_LIVES: Final = (2.0, 3.5, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)
+TUNINGS: Final[tuple[Mapping[str, Any], ...]] = (
+    {"n_estimators": 300, "learning_rate": 0.03, "num_leaves": 8, "min_child_samples": 100, "feature_fraction": 0.3},
+    {"n_estimators": 250, "learning_rate": 0.03, "num_leaves": 16, "min_child_samples": 200, "feature_fraction": 0.2},
+    {"n_estimators": 500, "learning_rate": 0.03, "num_leaves": 4, "min_child_samples": 50, "feature_fraction": 0.3},
+    {"n_estimators": 300, "learning_rate": 0.02, "num_leaves": 31, "min_child_samples": 400, "feature_fraction": 0.1},
+)
+"""Of the strong model, whose scores are averaged."""
+
+
+@contextmanager
+def pinned(cores: int) -> Iterator[None]:
+    """Processes started in the block have this many cores, where the system can say so."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def fit_seconds(_bench: Bench) -> Measured:
+    """A whole fit of the sample in a process of its own."""
+    with tempfile.TemporaryDirectory() as registry, pinned(CORES):
+        command = [sys.executable, "-P", "-m", "training", "fit", SAMPLE, "--registry", registry]
+        start = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=LIMIT_S)
+        seconds = time.perf_counter() - start
+    return seconds, f"{SAMPLE}, a fresh process on {CORES} cores"
+
+
+def quality(bench: Bench) -> dict[str, Measured]:
+    """What the bundle says of itself: manifest and evidence."""
+    manifest = bench.bundle.manifest
+    found: dict[str, Measured] = {f"{o}_auc": (manifest.metrics[f"{o}_auc"], "manifest, test cut-offs") for o in OFFERS}
+    for offer in OFFERS:
+        found[f"calibration_error_{offer}"] = manifest.metrics[offer]["calibration_error"], "manifest, test cut-offs"
+    layout = StateLayout(manifest.features)
+    found["state_slots"] = float(len(layout.features)), f"a packed state has {layout.dtype.itemsize} bytes"
+    evidence, _ = read_evidence(bench.registry / manifest.version)
+    return found | {"robustness_20": robustness(evidence), "dynamic_wins": dynamic_wins(evidence)}
+
+
+def robustness(evidence: Evidence) -> Measured:
+    """The largest share of AUC - 0.5 that a fifth of damaged data costs."""
+    whole = {(damage.offer, damage.kind): damage.auc for damage in evidence.robustness if damage.share == 0}
+    lost = {
+        f"{damage.offer}, {damage.kind}": 1 - (damage.auc - 0.5) / (whole[damage.offer, damage.kind] - 0.5)
+        for damage in evidence.robustness
+        if damage.share == DAMAGED
+    }
+    worst = max(lost, key=lost.__getitem__)
+    return lost[worst], f"of AUC - 0.5 at 20 % damage; {worst}"
+
+
+def dynamic_wins(evidence: Evidence) -> Measured:
+    """The share of assumed rates at which the dynamic threshold is ahead of a single one, beyond doubt."""
+    cells = evidence.grid
+    tuned = statistics.mean((cell.tuned_low or 0.0) > 0 for cell in cells)
+    behind = sum(cell.high < 0 for cell in cells)
+    note = (
+        f"of {len(cells)} cells, at equal contacts; behind in {behind}; against a tuned number of contacts {tuned:.2f}"
+    )
+    return statistics.mean(cell.low > 0 for cell in cells), note
+
+
+def graph_times(bench: Bench) -> dict[str, Measured]:
+    """Microseconds per row of the graph as the server runs it, one customer at a time and 256 at once."""
+    graph, states = open_bundle(bench.bundle), bench.bundle.golden["input_state"]
+    found: dict[str, Measured] = {}
+    for rows in (1, 256):
+        inputs = {
+            "state": np.resize(states, (rows, states.shape[1])),
+            "age": np.ones((rows, 1)),
+            "economics": np.tile(defaults(bench.bundle.manifest), (rows, 1)),
+        }
+
+        def run(inputs: Mapping[str, Floats] = inputs) -> None:
+            graph.run(**inputs)
+
+        times = [cpu_of(run, max(RUNS // rows, 10)) / rows * 1e6 for _ in range(ROUNDS)]
+        note = f"CPU per row; {min(times):.2f} to {max(times):.2f} in {ROUNDS} rounds"
+        found[f"graph_{rows}_us"] = statistics.median(times), note
+    return found
+
+
+# --- a model without limits -----------------------------------------------------------------------------------------
+
+
+def auc_gap(bench: Bench) -> Measured:
+    """AUC given away against boosted trees of any size on every slot we could think of, the worse of both offers."""
+    metrics = bench.bundle.manifest.metrics
+    rows, splits, features = everything()
+    gaps, notes = [], []
+    for offer in OFFERS:
+        split, labels = splits[offer], rows.label(offer)
+        if not np.isclose(labels[split.test].mean(), metrics[offer]["base_rate"]):
+            raise RuntimeError("the bundle was judged on other rows: fit it again")
+        strong = float(roc_auc_score(labels[split.test], strong_scores(features, labels, split)))
+        gaps.append(strong - metrics[f"{offer}_auc"])
+        notes.append(f"{offer} {strong:.4f} over {metrics[f'{offer}_auc']:.4f}")
+    return max(gaps), f"{'; '.join(notes)}; {len(TUNINGS)} LightGBMs on {features.shape[1]} features"
+
+
+def everything() -> tuple[Rows, Mapping[str, Splits], npt.NDArray[np.float32]]:
+    """Rows, splits and features ``[n, many]`` of the sample, at the cut-offs of a fit."""
+    config = load_config(TrainingConfig, SAMPLE)
+    assert config.candidates is not None
+    wide = config.candidates.model_copy(update={"half_lives_days": HALF_LIVES})
+    config = config.model_copy(update={"candidates": wide})
+    with OfflineStore(config.source) as source:
+        plan = lay_out(config, source.summary.start, source.summary.end)
+        layout = StateLayout(learn_clips(source, candidates(config, source, plan.newest_known), plan.newest_known))
+        rows = build_rows(source, layout, config, plan.every)
+    numbers = FeatureMatrix(FeatureSpec(layout))(rows.state)
+    splits = in_time(rows, plan, config.evaluation.folds)
+    return rows, splits, np.concatenate([numbers, ratios(layout.features, numbers)], axis=1)
+
+
+def ratios(features: tuple[Feature, ...], numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Differences of logarithms ``[n, pairs]``: recent over older, amount over count, time away and usual interval."""
+    at = {(f.event, f.aggregate, f.half_life_days): column for column, f in enumerate(features)}
+    events = sorted({str(f.event) for f in features})
+    found = []
+    for event in events:
+        count, amount = (
+            [at[event, kind, days] for days in HALF_LIVES if (event, kind, days) in at] for kind in ("count", "sum")
+        )
+        for slots in (count, amount):
+            found += [numbers[:, short] - numbers[:, long] for short, long in zip(slots, slots[4:], strict=False)]
+        found += [numbers[:, much] - numbers[:, often] for much, often in zip(amount, count, strict=False)]
+        found += [numbers[:, at[event, "latest", None]] + numbers[:, often] for often in count]
+        found.append(numbers[:, at[event, "earliest", None]] - numbers[:, at[event, "latest", None]])
+    return np.column_stack(found)
+
+
+def strong_scores(features: npt.NDArray[np.float32], labels: Floats, split: Splits) -> Floats:
+    """Mean scores of the test rows ``[n]`` by models of all that may be learnt from before them."""
+    known = split.evaluation.everything
+    scores = []
+    for seed, tuning in enumerate(TUNINGS):
+        model = LGBMClassifier(
+            **tuning, reg_lambda=10.0, bagging_fraction=0.7, bagging_freq=1, random_state=seed, n_jobs=CORES, verbose=-1
+        )
+        model.fit(features[known], labels[known])
+        scores.append(np.asarray(model.predict(features[split.test], raw_score=True)))
+    return np.asarray(np.mean(scores, axis=0))
