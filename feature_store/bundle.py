@@ -70,6 +70,7 @@ class Manifest(BaseModel):
     outputs: list[str]
     segments: list[str] = []
     segment_edges: dict[str, list[float]] = {}
+    labels: dict[str, str] = {}
     cutoffs: dict[str, list[str]]
     metrics: dict[str, Any]
     economics: dict[str, float]

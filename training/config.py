@@ -147,6 +147,19 @@ class TrainingConfig(FeatureConfig):
     overdue: tuple[Overdue, ...] = ()
     treatment: Treatment | None = None
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each target means, in words."""
+        if self.snapshot is not None:
+            return {self.snapshot.target: f"column {self.snapshot.label}"}
+        churn, propensity, spend = self.churn, self.propensity, self.economics
+        return {
+            "population": f"customers with a {churn.event} in the {churn.active_days:g} days before",
+            "churn": f"no {churn.event} in the {churn.horizon_days:g} days after",
+            "propensity": f"at least one {propensity.event} in the {propensity.horizon_days:g} days after",
+            "spend": f"amounts of every {spend.event} in the {spend.horizon_days:g} days after",
+        }
+
     @model_validator(mode="before")
     @classmethod
     def _other_offer(cls, data: Any) -> Any:

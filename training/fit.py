@@ -206,6 +206,7 @@ def _manifest(
         derived=models.matrix.spec.names,
         inputs=graph.inputs,
         outputs=graph.outputs,
+        labels=config.labels,
         segments=models.segments.names,
         segment_edges=models.segments.edges(),
         cutoffs={block: [_timestamp(cutoff) for cutoff in some] for block, some in cutoffs.items()},

@@ -311,6 +311,7 @@ def card(manifest: Manifest) -> list[Table]:
                 for block, found in cutoffs.items()
             ],
         ),
+        Table("Labels", ("what", "meaning"), list(manifest.labels.items()), names=2),
         Table("Economics", ("what", "figure"), [(name, f"{figure:g}") for name, figure in manifest.economics.items()]),
         Table(
             "Expected spend",
