@@ -125,7 +125,7 @@ def test_a_fit_that_is_stopped_leaves_nothing_in_the_registry(toy: Trained, tmp_
         if fit.poll() is None:
             fit.kill()
             fit.wait()
-    assert (tmp_path / "err").read_text() == "error: stopped\n"
+    assert (tmp_path / "err").read_text().strip() == "error: stopped"
     assert not registry.exists() or list(registry.iterdir()) == []
 
 
