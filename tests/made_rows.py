@@ -20,7 +20,7 @@ def made_rows(state: Floats, **columns: Any) -> Rows:
     n = len(state)
     unknown = np.full(n, np.nan)
     names = np.array([f"c{i:05}" for i in range(n)], dtype=object)
-    usual: dict[str, Any] = {name: unknown for name in Rows.__dataclass_fields__}
+    usual: dict[str, Any] = dict.fromkeys(Rows.__dataclass_fields__, unknown)
     usual |= {"cutoff": np.zeros(n), "customer_id": names, "state": state, "group": np.arange(n)}
     return Rows(**usual | columns)
 

@@ -102,8 +102,9 @@ def _unknown(config: TrainingConfig, types: Sequence[EventType]) -> Iterator[Fin
     known = [kind.name for kind in sorted(types, key=lambda kind: -kind.events)]
     for where, name in _named(config):
         if name not in known:
+            # Nothing is learnt from interests, and a shop may look at items only in live events.
             yield Finding(
-                severity="fatal",
+                severity="warning" if where.startswith("interests.") else "fatal",
                 check="config",
                 where=where,
                 message=f"the source has no events of type '{name}'",

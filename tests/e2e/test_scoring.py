@@ -50,16 +50,21 @@ def test_every_household_scores_as_the_offline_states_do(client: ScoringClient, 
     with OfflineStore(load_config(FeatureConfig, "complete_journey").source) as source:
         states = source.states(model.layout, source.summary.end)
     ids = states.customer_ids.tolist()
+    before = time.time()
     found = client.score_many(ids)
+    after = time.time()
     scores = [score for score in found if isinstance(score, Score)]
     assert [score.customer_id for score in scores] == ids
     moment = np.array([score.features_as_of.timestamp() for score in scores])
     yes = np.ones(len(ids), dtype=bool)
     batch = StateBatch(yes, yes, moment, states.slots)
-    expected = model.run(batch, time.time(), np.tile(model.economics, (len(ids), 1)))
     served = np.array([[s.churn.probability, s.propensity.probability, s.expected_spend] for s in scores])
-    np.testing.assert_allclose(served[:, :2], expected[:, :2], atol=2e-4)
-    np.testing.assert_allclose(served[:, 2], expected[:, 2], rtol=2e-3)
+    # Within the call an age may cross the split point of a tree, which moves a score: it must be that of either side.
+    near = []
+    for now in (before, after):
+        expected = model.run(batch, now, np.tile(model.economics, (len(ids), 1)))[:, :3]
+        near.append(np.abs(served - expected) <= np.array([2e-4, 2e-4, 0.0]) + expected * np.array([0.0, 0.0, 2e-3]))
+    assert (near[0] | near[1]).all(), served[~(near[0] | near[1]).all(axis=1)]
 
 
 def test_thresholds_differ_between_customers_and_some_alert(client: ScoringClient) -> None:

@@ -62,14 +62,18 @@ def test_a_folder_is_no_config(call: Call, tmp_path: Path) -> None:
         (("${data}/events", "${date}/events"), "the SQL uses an unknown folder 'date'"),
         (("/events.parquet", "/orders.parquet"), "source.events: IO Error: No files found that match"),
         (("amount, duration_s FROM", "revenue FROM"), "source.events: Binder Error"),
-        (("customer_id, income", "customer_id"), "feature 'income': source.attributes has no column of that name"),
+        (("customer_id, income", "customer_id"), "feature 'income': source.attributes has no column 'income': select it there"),
         (("step_days = 14", "step_days = 60"), "the source's 365 days give 7 cut-offs, 12 are needed: bring a longer"),
         (
             ('event = "purchase"\nhorizon_days = 28', 'event = "purchse"\nhorizon_days = 28'),
-            "have the rarer outcome, 5 are needed: bring more customers, or change churn.event",
+            "churn.event: the source has no events of type 'purchse': name one that it has: view, purchase",
         ),
         (
             ('event = "purchase"\nhorizon_days = 7', 'event = "purchse"\nhorizon_days = 7'),
+            "propensity.event: the source has no events of type 'purchse': name one that it has: view, purchase",
+        ),
+        (
+            ('event = "purchase"\nhorizon_days = 7', 'event = "purchase"\nhorizon_days = 0.001'),
             "or change propensity.event, propensity.horizon_days or churn.active_days",
         ),
     ],
@@ -113,14 +117,14 @@ def test_customers_too_few_to_differ_are_refused(call: Call, shop: Shop, tmp_pat
     shop.change_events("FROM old WHERE customer_id < 'c0008'")
     done = fit(call, shop.config, tmp_path / "registry")
     assert done.is_bad_input
-    assert "have the rarer outcome" in done.err
+    assert "customers have a 'purchase', at least 50 are needed and 200 make sense: bring more customers" in done.err
 
 
 def test_a_handful_of_customers_is_refused_without_a_warning(call: Call, shop: Shop, tmp_path: Path) -> None:
     shop.change_events("FROM old WHERE customer_id < 'c0020'")
     done = fit(call, shop.config, tmp_path / "registry")
     assert done.is_bad_input
-    assert "5 are needed" in done.err
+    assert "18 customers have a 'purchase', at least 50 are needed" in done.err
 
 
 def test_a_registry_that_is_a_file_is_refused_before_any_work(call: Call, toy: Trained, tmp_path: Path) -> None:

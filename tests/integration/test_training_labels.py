@@ -126,7 +126,9 @@ def test_rows_of_many_cut_offs_are_those_of_each(source: OfflineStore) -> None:
         alone = build_rows(source, LAYOUT, config(), [cutoff])
         some = rows.at([cutoff])
         for name, column in vars(some).items():
-            if name != "group":
+            if name == "state":  # decayed in other steps, so that the last bits may differ
+                np.testing.assert_allclose(column, alone.state, rtol=1e-12)
+            elif name != "group":
                 np.testing.assert_array_equal(column, getattr(alone, name))
         assert len(set(zip(some.customer_id, some.group, strict=True))) == len(set(some.group.tolist()))
     # A group is a customer, at whatever cut-off.

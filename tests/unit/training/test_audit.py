@@ -251,13 +251,21 @@ def test_no_finding_names_a_customer() -> None:
         ({"economics": {"event": "order", "margin": 0.3, "churn": OFFER, "propensity": OFFER}}, "economics.event"),
         ({"feature": [{"name": "last", "aggregate": "latest", "event": "visit"}]}, "feature 'last'"),
         ({"candidates": {"events": ["purchase", "visit"]}}, "candidates.events"),
-        ({"interests": {"view": "visit"}}, "interests.view"),
-        ({"interests": {"view": "view", "purchase": "buy"}}, "interests.purchase"),
     ],
 )
 def test_types_that_the_source_has_not_are_fatal_and_those_it_has_are_listed(sections: Any, where: str) -> None:
     found = only(findings(**sections), "config")
     assert (found.severity, found.where) == ("fatal", where)
+    assert found.mend == "name one that it has: view, purchase"
+
+
+@pytest.mark.parametrize(
+    ("interests", "where"),
+    [({"view": "visit"}, "interests.view"), ({"view": "view", "purchase": "buy"}, "interests.purchase")],
+)
+def test_interests_in_types_that_may_come_live_are_a_warning(interests: dict[str, str], where: str) -> None:
+    found = only(findings(interests=interests), "config")
+    assert (found.severity, found.where) == ("warning", where)
     assert found.mend == "name one that it has: view, purchase"
 
 

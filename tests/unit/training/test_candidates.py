@@ -25,8 +25,9 @@ KINDS = [
     ("later", 500, 60.0, True, True),
 ]
 EVENTS = " UNION ALL ".join(
-    f"""SELECT 'c' || i % 90 AS customer_id, to_timestamp({START + first * DAY_S} + i * {30 * DAY_S / count}) AS event_time,
-    '{kind}' AS event_type, {"i::DOUBLE" if amount else "NULL::DOUBLE"} AS amount,
+    f"""SELECT 'c' || i % 90 AS customer_id,
+    to_timestamp({START + first * DAY_S} + i * {30 * DAY_S / count}) AS event_time, '{kind}' AS event_type,
+    {"i::DOUBLE" if amount else "NULL::DOUBLE"} AS amount,
     {"i::DOUBLE" if duration else "NULL::DOUBLE"} AS duration_s FROM range({count}) AS r(i)"""
     for kind, count, first, amount, duration in KINDS
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -46,7 +48,7 @@ def test_the_fewest_slots_that_do_as_well_are_those_that_tell_something() -> Non
     assert chosen.behind["churn"] <= chosen.error["churn"]
     # Each rung's slots are some of those above it, in the order of the layout.
     names = [feature.name for feature in LAYOUT.features]
-    for above, below in zip(rungs, rungs[1:], strict=False):
+    for above, below in pairwise(rungs):
         assert set(below.slots) < set(above.slots)
         assert below.slots == sorted(below.slots, key=names.index)
     assert [rung.state_bytes for rung in rungs] == sorted({rung.state_bytes for rung in rungs}, reverse=True)

@@ -1,0 +1,148 @@
+"""Features know nothing of what comes after their cut-off, two fits are one, and one that is stopped leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from feature_store import bundle
+from feature_store.config import load_config
+from feature_store.offline import OfflineStore
+from feature_store.state import StateLayout
+from tests.conftest import DAY_S, TOY_DAYS, TOY_START, Shop
+from training.__main__ import cli
+from training.candidates import candidates, overdue
+from training.clips import learn_clips
+from training.config import TrainingConfig
+from training.cutoffs import Plan, lay_out
+from training.dataset import Rows, build_rows
+from training.features import FeatureSpec, filled_matrix
+from training.probability import Features
+
+if TYPE_CHECKING:
+    from tests.conftest import Call, Trained
+
+pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
+
+CANDIDATES = """[candidates]
+half_lives_days = [7, 28]
+most_slots = 8
+"""
+
+
+def wide(shop: Shop) -> Path:
+    """The shop's config with candidates in place of its features."""
+    path = shop.folder / "wide.toml"
+    path.write_text(shop.config.read_text().partition("[[feature]]")[0] + CANDIDATES)
+    return path
+
+
+def features_of(config: TrainingConfig, plan: Plan, cutoffs: list[float]) -> tuple[Rows, Features, list[str]]:
+    """Rows and model matrix of some cut-offs, from whatever the source holds now; learnt as a fit does it."""
+    with OfflineStore(config.source) as source:
+        lines = candidates(config, source, plan.newest_known)
+        layout = StateLayout(learn_clips(source, lines, plan.newest_known))
+        spec = FeatureSpec(layout, overdue(config, lines))
+        rows = build_rows(source, layout, config, cutoffs)
+    known = rows.at([cutoff for cutoff in cutoffs if cutoff <= plan.newest_known])
+    return rows, filled_matrix(spec, known.state)(rows.state), spec.names
+
+
+@pytest.mark.parametrize("after", ["newest training cut-off", "first test cut-off"])
+@pytest.mark.parametrize("chosen", ["lines", "candidates"])
+def test_features_are_the_same_without_all_that_came_after_their_cut_off(shop: Shop, chosen: str, after: str) -> None:
+    config = load_config(TrainingConfig, str(wide(shop) if chosen == "candidates" else shop.config))
+    plan = lay_out(config, TOY_START, TOY_START + TOY_DAYS * DAY_S)
+    last = plan.newest_known if after == "newest training cut-off" else plan.churn.test[0]
+    cutoffs = [cutoff for cutoff in plan.churn.training if cutoff <= last]
+    cutoffs += [last] if last not in cutoffs else []
+    rows, matrix, names = features_of(config, plan, cutoffs)
+    assert np.isfinite(rows.churn).all()
+
+    shop.change_events(f"FROM old WHERE ts <= {last}")
+    before, matrix_before, names_before = features_of(config, plan, cutoffs)
+    assert names_before == names
+    assert len(names) > 7
+    # Who was active at a cut-off is told by events up to it, so the rows are the same ones.
+    np.testing.assert_array_equal(before.customer_id, rows.customer_id)
+    np.testing.assert_array_equal(before.cutoff, rows.cutoff)
+    np.testing.assert_array_equal(before.state, rows.state)
+    np.testing.assert_array_equal(matrix_before, matrix)
+    np.testing.assert_array_equal(before.recency_days, rows.recency_days)
+    # What became of them is not known any more.
+    assert np.isnan(before.at([last]).churn).all()
+    assert len(before.at([last])) > 100
+
+
+def test_candidates_fitted_twice_are_the_same_model_to_the_last_bit(call: Call, shop: Shop, tmp_path: Path) -> None:
+    config = wide(shop)
+    made = []
+    for registry in (tmp_path / "one", tmp_path / "two"):
+        done = call(cli, "fit", config, "--registry", registry)
+        assert (done.code, done.err) == (0, "")
+        folder = registry / "current"
+        made.append((bundle.read(registry).manifest, json.loads((folder / "evidence.json").read_text())))
+    (first, evidence), (second, again) = made
+    assert first.model_sha256 == second.model_sha256
+    assert first.golden_sha256 == second.golden_sha256
+    assert first.metrics == second.metrics
+    assert evidence == again
+    # The ladder was climbed, and what it chose is what is served.
+    (rung,) = (rung for rung in evidence["ladder"] if rung["chosen"])
+    assert [feature.name for feature in first.features] == rung["slots"]
+    assert len(rung["slots"]) <= 8 < evidence["candidates"]
+
+
+@pytest.mark.parametrize("moment", ["models worth having", "evidence"])
+def test_a_fit_that_is_stopped_leaves_nothing_in_the_registry(toy: Trained, tmp_path: Path, moment: str) -> None:
+    registry = tmp_path / "registry"
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        fit = subprocess.Popen(
+            [sys.executable, "-u", "-c", PIECEWISE, moment, "fit", str(toy.shop.config), "--registry", str(registry)],
+            cwd=tmp_path,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "reached").exists():
+            assert fit.poll() is None, (tmp_path / "err").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(fit.pid, signal.SIGINT)
+        assert fit.wait(timeout=60) == 130
+    finally:
+        if fit.poll() is None:
+            fit.kill()
+            fit.wait()
+    assert (tmp_path / "err").read_text().strip() == "error: stopped"
+    assert not registry.exists() or list(registry.iterdir()) == []
+
+
+PIECEWISE = """
+import pathlib, signal, sys
+import training.__main__ as main
+from feature_store.cli import run_cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts in the background ignores it
+step, plain = sys.argv.pop(1), main._steps
+def told(progress):
+    begin = plain(progress)
+    def named(name, parts):
+        if name == step:
+            pathlib.Path("reached").touch()
+        return begin(name, parts)
+    return named
+main._steps = told
+run_cli(main.cli)
+"""
+"""A fit that tells when it has reached a step."""
