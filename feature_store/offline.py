@@ -119,7 +119,8 @@ class OfflineStore:
         where = "source.events" if source.archive is None else "source.archive"
         if source.events is None and source.archive is None:  # a snapshot is as of when it is read
             ((customers,),) = self.connection.execute("SELECT count(*) FROM attributes").fetchall()
-            return SourceSummary(0, customers, time.time(), time.time(), {})
+            now = time.time()
+            return SourceSummary(0, customers, now, now, {})
         found = self.connection.execute("SELECT count(*), count(DISTINCT customer_id), min(t), max(t) FROM events")
         events, customers, start, end = found.fetchall()[0]
         if not events:

@@ -108,7 +108,11 @@ def propose_snapshot(table: str, label: str | None, base: Path) -> Proposal:
     found += [f"left out: {name}" for name in draft.leave_out]
     text = toml.source("snapshot", {"table": draft.query}, draft.paths, draft.section())
     said = {} if draft.value else {"value": PLACEHOLDER_VALUE}
-    worth = "follow from the median value" if typical else f"take every customer to spend {PLACEHOLDER_VALUE:g}"
+    worth = (
+        "follow from what is usual among the values"
+        if typical
+        else f"take every customer to spend {PLACEHOLDER_VALUE:g}"
+    )
     figures = Economics.model_validate(toml.economics(typical or PLACEHOLDER_VALUE, margin=0.25))
     assumption = f"the data knows no margins and no costs; these {worth}"
     text += "\n" + toml.economics_sections(figures, said, assumption, [draft.target])
@@ -157,11 +161,11 @@ def _named(draft: Draft, words: Sequence[str], usable: Sequence[str]) -> str | N
 
 
 def _size(connection: duckdb.DuckDBPyConnection, draft: Draft) -> tuple[int, float | None]:
-    """How many customers there are, and what is usual among the values above 0."""
+    """How many customers there are, and their usual value: the median, or the mean where most are worth nothing."""
     value = "NULL" if draft.value is None else quoted(draft.value)
-    query = f"SELECT count(*), median({value}::DOUBLE) FILTER ({value} > 0) FROM attributes"
-    rows, typical = connection.execute(query).fetchall()[0]
-    return rows, typical
+    query = f"SELECT count(*), median({value}::DOUBLE), avg({value}::DOUBLE) FROM attributes"
+    rows, median, mean = connection.execute(query).fetchall()[0]
+    return rows, next((found for found in (median, mean) if found is not None and found > 0), None)
 
 
 def find_label(connection: duckdb.DuckDBPyConnection, given: Given, name: str | None) -> Label:
