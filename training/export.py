@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from feature_store.bundle import ECONOMICS, OFFERS, Arrays
+from feature_store.bundle import ECONOMICS, OFFERS, OUTPUTS, Arrays
 from feature_store.graph import Graph, beyond_tolerance, largest_differences
 from feature_store.state import Floats
 from training.config import TrainingConfig
@@ -46,16 +46,13 @@ def build_graph(models: Models, config: TrainingConfig) -> bytes:
     spend = models.spend.add_to(graph, features, columns)
     economics = add_own_costs(graph, config, spec.layout)
     thresholds = add_thresholds(graph, spend, economics, OFFERS, config.economics.threshold_min)
-    nobody = None if len(known) == len(OFFERS) else graph.add("Mul", spend, graph.constant(np.array([0.0])))
-    columns_of = [graph.columns(probability, [known.index(o)]) if o in known else str(nobody) for o in OFFERS]
-    if nobody is not None:
-        probability = graph.add("Concat", *columns_of, axis=1)
-    probability, spend, thresholds = (graph.add("Cast", v, to=graph.float32) for v in (probability, spend, thresholds))
-    for column, offer in enumerate(OFFERS):
-        graph.output(f"{offer}_probability", probability, column)
-    graph.output("expected_spend", spend, 0)
-    for column, offer in enumerate(OFFERS):
-        graph.output(f"{offer}_threshold", thresholds, column)
+    if len(known) < len(OFFERS):
+        nobody = graph.add("Mul", spend, graph.constant(np.array([0.0])))
+        of = [graph.columns(probability, [known.index(o)]) if o in known else nobody for o in OFFERS]
+        probability = graph.add("Concat", *of, axis=1)
+    found = graph.add("Cast", graph.add("Concat", probability, spend, thresholds, axis=1), to=graph.float32)
+    for column, name in enumerate(OUTPUTS):
+        graph.output(name, found, column)
     add_segments(graph, models.segments, features)
     return graph.build("tidemark")
 

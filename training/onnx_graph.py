@@ -1,4 +1,4 @@
-"""A small builder for ONNX graphs: nodes of our own, and whole converted scikit-learn models between them."""
+"""A small builder for ONNX graphs: nodes of our own, and converted trees of scikit-learn between them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
 
@@ -49,20 +49,19 @@ class GraphBuilder:
         """Some columns ``[n, indexes]`` of a value ``[n, columns]``."""
         return self.add("Gather", value, self.constant(np.array(indexes)), axis=1)
 
-    def model(self, estimator: Any, features: str, columns: int, output: str) -> str:
-        """A fitted scikit-learn estimator on float32 ``features``; returns the name of its ``output``.
+    def trees(self, estimator: Any, features: str, columns: int) -> str:
+        """Boosted trees of scikit-learn on float32 ``features``: the name of their float32 score ``[n, 1]``.
 
-        Of a classifier that is the score before it becomes a probability.
+        That is before any link, of a classifier too: as a regressor its ensemble is one node, and no labels are found.
         """
         classifier = hasattr(estimator, "predict_proba")
         options = {id(estimator): {"zipmap": False, "raw_scores": True}} if classifier else None
         signature = [(features, FloatTensorType([None, columns]))]
         converted = convert_sklearn(estimator, initial_types=signature, options=options, target_opset=OPSETS)
-        prefix = f"model_{len(self._nodes)}_"
-        inner = compose.add_prefix(converted, prefix, rename_inputs=False).graph
-        self._nodes.extend(inner.node)
-        self._constants.extend(inner.initializer)
-        return prefix + output
+        (node,) = (node for node in converted.graph.node if node.op_type.startswith("TreeEnsemble"))
+        found = {one.name.replace("class_", "target_"): helper.get_attribute_value(one) for one in node.attribute}
+        found.pop("classlabels_int64s", None)
+        return self.add("TreeEnsembleRegressor", features, **found | {"domain": "ai.onnx.ml", "n_targets": 1})
 
     def output(
         self,

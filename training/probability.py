@@ -100,27 +100,18 @@ class Probability:
         score = self.estimator.decision_function(features.astype(np.float64))
         return np.asarray(expit(self.slope * score + self.offset))
 
-    def add_score(self, graph: GraphBuilder, features: str, columns: int) -> str:
-        """The score as graph nodes on ``features`` (float32): the name of float64 ``[n, 1]``."""
-        return _add_score(graph, self.estimator, features, columns)
 
-
-def _add_score(graph: GraphBuilder, estimator: Any, features: str, columns: int) -> str:
-    if isinstance(estimator, Together):
-        both = [_add_score(graph, part, features, columns) for part in estimator.parts]
-        return graph.add("Mul", graph.add("Add", *both), graph.constant(np.array([0.5])))
-    if isinstance(estimator, Pipeline):
-        return add_linear(graph, estimator[0], estimator[-1].coef_[0], float(estimator[-1].intercept_[0]), features)
-    score = graph.columns(graph.model(estimator, features, columns, "probabilities"), [1])
-    return graph.add("Cast", score, to=graph.float64)
+def unscaled(scaler: StandardScaler, weight: Floats, intercept: float) -> tuple[Floats, float]:
+    """Weights ``[features]`` and intercept of a linear model of scaled features, for features as they are."""
+    own = weight / scaler.scale_
+    return own, float(intercept - own @ scaler.mean_)
 
 
 def add_linear(graph: GraphBuilder, scaler: StandardScaler, weight: Floats, intercept: float, features: str) -> str:
     """A linear model of scaled ``features`` (float32) in float64, as few nodes: the scaling is in the weights."""
-    own = weight / scaler.scale_
-    offset = np.array([intercept - own @ scaler.mean_])
+    own, offset = unscaled(scaler, weight, intercept)
     exact = graph.add("Cast", features, to=graph.float64)
-    return graph.add("Gemm", exact, graph.constant(own[:, np.newaxis]), graph.constant(offset))
+    return graph.add("Gemm", exact, graph.constant(own[:, np.newaxis]), graph.constant(np.array([offset])))
 
 
 def check_outcomes(name: str, block: str, labels: Floats) -> None:
@@ -149,11 +140,24 @@ def fit_probability(learner: Learner, features: Features, labels: Floats, split:
 def add_probabilities(graph: GraphBuilder, models: Sequence[Probability], features: str, columns: int) -> str:
     """The models as graph nodes on ``features`` (float32); returns the name of float64 ``[n, models]``.
 
-    Calibration is a few nodes for all together: with one customer at a time it is the number of nodes that a run costs.
+    With one customer at a time it is the number of nodes that a run costs. So all that is linear is a single product of
+    the features and the scores of the trees, side by side: logistic regression, the mean of two, and calibration.
     """
-    scores = [model.add_score(graph, features, columns) for model in models]
-    score = graph.add("Concat", *scores, axis=1) if len(scores) > 1 else scores[0]
-    slope, offset = (
-        graph.constant(np.array([getattr(model, name) for model in models])) for name in ("slope", "offset")
-    )
-    return graph.add("Sigmoid", graph.add("Add", graph.add("Mul", score, slope), offset))
+    linear, offset = np.zeros((columns, len(models))), np.array([model.offset for model in models])
+    scores, shares = [], []
+    for at, model in enumerate(models):
+        parts = model.estimator.parts if isinstance(model.estimator, Together) else [model.estimator]
+        share = model.slope / len(parts)
+        for part in parts:
+            if isinstance(part, Pipeline):
+                weight, intercept = unscaled(part[0], part[-1].coef_[0], float(part[-1].intercept_[0]))
+                linear[:, at] += share * weight
+                offset[at] += share * intercept
+            else:
+                scores.append(graph.trees(part, features, columns))
+                shares.append(share * np.eye(len(models))[at])
+    known = [features, *scores] if linear.any() or not scores else scores
+    weights = np.array([*(linear if known[0] == features else []), *shares])
+    together = graph.add("Concat", *known, axis=1) if len(known) > 1 else known[0]
+    exact = graph.add("Cast", together, to=graph.float64)
+    return graph.add("Sigmoid", graph.add("Gemm", exact, graph.constant(weights), graph.constant(offset)))

@@ -62,8 +62,7 @@ class SpendModel:
             scaler, model = self.regressor[0], self.regressor[-1]
             log = add_linear(graph, scaler, model.coef_, float(model.intercept_), features)
         else:
-            # skl2onnx leaves the inverse link of boosted trees out, without a word.
-            log = graph.add("Cast", graph.model(self.regressor, features, columns, "variable"), to=graph.float64)
+            log = graph.add("Cast", graph.trees(self.regressor, features, columns), to=graph.float64)
         return graph.add("Max", graph.add("Exp", log), graph.constant(np.array([[LEAST]])))
 
 

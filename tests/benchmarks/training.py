@@ -41,12 +41,12 @@ ROUNDS: Final = 41
 RUNS: Final = 2000
 """Rows of a round, of which one or 256 are in a run."""
 
-HALF_LIVES: Final = (2.0, 3.5, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 112.0, 160.0, 224.0)
+HALF_LIVES: Final = (2.0, 3.5, 5.0, 7.0, 14.0, 28.0, 56.0, 112.0, 224.0)
 TUNINGS: Final[tuple[Mapping[str, Any], ...]] = (
-    {"n_estimators": 300, "learning_rate": 0.03, "num_leaves": 8, "min_child_samples": 100, "feature_fraction": 0.3},
+    {"n_estimators": 250, "learning_rate": 0.03, "num_leaves": 8, "min_child_samples": 100, "feature_fraction": 0.3},
     {"n_estimators": 250, "learning_rate": 0.03, "num_leaves": 16, "min_child_samples": 200, "feature_fraction": 0.2},
-    {"n_estimators": 500, "learning_rate": 0.03, "num_leaves": 4, "min_child_samples": 50, "feature_fraction": 0.3},
-    {"n_estimators": 300, "learning_rate": 0.02, "num_leaves": 31, "min_child_samples": 400, "feature_fraction": 0.1},
+    {"n_estimators": 300, "learning_rate": 0.05, "num_leaves": 4, "min_child_samples": 50, "feature_fraction": 0.3},
+    {"n_estimators": 200, "learning_rate": 0.03, "num_leaves": 31, "min_child_samples": 400, "feature_fraction": 0.1},
 )
 """Of the strong model, whose scores are averaged."""
 
@@ -173,7 +173,7 @@ def ratios(features: tuple[Feature, ...], numbers: npt.NDArray[np.float32]) -> n
             [at[event, kind, days] for days in HALF_LIVES if (event, kind, days) in at] for kind in ("count", "sum")
         )
         for slots in (count, amount):
-            found += [numbers[:, short] - numbers[:, long] for short, long in zip(slots, slots[4:], strict=False)]
+            found += [numbers[:, short] - numbers[:, long] for short, long in zip(slots, slots[2:], strict=False)]
         found += [numbers[:, much] - numbers[:, often] for much, often in zip(amount, count, strict=False)]
         found += [numbers[:, at[event, "latest", None]] + numbers[:, often] for often in count]
         found.append(numbers[:, at[event, "earliest", None]] - numbers[:, at[event, "latest", None]])
