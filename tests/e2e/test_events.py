@@ -208,15 +208,16 @@ def test_the_next_score_knows_an_acknowledged_event_a_thousand_times(live: Live)
 
 def test_a_purchase_changes_the_score_and_the_features_exactly(live: Live) -> None:
     customer, days = someone(), 2.0
-    live.record(event(customer, "purchase", ago_s=days * 86_400, amount=10.0))
+    past = days * 86_400
+    live.record(event(customer, "purchase", ago_s=past, amount=10.0), event(customer, "produce", ago_s=past))
     before = live.score(customer)
-    live.record(event(customer, "purchase", amount=50.0), event(customer, "visit"))
+    live.record(event(customer, "purchase", amount=50.0), event(customer, "visit"), event(customer, "produce"))
     after = live.score(customer)
     assert after.expected_spend > before.expected_spend
     assert after.churn.probability != before.churn.probability
     expected = 50.0 + 10.0 * 2 ** (-days / 14)
     assert live.feature(customer, "purchase_amount_14d") == pytest.approx(expected, rel=1e-4)
-    assert live.feature(customer, "first_purchase") == pytest.approx(days, rel=1e-3)
+    assert live.feature(customer, "produce_earliest") == pytest.approx(days, rel=1e-3)
     assert live.feature(customer, "purchase_latest") == pytest.approx(0, abs=1e-3)
 
 

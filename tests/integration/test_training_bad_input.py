@@ -62,7 +62,10 @@ def test_a_folder_is_no_config(call: Call, tmp_path: Path) -> None:
         (("${data}/events", "${date}/events"), "the SQL uses an unknown folder 'date'"),
         (("/events.parquet", "/orders.parquet"), "source.events: IO Error: No files found that match"),
         (("amount, duration_s FROM", "revenue FROM"), "source.events: Binder Error"),
-        (("customer_id, income", "customer_id"), "feature 'income': source.attributes has no column 'income': select it there"),
+        (
+            ("customer_id, income", "customer_id"),
+            "feature 'income': source.attributes has no column 'income': select it there",
+        ),
         (("step_days = 14", "step_days = 60"), "the source's 365 days give 7 cut-offs, 12 are needed: bring a longer"),
         (
             ('event = "purchase"\nhorizon_days = 28', 'event = "purchse"\nhorizon_days = 28'),

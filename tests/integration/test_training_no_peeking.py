@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
 
 CANDIDATES = """[candidates]
+events = ["purchase"]
 half_lives_days = [7, 28]
-most_slots = 8
+most_slots = 4
 """
 
 
@@ -99,7 +100,7 @@ def test_candidates_fitted_twice_are_the_same_model_to_the_last_bit(call: Call, 
     # The ladder was climbed, and what it chose is what is served.
     (rung,) = (rung for rung in evidence["ladder"] if rung["chosen"])
     assert [feature.name for feature in first.features] == rung["slots"]
-    assert len(rung["slots"]) <= 8 < evidence["candidates"]
+    assert len(rung["slots"]) <= 4 < evidence["candidates"]
 
 
 @pytest.mark.parametrize("moment", ["models worth having", "evidence"])
