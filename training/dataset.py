@@ -104,7 +104,7 @@ def build_rows(
 
     Where they would be more than the config's ``most_rows``, or take more than MOST_BYTES, customers are drawn by lot.
     """
-    customers = sampled(_share(source, layout, config, cutoffs))
+    customers = _taken(source, _share(source, layout, config, cutoffs))
     parts = []
     for cutoff, states in zip(cutoffs, source.states_at(layout, cutoffs, customers=customers), strict=True):
         parts.append(_rows_at(source, states, config, cutoff, customers))
@@ -112,6 +112,16 @@ def build_rows(
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns["group"] = np.unique(columns["customer_id"].astype(str), return_inverse=True)[1]
     return Rows(**columns)
+
+
+def _taken(source: OfflineStore, share: float) -> str:
+    """SQL that is true for the ids of a share of the customers: each id is looked at once, not once for each event."""
+    if share == 1:
+        return sampled(share)
+    source.connection.execute(
+        f"CREATE OR REPLACE TABLE taken AS FROM (SELECT DISTINCT customer_id FROM events) WHERE {sampled(share)}"
+    )
+    return "customer_id IN (FROM taken)"
 
 
 def _share(source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoffs: Sequence[float]) -> float:

@@ -52,11 +52,11 @@ active_days = 56
 horizon_days = 14
 
 [evaluation]
-step_days = 7
+step_days = 10
 warm_up_days = 28
 
 [candidates] # counts, sums and times of every type of event; training keeps the fewest that do as well
-half_lives_days = [7, 28]
+half_lives_days = [14]
 
 [interests]
 view = "view"
@@ -77,7 +77,7 @@ FROM read_csv('${data}/orders.csv')"""
 warm_up_days = 60
 
 [candidates]
-half_lives_days = [7, 28, 112]
+half_lives_days = [28]
 '''
     + ECONOMICS
 )
@@ -128,10 +128,7 @@ redemption_rate = 0
 budget_share = 0.3
 """
 
-SMALL = """
-[evaluation]
-bootstrap = 100
-"""
+SMALL = "[evaluation]\nbootstrap = 100\nfolds = 2\nselection_rows = 1000\n"
 
 
 @dataclass(frozen=True)
@@ -153,9 +150,7 @@ class Fitted:
 
 def fitted(call: Call, folder: Path, config: str) -> Fitted:
     """Fit a config in the folder of its data, with small resamples."""
-    small = (
-        config.replace("[evaluation]", "[evaluation]\nbootstrap = 100") if "[evaluation]" in config else config + SMALL
-    )
+    small = config.replace("[evaluation]", SMALL) if "[evaluation]" in config else f"{config}\n{SMALL}"
     path = folder / "shop.toml"
     path.write_text(small)
     audit = call(cli, "audit", path)
@@ -171,7 +166,7 @@ def fitted(call: Call, folder: Path, config: str) -> Fitted:
 def serve(call: Call, made: Fitted, url: str, names: list[str]) -> dict[str, np.ndarray[Any, Any]]:
     """Load, verify, and score customers from what is stored, all finite: columns by output."""
     options = (made.config, "--registry", made.registry, "--redis", url)
-    assert "loaded" in call(feature_store_cli, "load", *options).out
+    assert "loaded" in call(feature_store_cli, "load", *options, "--shift-to-now").out
     verified = call(feature_store_cli, "verify", *options)
     assert "online equals offline" in verified.out, verified.err
     model = Model.current(made.registry)
@@ -304,7 +299,7 @@ def test_an_event_log_with_views_carts_dwell_returns_and_missing_ids(
 def test_three_months_of_purchases_alone_are_proposed_fitted_and_served(
     call: Call, tmp_path: Path, clean_redis: str
 ) -> None:
-    customers = write_orders(tmp_path / "orders.csv", customers=600, days=91, per_day=0.15)
+    customers = write_orders(tmp_path / "orders.csv", customers=400, days=91, per_day=0.15)
     proposed = call(cli, "init", "--events", tmp_path / "orders.csv", "--output", tmp_path / "proposed.toml")
     assert proposed.code == 0
     assert "too short" not in proposed.err
@@ -339,13 +334,6 @@ def test_a_snapshot_with_categories_gaps_values_own_costs_and_households(
     assert (scores["propensity_threshold"] == 1).all()  # nothing was learnt about it, so nobody is told to buy
     assert np.ptp(scores["churn_threshold"]) > 0
 
-
-def test_a_snapshot_stays_verified_as_time_goes_on_and_differs_where_a_row_changes(
-    call: Call, tmp_path: Path, clean_redis: str
-) -> None:
-    write_crm(tmp_path / "crm.csv")
-    made = fitted(call, tmp_path, SNAPSHOT)
-    serve(call, made, clean_redis, ["k00000"])
     write_crm(tmp_path / "crm.csv", longer=1.0)
     options = (made.config, "--registry", made.registry, "--redis", clean_redis)
     assert call(feature_store_cli, "verify", *options).code == 1

@@ -73,7 +73,9 @@ def sections(evidence: Evidence, rows: Rows) -> tuple[list[Section], list[str]]:
 
 def _quality(rows: Rows) -> Section:
     found = Section(
-        "quality", "Does it tell who?", "On test cut-offs that lie later than everything the models were made from."
+        "quality",
+        "Does it tell who?",
+        "On rows the models have not seen: later ones, or of a snapshot some drawn by lot.",
     )
     found.parts.extend(Part(offer, pictures=plots_rows.plots_of_rows(offer, test)) for offer, test in rows.items())
     return found
@@ -161,7 +163,7 @@ def _splits(evidence: Evidence) -> Section:
 
 
 def _trials(evidence: Evidence) -> Section:
-    found = Section("trials", "Which models were tried", "In temporal folds before the test cut-offs.")
+    found = Section("trials", "Which models were tried", "In folds without the test: in time, or of a snapshot by lot.")
     if evidence.trials:
         pictures = [plots_models.trials(target, trials) for target, trials in _by(evidence.trials, "target")]
         table = Table(
@@ -205,7 +207,7 @@ def _importance(evidence: Evidence) -> Section:
     found = Section(
         "importance",
         "What it looks at",
-        "What is lost on the test cut-offs when a feature's values are shuffled among the rows.",
+        "What is lost on the test rows when a feature's values are shuffled among the rows.",
     )
     found.parts.extend(
         Part(pictures=[plots_models.importance(target, ranked)])
@@ -225,7 +227,7 @@ def _robustness(evidence: Evidence) -> Section:
 
 
 def _segments(evidence: Evidence) -> Section:
-    found = Section("segments", "Who the customers are", "Groups of the customers at the test cut-offs.")
+    found = Section("segments", "Who the customers are", "Groups of the test customers.")
     for scheme, segments in _by(evidence.segments, "scheme"):
         pictures = [plots_groups.sizes(scheme, segments), plots_groups.profile(scheme, segments)]
         table = Table(
