@@ -127,9 +127,18 @@ def _label(connection: duckdb.DuckDBPyConnection, name: str, kind: str) -> Itera
         f"count(*) FILTER ({column}::DOUBLE = 1) FROM attributes"
     ).fetchall()[0]
     other = filled - zeros - ones
-    if filled < rows:
-        message = f"{rows - filled:,} of {rows:,} rows have no value in {where}"
-        yield _bad_label(message, f"WHERE {column} IS NOT NULL", (rows - filled) / rows)
+    if not filled:
+        yield _bad_label(f"{where} has no value in any row", "name another column, or bring customers with a label")
+    elif filled < rows:
+        message = f"{rows - filled:,} of {rows:,} rows have no value in {where}: nothing is learnt from them"
+        yield Finding(
+            severity="note",
+            check="no label",
+            where="snapshot.label",
+            message=message,
+            mend="nothing to do where these are the customers to score",
+            share=(rows - filled) / rows,
+        )
     if other:
         message = f"{other:,} of {rows:,} rows have another value than 0 and 1 in {where}"
         yield _bad_label(message, f"say in SQL which count: ({column} > …)::INTEGER AS {name}", other / rows)

@@ -56,7 +56,7 @@ step_days = 10
 warm_up_days = 28
 
 [candidates] # counts, sums and times of every type of event; training keeps the fewest that do as well
-half_lives_days = [14]
+half_lives_days = [7, 56]
 
 [interests]
 view = "view"
@@ -77,7 +77,7 @@ FROM read_csv('${data}/orders.csv')"""
 warm_up_days = 60
 
 [candidates]
-half_lives_days = [28]
+half_lives_days = [14, 56]
 '''
     + ECONOMICS
 )
@@ -128,6 +128,7 @@ redemption_rate = 0
 budget_share = 0.3
 """
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 SMALL = "[evaluation]\nbootstrap = 100\nfolds = 2\nselection_rows = 1000\n"
 
 
@@ -280,6 +281,11 @@ def write_tags(path: Path, customers: int = 1000) -> None:
     table = {"customer_id": np.array([f"t{i:05}" for i in range(customers)])}
     table |= {f"tag_{i}": tags[:, i] for i in range(40)}
     write_table(path, table | {"churn": (random.random(customers) < 1 / (1 + np.exp(-risk))).astype(int)})
+
+
+@pytest.mark.parametrize("example", [EVENTS, PURCHASES, SNAPSHOT, TREATMENT])
+def test_the_examples_are_those_of_the_readme(example: str) -> None:
+    assert example.removesuffix(ECONOMICS).strip() in README
 
 
 def test_an_event_log_with_views_carts_dwell_returns_and_missing_ids(
