@@ -237,7 +237,10 @@ def _open(config: str, registry: Path) -> tuple[FeatureConfig, StateLayout]:
         manifest = bundle.read(registry).manifest
     except bundle.BundleError as error:
         raise InputError(str(error)) from error
-    if not matches(settings.feature, manifest.features, settings.candidates):
+    attributes = any(feature.aggregate == "attribute" for feature in manifest.features)
+    if not matches(settings.feature, manifest.features, settings.candidates) or (
+        attributes and settings.source.attributes is None
+    ):
         raise InputError(
             f"{config}: its features are not those of bundle {manifest.version} (fingerprint {manifest.fingerprint}): "
             "fit it first, or name the config the bundle was made with"

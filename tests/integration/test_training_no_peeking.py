@@ -96,6 +96,8 @@ def test_candidates_fitted_twice_are_the_same_model_to_the_last_bit(call: Call, 
     assert first.model_sha256 == second.model_sha256
     assert first.golden_sha256 == second.golden_sha256
     assert first.metrics == second.metrics
+    for rung in (*evidence["ladder"], *again["ladder"]):
+        assert rung.pop("graph_us") > 0  # the one thing in it that is measured
     assert evidence == again
     # The ladder was climbed, and what it chose is what is served.
     (rung,) = (rung for rung in evidence["ladder"] if rung["chosen"])
