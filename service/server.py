@@ -13,7 +13,6 @@ import asyncio
 import gc
 import logging
 import signal
-import sys
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
@@ -30,6 +29,7 @@ from service.batching import Batcher
 from service.front_aio import AioFront
 from service.front_lean import LeanFront
 from service.handlers import Customers, handlers
+from service.logs import start_log
 from service.models import Model
 from service.recorder import Recorder
 from service.scorer import Scorer
@@ -98,13 +98,6 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     if counts := _counts(recorder, scorer):
         logger.info(counts)
     logger.info("stopped")
-
-
-def start_log(settings: Settings) -> None:
-    """Log to stderr; with several workers each line says which."""
-    process = "%(process)d " if settings.workers > 1 else ""
-    form = f"%(asctime)s {process}%(levelname)s %(message)s"
-    logging.basicConfig(level=settings.log_level, format=form, stream=sys.stderr)
 
 
 def _rules(settings: Settings) -> Rules:
