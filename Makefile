@@ -19,8 +19,9 @@ help: ## list the commands
 run: $(WHEEL) ## train on the sample, load Redis, serve on 127.0.0.1:$PORT and show first answers; Ctrl-C stops it
 	@exec $(BIN)/python -P -m service.demo $(CONFIG) --registry $(REGISTRY) --port $(PORT)
 
+# End to end comes last: it needs the sample's model, which one process fits while the other goes on.
 test: $(WHEEL) ## run all tests against the built wheel
-	$(BIN)/pytest tests
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/unit tests/e2e
 
 check: $(WHEEL) ## format, lint, strict types, import directions, contract and Dockerfile lint
 	$(BIN)/ruff format --check .

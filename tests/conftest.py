@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import duckdb
 import numpy as np
 import pytest
 import redis
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from feature_store.__main__ import cli as feature_store_cli
@@ -254,6 +256,17 @@ def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+@contextmanager
+def once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that all processes of a test run share, and whether this one is to fill it; the others wait meanwhile."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        first = not folder.exists()
+        folder.mkdir(exist_ok=True)
+        yield folder, first
+
+
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A real redis-server for the whole session."""
@@ -273,9 +286,10 @@ def clean_redis(redis_url: str) -> str:
 @pytest.fixture(scope="session")
 def sample_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with the bundle of the built-in sample, fitted once by the command that users call."""
-    folder = tmp_path_factory.mktemp("sample")
-    done = _run(folder, "training", "fit", "complete_journey", "--registry", folder / "registry")
-    assert done.code == 0, done.err
+    with once(tmp_path_factory, "sample") as (folder, first):
+        if first:
+            done = _run(folder, "training", "fit", "complete_journey", "--registry", folder / "registry")
+            assert done.code == 0, done.err
     return folder / "registry"
 
 
@@ -308,15 +322,14 @@ def store(call: Call, toy: Trained, clean_redis: str) -> Store:
 
 
 @pytest.fixture(scope="session")
-def node_folder() -> Path:
-    """tests/clients with the packages of its lock file, in the build folder."""
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/clients with the packages of its lock file."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("no node and npm on the PATH")
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     if int(version.removeprefix("v").partition(".")[0]) < 20:
         pytest.skip(f"node is older than 20: {version.strip()}")
-    folder = ROOT / "build" / "clients"
-    shutil.copytree(ROOT / "tests" / "clients", folder, dirs_exist_ok=True)
+    folder = Path(shutil.copytree(ROOT / "tests" / "clients", tmp_path_factory.mktemp("node") / "clients"))
     command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "--fetch-retries=1"]
     try:
         ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
