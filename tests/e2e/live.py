@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -119,6 +120,19 @@ class Live:
         """BatchScoreCustomers."""
         request = scoring_pb2.BatchScoreCustomersRequest(customer_ids=customer_ids)
         return list(self._scoring.BatchScoreCustomers(request, timeout=20).results)
+
+    def decayed(self, customer_id: str, what: str) -> dict[float, float]:
+        """Decayed sums of one kind, such as ``visit_count``, by half-life in days: the model chose which there are."""
+        name = re.compile(rf"{what}_(\d+(?:_\d+)?)d")
+        found = {
+            m[1]: feature.value for feature in self.get(customer_id).features if (m := name.fullmatch(feature.name))
+        }
+        assert found
+        return {float(days.replace("_", ".")): value for days, value in found.items()}
+
+    def count(self, customer_id: str, event_type: str) -> float:
+        """Events of a type, as the one that forgets slowest has counted them."""
+        return max(self.decayed(customer_id, f"{event_type}_count").items())[1]
 
     def feature(self, customer_id: str, name: str) -> float | None:
         """One of the features of a customer, None where it has no value."""

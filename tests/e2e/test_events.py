@@ -166,7 +166,7 @@ def test_what_is_beyond_a_cap_is_accepted_and_told_and_not_folded(start: Start) 
         assert fates(reply) == (5, 0, [], [3, 4])
         assert names(reply.guarded) == [(3, "customer_id", "EVENT_CAPPED"), (4, "customer_id", "EVENT_CAPPED")]
         assert "3 events of one type" in reply.guarded[0].reason
-        assert live.feature(customer, "visit_count_7d") == pytest.approx(3, rel=1e-3)
+        assert live.count(customer, "visit") == pytest.approx(3, rel=1e-3)
         reply = live.record(*(event(customer, channel="web") for _ in range(3)))
         assert "5 events of a customer in an hour" in reply.guarded[0].reason
         assert fates(reply) == (3, 0, [], [2])
@@ -215,9 +215,8 @@ def test_a_purchase_changes_the_score_and_the_features_exactly(live: Live) -> No
     after = live.score(customer)
     assert after.expected_spend > before.expected_spend
     assert after.churn.probability != before.churn.probability
-    expected = 50.0 + 10.0 * 2 ** (-days / 14)
-    assert live.feature(customer, "purchase_amount_14d") == pytest.approx(expected, rel=1e-4)
-    assert live.feature(customer, "produce_earliest") == pytest.approx(days, rel=1e-3)
+    for half_life, amount in live.decayed(customer, "purchase_amount").items():
+        assert amount == pytest.approx(50.0 + 10.0 * 2 ** (-days / half_life), rel=1e-4)
     assert live.feature(customer, "purchase_latest") == pytest.approx(0, abs=1e-3)
 
 
@@ -274,7 +273,7 @@ def test_what_several_clients_send_again_in_any_order_is_counted_once(server: Se
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(send, range(4))) == 500
     assert [live.counted(customer) for customer in customers] == [100] * 5
-    assert live.feature(customers[0], "visit_count_28d") == pytest.approx(100, rel=1e-3)
+    assert live.count(customers[0], "visit") == pytest.approx(100, rel=1e-3)
 
 
 # --- streams --------------------------------------------------------------------------------------------------------
