@@ -5,8 +5,8 @@ customer, as long as there is anything to say; an alias has one that only names 
 
 ::
 
-    "tr" version flags | zeros | position | first, last seen, counts | interests, best first | channels, aliases, counted
-    └──────────── a score reads up to the first interest ─────────────┘
+    "tr" version flags | zeros | position | first, last seen, counts | interests, best first | channels | …
+    └──────────── a score reads up to the first interest ─────────────────────┘
 
 Interests decay with one half-life for all, so their order does not change while nothing happens.
 """
