@@ -15,14 +15,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import click
 import psutil
 
-from service.client import ScoringClient
-from service.live_client import CustomerClient, Event, EventClient
+from service.client import Score, ScoringClient
+from service.live_client import CustomerClient, Event, EventClient, Recorded
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, Server, customer_id, tidemark_server
 
 WORKERS: Final = 2
@@ -40,10 +41,12 @@ STREAMED: Final = 2500
 class Load:
     """Calls until told to stop, and what came of them."""
 
-    def __init__(self, target: str, number: int) -> None:
+    def __init__(self, target: str, number: int, ids: Sequence[str]) -> None:
+        """``ids``: of customers who can be scored."""
         self._target = target
+        self._ids = ids
         self._name = f"rolling-{number}-{time.time_ns()}"
-        self._over = threading.Event()
+        self.over = threading.Event()
         self.found: Counter[str] = Counter()
         self._sent: Counter[str] = Counter()
 
@@ -53,7 +56,7 @@ class Load:
         for thread in threads:
             thread.start()
         sys.stdin.read()
-        self._over.set()
+        self.over.set()
         for thread in threads:
             thread.join()
 
@@ -61,38 +64,38 @@ class Load:
         """Score one customer after the other, and a hundred now and then."""
         with ScoringClient(self._target, timeout_s=TIMEOUT_S) as client:
             at = 0
-            while not self._over.is_set():
+            while not self.over.is_set():
                 at += 1
-                ids = [customer_id((at * 61 + i) % CUSTOMERS) for i in range(1 if at % 10 else 100)]
-                self._try(lambda ids=ids: [one.customer_id for one in client.score_many(ids)] == ids)  # type: ignore[misc]
+                ids = [self._ids[(at * 61 + i) % len(self._ids)] for i in range(1 if at % 10 else 100)]
+                self._try(partial(_scored, client, ids))
 
     def come(self) -> None:
         """Score on a new connection each time."""
-        while not self._over.is_set():
+        while not self.over.is_set():
             with ScoringClient(self._target, timeout_s=TIMEOUT_S) as client:
-                self._try(lambda client=client: client.score("000001").customer_id == "000001")  # type: ignore[misc]
+                self._try(partial(_scored, client, self._ids[:1]))
 
     def record(self) -> None:
         """Record events, a few each time."""
         with EventClient(self._target, timeout_s=TIMEOUT_S) as client:
             at = 0
-            while not self._over.is_set():
+            while not self.over.is_set():
                 at += 1
                 name = f"{self._name}-{at // CALLS_EACH}"
                 events = [Event(name, "visit", channel="web") for _ in range(EACH)]
                 self._sent[name] += EACH
-                self._try(lambda events=events: _all(client.record(events), EACH))  # type: ignore[misc]
+                self._try(partial(_recorded, client.record, events))
 
     def stream(self) -> None:
         """Record events in streams of several messages."""
         with EventClient(self._target) as client:
             at = 0
-            while not self._over.is_set():
+            while not self.over.is_set():
                 at += 1
                 names = [f"{self._name}-stream-{at}-{i // 50}" for i in range(STREAMED)]
                 self._sent.update(names)
                 events = [Event(name, "visit", channel="web") for name in names]
-                self._try(lambda events=events: _all(client.stream(events, timeout_s=TIMEOUT_S), STREAMED))  # type: ignore[misc]
+                self._try(partial(_recorded, partial(client.stream, timeout_s=TIMEOUT_S), events))
 
     def check(self) -> None:
         """Count what was not counted once."""
@@ -113,8 +116,17 @@ class Load:
             self.found["wrong"] += not right
 
 
-def _all(recorded: object, sent: int) -> bool:
-    return getattr(recorded, "accepted", 0) + getattr(recorded, "duplicates", 0) == sent
+def _scored(client: ScoringClient, ids: Sequence[str]) -> bool:
+    """Whether each is scored as itself."""
+    if len(ids) == 1:
+        return client.score(ids[0]).customer_id == ids[0]
+    return [one.customer_id for one in client.score_many(ids) if isinstance(one, Score)] == ids
+
+
+def _recorded(record: Callable[[Sequence[Event]], Recorded], events: Sequence[Event]) -> bool:
+    """Whether all are recorded, now or at an earlier attempt."""
+    done = record(events)
+    return done.accepted + done.duplicates == len(events)
 
 
 def rolling_lost(bench: Bench) -> Measured:
@@ -179,7 +191,7 @@ def workers(server: Server) -> set[int]:
 @click.option("--number", required=True, type=int)
 def main(target: str, number: int) -> None:
     """Call until stdin closes, and print what came of it, as JSON."""
-    load = Load(target, number)
+    load = Load(target, number, [customer_id(i) for i in range(CUSTOMERS)])
     if number:
         load.run(load.score, load.score, load.record, load.stream)
         load.check()
