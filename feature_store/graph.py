@@ -50,14 +50,12 @@ def open_bundle(bundle: Bundle) -> Graph:
         raise BundleError(f"{manifest.version}: the graph's inputs are not the manifest's")
     if [graph.inputs[name][1] for name in ("state", "economics")] != [len(manifest.features), len(ECONOMICS)]:
         raise BundleError(f"{manifest.version}: the graph takes another number of features or economics")
+    if not all(rows.shape and len(rows) for rows in golden.values()):
+        raise BundleError(f"{manifest.version}: there are no golden rows to check it by")
     try:
-        if not all(len(rows) for rows in golden.values()):
-            raise BundleError(f"{manifest.version}: there are no golden rows to check it by")
         found = graph.run(**{name: golden[f"input_{name}"] for name in manifest.inputs})
         worst = largest_differences(found, {name: golden[f"output_{name}"] for name in manifest.outputs})
         own = _with_own_economics(graph, bundle)
-    except BundleError:
-        raise
     except Exception as error:  # any failure here means the same: do not serve this
         raise BundleError(f"{manifest.version}: the golden rows cannot be run ({type(error).__name__})") from error
     if problem := beyond_tolerance(worst):

@@ -14,7 +14,6 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
 
 from service import tls
 from service.batching import Batcher
@@ -23,7 +22,7 @@ from service.errors import Code, Reason, RequestError, server_stopping
 from service.framing import CallError
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
 from service.settings import Settings
-from service.standard import SERVICES, Health
+from service.standard import SERVICES, Health, Reflection
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 MOST_MS: Final = 2**31 - 1
@@ -46,8 +45,12 @@ class AioFront:
             # Not the servicer of grpcio-health-checking: there all watchers are forgotten when one of them leaves.
             "/grpc.health.v1.Health/Check": _unary(self._check),
             "/grpc.health.v1.Health/Watch": grpc.unary_stream_rpc_method_handler(_told(self._watch)),
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+                _told(self._reflect)
+            ),
         }
         self._health = Health(("", *SERVICES))
+        self._reflection = Reflection((*SERVICES, health.SERVICE_NAME))
         self._watches: set[asyncio.Queue[bytes | None]] = set()
         self._streams: set[asyncio.Task[bytes]] = set()
 
@@ -60,7 +63,6 @@ class AioFront:
         credentials = tls.server_credentials(self._settings)
         self._server = grpc.aio.server(options=self._options(listener is not None))
         self._server.add_generic_rpc_handlers([_Methods(self._methods)])
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         address = f"{self._settings.host_of_address}:{port}"
         try:
             add = self._server.add_insecure_port
@@ -121,6 +123,11 @@ class AioFront:
         finally:
             self._watches.discard(told)
             self._health.unwatch(told.put_nowait)
+
+    async def _reflect(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """ServerReflectionInfo."""
+        async for request in requests:
+            await context.write(self._reflection.answer(request))
 
     def _take(self, begin: Callable[[], Stream]) -> Handler:
         async def take(requests: AsyncIterator[bytes], _context: Context) -> bytes:
