@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -28,6 +29,8 @@ CURRENT: Final = "current"
 MODEL_FILE: Final = "model.onnx"
 MANIFEST_FILE: Final = "manifest.json"
 GOLDEN_FILE: Final = "golden.npz"
+OWN_HASH: Final = "manifest_sha256"
+"""Where the manifest has the hash of all else that it says."""
 
 INPUTS: Final = ("state", "age", "economics")
 OUTPUTS: Final = (
@@ -73,7 +76,7 @@ class Manifest(BaseModel):
     labels: dict[str, str] = {}
     cutoffs: dict[str, list[str]]
     metrics: dict[str, Any]
-    economics: dict[str, float]
+    economics: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     own_figures: list[str] = []
     model_sha256: str
     golden_sha256: str
@@ -116,7 +119,8 @@ def publish(
         _write(staging / GOLDEN_FILE, golden)
         for name, content in (beside or {}).items():
             _write(staging / name, content)
-        _write(staging / MANIFEST_FILE, (manifest.model_dump_json(indent=2, exclude_none=True) + "\n").encode())
+        fields = json.loads(manifest.model_dump_json(exclude_none=True))
+        _write(staging / MANIFEST_FILE, (json.dumps(fields | {OWN_HASH: own_hash(fields)}, indent=2) + "\n").encode())
         link.symlink_to(manifest.version)
         ours = staging.rename(target)
         link.replace(registry / CURRENT)
@@ -137,8 +141,11 @@ def read(registry: Path, version: str = CURRENT) -> Bundle:
     manifest = _read_manifest(folder)
     model = _read_hashed(folder / MODEL_FILE, manifest.model_sha256)
     golden = _read_hashed(folder / GOLDEN_FILE, manifest.golden_sha256)
-    with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
-        return Bundle(manifest, model, dict(arrays))
+    try:
+        with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
+            return Bundle(manifest, model, dict(arrays))
+    except Exception as error:  # zipfile, zlib and numpy have each their own for a file that is none
+        raise BundleError(f"{folder.name}: {GOLDEN_FILE} is no list of arrays ({type(error).__name__})") from error
 
 
 def sha256(data: bytes) -> str:
@@ -146,9 +153,15 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def own_hash(fields: Mapping[str, Any]) -> str:
+    """Hex digest of a manifest's fields, but for the digest itself."""
+    return sha256(json.dumps({key: fields[key] for key in sorted({*fields} - {OWN_HASH})}, sort_keys=True).encode())
+
+
 def _read_manifest(folder: Path) -> Manifest:
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        data = (folder / MANIFEST_FILE).read_bytes()
+        manifest = Manifest.model_validate_json(data)
     except OSError as error:
         raise BundleError(f"{folder.name}: {MANIFEST_FILE} cannot be read ({type(error).__name__})") from error
     except ValidationError as error:
@@ -159,6 +172,11 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder.name}: the economics lack {', '.join(sorted(missing))}")
     if set(manifest.inputs) != set(INPUTS) or not set(OUTPUTS) <= set(manifest.outputs):
         raise BundleError(f"{folder.name}: the graph's inputs or outputs are not the ones this release serves")
+    fields = json.loads(data)
+    if fields.get(OWN_HASH) != own_hash(fields):
+        raise BundleError(
+            f"{folder.name}: {MANIFEST_FILE} is torn or was changed: it says more or less than its sha256"
+        )
     return manifest
 
 

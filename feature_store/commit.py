@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from feature_store.seal import sealed
+
 POSITION: Final = slice(8, 16)
 ANY: Final = b"any"
 """Expected by a write that does not care."""
@@ -82,7 +84,10 @@ class Write:
     def arguments(self) -> tuple[bytes, bytes, bytes]:
         """As the script takes them."""
         expected = ANY if self.anyway else b"" if self.old is None else self.old[POSITION]
-        return (expected, b"", b"") if self.new is None else (expected, self.new[:8], self.new[16:])
+        if self.new is None:
+            return expected, b"", b""
+        new = sealed(self.key, self.new)
+        return expected, new[:8], new[16:]
 
 
 @dataclass(slots=True, eq=False)

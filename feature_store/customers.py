@@ -246,7 +246,7 @@ class CustomerStore:
         names = {customer_id: customer_id for customer_id in ids}  # an id, and what is to be read for it
         while names:
             asked = list(names.values())
-            values = await self._redis.ask(b"MGET", *self._keys.of(asked), *Keys.records(asked))
+            values = await self._redis.values([*self._keys.of(asked), *Keys.records(asked)])
             further = {}
             for (customer_id, name), state, record in zip(
                 names.items(), values[: len(asked)], values[len(asked) :], strict=True

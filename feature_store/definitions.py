@@ -25,7 +25,7 @@ MAX_NAME_BYTES = 64
 MAX_CATEGORIES = 64
 """Most values of an attribute of text that are told apart."""
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 """Version of the packed state. It is part of the fingerprint: another format is another state."""
 
 

@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from feature_store.bundle import PROBABILITY_TOLERANCE, SPEND_TOLERANCE, Arrays, Bundle, BundleError
+from feature_store.bundle import (
+    ECONOMICS,
+    OUTPUTS,
+    PROBABILITY_TOLERANCE,
+    SPEND_TOLERANCE,
+    Arrays,
+    Bundle,
+    BundleError,
+    defaults,
+)
 
 
 class Graph:
@@ -39,16 +48,28 @@ def open_bundle(bundle: Bundle) -> Graph:
     graph = Graph(bundle.model, manifest.outputs)
     if {name: list(shape) for name, shape in graph.inputs.items()} != manifest.inputs:
         raise BundleError(f"{manifest.version}: the graph's inputs are not the manifest's")
-    if not all(len(rows) for rows in golden.values()):
+    if [graph.inputs[name][1] for name in ("state", "economics")] != [len(manifest.features), len(ECONOMICS)]:
+        raise BundleError(f"{manifest.version}: the graph takes another number of features or economics")
+    if not all(rows.shape and len(rows) for rows in golden.values()):
         raise BundleError(f"{manifest.version}: there are no golden rows to check it by")
     try:
         found = graph.run(**{name: golden[f"input_{name}"] for name in manifest.inputs})
         worst = largest_differences(found, {name: golden[f"output_{name}"] for name in manifest.outputs})
+        own = _with_own_economics(graph, bundle)
     except Exception as error:  # any failure here means the same: do not serve this
         raise BundleError(f"{manifest.version}: the golden rows cannot be run ({type(error).__name__})") from error
     if problem := beyond_tolerance(worst):
         raise BundleError(f"{manifest.version}: golden rows came out wrong: {problem}")
+    if not all(np.isfinite(own[name]).all() for name in OUTPUTS):
+        raise BundleError(f"{manifest.version}: the economics of the manifest give no finite scores")
     return graph
+
+
+def _with_own_economics(graph: Graph, bundle: Bundle) -> Arrays:
+    """The golden rows where a caller names no economics."""
+    inputs = {name: bundle.golden[f"input_{name}"] for name in bundle.manifest.inputs}
+    rows = len(inputs["economics"])
+    return graph.run(**inputs | {"economics": np.tile(defaults(bundle.manifest), (rows, 1))})
 
 
 def largest_differences(found: Arrays, expected: Arrays) -> dict[str, float]:

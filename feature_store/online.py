@@ -12,6 +12,8 @@ key                        value
 ``tm:archived``            position up to which the archive has everything; there is an archive if this is there
 ``tm:held``                position after which the log forgets nothing, because a load is under way
 ========================== ==================================================================================
+
+States and records are sealed (``feature_store.seal``): they are opened when they are read, here and nowhere else.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from redis.exceptions import RedisError, ResponseError
 from feature_store.commit import SCRIPT, Group, keys_and_arguments
 from feature_store.errors import ArchiveBehindError, InputError, StoreUnavailableError
 from feature_store.record import UnreadableRecordError, told
+from feature_store.seal import opened, sealed
 from feature_store.state import StateBatch, StateLayout
 
 CHUNK: Final = 1000
@@ -141,6 +144,10 @@ class Redis:
             else:
                 self._idle.append(exchange)
                 return replies
+
+    async def values(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Packed values, in order, None where there is none; StoreUnavailableError as above."""
+        return _opened(keys, await self.ask(b"MGET", *keys))
 
     async def commit(self, groups: Sequence[Group], most_waiting: int = 0, *, durable: bool = False) -> Committed:
         """Write groups, each if nobody else was faster; ``durable``: and return when it is on disk.
@@ -283,10 +290,11 @@ class StateReader:
 
     async def _values(self, customer_ids: Sequence[str]) -> list[bytes | None]:
         """Their states, then their records."""
-        found: list[bytes | None] = await self._redis.ask(
-            b"MGET", *self._keys.of(customer_ids), *self._keys.records(customer_ids)
-        )
-        return found
+        return await self._redis.values([*self._keys.of(customer_ids), *self._keys.records(customer_ids)])
+
+
+def _opened(keys: Sequence[bytes], values: Sequence[bytes | None]) -> list[bytes | None]:
+    return [None if value is None else opened(key, value) for key, value in zip(keys, values, strict=True)]
 
 
 class LogReader:
@@ -420,14 +428,14 @@ class StateWriter(LogReader):
         return {name.decode(): float(fact) for name, fact in facts.items()} or None
 
     def _set(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        items = iter(zip(keys, values, strict=True))
+        items = iter([(key, sealed(key, value)) for key, value in zip(keys, values, strict=True)])
         while chunk := dict(islice(items, CHUNK)):
             self._call(self._redis.mset, chunk)
 
     def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
         rest, values = iter(keys), []
         while chunk := list(islice(rest, CHUNK)):
-            values += self._call(self._redis.mget, chunk)
+            values += _opened(chunk, self._call(self._redis.mget, chunk))
         return values
 
 

@@ -5,8 +5,8 @@ customer, as long as there is anything to say; an alias has one that only names 
 
 ::
 
-    "tr" version flags | counts | position | first, last seen | interests, best first | channels | aliases | counted
-    └──────────── a score reads up to the first interest ──────────────┘
+    "tr" version flags | zeros | position | first, last seen, counts | interests, best first | channels | …
+    └──────────── a score reads up to the first interest ─────────────────────┘
 
 Interests decay with one half-life for all, so their order does not change while nothing happens.
 """
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from feature_store.definitions import Interests
 from feature_store.events import HOUR_S
 
-VERSION: Final = 1
+VERSION: Final = 2
 NO_SCORING: Final = 1
 NO_RESPONSE: Final = 2
 ALIAS: Final = 4
@@ -43,14 +43,16 @@ LATEST_TIME_S: Final = 253_402_300_799.0
 
 MOST_ALIASES: Final = 1000
 
-_HEAD: Final = struct.Struct("<2sBBBBH8sddI")
+_HEAD: Final = struct.Struct("<2sBB4s8sddIBBH")
 _INTEREST: Final = struct.Struct("<HHfd")
 _CHANNEL: Final = struct.Struct("<BI")
 _ALIAS: Final = struct.Struct("<H")
 MAGIC: Final = b"tr"
 FLAGS: Final = 3
-INTERESTS: Final = 4
+INTERESTS: Final = 36
 """Where they stand in the head."""
+ZEROS: Final = bytes(4)
+"""After the flags: stored they are mixed with a check over all of it (``feature_store.seal``)."""
 
 
 class UnreadableRecordError(Exception):
@@ -194,7 +196,7 @@ class Record:
             aliases = [self.alias_of]
         counts = len(self.interests), len(self.channels), len(aliases)
         seen = self.first_seen, self.last_seen, len(self.counted)
-        parts = [_HEAD.pack(MAGIC, VERSION, flags, *counts, bytes(8), *seen)]
+        parts = [_HEAD.pack(MAGIC, VERSION, flags, ZEROS, bytes(8), *seen, *counts)]
         for interest in self.interests:
             name = interest.item_id.encode()
             parts += (_INTEREST.pack(len(name), interest.views, interest.weight, interest.at), name)
@@ -216,8 +218,9 @@ class Record:
     def unpack(value: bytes) -> Record:
         """The record of a stored value; UnreadableRecordError where it is none."""
         try:
-            magic, version, flags, interests, channels, aliases, _, first, last, counted = _HEAD.unpack_from(value)
-            if magic != MAGIC or version != VERSION:
+            magic, version, flags, zeros, _, *rest = _HEAD.unpack_from(value)
+            first, last, counted, interests, channels, aliases = rest
+            if (magic, version, zeros) != (MAGIC, VERSION, ZEROS):
                 raise UnreadableRecordError
             said = flags, interests, channels, aliases, counted, first, last
             if flags & ALIAS and said != (ALIAS, 0, 0, 1, 0, math.inf, -math.inf):  # a bit flipped
@@ -258,7 +261,7 @@ def told(value: bytes) -> Told | str | None:
 
     Reads no more than that needs; UnreadableRecordError where it is no record.
     """
-    if len(value) < _HEAD.size or value[:2] != MAGIC or value[2] != VERSION:
+    if len(value) < _HEAD.size or value[:2] != MAGIC or value[2] != VERSION or value[4:8] != ZEROS:
         raise UnreadableRecordError
     flags, interests = value[FLAGS], value[INTERESTS]
     if flags & ALIAS:

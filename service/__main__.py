@@ -30,7 +30,7 @@ def main() -> None:
 
     start_log(settings)
     try:
-        if settings.workers > 1:
+        if settings.workers > 1 or settings.supervised:
             supervise(settings, work)
         else:
             uvloop.run(serve(settings))

@@ -14,7 +14,7 @@ from typing import Final, Literal, Protocol, cast
 
 from service.batching import Batcher
 from service.calls import Call, call_error, too_late, too_slow
-from service.errors import Code
+from service.errors import Code, server_stopping
 from service.framing import HEAD, CallError
 from service.http2 import PREFACE, Headers, Http2, PeerError, Stream
 from service.settings import Settings
@@ -315,6 +315,16 @@ class Connection(asyncio.Protocol):
             self._h2.ping()
             self.flush()
 
+    def give_up(self) -> None:
+        """Answer what still runs that it has to be asked again, and close: its time is up."""
+        if self._mute or self._transport.is_closing():
+            return
+        for call in list(self._calls.values()):
+            self.fail(call.stream, server_stopping())
+        self._h2.go_away_at_last()
+        self.flush()
+        self._say_goodbye()
+
     def _say_goodbye(self) -> None:
         """Write no more, and take in what still comes for a while: a socket closed before loses what was sent."""
         self._leaving, self._left = "gone", time.monotonic() + LINGER_S
@@ -378,7 +388,7 @@ class Connection(asyncio.Protocol):
             self._h2.go_away_at_last()
             for call in list(self._calls.values()):
                 if call.talking:  # a stream without an end of its own
-                    self.fail(call.stream, CallError(Code.UNAVAILABLE, "the connection is closing: call again"))
+                    self.fail(call.stream, server_stopping())
             self.flush()
         if self._leaving == "told" and not self._h2.streams and self._unsent and now > self._left:
             self.abort()  # all is answered, and taken too slowly

@@ -48,6 +48,7 @@ class Reason(StrEnum):
     FEATURES_TOO_OLD = "FEATURES_TOO_OLD"
     STATE_UNREADABLE = "STATE_UNREADABLE"
     FEATURE_STORE_UNAVAILABLE = "FEATURE_STORE_UNAVAILABLE"
+    SERVER_STOPPING = "SERVER_STOPPING"
     INTERNAL = "INTERNAL"
 
 
@@ -70,6 +71,7 @@ CODES: Final = {
     Reason.FEATURES_TOO_OLD: Code.FAILED_PRECONDITION,
     Reason.STATE_UNREADABLE: Code.DATA_LOSS,
     Reason.FEATURE_STORE_UNAVAILABLE: Code.UNAVAILABLE,
+    Reason.SERVER_STOPPING: Code.UNAVAILABLE,
     Reason.INTERNAL: Code.INTERNAL,
 }
 
@@ -99,3 +101,8 @@ class RequestError(Exception):
     def retry_after_s(self) -> float | None:
         """Seconds after which trying again may help, None where it does not."""
         return RETRY_AFTER_S if self.code in RETRIED else None
+
+
+def server_stopping() -> RequestError:
+    """For what still runs when a server, or a connection, ends."""
+    return RequestError(Reason.SERVER_STOPPING, "the server is stopping: call again, events with the same ids")

@@ -5,24 +5,29 @@ What the bytes mean is in ``convert``, what is done with them in ``batching``. T
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health
 
 from service import tls
 from service.batching import Batcher
 from service.convert import METHODS, Method, status
-from service.errors import Code, Reason, RequestError
+from service.errors import Code, Reason, RequestError, server_stopping
+from service.framing import CallError
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
 from service.settings import Settings
-from service.standard import SERVICES
+from service.standard import SERVICES, Health, Reflection
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 MOST_MS: Final = 2**31 - 1
+TELL_S: Final = 1.0
+"""At a stop, those who watch health must have taken the news by then, and calls that are given up their status."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -36,18 +41,28 @@ class AioFront:
         self._methods: dict[str, Any] = {
             **{path: _unary(self._score(method)) for path, method in METHODS.items()},
             **{path: _unary(_handle(handler)) for path, handler in handlers.unary.items()},
-            **{path: _stream(begin) for path, begin in handlers.streams.items()},
+            **{path: _stream(self._take(begin)) for path, begin in handlers.streams.items()},
+            # Not the servicer of grpcio-health-checking: there all watchers are forgotten when one of them leaves.
+            "/grpc.health.v1.Health/Check": _unary(self._check),
+            "/grpc.health.v1.Health/Watch": grpc.unary_stream_rpc_method_handler(_told(self._watch)),
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+                _told(self._reflect)
+            ),
         }
-        self._health = health.aio.HealthServicer()
+        self._health = Health(("", *SERVICES))
+        self._reflection = Reflection((*SERVICES, health.SERVICE_NAME))
+        self._watches: set[asyncio.Queue[bytes | None]] = set()
+        self._streams: set[asyncio.Task[bytes]] = set()
 
-    async def start(self, port: int, *, share_port: bool = False) -> int:
-        """Listen and return the port; OSError where that is not possible."""
+    async def start(self, port: int, listener: socket.socket | None = None) -> int:
+        """Listen and return the port; OSError where that is not possible.
+
+        With a listener on its port beside others; grpcio takes no socket, so the kernel spreads connections over all.
+        """
+        port = port if listener is None else int(listener.getsockname()[1])
         credentials = tls.server_credentials(self._settings)
-        self._server = grpc.aio.server(options=self._options(share_port))
+        self._server = grpc.aio.server(options=self._options(listener is not None))
         self._server.add_generic_rpc_handlers([_Methods(self._methods)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        await self.set_serving(False)
         address = f"{self._settings.host_of_address}:{port}"
         try:
             add = self._server.add_insecure_port
@@ -74,14 +89,60 @@ class AioFront:
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health whether calls can be answered."""
-        told = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *SERVICES):
-            await self._health.set(service, told)
+        self._health.set_serving(serving)
+        if not serving and self._watches:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*(told.join() for told in self._watches)), TELL_S)
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and give the running ones time to finish."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
+        await self.set_serving(False)
+        stopping = asyncio.get_running_loop().create_task(self._server.stop(grace_s + TELL_S))
+        await asyncio.sleep(0)  # GOAWAY first: who watches comes back elsewhere
+        for told in self._watches:
+            told.put_nowait(None)
+        await asyncio.wait([stopping], timeout=grace_s)
+        for taking in self._streams:
+            taking.cancel()
+        await stopping
+
+    async def _check(self, request: bytes, _context: Context) -> bytes:
+        """Health.Check."""
+        return self._health.check(request)
+
+    async def _watch(self, request: bytes, context: Context) -> None:
+        """Health.Watch: now, and whenever it changes."""
+        told: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._health.watch(request, told.put_nowait)
+        self._watches.add(told)
+        try:
+            while (reply := await told.get()) is not None:
+                await context.write(reply)
+                told.task_done()
+            raise server_stopping()
+        finally:
+            self._watches.discard(told)
+            self._health.unwatch(told.put_nowait)
+
+    async def _reflect(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """ServerReflectionInfo."""
+        async for request in requests:
+            await context.write(self._reflection.answer(request))
+
+    def _take(self, begin: Callable[[], Stream]) -> Handler:
+        async def take(requests: AsyncIterator[bytes], _context: Context) -> bytes:
+            taking = asyncio.get_running_loop().create_task(_taken(begin(), requests))
+            self._streams.add(taking)
+            try:
+                return await taking
+            except asyncio.CancelledError:
+                if (mine := asyncio.current_task()) is not None and mine.cancelling():  # nobody waits any more
+                    raise
+                raise server_stopping() from None
+            finally:
+                self._streams.discard(taking)
+
+        return take
 
     def _score(self, method: Method) -> Handler:
         async def score(request: bytes, context: Context) -> bytes:
@@ -91,7 +152,7 @@ class AioFront:
         return score
 
 
-Handler = Callable[[Any, Context], Awaitable[bytes]]
+Handler = Callable[[Any, Context], Awaitable[Any]]
 """Answers a call; RequestError where it fails."""
 
 
@@ -110,14 +171,14 @@ def _unary(handler: Handler) -> Any:
     return grpc.unary_unary_rpc_method_handler(_told(handler))
 
 
-def _stream(begin: Callable[[], Stream]) -> Any:
-    async def take(requests: AsyncIterator[bytes], _context: Context) -> bytes:
-        stream = begin()
-        async for request in requests:
-            await stream.add(request)
-        return stream.reply()
+def _stream(handler: Handler) -> Any:
+    return grpc.stream_unary_rpc_method_handler(_told(handler))
 
-    return grpc.stream_unary_rpc_method_handler(_told(take))
+
+async def _taken(stream: Stream, requests: AsyncIterator[bytes]) -> bytes:
+    async for request in requests:
+        await stream.add(request)
+    return stream.reply()
 
 
 def _handle(handler: Unary) -> Handler:
@@ -130,11 +191,13 @@ def _handle(handler: Unary) -> Handler:
 def _told(handler: Handler) -> Any:
     """The handler with every error told as a status."""
 
-    async def told(request: Any, context: Context) -> bytes:
+    async def told(request: Any, context: Context) -> Any:
         try:
             return await handler(request, context)
         except RequestError as error:
             await _abort(context, error)
+        except CallError as error:
+            await context.abort(GRPC_CODES[Code(error.code).value], error.message)
         except Exception as error:  # nothing of the inside may reach the caller
             await _abort(context, RequestError(Reason.INTERNAL, f"the server failed ({type(error).__name__})"))
         raise AssertionError("abort returns never")

@@ -16,17 +16,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
+import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from grpc_health.v1 import health
 
 from service import tls
 from service.batching import Batcher
 from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Score, Streamed
-from service.connection import HANDSHAKE_S, TICK_S, Connection
+from service.connection import HANDSHAKE_S, LINGER_S, TICK_S, Connection
 from service.convert import METHODS
 from service.handlers import NO_HANDLERS, Handlers
 from service.http2 import Stream
@@ -34,6 +36,9 @@ from service.settings import Settings
 from service.standard import SERVICES, Health, Reflection
 
 logger = logging.getLogger(__name__)
+
+BACKLOG: Final = 1024
+"""Connections that may wait to be accepted."""
 
 
 class LeanFront:
@@ -57,18 +62,18 @@ class LeanFront:
         self._ticking: asyncio.TimerHandle | None = None
         self._gone: asyncio.Event | None = None
 
-    async def start(self, port: int, *, share_port: bool = False) -> int:
-        """Listen and return the port; OSError where that is not possible."""
+    async def start(self, port: int, listener: socket.socket | None = None) -> int:
+        """Listen, on a socket that is shared with others where one is given, and return the port; OSError or not."""
         loop = asyncio.get_running_loop()
+        where: dict[str, Any] = {"host": self.settings.host, "port": port} if listener is None else {"sock": listener}
         self._server = await loop.create_server(
             lambda: Connection(self),
-            self.settings.host,
-            port,
+            **where,
             ssl=tls.server_context(self.settings),
             ssl_handshake_timeout=HANDSHAKE_S if self.settings.tls_certificate else None,
-            backlog=1024,
-            reuse_port=share_port,
+            backlog=BACKLOG,
         )
+        self._shared = listener is not None
         self._tick()
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -78,18 +83,37 @@ class LeanFront:
 
     async def stop(self, grace_s: float) -> None:
         """Take no new connections, ask clients to go, and give running calls time to finish."""
-        self._server.close()
         self.health.set_serving(False)
+        await self._close_listener()
+        self._gone = asyncio.Event()
         for connection in list(self.connections):
             connection.leave()
-        self._gone = asyncio.Event()
-        if self.connections:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), grace_s)
+        await self._all_gone(grace_s)
+        for connection in list(self.connections):
+            connection.give_up()
+        await self._all_gone(LINGER_S)
         for connection in list(self.connections):
             connection.abort()
         if self._ticking:
             self._ticking.cancel()
+
+    async def _close_listener(self) -> None:
+        """Accept what has been queued, which the kernel would reset, unless there are others to do so."""
+        listener, queued = self._server.sockets[0], not self._shared
+        for _ in range(BACKLOG if queued else 0):
+            queued = bool(select.select([listener], [], [], 0)[0])
+            await asyncio.sleep(0)
+            if not queued:
+                break
+        self._server.close()
+        await asyncio.sleep(0)  # for the last one to become a connection
+
+    async def _all_gone(self, seconds: float) -> None:
+        """Wait for the connections to end, for so long at most."""
+        if self.connections and self._gone is not None:
+            self._gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), seconds)
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -113,6 +137,8 @@ class LeanFront:
         now, held = time.monotonic(), 0
         for connection in list(self.connections):
             try:
+                if self._gone is not None:  # it was accepted last of all
+                    connection.leave()
                 connection.tick(now)
             except Exception as error:  # whatever it is, the times of others are kept
                 logger.error("closing a connection: %s", type(error).__name__)

@@ -8,6 +8,8 @@ with EventClient("127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +20,13 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import customers_pb2, customers_pb2_grpc, events_pb2, events_pb2_grpc
 
-from service.client import Client, Interest, interest
+from service.client import RETRIED, CallFailedError, Client, Interest, interest
 
 MAX_EVENTS: Final = 1000
+MAX_MESSAGES: Final = 100
+"""Of one StreamEvents call: they are kept until it is answered, to be sent again if it breaks."""
+PAUSE_S: Final = 0.1
+"""Before a stream that broke is sent again."""
 
 
 def _now() -> datetime:
@@ -110,9 +116,34 @@ class EventClient(Client):
         return Recorded(accepted, duplicates, rejected, guarded)
 
     def stream(self, events: Iterable[Event], *, timeout_s: float) -> Recorded:
-        """Record any number of events in one call; only the first 1000 that were refused or guarded are told."""
-        reply = self._call(self._stub.StreamEvents, _parts(events), timeout_s)
-        return Recorded(reply.accepted, reply.duplicates, _told(reply.rejected), _told(reply.guarded))
+        """Record any number of events, in as few calls as that takes, within ``timeout_s`` all together.
+
+        Only the first 1000 of a call that were refused or guarded are told. A call that breaks because its server
+        stops, or is too busy, is sent again: what had been recorded of it then counts among the duplicates.
+        CallFailedError where time is up.
+        """
+        end, found, start = time.monotonic() + timeout_s, Recorded(0, 0, [], []), 0
+        rest = _parts(events)
+        while sent := _Sent(islice(rest, MAX_MESSAGES)):
+            reply = self._stream(sent, end)
+            found = Recorded(
+                found.accepted + reply.accepted,
+                found.duplicates + reply.duplicates,
+                found.rejected + _told(reply.rejected, start),
+                found.guarded + _told(reply.guarded, start),
+            )
+            start += sent.events
+        return found
+
+    def _stream(self, sent: _Sent, end: float) -> Any:
+        """The reply to a StreamEvents call, which is made again until ``end`` where that may help."""
+        while True:
+            try:
+                return self._call(self._stub.StreamEvents, sent.again(), max(0.0, end - time.monotonic()))
+            except CallFailedError as error:
+                if error.problem.code not in RETRIED or time.monotonic() + PAUSE_S > end:
+                    raise
+                time.sleep(PAUSE_S)
 
 
 class CustomerClient(Client):
@@ -168,6 +199,36 @@ def _parts(events: Iterable[Event]) -> Iterator[events_pb2.StreamEventsRequest]:
     rest = iter(events)
     while some := list(islice(rest, MAX_EVENTS)):
         yield events_pb2.StreamEventsRequest(events=_messages(some))
+
+
+class _Sent:
+    """Messages that are drawn from an iterator as they are sent, and can be sent from the first one on again."""
+
+    def __init__(self, messages: Iterator[events_pb2.StreamEventsRequest]) -> None:
+        self._rest = messages
+        self._drawn = list(islice(messages, 1))
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._drawn)
+
+    @property
+    def events(self) -> int:
+        """How many there were."""
+        return sum(len(message.events) for message in self._drawn)
+
+    def again(self) -> Iterator[events_pb2.StreamEventsRequest]:
+        """From the first one on."""
+        at = 0
+        while (message := self._at(at)) is not None:
+            yield message
+            at += 1
+
+    def _at(self, at: int) -> events_pb2.StreamEventsRequest | None:
+        with self._lock:  # gRPC draws in a thread of its own, that of a broken call perhaps still
+            if at == len(self._drawn):
+                self._drawn += islice(self._rest, 1)
+            return self._drawn[at] if at < len(self._drawn) else None
 
 
 def _timestamp(moment: datetime) -> Timestamp:

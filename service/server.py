@@ -13,6 +13,8 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
@@ -47,17 +49,18 @@ COUNTS_S: Final = 60.0
 logger: Final = logging.getLogger("tidemark")
 
 
-def work(settings: Settings, port: int, pipe: Connection) -> None:
-    """One of several workers on ``port``: serve until told to stop, or until the process at the pipe's end is gone."""
+def work(settings: Settings, listener: socket.socket, pipe: Connection) -> None:
+    """One of the workers on a listener: serve until told to stop, or until the pipe is closed at its other end."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal tells all processes, and the supervisor alone acts on it
     start_log(settings)
     try:
-        uvloop.run(serve(settings, port=port, pipe=pipe))
+        uvloop.run(serve(settings, listener=listener, pipe=pipe))
     except (BundleError, InputError, OSError) as error:
         pipe.send(str(error))
 
 
-async def serve(settings: Settings, *, port: int | None = None, pipe: Connection | None = None) -> None:
-    """Serve until SIGINT or SIGTERM; with a pipe as one of several workers, which share ``port``.
+async def serve(settings: Settings, *, listener: socket.socket | None = None, pipe: Connection | None = None) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP; with listener and pipe as one of the workers that share a port.
 
     BundleError, InputError or OSError where serving cannot start.
     """
@@ -73,8 +76,10 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     recorder = Recorder(customers.record, rules, scoring=batcher.busy)
     methods = handlers(recorder, Customers(customers, model.layout, model.interests))
     front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
-    stopping = _stop_signal()
-    port = await front.start(settings.port if port is None else port, share_port=pipe is not None)
+    stopping, stop = _stopping()
+    for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if pipe is None else ())):
+        asyncio.get_running_loop().add_signal_handler(number, stop, settings.drain_s)
+    port = await front.start(settings.port, listener)
     # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
     gc.collect()
     gc.freeze()
@@ -83,16 +88,20 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     if pipe is None:
         logger.info("serving on %s:%d", settings.host_of_address, port)
     else:
-        asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
+        asyncio.get_running_loop().add_reader(pipe.fileno(), stop, 0.0)
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
     counting = asyncio.create_task(_tell_counts(recorder, scorer))
-    await stopping.wait()
+    drain_s = await stopping
     counting.cancel()
-    logger.info("stopping: running calls have %g s", settings.grace_s)
     while not watching.done():  # a library in between may keep a cancellation to itself
         watching.cancel()
         await asyncio.wait([watching], timeout=0.1)
+    await front.set_serving(False)
+    logger.info(
+        "stopping: health is NOT_SERVING; in %g s no more calls, running ones have %g s", drain_s, settings.grace_s
+    )
+    await asyncio.sleep(drain_s)
     await front.stop(settings.grace_s)
     await store.close()
     if counts := _counts(recorder, scorer):
@@ -150,8 +159,12 @@ def _counts(recorder: Recorder, scorer: Scorer) -> str:
     return f"events so far: {', '.join(counts)}" if counts else ""
 
 
-def _stop_signal() -> asyncio.Event:
-    stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    return stopping
+def _stopping() -> tuple[asyncio.Future[float], Callable[[float], None]]:
+    """When to stop, with the seconds to go on serving until then, and how to say so; the first word counts."""
+    stopping: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    def stop(drain_s: float) -> None:
+        if not stopping.done():
+            stopping.set_result(drain_s)
+
+    return stopping, stop

@@ -104,6 +104,13 @@ class Settings(BaseSettings):
     grace_s: Annotated[
         float, Field(ge=0, le=600, description="At a stop, running calls may take this long to finish.")
     ] = 5.0
+    drain_s: Annotated[
+        float,
+        Field(ge=0, le=600, description="At a stop, calls are still taken for so long after health says NOT_SERVING."),
+    ] = 0.0
+    supervised: Annotated[
+        bool, Field(description="Let a process watch over a single worker too, for restarts by SIGHUP.")
+    ] = False
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least severity that is logged.")
     ] = "INFO"

@@ -1,4 +1,4 @@
-"""The standard services of the lean front, without I/O: grpc.health.v1 and reflection."""
+"""The standard services of both fronts, without I/O: grpc.health.v1 and reflection."""
 
 from __future__ import annotations
 
@@ -74,4 +74,4 @@ def _parsed(kind: Any, data: bytes) -> Any:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise CallError(Code.INTERNAL, f"the request is not a {kind.DESCRIPTOR.full_name}") from error
+        raise CallError(Code.INVALID_ARGUMENT, f"the request is not a {kind.DESCRIPTOR.full_name}") from error

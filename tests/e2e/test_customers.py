@@ -12,6 +12,7 @@ import redis
 from tidemark.v1 import customers_pb2
 
 from feature_store.record import MOST_ALIASES, Record
+from feature_store.seal import sealed
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import CUSTOMERS, HOUR_S, Live, calling, event, info_of, may_retry, someone, told_of
 
@@ -192,7 +193,8 @@ def test_an_id_that_a_thousand_share_is_no_customers(live: Live, loaded_redis: s
     visitor, customer = someone("visitor"), someone()
     live.record(event(visitor))
     with redis.Redis.from_url(loaded_redis) as store:
-        store.set(f"tm:live:{customer}", Record(aliases=[f"a{n}" for n in range(MOST_ALIASES)]).pack())
+        key = f"tm:live:{customer}".encode()
+        store.set(key, sealed(key, Record(aliases=[f"a{n}" for n in range(MOST_ALIASES)]).pack()))
     with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
         live.merge(visitor, customer)
     assert told_of(found[0]) == ("TOO_MANY_ALIASES", "into")

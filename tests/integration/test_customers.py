@@ -34,6 +34,7 @@ from feature_store.events import Event, Rules
 from feature_store.live import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, Fold, Outcome, Verdict
 from feature_store.online import ARCHIVED, LAYOUTS, LOG, Keys, Redis, StateReader, StateWriter
 from feature_store.record import MOST_ALIASES, Record, UnreadableRecordError
+from feature_store.seal import opened, sealed
 from feature_store.state import DAY_S, State, StateBatch, StateLayout
 
 NOW = 1_800_000_000.0
@@ -349,7 +350,7 @@ def test_a_chain_of_merges_is_one_step_long(shop: Shop) -> None:
         assert shop.merge(given_up, stays) == stays
     contents = shop.contents()
     for name in "abc":
-        assert Record.unpack(contents[record_key(name)]).alias_of == "d"
+        assert Record.unpack(opened(record_key(name), contents[record_key(name)])).alias_of == "d"
         assert state_key(name) not in contents
     assert sorted(shop.get("a").record.aliases) == ["a", "b", "c"]
     assert shop.slots("a")[0] == 4.0
@@ -360,7 +361,8 @@ def test_into_an_alias_is_into_the_customer_it_belongs_to(shop: Shop) -> None:
     shop.merge("b", "c")
     assert shop.merge("a", "b") == "c"
     assert shop.slots("a")[0] == 3.0
-    assert Record.unpack(shop.contents()[record_key("a")]).alias_of == "c"
+    key = record_key("a")
+    assert Record.unpack(opened(key, shop.contents()[key])).alias_of == "c"
 
 
 def test_to_repeat_a_merge_changes_nothing(shop: Shop) -> None:
@@ -397,7 +399,8 @@ def test_a_merge_that_makes_no_sense_is_refused_and_changes_nothing(
 
 
 def test_an_id_that_too_many_share_is_no_customers(shop: Shop) -> None:
-    shop.set(record_key("b"), Record(aliases=[f"x{n}" for n in range(MOST_ALIASES - 1)]).pack())
+    key = record_key("b")
+    shop.set(key, sealed(key, Record(aliases=[f"x{n}" for n in range(MOST_ALIASES - 1)]).pack()))
     shop.merge("a", "b")
     before = shop.everything()
     assert shop.refused("c", "b") == TOO_MANY
@@ -650,7 +653,7 @@ def test_consent_withheld_is_told_under_every_id(shop: Shop) -> None:
     assert {row: said.scoring for row, said in shop.read("a", "b", "plain").told.items()} == {0: False, 1: False}
 
 
-@pytest.mark.parametrize("value", [b"", b"tr", b"tr\1\4", b"tr\1\0\1" + bytes(31), b"torn" * 20])
+@pytest.mark.parametrize("value", [b"", b"tr", b"tr\2\4", b"tr\2\0" + bytes(36), b"torn" * 20])
 def test_who_has_a_record_that_cannot_be_read_is_not_scored_and_disturbs_nobody(shop: Shop, value: bytes) -> None:
     shop.record(visit("a"), visit("torn"), visit("b"))
     shop.merge("a", "torn")
@@ -661,7 +664,7 @@ def test_who_has_a_record_that_cannot_be_read_is_not_scored_and_disturbs_nobody(
 
 
 def test_an_alias_of_nobody_is_nobody(shop: Shop) -> None:
-    shop.set(record_key("a"), Record(alias_of="nobody").pack())
+    shop.set(record_key("a"), sealed(record_key("a"), Record(alias_of="nobody").pack()))
     assert shop.read("a").found.tolist() == [False]
     assert shop.record(visit("a")) == [ACCEPTED]
     assert shop.slots("nobody")[0] == 1.0
@@ -691,7 +694,7 @@ def test_a_commit_writes_a_group_whole_or_not_at_all(shop: Shop) -> None:
 
     assert asyncio.run(commit([Group([Write(b"a", None, old), Write(b"b", None, old)])])) == []
     stored = shop.contents()
-    assert stored[b"a"] == b"head0000" + (1).to_bytes(8, "little") + b"old"
+    assert opened(b"a", stored[b"a"]) == b"head0000" + (1).to_bytes(8, "little") + b"old"
     groups = [
         Group([Write(b"a", stored[b"a"], new), Write(b"b", old, new)], ['"lost"']),  # b has another position
         Group([Write(b"a", stored[b"a"], new), Write(b"c", None, new)], ['"kept"', '"too"']),
@@ -701,8 +704,8 @@ def test_a_commit_writes_a_group_whole_or_not_at_all(shop: Shop) -> None:
     assert asyncio.run(commit(groups)) == [0, 3]
     assert shop.contents() == {
         LOG: b"2",
-        b"a": b"head1111" + (2).to_bytes(8, "little") + b"new",
-        b"c": b"head1111" + (2).to_bytes(8, "little") + b"new",
+        b"a": sealed(b"a", b"head1111" + (2).to_bytes(8, "little") + b"new"),
+        b"c": sealed(b"c", b"head1111" + (2).to_bytes(8, "little") + b"new"),
         Keys.log(2): b'["kept","too"]',
     }
 

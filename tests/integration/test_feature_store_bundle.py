@@ -30,7 +30,8 @@ def current(registry: Path) -> Path:
 
 def rewrite(registry: Path, **changes: Any) -> None:
     path = current(registry) / bundle.MANIFEST_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(fields | {bundle.OWN_HASH: bundle.own_hash(fields)}))
 
 
 def replace_golden(registry: Path, change: Callable[[bundle.Arrays], None]) -> None:
@@ -42,6 +43,13 @@ def replace_golden(registry: Path, change: Callable[[bundle.Arrays], None]) -> N
     np.savez(file, allow_pickle=False, **arrays)
     (current(registry) / bundle.GOLDEN_FILE).write_bytes(file.getvalue())
     rewrite(registry, golden_sha256=bundle.sha256(file.getvalue()))
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    path = folder / bundle.MANIFEST_FILE
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def truncate(path: Path, by: int = 1) -> None:
@@ -81,6 +89,9 @@ def test_a_good_bundle_opens_and_gives_its_golden_rows(toy: Trained) -> None:
         (lambda at: rewrite(at.parent, outputs=list(OUTPUTS[1:])), "inputs or outputs are not the ones this release"),
         (lambda at: rewrite(at.parent, inputs={"state": ["n", 6]}), "inputs or outputs are not the ones this release"),
         (lambda at: rewrite(at.parent, model_sha256="0" * 64), "model.onnx is torn or was changed"),
+        (lambda at: edit(at, '"margin": 0.3', '"margin": 0.9'), "manifest.json is torn or was changed"),
+        (lambda at: edit(at, '"margin": 0.3', '"margin": 1e999'), "manifest.json is not valid: economics.margin"),
+        (lambda at: edit(at, '"margin": 0.3', '"margin": -1'), "manifest.json is not valid: economics.margin"),
     ],
 )
 def test_a_damaged_bundle_is_refused_by_the_name_of_what_is_wrong(registry: Path, damage: Damage, told: str) -> None:
@@ -106,7 +117,7 @@ def test_golden_rows_never_run_code(registry: Path) -> None:
     np.savez(file, input_state=np.array([print], dtype=object))
     (current(registry) / bundle.GOLDEN_FILE).write_bytes(file.getvalue())
     rewrite(registry, golden_sha256=bundle.sha256(file.getvalue()))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(BundleError, match=r"golden.npz is no list of arrays \(ValueError\)"):
         bundle.read(registry)
 
 

@@ -62,7 +62,7 @@ damaged = st.one_of(
 
 def test_a_packed_state_is_a_fixed_header_and_eight_bytes_a_slot() -> None:
     magic, version, fingerprint, position, as_of, *slots = struct.unpack("<2sH4sQd4d", PACKED)
-    assert (magic, version, fingerprint.hex()) == (b"tm", 2, LAYOUT.fingerprint)
+    assert (magic, version, fingerprint.hex()) == (b"tm", 3, LAYOUT.fingerprint)
     assert (position, as_of) == (STATE.position, STATE.as_of)
     np.testing.assert_array_equal(slots, STATE.slots)
     assert len(PACKED) == SIZE == LAYOUT.dtype.itemsize

@@ -120,5 +120,5 @@ def test_bytes_that_are_no_request_end_the_call(health: Health, reflection: Refl
     for answer in (health.check, reflection.answer, lambda data: health.watch(data, print)):
         with pytest.raises(CallError) as caught:
             answer(b"\xff")
-        assert caught.value.code is Code.INTERNAL
+        assert caught.value.code is Code.INVALID_ARGUMENT
     health.set_serving(True)  # who asked so is not told

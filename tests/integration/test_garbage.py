@@ -1,0 +1,16 @@
+"""A short run of ``garbage`` of the benchmark: hostile requests, values in Redis and bundles, on both fronts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import garbage
+from tests.conftest import Trained
+
+
+@pytest.mark.parametrize(("front", "bundles"), [("lean", 40), ("grpcio", 0)])
+def test_garbage_gets_a_defined_status_or_a_right_score(toy: Trained, front: str, bundles: int) -> None:
+    found = garbage.feed(toy.registry, 1200, 30, bundles, "--front", front)
+    assert found.faults == {}, found.said()
+    assert found.counts["scores computed again"] > 50
+    assert found.counts["values refused"] > 10
