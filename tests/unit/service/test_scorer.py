@@ -26,6 +26,9 @@ class FakeStore:
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
         return LAYOUT.unpack([self._value(customer_id) for customer_id in customer_ids])
 
+    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+        raise NotImplementedError
+
     def _value(self, customer_id: str) -> bytes | None:
         if customer_id == "torn":
             return LAYOUT.pack(State(NOW, np.array([1.0])))[:-3]
@@ -52,7 +55,7 @@ class FakeModel:
 
 def score(*parts: Part) -> list[Scores]:
     scorer = Scorer(FakeStore(), cast("Model", FakeModel()), clock=lambda: NOW)
-    return asyncio.run(scorer.score(parts))
+    return cast("list[Scores]", asyncio.run(scorer.score(parts)))
 
 
 def reasons(scores: Scores) -> dict[int, Reason]:
@@ -91,7 +94,7 @@ def test_an_id_refused_before_keeps_its_error() -> None:
 
 
 def test_a_store_that_is_away_fails_the_whole_batch_as_unavailable() -> None:
-    class Away:
+    class Away(FakeStore):
         async def read(self, customer_ids: Sequence[str]) -> StateBatch:
             raise StoreUnavailableError(f"cannot reach {len(customer_ids)} at secret-host")
 
