@@ -73,6 +73,9 @@ class Cluster:
         await self._learn(budget_s)
         await asyncio.gather(*(self._link(host).probe(budget_s) for host in set(self._owners)))
 
+    async def follow(self) -> None:
+        """Whoever is asked for a slot that it has not any more says so."""
+
     def refusal(self, reply: RedisError) -> StoreUnavailableError:
         """What an error that a server answered with means."""
         return refusal(reply, master=True)

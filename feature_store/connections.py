@@ -22,7 +22,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError as RedisError  # noqa: PLC0414  # what is answered may be one of these
 from redis.exceptions import ResponseError
 
-from feature_store.address import Address, Kind
+from feature_store.address import Address, Host, Kind
 from feature_store.errors import (
     InputError,
     ReadOnlyStoreError,
@@ -117,7 +117,7 @@ class Master:
     def __init__(self, address: Address, timeout_s: float) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._at = "", 0
+        self._at: Host | None = None
         Server(address.at(*address.hosts[0]), timeout_s)  # refuses unknown options only now
         patience_s = timeout_s / len(address.hosts)  # they are asked in turn, and some may hang
         self._sentinels: Any = redis.asyncio.sentinel.Sentinel(())
@@ -127,16 +127,27 @@ class Master:
 
     async def open(self) -> Exchange:
         """A new connection to the master."""
-        try:
-            host, port = await self._sentinels.discover_master(self._address.name)
-        except (RedisError, OSError, UnicodeError) as error:
-            raise StoreAwayError(type(error).__name__) from error
-        exchange = await Server(self._address.at(host, port), self._timeout_s).open()
+        self._at = await self._found()
+        exchange = await Server(self._address.at(*self._at), self._timeout_s).open()
         role = await _answer(exchange, ROLE, self._timeout_s)
         if role[0] != MASTER:
             await exchange.close()
             raise StoreAwayError("it is no master any more")
         return exchange
+
+    async def moved(self) -> bool:
+        """Whether another one is master than when a connection was opened last, as far as the Sentinels say so."""
+        try:
+            return self._at is not None and await self._found() != self._at
+        except StoreAwayError:
+            return False
+
+    async def _found(self) -> Host:
+        try:
+            host, port = await self._sentinels.discover_master(self._address.name)
+        except (RedisError, OSError, UnicodeError) as error:
+            raise StoreAwayError(type(error).__name__) from error
+        return str(host), int(port)
 
     async def close(self) -> None:
         """Close the connections to the Sentinels."""
@@ -149,6 +160,8 @@ class Link:
     def __init__(self, opener: Opener) -> None:
         self._opener = opener
         self._idle: list[Exchange] = []
+        self._era = 0
+        """Connections of an earlier one are not used again."""
 
     async def ask(self, commands: Sequence[Command], budget_s: float, *, once: bool = False) -> list[Any]:
         """The replies to commands that are sent together, errors among them; ``once``: never send them a second time.
@@ -158,6 +171,7 @@ class Link:
         """
         sent = packed(commands)
         while True:
+            era = self._era
             reused = bool(self._idle)
             if reused:
                 exchange = self._idle.pop()
@@ -177,7 +191,10 @@ class Link:
                 await exchange.close()  # a reply may still come, and must not meet another question
                 raise
             else:
-                self._idle.append(exchange)
+                if era == self._era:
+                    self._idle.append(exchange)
+                else:
+                    await exchange.close()
                 return replies
 
     async def probe(self, budget_s: float) -> None:
@@ -190,8 +207,14 @@ class Link:
         """What an error that it answered with means."""
         return refusal(reply, master=self._opener.master)
 
+    async def follow(self) -> None:
+        """Leave a master who is none any more, though it may answer as one for a while."""
+        if isinstance(self._opener, Master) and await self._opener.moved():
+            await self.drop()
+
     async def drop(self) -> None:
-        """Close the connections that nobody uses just now: they may lead to where Redis was."""
+        """Close the connections, as soon as nobody uses them: they may lead to where Redis was."""
+        self._era += 1
         while self._idle:
             await self._idle.pop().close()
 

@@ -174,6 +174,7 @@ class CustomerStore:
 
     async def erase(self, customer_id: str) -> None:
         """Erase a customer and all ids that were merged into it; ConflictError."""
+        self._forget([customer_id])  # whatever comes of it: Redis may be away
         for _ in range(ATTEMPTS):
             customer = (await self._read([customer_id]))[customer_id]
             try:
@@ -212,6 +213,7 @@ class CustomerStore:
 
     async def consent(self, customer_id: str, scoring: bool | None, automated_response: bool | None) -> Record:
         """Keep what a customer allows (None: as it was), return the record; UnreadableRecordError or ConflictError."""
+        self._forget([customer_id])  # whatever comes of it: Redis may be away
         for _ in range(ATTEMPTS):
             customer = (await self._read([customer_id]))[customer_id]
             record = Record.stored(customer.record)

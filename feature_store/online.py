@@ -105,6 +105,9 @@ class Servers(Protocol):
     async def probe(self, budget_s: float) -> None:
         """Return if it answers on a new connection."""
 
+    async def follow(self) -> None:
+        """Find out whether another one has taken its place though it answers."""
+
     def refusal(self, reply: RedisError) -> StoreUnavailableError:
         """What an error that it answered with means."""
 
@@ -205,6 +208,12 @@ class Redis:
         others = await self.ask(b"SMEMBERS", LAYOUTS)
         loads = await self.ask_all([(b"EXISTS", Keys(name.decode()).load) for name in others]) if others else []
         return not any(self._unless_refused(load) for load in loads)
+
+    async def follow(self) -> None:
+        """Ask the Sentinels, if there are any, who is master now, and leave one who is not: until they have demoted it,
+        it takes writes that will be lost.
+        """
+        await self._servers.follow()
 
     async def ping(self) -> None:
         """Return if Redis answers; StoreUnavailableError if it does not."""
@@ -419,8 +428,10 @@ class StateWriter(LogReader):
     def commit(self, groups: Sequence[Group]) -> Committed:
         """Write groups, each if nobody else was faster; in a cluster each key for itself."""
         if self.is_cluster:
-            replies = [self._call(self._redis.execute_command, *command) for command in each_write(groups)]
-            return Committed(0, overtaken(groups, replies))
+            together = self._redis.pipeline()
+            for command, *arguments in each_write(groups):
+                together.execute_command(command.decode(), *arguments)
+            return Committed(0, overtaken(groups, self._call(together.execute)))
         keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED)
         return _committed(self._call(self._commit, keys, arguments))
 

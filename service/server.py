@@ -130,6 +130,7 @@ async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanF
     serving, told = None, ""
     while True:
         store.changed.clear()
+        await store.follow()
         answers, why = await _state_of(customers)
         if answers is not serving:
             await front.set_serving(answers)
