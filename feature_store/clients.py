@@ -25,18 +25,14 @@ def client_at(address: Address, timeout_s: float) -> Any:
             return _of_master(address, patience)
         if address.kind is Kind.CLUSTER:
             return _of_cluster(address, patience)
-        client = redis.Redis.from_url(address.url, **patience)
-        client.connection_pool.make_connection()  # refuses unknown options only now
-        return client
+        return _checked(redis.Redis.from_url(address.url, **patience))
 
 
 def _of_master(address: Address, patience: dict[str, Any]) -> Any:
     sentinels = redis.sentinel.Sentinel(())
     options: dict[str, Any] = {"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S}
     sentinels.sentinels += [redis.Redis(**options_of(address.sentinel_at(*host)), **options) for host in address.hosts]
-    client = sentinels.master_for(address.name, **_without_place(address), **patience)
-    client.connection_pool.make_connection()
-    return client
+    return sentinels.master_for(address.name, **_without_place(address), **patience)
 
 
 def _of_cluster(address: Address, patience: dict[str, Any]) -> Any:
@@ -45,8 +41,15 @@ def _of_cluster(address: Address, patience: dict[str, Any]) -> Any:
 
 
 def _without_place(address: Address) -> dict[str, Any]:
-    options = options_of(address.at(*address.hosts[0]))
+    url = address.at(*address.hosts[0])
+    _checked(redis.Redis.from_url(url))
+    options = options_of(url)
     return {name: value for name, value in options.items() if name not in ("host", "port")}
+
+
+def _checked(client: Any) -> Any:
+    client.connection_pool.make_connection()  # refuses unknown options only now
+    return client
 
 
 class _ClusterClient(redis.cluster.RedisCluster):

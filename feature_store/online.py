@@ -210,8 +210,9 @@ class Redis:
         return not any(self._unless_refused(load) for load in loads)
 
     async def follow(self) -> None:
-        """Ask the Sentinels, if there are any, who is master now, and leave one who is not: until they have demoted it,
-        it takes writes that will be lost.
+        """Ask the Sentinels, if there are any, who is master now, and leave one who is not.
+
+        For some seconds, until they have demoted it, it still takes writes, which will be lost.
         """
         await self._servers.follow()
 

@@ -80,7 +80,7 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
         fold,
         most_waiting=settings.max_unarchived,
         durable=settings.durable,
-        forget=(recent or RecentStates(0)).forget,
+        forget=(RecentStates(0) if recent is None else recent).forget,
     )
     rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
     batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])

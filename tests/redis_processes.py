@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -92,6 +93,11 @@ class Watched:
         await_that(lambda: len(self.sentinel.client.sentinel_slaves("shop")) == 1)
         nobody = free_port()
         self.url = f"redis+sentinel://127.0.0.1:{nobody},127.0.0.1:{self.sentinel.port}/shop"
+
+    def known_master(self) -> int:
+        """The port that the Sentinel has for the master."""
+        found: Any = self.sentinel.client.sentinel_masters()
+        return int(found["shop"]["port"])
 
 
 @contextmanager

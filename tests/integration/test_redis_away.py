@@ -286,7 +286,7 @@ def fold() -> Fold:
     return Fold(LAYOUT, Interests(), rules)
 
 
-# --- empty ---------------------------------------------------------------------------------------------------------------
+# --- empty --------------------------------------------------------------------------------------------------
 
 
 def missing(node: Node, *ids: str) -> Missing | None:
@@ -318,7 +318,7 @@ def test_where_other_definitions_were_loaded_these_still_have_to_be(node: Node) 
     assert missing(node, "nobody") is Missing.NOT_LOADED
 
 
-# --- what was read before --------------------------------------------------------------------------------------------------
+# --- what was read before -----------------------------------------------------------------------------------
 
 
 def test_what_was_read_is_remembered_and_what_was_withdrawn_is_not(node: Node) -> None:

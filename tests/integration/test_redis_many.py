@@ -16,7 +16,7 @@ from feature_store.commit import Group, Write
 from feature_store.connections import slot_of
 from feature_store.customers import CustomerStore, UnknownCustomerError
 from feature_store.definitions import Feature, Interests
-from feature_store.errors import NotInClusterError, StoreAwayError, StoreUnavailableError
+from feature_store.errors import InputError, NotInClusterError, StoreAwayError, StoreUnavailableError
 from feature_store.events import Event, Rules
 from feature_store.live import Fold
 from feature_store.online import Keys, Redis, StateReader, StateWriter
@@ -73,7 +73,7 @@ def fill(url: str) -> None:
         writer.record_load({"as_of": 1e9})
 
 
-# --- Sentinel ------------------------------------------------------------------------------------------------------------
+# --- Sentinel -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -106,8 +106,7 @@ def test_a_master_that_another_has_replaced_is_left_before_it_is_demoted(shop: W
         assert await visits(store, "c7") == [7.0]
         await asyncio.to_thread(await_that, lambda: shop.replica.client.dbsize() >= len(NAMES))
         shop.sentinel.client.sentinel_failover("shop")
-        there = shop.replica.port
-        await asyncio.to_thread(await_that, lambda: shop.sentinel.client.sentinel_master("shop")["port"] == there)
+        await asyncio.to_thread(await_that, lambda: shop.known_master() == shop.replica.port)
         assert shop.master.client.info("replication")["role"] == "master"  # it will be demoted in some seconds
         await store.follow()
         (key,) = KEYS.of(["new"])
@@ -128,7 +127,7 @@ def test_a_name_that_the_sentinels_do_not_know_is_unavailable(shop: Watched) -> 
         pass
 
 
-# --- cluster -------------------------------------------------------------------------------------------------------------
+# --- cluster ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +278,13 @@ def test_a_server_that_is_in_no_cluster_is_told(tmp_path: Path) -> None:
 
 def test_nothing_is_asked_before_it_is_needed() -> None:
     Cluster(parse("redis+cluster://:secret@nowhere.invalid"), 1.0)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+sentinel://:secret@one/main?nonsense=1", "redis+cluster://:secret@one?nonsense=1"]
+)
+def test_an_option_that_does_not_exist_is_refused_without_the_url(url: str) -> None:
+    for kind in (lambda: Redis(url, 1.0), lambda: StateWriter(url, LAYOUT)):
+        with pytest.raises(InputError) as refused:
+            kind()
+        assert "secret" not in str(refused.value)

@@ -1,12 +1,12 @@
-"""States kept for when Redis is away: bounded, dropped where they must not be used any more, and not older than asked."""
+"""States kept for when Redis is away: bounded, dropped where they must not be used, and not older than asked."""
 
 from __future__ import annotations
 
 import os
 import tracemalloc
 
-from feature_store.record import Interest, Told
 from feature_store.recent import RecentStates
+from feature_store.record import Interest, Told
 
 WITHHELD = Told(scoring=False, automated_response=True, top=None)
 FOREVER = 1e9
@@ -79,11 +79,10 @@ def test_the_memory_it_takes_is_bounded_by_what_it_was_given() -> None:
     before = tracemalloc.get_traced_memory()[0]
     for start in range(0, 20_000, 64):
         ids = [f"customer-{number:08}" for number in range(start, start + 64)]
-        told = {
-            row: Told(True, True, Interest(f"item-{name}", 3, 1.5 + row, 1e9 + row)) for row, name in enumerate(ids)
-        }  # noqa: FBT003
+        looks = [Interest(f"item-{name}", 3, 1.5 + row, 1e9 + row) for row, name in enumerate(ids)]
+        told = {row: Told(scoring=True, automated_response=True, top=look) for row, look in enumerate(looks)}
         recent.keep(ids, [os.urandom(152) for _ in ids], told, 0)
-    del ids, told
+    del ids, told, looks
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert most / 2 < taken < most
