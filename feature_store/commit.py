@@ -10,8 +10,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
+from feature_store.errors import NotInClusterError
 from feature_store.seal import sealed
 
 POSITION: Final = slice(8, 16)
@@ -70,6 +72,21 @@ after it (both empty to remove the key). Returns the commit's position and the g
 where too much waits. All values are set by one command, because each that a script calls costs a microsecond; Lua can
 pass on about 8,000 of them, which is more than a thousand customers."""
 
+ONE: Final = b"""
+if ARGV[1] ~= 'any' and redis.call('GETRANGE', KEYS[1], 8, 15) ~= ARGV[1] then
+    return 0
+end
+if ARGV[2] == '' then
+    redis.call('UNLINK', KEYS[1])
+else
+    local now = redis.call('TIME')
+    redis.call('SET', KEYS[1], ARGV[2] .. struct.pack('<I8', now[1] * 1000000 + now[2]) .. ARGV[3])
+end
+return 1
+"""
+"""The same for one write, in a cluster, whose servers have no log in common. The time stands for the position: it is
+another one with each write, and beyond any that a log has."""
+
 
 @dataclass(slots=True, eq=False)
 class Write:
@@ -109,6 +126,20 @@ def keys_and_arguments(
             keys.append(write.key)
             arguments += write.arguments
     return keys, arguments
+
+
+def each_write(groups: Sequence[Group]) -> list[tuple[bytes, ...]]:
+    """A command for each write of each group; NotInClusterError where there is something to log."""
+    if any(group.log for group in groups):
+        raise NotInClusterError
+    return [(b"EVAL", ONE, b"1", write.key, *write.arguments) for group in groups for write in group.writes]
+
+
+def overtaken(groups: Sequence[Group], replies: Sequence[int]) -> list[int]:
+    """The groups of which some write was not done, by what each replied."""
+    done = iter(replies)
+    of_group = [list(islice(done, len(group.writes))) for group in groups]
+    return [at for at, each in enumerate(of_group) if not all(each)]
 
 
 def position_of(value: bytes | None) -> int:

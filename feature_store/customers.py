@@ -10,12 +10,12 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from feature_store.commit import Group, Write
-from feature_store.errors import StoreUnavailableError
+from feature_store.errors import NotInClusterError, StoreUnavailableError
 from feature_store.events import Event, erase_item, merge_item
 from feature_store.live import Fold, Known, Outcome, Verdict
 from feature_store.online import ARCHIVED, LAYOUTS, Keys, Redis
@@ -67,8 +67,12 @@ class CustomerStore:
         most_waiting: int = 0,
         durable: bool = False,
         clock: Callable[[], float] = time.time,
+        forget: Callable[[Iterable[str]], None] = lambda _ids: None,
     ) -> None:
-        """``most_waiting``: commits that may wait for the archive, 0 for any number; ``durable``: answer from disk."""
+        """``most_waiting``: commits that may wait for the archive, 0 for any number; ``durable``: answer from disk.
+
+        ``forget`` is told the ids of customers of whom nothing that was read before may be used any more.
+        """
         self._redis = store
         self._fold = fold
         self._layout = fold.layout
@@ -76,6 +80,7 @@ class CustomerStore:
         self._most_waiting = most_waiting
         self._durable = durable
         self._clock = clock
+        self._forget = forget
 
     async def register(self) -> None:
         """Say that there are states of this layout, so that whoever erases a customer finds them.
@@ -89,8 +94,9 @@ class CustomerStore:
     async def record(self, events: Sequence[Event]) -> list[Outcome]:
         """Record events that were checked before, and say what became of each.
 
-        ArchiveBehindError, StoreUnavailableError (then some may be recorded) or ConflictError.
+        ArchiveBehindError, StoreUnavailableError (then some may be recorded), ConflictError or NotInClusterError.
         """
+        self._refuse_cluster()
         outcomes: list[Outcome | None] = [None] * len(events)
         waiting = list(range(len(events)))
         for attempt in range(ATTEMPTS):
@@ -119,7 +125,11 @@ class CustomerStore:
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def merge(self, given_up: str, stays: str) -> str:
-        """Make one customer of two and return its id; MergeRefusedError, UnreadableRecordError or ConflictError."""
+        """Make one customer of two and return its id.
+
+        MergeRefusedError, UnreadableRecordError, ConflictError or NotInClusterError.
+        """
+        self._refuse_cluster()
         if given_up == stays:
             raise MergeRefusedError(ITSELF)
         for _ in range(ATTEMPTS):
@@ -132,7 +142,10 @@ class CustomerStore:
                 raise MergeRefusedError(ALREADY)
             if target.customer_id == given_up:
                 raise MergeRefusedError(CYCLE)
-            if await self._commit(await self._merged(source, target)):
+            names = {given_up, stays, *_names(source), *_names(target)}
+            self._forget(names)
+            if await self._commit(await self._merged(source, target)) is not None:
+                self._forget(names)  # again: somebody may have read in between what was there before
                 return target.customer_id
         raise ConflictError
 
@@ -161,6 +174,7 @@ class CustomerStore:
 
     async def erase(self, customer_id: str) -> None:
         """Erase a customer and all ids that were merged into it; ConflictError."""
+        self._forget([customer_id])  # whatever comes of it: Redis may be away
         for _ in range(ATTEMPTS):
             customer = (await self._read([customer_id]))[customer_id]
             try:
@@ -173,8 +187,13 @@ class CustomerStore:
             writes += [Write(key, None, None, anyway=True) for key in Keys.records(ids)]
             for layout in layouts | {self._layout.fingerprint}:
                 writes += [Write(key, None, None, anyway=True) for key in Keys(layout).of(ids)]
-            if position := await self._commit(Group(writes, [erase_item(ids)])):
-                await self._scrub(set(ids), position)
+            self._forget(ids)
+            log = [] if self._redis.is_cluster else [erase_item(ids)]  # in a cluster nothing waits for an archive
+            position = await self._commit(Group(writes, log))
+            self._forget(ids)
+            if position is not None:
+                if log:
+                    await self._scrub(set(ids), position)
                 return
         raise ConflictError
 
@@ -194,6 +213,7 @@ class CustomerStore:
 
     async def consent(self, customer_id: str, scoring: bool | None, automated_response: bool | None) -> Record:
         """Keep what a customer allows (None: as it was), return the record; UnreadableRecordError or ConflictError."""
+        self._forget([customer_id])  # whatever comes of it: Redis may be away
         for _ in range(ATTEMPTS):
             customer = (await self._read([customer_id]))[customer_id]
             record = Record.stored(customer.record)
@@ -202,7 +222,10 @@ class CustomerStore:
             if automated_response is not None:
                 record.automated_response = automated_response
             (key,) = Keys.records([customer.customer_id])
-            if await self._commit(Group([Write(key, customer.record, record.pack())])):
+            names = {customer_id, *_names(customer)}
+            self._forget(names)
+            if await self._commit(Group([Write(key, customer.record, record.pack())])) is not None:
+                self._forget(names)
                 return record
         raise ConflictError
 
@@ -215,6 +238,10 @@ class CustomerStore:
         if states.found[0] and not states.valid[0]:
             raise UnreadableRecordError
         return Customer(found.customer_id, states, Record.stored(found.record))
+
+    def _refuse_cluster(self) -> None:
+        if self._redis.is_cluster:
+            raise NotInClusterError
 
     async def _settle(self) -> None:
         """Before saying that something was done before: it may not be on disk yet. An empty commit waits for all."""
@@ -267,6 +294,14 @@ def _alias_of(record: bytes | None) -> str | None:
         return alias_of(record)
     except UnreadableRecordError:
         return None
+
+
+def _names(customer: Known) -> set[str]:
+    """All ids of a customer, as far as they can be read."""
+    try:
+        return {customer.customer_id, *Record.stored(customer.record).aliases}
+    except UnreadableRecordError:
+        return {customer.customer_id}
 
 
 def _of(item: list[object], ids: Collection[str]) -> bool:

@@ -14,6 +14,22 @@ class StoreUnavailableError(Exception):
     """Redis did not answer, or not in time."""
 
 
+class StoreAwayError(StoreUnavailableError):
+    """Redis cannot be asked at all just now: nothing listens, it hangs, or it says so itself."""
+
+
+class ReadOnlyStoreError(StoreUnavailableError):
+    """Redis answers, and takes no writes."""
+
+
+class StoreFullError(ReadOnlyStoreError):
+    """Redis answers, and has no memory left for writes."""
+
+
+class NotInClusterError(Exception):
+    """What is asked changes keys that a Redis cluster keeps on different servers."""
+
+
 class ArchiveBehindError(Exception):
     """Too many events wait for the archive."""
 

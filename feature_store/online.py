@@ -1,4 +1,6 @@
-"""Online feature store: packed values in Redis. The only module that imports redis.
+"""Online feature store: packed values in Redis.
+
+Only connections (for the server) and clients (for commands), on which it stands, import redis.
 
 ========================== ==================================================================================
 key                        value
@@ -19,29 +21,30 @@ States and records are sealed (``feature_store.seal``): they are opened when the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha1
 from itertools import islice
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
-import hiredis
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-
-from feature_store.commit import SCRIPT, Group, keys_and_arguments
-from feature_store.errors import ArchiveBehindError, InputError, StoreUnavailableError
-from feature_store.record import UnreadableRecordError, told
+from feature_store.address import Kind, parse
+from feature_store.breaker import Breaker
+from feature_store.clients import FAILURES, client_at
+from feature_store.cluster import Cluster
+from feature_store.commit import SCRIPT, Group, each_write, keys_and_arguments, overtaken
+from feature_store.connections import Command, RedisError, link_to
+from feature_store.errors import ArchiveBehindError, StoreAwayError, StoreUnavailableError
+from feature_store.recent import RecentStates
+from feature_store.record import Told, UnreadableRecordError, told
 from feature_store.seal import opened, sealed
-from feature_store.state import StateBatch, StateLayout
+from feature_store.state import Missing, StateBatch, StateLayout
 
 CHUNK: Final = 1000
 DISK_S: Final = 3.0
 """By then what was written is on disk: with ``appendfsync everysec`` in a second, or two where the disk is slow."""
-NOT_YET: Final = object()
+PROBE_S: Final = 0.5
+"""A probe waits no longer, whatever Redis is allowed otherwise: the next one may find it."""
 SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 ALIAS_DEPTH: Final = 4
 """An alias names a customer who is none; more than one step is seen only while two merges meet."""
@@ -96,66 +99,93 @@ def _committed(reply: list[int]) -> Committed:
     return Committed(reply[0], reply[1:])
 
 
+class Servers(Protocol):
+    """What is asked: a server, a master, or a cluster."""
+
+    async def ask(self, commands: Sequence[Command], budget_s: float, *, once: bool = False) -> list[Any]:
+        """The replies to commands, errors among them; see :class:`Link`."""
+
+    async def probe(self, budget_s: float) -> None:
+        """Return if it answers on a new connection."""
+
+    async def follow(self) -> None:
+        """Find out whether another one has taken its place though it answers."""
+
+    def refusal(self, reply: RedisError) -> StoreUnavailableError:
+        """What an error that it answered with means."""
+
+    async def drop(self) -> None:
+        """Close the connections that nobody uses just now."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
 class Redis:
     """Asks Redis for the server, on the running event loop.
 
-    redis-py opens the connections (addresses, logins, TLS); the few commands that are asked here then go straight over
-    the socket, because its client costs several times as much as the exchange (``mget_256_ratio`` in the benchmark).
+    While it is away (``breaker``) every call fails at once, and a task of its own finds out when it is back.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.timeout_s: Final = timeout_s
-        with _clear_url_errors():
-            self._pool: Any = redis.asyncio.ConnectionPool.from_url(
-                url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=AsyncRetry(NoBackoff(), 0)
-            )
-            self._pool.make_connection()  # refuses unknown options only now
-        self._idle: list[_Exchange] = []
+        address = parse(url)
+        self.is_cluster: Final = address.kind is Kind.CLUSTER
+        self._servers: Final[Servers] = Cluster(address, timeout_s) if self.is_cluster else link_to(address, timeout_s)
+        self.breaker: Final = Breaker()
+        self.changed: Final = asyncio.Event()
+        """Set whenever Redis turns out to be away, or back; to be cleared by whoever waits for it."""
+        self._probing: asyncio.Task[None] | None = None
 
-    async def ask(self, *command: bytes) -> Any:
-        """The reply to a command; StoreUnavailableError where Redis does not answer in time, or with an error."""
-        (reply,) = await self.ask_all([command])
+    async def ask(self, *command: bytes, budget_s: float | None = None) -> Any:
+        """The reply to a command; StoreUnavailableError where Redis does not answer in time, or with an error.
+
+        ``budget_s``: how long it may take, the usual time if not given.
+        """
+        (reply,) = await self.ask_all([command], budget_s=budget_s)
         if isinstance(reply, RedisError):
-            raise StoreUnavailableError(type(reply).__name__) from reply
+            raise self._refused(reply) from reply
         return reply
 
     async def ask_all(
-        self, commands: Sequence[tuple[bytes, ...]], extra_s: float = 0.0, *, once: bool = False
+        self,
+        commands: Sequence[Command],
+        extra_s: float = 0.0,
+        *,
+        once: bool = False,
+        budget_s: float | None = None,
     ) -> list[Any]:
         """The replies to commands that are sent together, errors among them; StoreUnavailableError as above.
 
         ``extra_s``: how much longer than usual Redis may take for these; ``once``: never send them a second time.
         """
-        packed = b"".join(hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # its stub allows one argument only
-        while True:
-            reused = bool(self._idle)
-            exchange = self._idle.pop() if reused else await self._open()
-            may_be_done = once and not exchange.lost
-            try:
-                replies = await exchange.ask(packed, len(commands), self.timeout_s + extra_s)
-            except (RedisError, OSError) as error:
-                await exchange.close()
-                # A connection that died while idle is no outage: ask again until a fresh one fails.
-                if not reused or may_be_done or isinstance(error, TimeoutError):
-                    raise StoreUnavailableError(type(error).__name__) from error
-            except BaseException:
-                await exchange.close()  # a reply may still come, and must not meet another question
-                raise
-            else:
-                self._idle.append(exchange)
-                return replies
+        breaker = self.breaker
+        if breaker.open:
+            raise StoreAwayError(breaker.why)
+        began = breaker.opened
+        try:
+            budget_s = (self.timeout_s if budget_s is None else budget_s) + extra_s
+            return await self._servers.ask(commands, budget_s, once=once)
+        except StoreAwayError as error:
+            self._away(error, began)
+            raise
 
-    async def values(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def values(self, keys: Sequence[bytes], budget_s: float | None = None) -> list[bytes | None]:
         """Packed values, in order, None where there is none; StoreUnavailableError as above."""
-        return _opened(keys, await self.ask(b"MGET", *keys))
+        return _opened(keys, await self.ask(b"MGET", *keys, budget_s=budget_s))
 
     async def commit(self, groups: Sequence[Group], most_waiting: int = 0, *, durable: bool = False) -> Committed:
         """Write groups, each if nobody else was faster; ``durable``: and return when it is on disk.
+
+        In a cluster each key is written for itself, and NotInClusterError is raised where there is something to log.
 
         ArchiveBehindError where more commits than ``most_waiting`` (0 for any number) wait for the archive.
         StoreUnavailableError where Redis does not answer in time or cannot say that it is on disk: then it may or may
         not be written.
         """
+        if self.is_cluster:
+            replies = await self.ask_all(each_write(groups), once=True)
+            return Committed(0, overtaken(groups, [self._unless_refused(reply) for reply in replies]))
         keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED, most_waiting)
         rest = (b"%d" % len(keys), *keys, *arguments)
         to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (DISK_S * 1000))] if durable else []
@@ -164,8 +194,7 @@ class Redis:
         if str(replies[0]).startswith("NOSCRIPT"):  # Redis is new, or was restarted
             replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk], extra_s, once=True)
         for reply in replies:
-            if isinstance(reply, RedisError):
-                raise StoreUnavailableError(type(reply).__name__) from reply
+            self._unless_refused(reply)
         if to_disk and replies[1][0] < 1:
             raise StoreUnavailableError("not on disk in time")
         return _committed(replies[0])
@@ -175,96 +204,116 @@ class Redis:
         (reply,) = await self.ask_all([(b"WAITAOF", b"1", b"0", b"1")])
         return not isinstance(reply, RedisError)
 
+    async def holds_features(self, keys: Keys) -> bool:
+        """Whether anything can be known under these keys: they were loaded, or nothing was, and events have come in.
+
+        Not so where Redis is empty, or holds loads of other definitions only.
+        """
+        loaded, log = await self.ask_all([(b"EXISTS", keys.load), (b"EXISTS", LOG)])
+        if self._unless_refused(loaded) or not self._unless_refused(log):
+            return bool(loaded)
+        others = await self.ask(b"SMEMBERS", LAYOUTS)
+        loads = await self.ask_all([(b"EXISTS", Keys(name.decode()).load) for name in others]) if others else []
+        return not any(self._unless_refused(load) for load in loads)
+
+    async def follow(self) -> None:
+        """Ask the Sentinels, if there are any, who is master now, and leave one who is not.
+
+        For some seconds, until they have demoted it, it still takes writes, which will be lost.
+        """
+        await self._servers.follow()
+
     async def ping(self) -> None:
         """Return if Redis answers; StoreUnavailableError if it does not."""
         await self.ask(b"PING")
 
     async def close(self) -> None:
         """Close the connections."""
-        while self._idle:
-            await self._idle.pop().close()
+        while self._probing is not None and not self._probing.done():
+            self._probing.cancel()
+            await asyncio.wait([self._probing], timeout=0.1)  # a library in between may keep a cancellation to itself
+        await self._servers.close()
 
-    async def _open(self) -> _Exchange:
-        connection = self._pool.make_connection()
-        try:
-            await connection.connect()
-        except (RedisError, OSError) as error:
-            await connection.disconnect(nowait=True)
-            raise StoreUnavailableError(type(error).__name__) from error
-        if (task := asyncio.current_task()) is not None and task.cancelling():  # redis-py keeps that to itself
-            await connection.disconnect(nowait=True)
-            raise asyncio.CancelledError
-        return _Exchange(connection)
+    def _unless_refused(self, reply: Any) -> Any:
+        if isinstance(reply, RedisError):
+            raise self._refused(reply) from reply
+        return reply
 
+    def _refused(self, reply: RedisError) -> StoreUnavailableError:
+        error = self._servers.refusal(reply)
+        if isinstance(error, StoreAwayError):
+            self._away(error, self.breaker.opened)
+        return error
 
-class _Exchange(asyncio.Protocol):
-    """An open connection of redis-py's, taken over: one question at a time, answered in the callback of its socket."""
+    def _away(self, error: StoreAwayError, began: int) -> None:
+        """Let nobody else wait for it, and find out when it is back."""
+        if self.breaker.failed(began, str(error)):
+            self.changed.set()
+            if self._probing is None or self._probing.done():
+                self._probing = asyncio.get_running_loop().create_task(self._probe())
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._reader = hiredis.Reader(replyError=ResponseError, notEnoughData=NOT_YET)
-        self._answer: asyncio.Future[list[Any]] | None = None
-        self._replies: list[Any] = []
-        self._wanted = 0
-        self.lost = False
-        """Whether it is known to be closed."""
-        self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001  # nothing public leads to it
-        self._transport.set_protocol(self)
-
-    async def ask(self, packed: bytes, wanted: int, timeout_s: float) -> list[Any]:
-        """The replies to ``wanted`` commands; ConnectionError or TimeoutError where they do not come."""
-        if self.lost:
-            raise ConnectionResetError
-        loop = asyncio.get_running_loop()
-        answer = self._answer = loop.create_future()
-        self._replies, self._wanted = [], wanted
-        timer = loop.call_later(timeout_s, self._fail, TimeoutError())
-        self._transport.write(packed)
-        try:
-            return list(await answer)
-        finally:
-            timer.cancel()
-
-    async def close(self) -> None:
-        """Close without a word."""
-        await self._connection.disconnect(nowait=True)
-
-    def data_received(self, data: bytes) -> None:
-        """Hand over the replies when they are whole."""
-        self._reader.feed(data)
-        while (found := self._reader.gets()) is not NOT_YET:
-            if not isinstance(found, hiredis.PushNotification):
-                self._replies.append(found)
-        if len(self._replies) >= self._wanted and self._answer is not None and not self._answer.done():
-            self._answer.set_result(self._replies)
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        """End the waiting."""
-        self.lost = True
-        self._fail(ConnectionResetError())
-
-    def _fail(self, error: OSError) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error)
+    async def _probe(self) -> None:
+        while (wait_s := self.breaker.until_probe()) is not None:
+            await self._servers.drop()  # what is open may lead to where Redis was
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            elif self.breaker.probe():
+                answered, why = False, "the probe was given up"
+                try:
+                    await self._servers.probe(min(self.timeout_s, PROBE_S))
+                    answered = True
+                except Exception as error:  # whatever it is, the next one may be answered
+                    why = str(error) if isinstance(error, StoreUnavailableError) else type(error).__name__
+                finally:
+                    self.breaker.probed(answered=answered, why=why)
+        self.changed.set()
 
 
 class StateReader:
-    """Reads states, and what customers' records have to say to them, for the server: one MGET per batch."""
+    """Reads states, and what customers' records have to say to them, for the server: one MGET per batch.
 
-    def __init__(self, store: Redis, layout: StateLayout) -> None:
+    With ``recent`` it remembers what it has read, for when Redis is away.
+    """
+
+    def __init__(self, store: Redis, layout: StateLayout, recent: RecentStates | None = None) -> None:
         self._redis = store
         self._keys = Keys(layout.fingerprint)
         self._layout = layout
+        self._remembered = recent
 
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
         """States of customers, in order; an alias has that of the customer it belongs to.
 
-        StoreUnavailableError where Redis does not answer in time.
+        StoreUnavailableError where Redis does not answer in time, which is for all that it takes.
         """
-        values, said = await self._values(customer_ids), {}
+        until = time.monotonic() + self._redis.timeout_s
+        epoch = 0 if self._remembered is None else self._remembered.epoch
+        values = await self._values(customer_ids)
         states, records = values[: len(customer_ids)], values[len(customer_ids) :]
-        if records.count(None) == len(records):
-            return self._layout.unpack(states)
+        said = {} if records.count(None) == len(records) else await self._follow(states, records, until)
+        if self._remembered is not None:
+            self._remembered.keep(customer_ids, states, said, epoch)
+        batch = self._layout.unpack(states)
+        if said:
+            batch.told = said
+        if not (batch.all_valid or batch.found.any() or await self._redis.holds_features(self._keys)):
+            batch.missing = Missing.NOT_LOADED
+        return batch
+
+    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+        """States as they were read not longer ago than this, each by its own bound; None where none are remembered."""
+        if self._remembered is None:
+            return None
+        states, said = self._remembered.states(customer_ids, within_s)
+        batch = self._layout.unpack(states)
+        batch.told, batch.missing, batch.stale = said, Missing.STORE_AWAY, True
+        return batch
+
+    async def _follow(
+        self, states: list[bytes | None], records: Sequence[bytes | None], until: float
+    ) -> dict[int, Told]:
+        """What records say, by row; where one is an alias's, its row gets the state that it leads to."""
+        said = {}
         todo: Sequence[int] = range(len(records))
         for _ in range(ALIAS_DEPTH):
             aliases = {}
@@ -280,17 +329,16 @@ class StateReader:
                     said[row] = what
             if not aliases:
                 break
-            todo, values = list(aliases), await self._values(list(aliases.values()))
+            left = max(until - time.monotonic(), 0.0)
+            todo, values = list(aliases), await self._values(list(aliases.values()), left)
             records = values[len(todo) :]
             for row, state in zip(todo, values, strict=False):
                 states[row] = state
-        batch = self._layout.unpack(states)
-        batch.told = said
-        return batch
+        return said
 
-    async def _values(self, customer_ids: Sequence[str]) -> list[bytes | None]:
+    async def _values(self, customer_ids: Sequence[str], budget_s: float | None = None) -> list[bytes | None]:
         """Their states, then their records."""
-        return await self._redis.values([*self._keys.of(customer_ids), *self._keys.records(customer_ids)])
+        return await self._redis.values([*self._keys.of(customer_ids), *self._keys.records(customer_ids)], budget_s)
 
 
 def _opened(keys: Sequence[bytes], values: Sequence[bytes | None]) -> list[bytes | None]:
@@ -301,9 +349,9 @@ class LogReader:
     """The log in Redis, and whoever changes customers, for commands (synchronous)."""
 
     def __init__(self, url: str, timeout_s: float = 30.0) -> None:
-        with _clear_url_errors():
-            self._redis: Any = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=5.0)
-            self._redis.connection_pool.make_connection()  # refuses unknown options only now
+        address = parse(url)
+        self.is_cluster: Final = address.kind is Kind.CLUSTER
+        self._redis: Any = self._call(client_at, address, timeout_s)
 
     def __enter__(self) -> Self:
         self._call(self._redis.ping)
@@ -366,7 +414,7 @@ class LogReader:
     def _call(self, command: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:
             return command(*args, **options)
-        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that can be none
+        except FAILURES as error:
             raise StoreUnavailableError(type(error).__name__) from error
 
 
@@ -387,7 +435,12 @@ class StateWriter(LogReader):
         self._set(Keys.records(customer_ids), values)
 
     def commit(self, groups: Sequence[Group]) -> Committed:
-        """Write groups, each if nobody else was faster."""
+        """Write groups, each if nobody else was faster; in a cluster each key for itself."""
+        if self.is_cluster:
+            together = self._redis.pipeline()
+            for command, *arguments in each_write(groups):
+                together.execute_command(command.decode(), *arguments)
+            return Committed(0, overtaken(groups, self._call(together.execute)))
         keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED)
         return _committed(self._call(self._commit, keys, arguments))
 
@@ -402,14 +455,11 @@ class StateWriter(LogReader):
     def customer_ids(self) -> Iterator[str]:
         """Ids of all customers that have a state under this fingerprint, in no order, each once."""
         seen: set[bytes] = set()
-        cursor = 0
-        while True:
-            cursor, keys = self._call(self._redis.scan, cursor, self._keys.prefix + b"*", CHUNK)
+        found = self._redis.scan_iter(self._keys.prefix + b"*", CHUNK)
+        while keys := self._call(lambda: list(islice(found, CHUNK))):
             for key in set(keys) - seen:
                 yield key[len(self._keys.prefix) :].decode("utf-8", "surrogateescape")
             seen.update(keys)
-            if cursor == 0:
-                return
 
     def delete(self, customer_ids: Sequence[str]) -> None:
         """Remove states."""
@@ -437,12 +487,3 @@ class StateWriter(LogReader):
         while chunk := list(islice(rest, CHUNK)):
             values += _opened(chunk, self._call(self._redis.mget, chunk))
         return values
-
-
-@contextmanager
-def _clear_url_errors() -> Iterator[None]:
-    """Turn a bad URL into an error without the URL in it, which may hold a password."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise InputError("the Redis URL is not valid: write redis://[user:password@]host:port[/db]") from error

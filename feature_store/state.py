@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
 import numpy as np
@@ -50,13 +51,21 @@ class State:
     position: int = 0
 
 
+class Missing(Enum):
+    """Why there is no state where none is found."""
+
+    UNKNOWN = "nothing is known about the customer"
+    NOT_LOADED = "the store holds no features of these definitions, of anybody"
+    STORE_AWAY = "the store does not answer, and the state was not read lately enough"
+
+
 @dataclass(slots=True, eq=False)
 class StateBatch:
     """Decoded states of many customers, row by row. Not to be changed.
 
     found and valid: bool ``[n]``; as_of: float64 ``[n]`` unix seconds; slots: float64 ``[n, slots]``. Rows that are not
     valid hold the identity and must not be used. all_valid: surely none is like that. told: by row, what a customer's
-    record has to say.
+    record has to say. missing: why rows are not found. stale: they are of an earlier read, for Redis does not answer.
     """
 
     found: npt.NDArray[np.bool_]
@@ -65,6 +74,8 @@ class StateBatch:
     slots: Floats
     all_valid: bool = False
     told: Mapping[int, Told] = field(default_factory=dict)
+    missing: Missing = Missing.UNKNOWN
+    stale: bool = False
 
 
 @dataclass(frozen=True)

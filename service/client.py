@@ -101,7 +101,10 @@ class Interest:
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one customer; expected_spend over the value horizon, in the shop's currency."""
+    """The score of one customer; expected_spend over the value horizon, in the shop's currency.
+
+    stale: from what the server knew before its feature store stopped answering, which only allow_stale brings.
+    """
 
     customer_id: str
     churn: Alert
@@ -110,6 +113,7 @@ class Score:
     features_as_of: datetime
     model_version: str
     top_interest: Interest | None = None
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,11 +185,18 @@ class ScoringClient(Client):
         *,
         economics: Economics | None = None,
         max_feature_age: timedelta | None = None,
+        allow_stale: timedelta | None = None,
         timeout_s: float | None = None,
     ) -> Score:
-        """Score one customer; CallFailedError where the server refuses or does not answer in time."""
+        """Score one customer; CallFailedError where the server refuses or does not answer in time.
+
+        ``allow_stale``: how old a score may be while the server's feature store is away, rather than none.
+        """
         request = scoring_pb2.ScoreCustomerRequest(
-            customer_id=customer_id, economics=_economics(economics), max_feature_age=max_feature_age
+            customer_id=customer_id,
+            economics=_economics(economics),
+            max_feature_age=max_feature_age,
+            allow_stale=allow_stale,
         )
         return _score(self._call(self._stub.ScoreCustomer, request, timeout_s))
 
@@ -195,6 +206,7 @@ class ScoringClient(Client):
         *,
         economics: Economics | None = None,
         max_feature_age: timedelta | None = None,
+        allow_stale: timedelta | None = None,
         timeout_s: float | None = None,
     ) -> list[Score | Problem]:
         """A score, or why there is none, for each customer, in order; in calls of at most 1000 customers.
@@ -209,6 +221,7 @@ class ScoringClient(Client):
                 customer_ids=customer_ids[start : start + MAX_BATCH],
                 economics=_economics(economics),
                 max_feature_age=max_feature_age,
+                allow_stale=allow_stale,
             )
             response = self._call(self._stub.BatchScoreCustomers, request, timeout_s)
             results += [_score(r.score) if r.HasField("score") else _problem(r.status) for r in response.results]
@@ -231,6 +244,7 @@ def _score(score: scoring_pb2.ScoreCustomerResponse) -> Score:
         features_as_of=score.features_as_of.ToDatetime(UTC),
         model_version=score.model_version,
         top_interest=interest(score.top_interest) if score.HasField("top_interest") else None,
+        stale=score.stale,
     )
 
 

@@ -53,7 +53,7 @@ def decode_score(data: bytes) -> Part:
     surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
     if not surely_good and (error := id_error(customer_id, "customer_id")):
         raise error
-    return Part([customer_id], _economics(request), _max_age(request))
+    return Part([customer_id], _economics(request), _max_age(request), allow_stale_s=_allow_stale(request))
 
 
 def decode_batch(data: bytes) -> Part:
@@ -69,7 +69,7 @@ def decode_batch(data: bytes) -> Part:
             if error := id_error(customer_id, "customer_ids", at):
                 refused[at] = error
                 ids[at] = ""
-    return Part(ids, _economics(request), _max_age(request), refused)
+    return Part(ids, _economics(request), _max_age(request), refused, _allow_stale(request))
 
 
 def parsed(kind: Any, data: bytes) -> Any:
@@ -93,11 +93,19 @@ def id_error(customer_id: str, name: str, at: int | None = None) -> RequestError
 def _max_age(request: Any) -> float | None:
     if not request.HasField("max_feature_age"):
         return None
-    age: Duration = request.max_feature_age
-    if not (0 <= age.seconds <= MAX_DURATION_S and 0 <= age.nanos <= MAX_NANOS):
-        message = "max_feature_age is negative or out of range: send a duration of zero or more"
-        raise RequestError(Reason.MAX_FEATURE_AGE_INVALID, message, "max_feature_age")
-    return age.seconds + age.nanos / 1e9
+    return _seconds(request.max_feature_age, "max_feature_age", Reason.MAX_FEATURE_AGE_INVALID)
+
+
+def _allow_stale(request: Any) -> float | None:
+    if not request.HasField("allow_stale"):
+        return None
+    return _seconds(request.allow_stale, "allow_stale", Reason.ALLOW_STALE_INVALID)
+
+
+def _seconds(duration: Duration, name: str, reason: Reason) -> float:
+    if not (0 <= duration.seconds <= MAX_DURATION_S and 0 <= duration.nanos <= MAX_NANOS):
+        raise RequestError(reason, f"{name} is negative or out of range: send a duration of zero or more", name)
+    return duration.seconds + duration.nanos / 1e9
 
 
 def _economics(request: Any) -> Mapping[int, float]:

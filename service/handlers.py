@@ -10,12 +10,13 @@ from typing import Final, Protocol, TypeVar
 
 from feature_store.customers import ConflictError, CustomerStore, MergeRefusedError, UnknownCustomerError
 from feature_store.definitions import Interests
-from feature_store.errors import StoreUnavailableError
+from feature_store.errors import NotInClusterError, StoreUnavailableError
 from feature_store.record import LEAST_WEIGHT, UnreadableRecordError
 from feature_store.state import StateLayout
 from service import convert_customers, convert_events
 from service.errors import Reason, RequestError
 from service.recorder import Recorded, Recorder
+from service.store_errors import not_in_cluster, store_error
 
 Unary = Callable[[bytes], Awaitable[bytes]]
 """A unary method; RequestError where it fails."""
@@ -142,8 +143,9 @@ async def _answered(operation: Awaitable[Reply]) -> Reply:
     try:
         return await asyncio.shield(task)
     except StoreUnavailableError as error:
-        message = "the feature store does not answer: try again shortly"
-        raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
+        raise store_error(error) from error
+    except NotInClusterError as error:
+        raise not_in_cluster() from error
     except UnknownCustomerError as error:
         message = "nothing is known about this customer: check the id"
         raise RequestError(Reason.CUSTOMER_UNKNOWN, message, "customer_id") from error

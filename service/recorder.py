@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from feature_store.customers import ConflictError
-from feature_store.errors import ArchiveBehindError, StoreUnavailableError
+from feature_store.errors import ArchiveBehindError, NotInClusterError, StoreUnavailableError
 from feature_store.events import Event, Problem, Rules, problem
 from feature_store.live import Outcome, Verdict
 from service.errors import Reason, RequestError
+from service.store_errors import not_in_cluster, store_error
 
 logger = logging.getLogger(__name__)
 
@@ -193,8 +194,9 @@ def _tell(found: Recorded, index: int, outcome: Outcome | None) -> None:
 
 def _failure(error: Exception) -> RequestError:
     if isinstance(error, StoreUnavailableError):
-        message = "the feature store does not answer: send the events again, with the same ids"
-        return RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message)
+        return store_error(error, "send the events again, with the same ids")
+    if isinstance(error, NotInClusterError):
+        return not_in_cluster()
     if isinstance(error, ArchiveBehindError):
         message = "too many events wait for the archive: start the archiver, or find out what stops it"
         return RequestError(Reason.ARCHIVE_BEHIND, message)

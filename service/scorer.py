@@ -6,7 +6,8 @@
                          │            │              │
                          │            │              └ a figure is not finite       STATE_UNREADABLE, this id
                          │            └ absent, torn, too old, without consent      an error of this id
-                         └ Redis away or slow                                       FEATURE_STORE_UNAVAILABLE, all ids
+                         └ Redis away or slow ─► states read lately, where the caller allows them
+                                                 └ none                             FEATURE_STORE_UNAVAILABLE
 
 Nothing here knows of gRPC, protobuf, Redis or onnxruntime.
 """
@@ -25,10 +26,11 @@ import numpy.typing as npt
 
 from feature_store.errors import StoreUnavailableError
 from feature_store.record import LEAST_WEIGHT, Interest, Told
-from feature_store.state import Floats, StateBatch, finite
+from feature_store.state import Floats, Missing, StateBatch, finite
 from service.errors import Reason, RequestError
 from service.models import Model
 from service.spikes import SpikeGuard
+from service.store_errors import store_error
 
 EARLIEST_TIME_S: Final = -62_135_596_800.0
 LATEST_TIME_S: Final = 253_402_300_799.0
@@ -47,40 +49,46 @@ class StateSource(Protocol):
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
         """States in the order of the ids; StoreUnavailableError where the store does not answer."""
 
+    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+        """States as they were read not longer ago than this, each by its own bound; None where none are kept."""
+
 
 @dataclass(slots=True, eq=False)  # not frozen: that triples the time to make one, and each call makes one
 class Part:
     """Customers to score on the same terms: a request, or a slice of a large one. Not to be changed.
 
     economics: figures that replace a default, by column of the graph's input; max_age_s: None for any age; refused:
-    errors of ids found invalid before, by position (such an id is given as the empty string).
+    errors of ids found invalid before, by position (such an id is given as the empty string); allow_stale_s: how long
+    ago a state may have been read where the store does not answer, None for never.
     """
 
     customer_ids: Sequence[str]
     economics: Mapping[int, float] = field(default_factory=dict)
     max_age_s: float | None = None
     refused: Mapping[int, RequestError] = field(default_factory=dict)
+    allow_stale_s: float | None = None
 
     def slice(self, start: int, stop: int) -> Part:
         """Customers ``start`` to ``stop`` of this part."""
         if start == 0 and stop == len(self.customer_ids):
             return self
         refused = {at - start: error for at, error in self.refused.items() if start <= at < stop}
-        return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused)
+        return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused, self.allow_stale_s)
 
 
 @dataclass(slots=True, eq=False)
 class Note:
-    """What there is to say about a customer's alerts beside the figures.
+    """What there is to say about a customer's score beside the figures.
 
     off: no automated responses allowed; repeated_view: the top interest was looked at often enough; spike: far more
-    answers than usually alert about this top interest.
+    answers than usually alert about this top interest; stale: from what was read before the store stopped answering.
     """
 
     off: bool
     repeated_view: bool
     spike: bool
     top: Interest | None
+    stale: bool = False
 
 
 class Spikes(NamedTuple):
@@ -142,6 +150,8 @@ class Scorer:
         self._churn_guard, self._propensity_guard = guard(), guard()
         self._defaults = np.tile(model.economics, (OFF_LOOP_ROWS, 1))
         self._graph_thread = ThreadPoolExecutor(1, "graph")
+        self.stale_answers = 0
+        """Scores given so far from states that were read before the store stopped answering."""
 
     @property
     def spikes(self) -> int:
@@ -149,18 +159,36 @@ class Scorer:
         guards = self._churn_guard, self._propensity_guard
         return sum(guard.spikes + guard.item_spikes for guard in guards)
 
-    async def score(self, parts: Sequence[Part]) -> list[Scores]:
-        """Scores of each part; RequestError (UNAVAILABLE) where the store does not answer."""
+    async def score(self, parts: Sequence[Part]) -> Sequence[Scores | RequestError]:
+        """Scores of each part, or why it has none as a whole.
+
+        RequestError (UNAVAILABLE) where the store does not answer and no part may be stale.
+        """
         ids = [customer_id for part in parts for customer_id in part.customer_ids]
         try:
             states = await self._store.read(ids)
         except StoreUnavailableError as error:
-            message = "the feature store does not answer: try again shortly"
-            raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
+            return await self._without_store(parts, store_error(error))
+        return await self._score(parts, states)
+
+    async def _without_store(self, parts: Sequence[Part], error: RequestError) -> list[Scores | RequestError]:
+        """Scores of parts that may be stale, from what was read lately; the error for the others."""
+        willing = [part for part in parts if part.allow_stale_s is not None]
+        ids = [customer_id for part in willing for customer_id in part.customer_ids]
+        bounds = [part.allow_stale_s or 0.0 for part in willing for _ in part.customer_ids]
+        states = self._store.recent(ids, bounds) if willing else None
+        if states is None:
+            raise error
+        scores = iter(await self._score(willing, states))
+        return [error if part.allow_stale_s is None else next(scores) for part in parts]
+
+    async def _score(self, parts: Sequence[Part], states: StateBatch) -> list[Scores]:
         now = self._clock()
-        table = await self._run(states, now, self._economics(parts, len(ids)))
+        table = await self._run(states, now, self._economics(parts, len(states.found)))
         usable = _usable(states, table)
         notes = self._notes(states.told, usable, now) if states.told else NO_NOTES
+        if states.stale:
+            notes = self._stale(notes, states.found if usable is None else usable)
         scored = _Scored(states, table, usable, now, notes, self._spikes(table, usable, notes))
         return self._share_out(parts, scored)
 
@@ -176,6 +204,15 @@ class Scorer:
             repeated = top is not None and top.views >= rules.repeated_views and said.automated_response
             notes[row] = Note(not said.automated_response, repeated, spike=False, top=top)
         return notes
+
+    def _stale(self, notes: Mapping[int, Note], usable: Usable) -> dict[int, Note]:
+        """The notes, with one for every score, that says that it is stale."""
+        rows = np.flatnonzero(usable).tolist()
+        self.stale_answers += len(rows)
+        marked = {row: notes.get(row) or Note(off=False, repeated_view=False, spike=False, top=None) for row in rows}
+        for note in marked.values():
+            note.stale = True
+        return marked
 
     def _spikes(self, table: Floats, usable: Usable | None, notes: Mapping[int, Note]) -> Spikes:
         """Show the guards how many alert, and hear whether that is far more than usually."""
@@ -257,7 +294,8 @@ def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]
     """Why customers of a part have no score."""
     found = scored.states.found[rows]
     usable = np.ones_like(found) if scored.usable is None else scored.usable[rows]
-    errors = {int(at): _unusable(bool(found[at])) for at in np.flatnonzero(~usable)}
+    missing = scored.states.missing
+    errors = {int(at): _unusable() if found[at] else _missing(missing) for at in np.flatnonzero(~usable)}
     if part.max_age_s is not None:
         too_old = usable & (scored.now - scored.states.as_of[rows] > part.max_age_s)
         errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
@@ -267,10 +305,18 @@ def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]
     return errors
 
 
-def _unusable(found: bool) -> RequestError:
-    if found:
-        message = "what is stored for this customer cannot be used: load the features of the serving model again"
-        return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
+def _unusable() -> RequestError:
+    message = "what is stored for this customer cannot be used: load the features of the serving model again"
+    return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
+
+
+def _missing(why: Missing) -> RequestError:
+    if why is Missing.NOT_LOADED:
+        message = "the feature store holds no features of the serving model, of any customer: load them first"
+        return RequestError(Reason.FEATURES_NOT_LOADED, message)
+    if why is Missing.STORE_AWAY:
+        message = "the feature store does not answer, and has not been read for this customer within allow_stale"
+        return RequestError(Reason.FEATURE_STORE_UNAVAILABLE, f"{message}: try again shortly", "allow_stale")
     message = "nothing is known about this customer: check the id, or load the customer's features first"
     return RequestError(Reason.CUSTOMER_UNKNOWN, message, "customer_id")
 

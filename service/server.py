@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -23,10 +24,11 @@ import uvloop
 
 from feature_store.bundle import BundleError
 from feature_store.customers import CustomerStore
-from feature_store.errors import InputError, StoreUnavailableError
+from feature_store.errors import InputError, ReadOnlyStoreError, StoreUnavailableError
 from feature_store.events import HOUR_S, Rules
 from feature_store.live import Fold
 from feature_store.online import Redis, StateReader
+from feature_store.recent import RecentStates
 from service.batching import Batcher
 from service.front_aio import AioFront
 from service.front_lean import LeanFront
@@ -45,6 +47,9 @@ GC_EVERY: Final = 20_000
 """Objects made and not freed. Calls leave no cycles behind, so there is little to look for: it saves 3 % of a call."""
 
 COUNTS_S: Final = 60.0
+SETTLE_S: Final = 0.05
+"""A Redis that is away for so short a time is not told of."""
+SERVING: Final = "health is SERVING"
 
 logger: Final = logging.getLogger("tidemark")
 
@@ -66,11 +71,20 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
     """
     model = Model.current(settings.registry)
     store = Redis(settings.redis, settings.redis_timeout_ms / 1000)
+    if store.is_cluster and settings.durable:
+        raise InputError("durable: a Redis cluster takes no live events: leave it out, or use a single Redis")
     guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
-    scorer = Scorer(StateReader(store, model.layout), model, guard=guard)
+    recent = RecentStates(settings.stale_cache_bytes) if settings.stale_cache_bytes else None
+    scorer = Scorer(StateReader(store, model.layout, recent), model, guard=guard)
     rules = _rules(settings)
     fold = Fold(model.layout, model.interests, rules)
-    customers = CustomerStore(store, fold, most_waiting=settings.max_unarchived, durable=settings.durable)
+    customers = CustomerStore(
+        store,
+        fold,
+        most_waiting=settings.max_unarchived,
+        durable=settings.durable,
+        forget=(RecentStates(0) if recent is None else recent).forget,
+    )
     rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
     batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
     recorder = Recorder(customers.record, rules, scoring=batcher.busy)
@@ -121,24 +135,33 @@ def _rules(settings: Settings) -> Rules:
 
 
 async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanFront, interval_s: float) -> None:
-    """Let health follow Redis."""
-    serving = None
+    """Let health follow Redis: at once where a call finds it away or a probe finds it back, else when asked."""
+    serving, told = None, ""
     while True:
-        try:
-            await (store.ping() if serving else customers.register())
-            answers, why = True, ""
-        except StoreUnavailableError as error:
-            answers, why = False, str(error)
+        store.changed.clear()
+        await store.follow()
+        answers, why = await _state_of(customers)
         if answers is not serving:
             await front.set_serving(answers)
-            logger.log(
-                logging.INFO if answers else logging.WARNING,
-                "health is SERVING"
-                if answers
-                else f"health is NOT_SERVING: Redis does not answer as it has to ({why})",
-            )
             serving = answers
-        await asyncio.sleep(interval_s)
+        if why != told:
+            told = why
+            logger.log(logging.INFO if why == SERVING else logging.WARNING, why)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await store.changed.wait()
+            await asyncio.sleep(SETTLE_S)
+
+
+async def _state_of(customers: CustomerStore) -> tuple[bool, str]:
+    """Whether scores can be given, and what to log about it."""
+    try:
+        await customers.register()  # each time: an emptied Redis does not know this server's definitions any more
+    except ReadOnlyStoreError as error:
+        return True, f"health is SERVING, scores only: Redis takes no writes ({error})"
+    except StoreUnavailableError as error:
+        return False, f"health is NOT_SERVING: Redis does not answer as it has to ({error})"
+    return True, SERVING
 
 
 async def _tell_counts(recorder: Recorder, scorer: Scorer) -> None:

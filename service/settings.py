@@ -22,7 +22,12 @@ class Settings(BaseSettings):
 
     registry: Annotated[Path, Field(description="Folder of model bundles; its current one is served.")]
     redis: Annotated[
-        str, Field(min_length=1, description="Redis with the features: redis://host:port/db or unix:///path.")
+        str,
+        Field(
+            min_length=1,
+            description="Redis with the features: redis://host:port/db, unix:///path, redis+sentinel://… or "
+            "redis+cluster://…",
+        ),
     ]
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = (
@@ -49,6 +54,9 @@ class Settings(BaseSettings):
         int,
         Field(ge=10, le=60_000, description="How often Redis is asked whether it is there, for the health service."),
     ] = 500
+    stale_cache_bytes: Annotated[
+        int, Field(ge=0, description="Memory for states read lately, for callers with allow_stale; 0: none are kept.")
+    ] = 0
     max_batch_rows: Annotated[int, Field(ge=1, le=10_000, description="Most customers in one graph run.")] = 256
     slice_rows: Annotated[
         int, Field(ge=1, le=10_000, description="Most customers of one call in one graph run; the rest takes turns.")

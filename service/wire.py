@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from feature_store.record import Interest
 from service.scorer import Note, Scores, Spikes
 
 # churn (2) and propensity (3), each an Alert of 26 bytes, and expected_spend (4). What is false is written out as well,
@@ -35,6 +36,8 @@ _FIGURES_TABLE: Final = np.dtype(
         "itemsize": _FIGURES.size,
     }
 )
+_STALE: Final = b"\x50\x01"
+"""stale (10) is true."""
 _VARINTS: Final = [bytes([n]) if n < 0x80 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]  # noqa: PLR2004
 
 
@@ -55,7 +58,7 @@ def score(customer_id: str, row: Sequence[float], version: bytes, note: Note | N
         ),
         spend,
     )
-    return b"%b%b%b%b%b" % (field(1, customer_id.encode()), figures, _as_of(as_of), version, _top(note))
+    return b"%b%b%b%b%b" % (field(1, customer_id.encode()), figures, _as_of(as_of), version, _noted(note))
 
 
 def results(customer_ids: Sequence[str], scores: Scores, version: bytes) -> list[bytes]:
@@ -80,7 +83,7 @@ def results(customer_ids: Sequence[str], scores: Scores, version: bytes) -> list
                 block[offer]["alert"][at], block[offer]["off"][at] = False, True
         block["propensity"]["repeated_view"][at] = note.repeated_view
         block["propensity"]["spike"][at] |= note.spike
-        tails[at] += _top(note)
+        tails[at] += _noted(note)
     figures, size = bytes(blank), _FIGURES.size
     names = (customer_id.encode() for customer_id in customer_ids)
     return [
@@ -105,11 +108,16 @@ def _pack(churn: _Alert, propensity: _Alert, spend: float) -> bytes:
 _BLANK: Final = _pack((0, 0, False, False, False, False), (0, 0, False, False, False, False), 0)
 
 
-def _top(note: Note | None) -> bytes:
-    """The top_interest field, empty where there is none."""
-    if note is None or note.top is None:
+def _noted(note: Note | None) -> bytes:
+    """The fields top_interest and stale; nothing where there is nothing to say."""
+    if note is None:
         return b""
-    top = note.top
+    top = b"" if note.top is None else _top(note.top)
+    return top + _STALE if note.stale else top
+
+
+def _top(top: Interest) -> bytes:
+    """The top_interest field."""
     whole, fraction = divmod(top.at, 1)
     last_viewed = Timestamp(seconds=int(whole), nanos=int(fraction * 1e9)).SerializeToString()
     return field(7, b"%b\x10%b%b" % (field(1, top.item_id.encode()), _varint(top.views), field(3, last_viewed)))

@@ -150,6 +150,15 @@ def test_a_feature_age_out_of_range_is_refused(seconds: int, nanos: int) -> None
     assert (error.reason, error.field) == (Reason.MAX_FEATURE_AGE_INVALID, "max_feature_age")
 
 
+def test_how_stale_a_score_may_be_is_a_duration() -> None:
+    assert decode_score(score_request(customer_id="a")).allow_stale_s is None
+    assert decode_score(score_request(customer_id="a", allow_stale=Duration(seconds=5))).allow_stale_s == 5.0
+    batch = scoring_pb2.BatchScoreCustomersRequest(customer_ids=["a"], allow_stale=Duration()).SerializeToString()
+    assert decode_batch(batch).allow_stale_s == 0.0
+    error = refusal(score_request(customer_id="a", allow_stale=Duration(seconds=-1)))
+    assert (error.reason, error.field) == (Reason.ALLOW_STALE_INVALID, "allow_stale")
+
+
 probabilities = st.floats(0, 1, width=32)
 rows = st.tuples(
     probabilities, probabilities, st.floats(0, 1e9, width=32), probabilities, probabilities, st.floats(0, 2.5e11)
@@ -164,7 +173,7 @@ tops = st.none() | st.builds(
     st.just(1.0),
     st.sampled_from([0.0, 0.999999999, 2.5e11]) | st.floats(0, 2.5e11),
 )
-notes = st.none() | st.builds(Note, st.booleans(), st.booleans(), st.booleans(), tops)
+notes = st.none() | st.builds(Note, st.booleans(), st.booleans(), st.booleans(), tops, st.booleans())
 every_spike = st.builds(Spikes, st.booleans(), st.booleans())
 
 
@@ -198,6 +207,7 @@ def said(
         expected_spend=spend,
         features_as_of=timestamp(as_of),
         model_version=version,
+        stale=note is not None and note.stale,
     )
     if note is not None and note.top is not None:
         top = note.top
@@ -239,7 +249,7 @@ def test_replies_hold_nothing_that_the_contract_does_not_know(
 
 def test_the_largest_reply_of_a_customer_can_be_written() -> None:
     top = Interest("客" * 85 + "x", 2**32 - 1, 1.0, 253_402_300_799.5)
-    row, note = [*ROW[:5], 253_402_300_799.5], Note(off=True, repeated_view=True, spike=True, top=top)
+    row, note = [*ROW[:5], 253_402_300_799.5], Note(off=True, repeated_view=True, spike=True, top=top, stale=True)
     name, version, spikes = "é" * 128, "v" * 255, Spikes(churn=True, propensity=True)
     scores = Scores(np.array([row] * 1000), {}, version, dict.fromkeys(range(1000), note), spikes)
     response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(Part([name] * 1000), scores))

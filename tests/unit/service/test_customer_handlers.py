@@ -25,7 +25,7 @@ from feature_store.customers import (
     UnknownCustomerError,
 )
 from feature_store.definitions import Feature, Interests
-from feature_store.errors import StoreUnavailableError
+from feature_store.errors import NotInClusterError, StoreFullError, StoreUnavailableError
 from feature_store.record import Interest, Record, UnreadableRecordError
 from feature_store.state import DAY_S, State, StateLayout
 from service.errors import Code, Reason, RequestError
@@ -249,6 +249,8 @@ def test_bytes_that_are_no_request_are_malformed(name: str) -> None:
     ("failure", "reason", "code", "name"),
     [
         (StoreUnavailableError("secret"), Reason.FEATURE_STORE_UNAVAILABLE, Code.UNAVAILABLE, None),
+        (StoreFullError("OOM"), Reason.FEATURE_STORE_FULL, Code.RESOURCE_EXHAUSTED, None),
+        (NotInClusterError(), Reason.NOT_IN_CLUSTER, Code.FAILED_PRECONDITION, None),
         (UnknownCustomerError(), Reason.CUSTOMER_UNKNOWN, Code.NOT_FOUND, "customer_id"),
         (UnreadableRecordError(), Reason.STATE_UNREADABLE, Code.DATA_LOSS, "customer_id"),
         (ConflictError(), Reason.CONFLICT, Code.ABORTED, None),

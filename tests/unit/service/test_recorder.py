@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from tidemark.v1 import events_pb2
 
 from feature_store.customers import ConflictError
-from feature_store.errors import ArchiveBehindError, StoreUnavailableError
+from feature_store.errors import (
+    ArchiveBehindError,
+    NotInClusterError,
+    ReadOnlyStoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 from feature_store.events import Event, Problem, Rules
 from feature_store.live import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
 from service.errors import Code, Reason, RequestError
@@ -229,6 +235,9 @@ def test_a_call_is_taken_up_though_all_batches_have_just_ended_together() -> Non
     ("error", "reason", "code"),
     [
         (StoreUnavailableError("secret-host"), Reason.FEATURE_STORE_UNAVAILABLE, Code.UNAVAILABLE),
+        (StoreFullError("OOM"), Reason.FEATURE_STORE_FULL, Code.RESOURCE_EXHAUSTED),
+        (ReadOnlyStoreError("READONLY"), Reason.FEATURE_STORE_UNAVAILABLE, Code.UNAVAILABLE),
+        (NotInClusterError(), Reason.NOT_IN_CLUSTER, Code.FAILED_PRECONDITION),
         (ArchiveBehindError(), Reason.ARCHIVE_BEHIND, Code.RESOURCE_EXHAUSTED),
         (ConflictError(), Reason.CONFLICT, Code.ABORTED),
         (ValueError("customer secret-4711"), Reason.INTERNAL, Code.INTERNAL),

@@ -9,14 +9,16 @@ from typing import cast
 import numpy as np
 import pytest
 
-from feature_store.definitions import Feature
+from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreUnavailableError
-from feature_store.state import Floats, State, StateBatch, StateLayout
+from feature_store.record import Told
+from feature_store.state import Floats, Missing, State, StateBatch, StateLayout
 from service.errors import Reason, RequestError
 from service.models import Model
 from service.scorer import Part, Scorer, Scores
 
 NOW = 1_800_000_000.0
+WITHHELD = Told(scoring=False, automated_response=True, top=None)
 LAYOUT = StateLayout([Feature(name="visits", event="visit", aggregate="count", half_life_days=7)])
 
 
@@ -25,6 +27,9 @@ class FakeStore:
 
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
         return LAYOUT.unpack([self._value(customer_id) for customer_id in customer_ids])
+
+    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+        raise NotImplementedError
 
     def _value(self, customer_id: str) -> bytes | None:
         if customer_id == "torn":
@@ -41,6 +46,7 @@ class FakeModel:
     """Says the margin it was given as every output, NaN for a customer whose state is a day old."""
 
     version = "v1"
+    interests = Interests()
     economics = np.array([0.25, *[1.0] * 10])
 
     def run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
@@ -52,7 +58,7 @@ class FakeModel:
 
 def score(*parts: Part) -> list[Scores]:
     scorer = Scorer(FakeStore(), cast("Model", FakeModel()), clock=lambda: NOW)
-    return asyncio.run(scorer.score(parts))
+    return cast("list[Scores]", asyncio.run(scorer.score(parts)))
 
 
 def reasons(scores: Scores) -> dict[int, Reason]:
@@ -91,7 +97,7 @@ def test_an_id_refused_before_keeps_its_error() -> None:
 
 
 def test_a_store_that_is_away_fails_the_whole_batch_as_unavailable() -> None:
-    class Away:
+    class Away(FakeStore):
         async def read(self, customer_ids: Sequence[str]) -> StateBatch:
             raise StoreUnavailableError(f"cannot reach {len(customer_ids)} at secret-host")
 
@@ -100,6 +106,67 @@ def test_a_store_that_is_away_fails_the_whole_batch_as_unavailable() -> None:
         asyncio.run(scorer.score([Part(["known-1"])]))
     assert caught.value.reason is Reason.FEATURE_STORE_UNAVAILABLE
     assert "secret" not in caught.value.message
+
+
+class Remembering(FakeStore):
+    """Away; has read customers ``known-…`` ten seconds ago, and heard that ``known-2`` does not allow scoring."""
+
+    async def read(self, customer_ids: Sequence[str]) -> StateBatch:
+        raise StoreUnavailableError(f"{len(customer_ids)} are asked for")
+
+    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+        pairs = zip(customer_ids, within_s, strict=True)
+        batch = LAYOUT.unpack([self._value(name) if bound >= 10.0 else None for name, bound in pairs])
+        batch.told = {at: WITHHELD for at, name in enumerate(customer_ids) if name == "known-2" and batch.found[at]}
+        batch.missing, batch.stale = Missing.STORE_AWAY, True
+        return batch
+
+
+def without_store(*parts: Part) -> tuple[Sequence[Scores | RequestError], int]:
+    scorer = Scorer(Remembering(), cast("Model", FakeModel()), clock=lambda: NOW)
+    return asyncio.run(scorer.score(parts)), scorer.stale_answers
+
+
+def test_while_the_store_is_away_who_allows_it_gets_what_was_read_lately() -> None:
+    unwilling = Part(["known-1"])
+    willing = Part(["known-1", "nobody", "known-2", "known-3"], allow_stale_s=10.0)
+    strict = Part(["known-1", "known-61"], max_age_s=60.0, allow_stale_s=99.0)
+    (refused, stale, checked, too_old), answers = without_store(
+        unwilling, willing, strict, Part(["known-1"], allow_stale_s=9.0)
+    )
+    assert isinstance(refused, RequestError)
+    assert refused.reason is Reason.FEATURE_STORE_UNAVAILABLE
+    assert isinstance(stale, Scores)
+    assert reasons(stale) == {1: Reason.FEATURE_STORE_UNAVAILABLE, 2: Reason.CONSENT_WITHHELD}
+    assert stale.errors[1].field == "allow_stale"
+    assert {at for at, note in stale.notes.items() if note.stale} == {0, 3}
+    assert stale.table[3, 5] == NOW - 3
+    assert isinstance(checked, Scores)
+    assert reasons(checked) == {1: Reason.FEATURES_TOO_OLD}
+    assert isinstance(too_old, Scores)
+    assert reasons(too_old) == {0: Reason.FEATURE_STORE_UNAVAILABLE}
+    assert answers == 4
+
+
+def test_a_slice_of_a_part_may_be_stale_where_another_is_not() -> None:
+    part = Part(["known-1"] * 3, allow_stale_s=60.0)
+    assert part.slice(1, 3).allow_stale_s == 60.0
+    (fresh,) = score(part.slice(0, 1))
+    ((stale,), _) = without_store(part.slice(1, 3))
+    assert isinstance(stale, Scores)
+    assert list(Scores.joined([fresh, stale]).notes) == [1, 2]
+
+
+def test_where_nothing_is_loaded_nobody_is_unknown() -> None:
+    class Empty(FakeStore):
+        async def read(self, customer_ids: Sequence[str]) -> StateBatch:
+            batch = LAYOUT.unpack([None for _ in customer_ids])
+            batch.missing = Missing.NOT_LOADED
+            return batch
+
+    scorer = Scorer(Empty(), cast("Model", FakeModel()))
+    (scores,) = cast("list[Scores]", asyncio.run(scorer.score([Part(["known-1"])])))
+    assert reasons(scores) == {0: Reason.FEATURES_NOT_LOADED}
 
 
 def test_no_error_repeats_a_customer_id() -> None:

@@ -46,6 +46,9 @@ class FakeStore:
         batch.told = {row: TOLD[name] for row, name in enumerate(customer_ids) if name in TOLD}
         return batch
 
+    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+        raise NotImplementedError
+
     def _value(self, customer_id: str) -> bytes | None:
         if "unknown" in customer_id:
             return None
@@ -90,7 +93,7 @@ class FakeGuard:
 def score(*parts: Part, churn: FakeGuard | None = None, propensity: FakeGuard | None = None) -> list[Scores]:
     guards = iter([churn or FakeGuard(), propensity or FakeGuard()])
     scorer = Scorer(FakeStore(), cast("Model", FakeModel()), lambda: NOW, lambda: cast("SpikeGuard", next(guards)))
-    return asyncio.run(scorer.score(parts))
+    return cast("list[Scores]", asyncio.run(scorer.score(parts)))
 
 
 def reasons(scores: Scores) -> dict[int, Reason]:
@@ -236,9 +239,9 @@ def test_real_guards_see_a_rise_of_alerts_about_one_item() -> None:
     usual, rise = Part(["calm"] * 290 + ["once"] * 10), Part(["calm"] * 100 + ["lamp"] * 200)
 
     async def main() -> list[Scores]:
-        found = []
+        found: list[Scores] = []
         for part in [usual] * 12 + [rise]:
-            found += await scorer.score([part])
+            found += cast("list[Scores]", await scorer.score([part]))
             clock[0] += 1.0
         return found
 

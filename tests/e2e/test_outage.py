@@ -1,0 +1,276 @@
+"""Redis killed, paused, emptied or a cluster, as callers of the whole server see it, on both fronts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import redis
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
+
+from feature_store.online import StateWriter
+from feature_store.state import State, StateLayout
+from service.client import CallFailedError, Problem, Score, ScoringClient
+from service.live_client import CustomerClient, Event, EventClient
+from service.models import Model
+from tests.conftest import Trained
+from tests.e2e.conftest import RedisProcess, ServerProcess, refused
+from tests.redis_processes import cluster
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+ONCE = [("grpc.enable_retries", 0)]
+HOUR = timedelta(hours=1)
+NAMES = [f"c{i}" for i in range(50)]
+
+
+def fill(url: str, registry: Path) -> int:
+    """States for all names, and when they are as of."""
+    layout = Model.current(registry).layout
+    moment = round(time.time() - 60.0)
+    with StateWriter(url, layout) as writer:
+        writer.write(NAMES, [layout.pack(some_state(layout, moment, n)) for n in range(len(NAMES))])
+        writer.record_load({"as_of": moment})
+    return moment
+
+
+def some_state(layout: StateLayout, moment: float, number: int) -> State:
+    slots = np.where(np.isfinite(layout.identity), float(number), layout.identity)
+    slots[[f.aggregate in ("latest", "earliest") for f in layout.features]] = -86_400.0 * (1 + number)
+    return State(moment, slots)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A server with usual settings, but that it remembers states, and its Redis, which a test may harm."""
+
+    server: ServerProcess
+    redis: RedisProcess
+
+
+@pytest.fixture(scope="module")
+def shop(front: str, toy: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    assert front  # set before the server starts
+    folder = tmp_path_factory.mktemp("o")
+    redis = RedisProcess(folder)
+    options = ["--registry", str(toy.registry), "--redis", redis.url, "--port", "0", "--stale-cache-bytes", "100000"]
+    with ServerProcess(folder, *options) as server:
+        server.wait_for("health is SERVING")
+        yield Shop(server, redis)
+    redis.resume()
+    redis.kill()
+
+
+@pytest.fixture
+def moment(shop: Shop, toy: Trained) -> Iterator[int]:
+    """When the states in Redis are as of; they are there, and the server knows it, before the test and after."""
+    yield fill(shop.redis.url, toy.registry)
+    shop.redis.resume()
+    if shop.redis.process.poll() is not None:
+        shop.redis.start()
+    with redis.Redis.from_url(shop.redis.url) as connection:
+        connection.flushall()
+    with grpc.insecure_channel(shop.server.target) as channel:
+        health_becomes(channel, SERVING)
+
+
+@pytest.fixture
+def running(shop: Shop, moment: int) -> ServerProcess:
+    assert moment
+    return shop.server
+
+
+@pytest.fixture
+def own_redis(shop: Shop) -> RedisProcess:
+    return shop.redis
+
+
+@pytest.fixture
+def channel(running: ServerProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(running.target, ONCE) as found:
+        yield found
+
+
+@pytest.fixture
+def client(running: ServerProcess) -> Iterator[ScoringClient]:
+    with ScoringClient(running.target, timeout_s=5.0) as found:
+        yield found
+
+
+def health_becomes(channel: grpc.Channel, wanted: int) -> float:
+    """Seconds until it does."""
+    stub, start = health_pb2_grpc.HealthStub(channel), time.monotonic()
+    while stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status != wanted:
+        assert time.monotonic() - start < 5.0
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
+def one_score(channel: grpc.Channel) -> scoring_pb2.ScoreCustomerResponse:
+    stub = scoring_pb2_grpc.ScoringServiceStub(channel)
+    reply: scoring_pb2.ScoreCustomerResponse = stub.ScoreCustomer(
+        scoring_pb2.ScoreCustomerRequest(customer_id="c1"), timeout=5
+    )
+    return reply
+
+
+def until_it_works(call: Callable[[], object]) -> float:
+    """Seconds until a call works that is unavailable at first."""
+    start = time.monotonic()
+    while True:
+        try:
+            call()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            assert time.monotonic() - start < 5.0
+            time.sleep(0.005)
+        else:
+            return time.monotonic() - start
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+def test_an_outage_is_told_at_once_and_ends_by_itself(
+    how: str, running: ServerProcess, channel: grpc.Channel, own_redis: RedisProcess
+) -> None:
+    one_score(channel)
+    getattr(own_redis, how)()
+    with refused(grpc.StatusCode.UNAVAILABLE) as told:
+        one_score(channel)
+    assert "RetryInfo" in str(told[0].details)
+    assert health_becomes(channel, NOT_SERVING) < 1.0
+    took = []
+    for _ in range(21):
+        start = time.monotonic()
+        with refused(grpc.StatusCode.UNAVAILABLE):
+            one_score(channel)
+        took.append(time.monotonic() - start)
+    assert sorted(took)[10] < 0.02
+    own_redis.start() if how == "kill" else own_redis.resume()
+    assert until_it_works(lambda: one_score(channel)) < 1.0
+    assert health_becomes(channel, SERVING) < 1.0
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+def test_health_follows_within_a_second_though_nobody_calls(
+    how: str, channel: grpc.Channel, own_redis: RedisProcess
+) -> None:
+    assert health_becomes(channel, SERVING) < 1.0
+    getattr(own_redis, how)()
+    assert health_becomes(channel, NOT_SERVING) < 1.0
+    own_redis.start() if how == "kill" else own_redis.resume()
+    assert health_becomes(channel, SERVING) < 1.0
+
+
+def test_events_and_customers_are_refused_at_once_too(running: ServerProcess, own_redis: RedisProcess) -> None:
+    with (
+        EventClient(running.target, timeout_s=5.0) as events,
+        CustomerClient(running.target, timeout_s=5.0) as customers,
+    ):
+        events.record([Event("c1", "view", event_id="e1")])
+        own_redis.kill()
+        for call in (
+            lambda: events.record([Event("c1", "view", event_id="e2")]),
+            lambda: customers.get("c1"),
+            lambda: customers.delete("c1"),
+        ):
+            with pytest.raises(CallFailedError) as caught:
+                call()
+            assert caught.value.problem.reason == "FEATURE_STORE_UNAVAILABLE"
+            assert caught.value.problem.retry_after is not None
+
+
+def test_who_allows_it_gets_a_score_of_before_that_says_so(
+    client: ScoringClient, channel: grpc.Channel, own_redis: RedisProcess, moment: int
+) -> None:
+    fresh = client.score("c1", allow_stale=HOUR)
+    assert not fresh.stale
+    client.score("c2")
+    own_redis.kill()
+    health_becomes(channel, NOT_SERVING)
+    found = client.score_many(["c1", "c3", "c2", ""], allow_stale=HOUR)
+    first, unknown, second, bad = found
+    assert isinstance(first, Score)
+    assert isinstance(second, Score)
+    assert (first.stale, second.stale) == (True, True)
+    assert first.features_as_of == fresh.features_as_of == datetime.fromtimestamp(moment, UTC)
+    assert first.churn.probability == pytest.approx(fresh.churn.probability, abs=1e-3)
+    assert isinstance(unknown, Problem)
+    assert (unknown.reason, unknown.field) == ("FEATURE_STORE_UNAVAILABLE", "allow_stale")
+    assert isinstance(bad, Problem)
+    assert bad.reason == "CUSTOMER_ID_INVALID"
+    assert client.score("c1", allow_stale=HOUR).stale
+    for options, reason in (
+        ({}, "FEATURE_STORE_UNAVAILABLE"),
+        ({"allow_stale": timedelta(0)}, "FEATURE_STORE_UNAVAILABLE"),
+        ({"allow_stale": HOUR, "max_feature_age": timedelta(seconds=1)}, "FEATURES_TOO_OLD"),
+        ({"allow_stale": timedelta(seconds=-1)}, "ALLOW_STALE_INVALID"),
+    ):
+        with pytest.raises(CallFailedError) as caught:
+            client.score("c1", **options)  # type: ignore[arg-type]  # durations all
+        assert caught.value.problem.reason == reason
+
+
+def test_what_a_customer_withdrew_is_not_scored_from_memory(
+    running: ServerProcess, client: ScoringClient, own_redis: RedisProcess
+) -> None:
+    with CustomerClient(running.target, timeout_s=5.0) as customers:
+        client.score_many(["c1", "c2", "c3"])
+        customers.delete("c1")
+        customers.set_consent("c2", scoring=False)
+        with pytest.raises(CallFailedError, match="CONSENT_WITHHELD"):
+            client.score("c2")
+    own_redis.kill()
+    reasons = [
+        found.reason if isinstance(found, Problem) else "scored"
+        for found in client.score_many(["c1", "c2", "c3"], allow_stale=HOUR)
+    ]
+    assert reasons == ["FEATURE_STORE_UNAVAILABLE", "CONSENT_WITHHELD", "scored"]
+
+
+def test_a_redis_that_comes_back_empty_makes_nobody_unknown(
+    client: ScoringClient, channel: grpc.Channel, own_redis: RedisProcess, toy: Trained
+) -> None:
+    client.score("c1")
+    with pytest.raises(CallFailedError, match="CUSTOMER_UNKNOWN"):
+        client.score("nobody")
+    own_redis.kill()
+    for path in own_redis.path.parent.glob("appendonlydir/*"):
+        path.unlink()
+    own_redis.start()
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as told:
+        until_it_works(lambda: one_score(channel))
+    assert "FEATURES_NOT_LOADED" in str(told[0].details)
+    assert health_becomes(channel, SERVING) < 1.0
+    fill(own_redis.url, toy.registry)
+    assert client.score("c1").customer_id == "c1"
+
+
+def test_a_server_over_a_cluster_scores_and_refuses_events(toy: Trained, tmp_path: Path) -> None:
+    with cluster(tmp_path / "cluster", 2) as nodes:
+        url = f"redis+cluster://127.0.0.1:{nodes[0].port}"
+        fill(url, toy.registry)
+        options = ["--registry", str(toy.registry), "--redis", url, "--port", "0"]
+        with ServerProcess(tmp_path, *options) as server:
+            server.wait_for("health is SERVING")
+            with ScoringClient(server.target) as client, EventClient(server.target) as events:
+                assert not any(isinstance(found, Problem) for found in client.score_many(NAMES))
+                with pytest.raises(CallFailedError) as caught:
+                    events.record([Event("c1", "view")])
+                problem = caught.value.problem
+                assert (problem.code, problem.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_IN_CLUSTER")
+            with CustomerClient(server.target) as customers, ScoringClient(server.target) as client:
+                customers.delete("c1")
+                with pytest.raises(CallFailedError, match="CUSTOMER_UNKNOWN"):
+                    client.score("c1")
+                with pytest.raises(CallFailedError, match="NOT_IN_CLUSTER"):
+                    customers.merge("c2", into="c3")
+            assert "Traceback" not in server.log

@@ -1,0 +1,367 @@
+"""The store while Redis is killed, paused, loading, full, read-only, locked or empty: a defined answer each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from feature_store.commit import Group, Write
+from feature_store.customers import CustomerStore
+from feature_store.definitions import Feature, Interests
+from feature_store.errors import (
+    ReadOnlyStoreError,
+    StoreAwayError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+from feature_store.events import Rules
+from feature_store.live import Fold
+from feature_store.online import Keys, Redis, StateReader, StateWriter
+from feature_store.recent import RecentStates
+from feature_store.state import Missing, State, StateLayout
+from tests.redis_processes import DATA, Node, await_that
+
+LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
+OTHER = StateLayout([Feature(name="views", aggregate="count", event="view", half_life_days=7)])
+KEYS = Keys(LAYOUT.fingerprint)
+STATE = LAYOUT.pack(State(1e9, np.array([7.0])))
+TIMEOUT_S = 0.25
+AT_ONCE_S = 0.02
+FOREVER = 1e9
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """A Redis in which ``a`` has 7 visits, and which keeps them over a restart."""
+    found = Node(tmp_path / "node", config=f"{DATA}appendonly yes\nappendfsync always\nenable-debug-command yes\n")
+    with StateWriter(f"redis://127.0.0.1:{found.port}", LAYOUT) as writer:
+        writer.write(["a"], [STATE])
+        writer.record_load({"as_of": 1e9})
+    yield found
+    found.close()
+
+
+def asked(node: Node, question: Callable[[Redis], Awaitable[T]]) -> T:
+    async def ask() -> T:
+        store = Redis(f"redis://127.0.0.1:{node.port}", TIMEOUT_S)
+        try:
+            return await question(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(ask())
+
+
+async def refusal_of(store: Redis) -> tuple[StoreUnavailableError, float]:
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailableError) as refused:
+        await StateReader(store, LAYOUT).read(["a"])
+    return refused.value, time.monotonic() - start
+
+
+async def until_back(store: Redis, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                assert (await StateReader(store, LAYOUT).read(["a"])).slots[0, 0] == 7.0
+            except StoreUnavailableError:
+                await asyncio.sleep(0.005)
+            else:
+                return
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+def test_after_the_first_failure_refusals_are_immediate_and_recovery_needs_nobody(node: Node, how: str) -> None:
+    async def question(store: Redis) -> None:
+        await until_back(store, 1.0)
+        getattr(node, how)()
+        _, first = await refusal_of(store)
+        assert first < 2 * TIMEOUT_S
+        for _ in range(20):
+            error, took = await refusal_of(store)
+            assert isinstance(error, StoreAwayError)
+            assert took < AT_ONCE_S
+            await asyncio.sleep(0.02)
+        assert (store.breaker.open, store.breaker.opened) == (True, 1)
+        await asyncio.to_thread(node.start if how == "kill" else node.resume)
+        await until_back(store, 1.0)
+        assert not store.breaker.open
+
+    asked(node, question)
+
+
+def test_who_waits_hears_of_both_ends_of_an_outage(node: Node) -> None:
+    async def question(store: Redis) -> None:
+        await until_back(store, 1.0)
+        assert not store.changed.is_set()
+        node.kill()
+        await refusal_of(store)
+        assert store.changed.is_set()
+        store.changed.clear()
+        await asyncio.to_thread(node.start)
+        await asyncio.wait_for(store.changed.wait(), 1.0)
+        assert not store.breaker.open
+
+    asked(node, question)
+
+
+def test_a_connection_that_nobody_accepts_is_refused_within_the_time(node: Node) -> None:
+    async def question(store: Redis) -> None:
+        node.pause()
+        _, first = await refusal_of(store)  # no connection was open before: this one hangs
+        assert first < 2 * TIMEOUT_S
+        _, second = await refusal_of(store)
+        assert second < AT_ONCE_S
+        node.resume()
+        await until_back(store, 1.0)
+
+    asked(node, question)
+
+
+def test_one_slow_answer_is_an_outage_of_milliseconds(node: Node) -> None:
+    async def question(store: Redis) -> None:
+        await until_back(store, 1.0)
+        node.client.execute_command("CLIENT", "PAUSE", 300)
+        await refusal_of(store)
+        await until_back(store, 1.0)
+        assert store.breaker.opened == 1
+
+    asked(node, question)
+
+
+def test_a_read_has_one_budget_however_often_it_asks(node: Node) -> None:
+    async def question(store: Redis) -> None:
+        slow = Delayed(store, 0.1)
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailableError):
+            await StateReader(slow, LAYOUT).read(["alias-3"])
+        assert time.monotonic() - start < 2 * TIMEOUT_S
+
+    node.client.execute_command("SET", "tm:live:alias-0", b"")
+    with StateWriter(f"redis://127.0.0.1:{node.port}", LAYOUT) as writer:
+        writer.write_records(
+            [f"alias-{at}" for at in range(1, 4)],
+            [aliased(f"alias-{at - 1}") for at in range(1, 4)],
+        )
+    asked(node, question)
+
+
+def aliased(root: str) -> bytes:
+    from feature_store.record import Record  # noqa: PLC0415
+
+    return Record(alias_of=root).pack()
+
+
+class Delayed(Redis):
+    """Answers late, and not at all beyond the budget."""
+
+    def __init__(self, store: Redis, delay_s: float) -> None:
+        self.__dict__.update(store.__dict__)
+        self._delay_s = delay_s
+
+    async def ask(self, *command: bytes, budget_s: float | None = None) -> object:
+        budget_s = self.timeout_s if budget_s is None else budget_s
+        await asyncio.sleep(min(self._delay_s, budget_s))
+        if budget_s < self._delay_s:
+            raise StoreAwayError("TimeoutError")
+        return await super().ask(*command, budget_s=budget_s)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "said"),
+    [
+        (("CONFIG", "SET", "requirepass", "open"), None, "AuthenticationError"),
+        (("DEBUG", "SLEEP", "0.4"), (), "TimeoutError"),
+    ],
+)
+def test_a_redis_that_cannot_answer_counts_as_away(
+    node: Node, begin: tuple[str, ...], end: tuple[str, ...] | None, said: str
+) -> None:
+    async def question(store: Redis) -> None:
+        task = asyncio.create_task(asyncio.to_thread(node.client.execute_command, *begin))
+        await asyncio.sleep(0.05)
+        error, _ = await refusal_of(store)
+        assert isinstance(error, StoreAwayError)
+        assert said in str(error)
+        _, took = await refusal_of(store)
+        assert took < AT_ONCE_S
+        await task
+        if end is None:
+            node.client.auth("open")
+            node.client.config_set("requirepass", "")
+        await until_back(store, 1.0)
+
+    asked(node, question)
+
+
+def test_a_script_that_runs_for_ever_counts_as_away_until_it_is_killed(node: Node) -> None:
+    node.client.config_set("busy-reply-threshold", 50)
+
+    async def question(store: Redis) -> None:
+        await until_back(store, 1.0)
+        running = asyncio.create_task(asyncio.to_thread(endless, node.port))
+        await asyncio.sleep(0.3)
+        error, _ = await refusal_of(store)
+        assert isinstance(error, StoreAwayError)
+        assert str(error) in ("BUSY", "TimeoutError")
+        await asyncio.to_thread(node.client.script_kill)
+        await until_back(store, 1.0)
+        await running
+
+    asked(node, question)
+
+
+def endless(port: int) -> None:
+    import redis  # noqa: PLC0415
+
+    with redis.Redis(port=port) as connection, pytest.raises(redis.ResponseError):
+        connection.eval("while true do end", 0)
+
+
+def test_a_redis_that_is_loading_counts_as_away(node: Node) -> None:
+    node.client.config_set("key-load-delay", 200_000)  # microseconds a key
+
+    async def question(store: Redis) -> None:
+        await until_back(store, 1.0)
+        loading = asyncio.create_task(asyncio.to_thread(node.client.execute_command, "DEBUG", "LOADAOF"))
+        await asyncio.sleep(0.05)
+        await refusal_of(store)
+        _, took = await refusal_of(store)
+        assert took < AT_ONCE_S
+        await loading
+        await until_back(store, 1.0)
+
+    asked(node, question)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "usual", "kind"),
+    [
+        ("maxmemory", "1", "0", StoreFullError),
+        ("min-replicas-to-write", "1", "0", ReadOnlyStoreError),
+    ],
+)
+def test_a_redis_that_refuses_writes_goes_on_answering_reads(
+    node: Node, setting: str, value: str, usual: str, kind: type[Exception]
+) -> None:
+    async def question(store: Redis) -> None:
+        node.client.config_set(setting, value)
+        (key,) = KEYS.of(["b"])
+        with pytest.raises(kind):
+            await store.commit([Group([Write(key, None, STATE)])])
+        await until_back(store, 1.0)
+        assert store.breaker.opened == 0
+        node.client.config_set(setting, usual)
+        assert (await store.commit([Group([Write(key, None, STATE)])])).overtaken == []
+
+    asked(node, question)
+
+
+def test_a_replica_answers_reads_and_refuses_writes(node: Node, tmp_path: Path) -> None:
+    replica = Node(tmp_path / "replica", config=f"{DATA}replicaof 127.0.0.1 {node.port}\n")
+    await_that(lambda: replica.client.info("replication")["master_link_status"] == "up")
+
+    async def question(store: Redis) -> None:
+        await until_back(store, 5.0)
+        with pytest.raises(ReadOnlyStoreError):
+            await CustomerStore(store, fold()).register()
+        assert store.breaker.opened == 0
+
+    try:
+        asked(replica, question)
+    finally:
+        replica.close()
+
+
+def fold() -> Fold:
+    rules = Rules(max_lateness_s=1e6)
+    return Fold(LAYOUT, Interests(), rules)
+
+
+# --- empty --------------------------------------------------------------------------------------------------
+
+
+def missing(node: Node, *ids: str) -> Missing | None:
+    async def question(store: Redis) -> Missing | None:
+        batch = await StateReader(store, LAYOUT).read(ids)
+        return None if batch.found.any() else batch.missing
+
+    return asked(node, question)
+
+
+def test_in_an_emptied_redis_nobody_is_unknown_for_nothing_is_known(node: Node) -> None:
+    assert missing(node, "nobody") is Missing.UNKNOWN
+    assert missing(node, "nobody", "a") is None
+    node.client.flushall()
+    assert missing(node, "nobody", "a") is Missing.NOT_LOADED
+
+
+def test_where_events_alone_came_in_a_new_visitor_is_unknown(node: Node) -> None:
+    node.client.flushall()
+    node.client.set("tm:log", 5)
+    assert missing(node, "nobody") is Missing.UNKNOWN
+
+
+def test_where_other_definitions_were_loaded_these_still_have_to_be(node: Node) -> None:
+    node.client.flushall()
+    with StateWriter(f"redis://127.0.0.1:{node.port}", OTHER) as writer:
+        writer.record_load({"as_of": 1e9})
+    node.client.set("tm:log", 5)
+    assert missing(node, "nobody") is Missing.NOT_LOADED
+
+
+# --- what was read before -----------------------------------------------------------------------------------
+
+
+def test_what_was_read_is_remembered_and_what_was_withdrawn_is_not(node: Node) -> None:
+    recent = RecentStates(100_000)
+
+    async def question(store: Redis) -> None:
+        reader = StateReader(store, LAYOUT, recent)
+        customers = CustomerStore(store, fold(), forget=recent.forget)
+        with StateWriter(f"redis://127.0.0.1:{node.port}", LAYOUT) as writer:
+            writer.write(["b", "c", "d", "e"], [STATE] * 4)
+        await customers.merge("e", "d")
+        everybody = ["a", "b", "c", "d", "e"]
+        await reader.read(everybody)
+        assert len(recent) == 5
+        await customers.erase("b")
+        await customers.consent("c", scoring=False, automated_response=None)
+        await customers.consent("e", scoring=None, automated_response=False)  # of d, by its alias
+        await reader.read(["c"])
+        node.kill()
+        await refusal_of(store)
+        batch = reader.recent(everybody, [FOREVER] * 5)
+        assert batch is not None
+        assert batch.stale
+        assert batch.missing is Missing.STORE_AWAY
+        assert batch.found.tolist() == [True, False, True, False, False]
+        assert batch.slots[0, 0] == 7.0
+        assert [row for row, told in batch.told.items() if not told.scoring] == [2]
+
+    asked(node, question)
+
+
+def test_what_is_withdrawn_while_redis_is_away_is_not_used_either(node: Node) -> None:
+    recent = RecentStates(100_000)
+
+    async def question(store: Redis) -> None:
+        reader = StateReader(store, LAYOUT, recent)
+        await reader.read(["a"])
+        node.pause()
+        with pytest.raises(StoreUnavailableError):
+            await CustomerStore(store, fold(), forget=recent.forget).erase("a")
+        batch = reader.recent(["a"], [FOREVER])
+        assert batch is not None
+        assert not batch.found.any()
+        node.resume()
+
+    asked(node, question)
