@@ -1,4 +1,4 @@
-"""``python -m feature_store``: load states into Redis, verify and prune them, archive live events, tell what it costs."""
+"""``python -m feature_store``: load, verify and prune states in Redis, archive live events, tell what it costs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from feature_store.cost import measure
 from feature_store.definitions import matches
 from feature_store.errors import InputError
 from feature_store.events import HOUR_S
-from feature_store.loading import REMEMBER_S, TOLERANCE, load_states, verify_states
 from feature_store.layouts import Pruner
+from feature_store.loading import REMEMBER_S, TOLERANCE, load_states, verify_states
 from feature_store.offline import OfflineStore, SourceSummary, iso
 from feature_store.online import LogReader, StateWriter
 from feature_store.registry import in_use

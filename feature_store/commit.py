@@ -68,11 +68,11 @@ end
 return result
 """
 """KEYS: log, archived, tag of the layouts, a key per write. ARGV: most commits that may wait for the archive (0 for
-any number), the tag that is expected (empty for any), number of groups; per group its number of writes and its log items;
-per write the expected position, and the value before and after it (both empty to remove the key). Returns the commit's
-position and the groups that were not written; -1 alone where too much waits, -2 where the tag is another. All values
-are set by one command, because each that a script calls costs a microsecond; Lua can pass on about 8,000 of them, which
-is more than a thousand customers."""
+any number), the tag that is expected (empty for any), number of groups; per group its number of writes and its log
+items; per write the expected position, and the value before and after it (both empty to remove the key). Returns the
+commit's position and the groups that were not written; -1 alone where too much waits, -2 where the tag is another. All
+values are set by one command, because each that a script calls costs a microsecond; Lua can pass on about 8,000 of
+them, which is more than a thousand customers."""
 
 
 @dataclass(slots=True, eq=False)

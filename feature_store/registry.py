@@ -14,6 +14,7 @@ Each changes in one step, and servers look at them again and again, so all that 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -88,14 +89,19 @@ def linked(registry: Path, name: str = CURRENT) -> str | None:
         return (registry / name).readlink().name
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a copy of the folder that it named, which nobody can point elsewhere
+            return None
+        raise
 
 
 def in_use(registry: Path, further: Sequence[str] = ()) -> list[Manifest]:
     """Manifests of what is served or tried out, and of further versions; BundleError or OSError if that is unclear."""
-    names = {linked(registry), linked(registry, SERVING), read_rollout(registry).version, *further} - {None}
-    if linked(registry) is None:
+    if (current := linked(registry)) is None:
         raise BundleError(f"{registry} has no {CURRENT} bundle")
-    return [read_manifest(registry / name) for name in sorted(filter(None, names))]
+    names = {current, *further}
+    names.update(filter(None, [read_rollout(registry).version, linked(registry, SERVING)]))
+    return [read_manifest(registry / name) for name in sorted(names)]
 
 
 def remember_serving(registry: Path, version: str) -> None:

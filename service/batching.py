@@ -84,7 +84,7 @@ class Batcher:
 
     def __init__(
         self,
-        score: Callable[[Sequence[Part]], Awaitable[list[Scores]]],
+        score: Callable[[Sequence[Part]], Awaitable[Sequence[Scores | RequestError]]],
         *,
         max_rows: int = 256,
         slice_rows: int = 128,
