@@ -24,7 +24,7 @@ from service.convert import encode_batch
 from service.framing import HEAD, OK
 from service.http2 import Http2
 from service.scorer import Part, Scores
-from tests.benchmarks import events, front, raw_load, states, training
+from tests.benchmarks import events, front, models, raw_load, states, training
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, cpu_of, customer_id, load_customers, paired
 
 ROUND: Final = 400
@@ -186,6 +186,7 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
     ({"graph_1_us": "<= 40", "graph_256_us": "<= 6"}, training.graph_times),
     ({"record_256_rate": ">= 20000", "record_256_share": ">= 0.5", "fold_us": "<= 15"}, events.throughput),
     ({"million_failed": "<= 0", "million_memory": "<= 1.05"}, front.million_calls),
+    ({"switch_failed": "<= 0", "switch_p99": "<= 1.5"}, models.switches),
     ({"states_ratio": "<= 3", "states_ratio_wide": "", "states_gib": "<= 8"}, states.states),
     (dict.fromkeys(("peer_tidemark_64", "peer_mosec_64", "peer_empty_cpp_64"), ""), front.peers),
 )

@@ -195,7 +195,8 @@ def test_a_rollout_is_followed_kept_by_a_refusal_and_ended(worker: Worker) -> No
             assert watch.refusal.version == ROLLOUT_FILE
         (worker.registry / ROLLOUT_FILE).unlink()
         await watch.look()
-        assert (watch.serving.lineup.canary, watch.rollout) == (None, NO_ROLLOUT)
+        assert not watch.serving.lineup.canary
+        assert watch.rollout == NO_ROLLOUT
         await watch.roll_out(Rollout(shadow=canary))
         assert read_rollout(worker.registry) == Rollout(shadow=canary)
         await watch.activate(canary)
