@@ -6,7 +6,6 @@ turn, and waits each time until the server answers from it, from a process of it
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from tidemark.v1 import models_pb2, models_pb2_grpc
 
 from feature_store import bundle
+from feature_store.registry import versions
 from tests.benchmarks import front, raw_load
 from tests.benchmarks.setting import Bench, Measured, tidemark_server
 
@@ -59,12 +59,12 @@ def switches(bench: Bench) -> dict[str, Measured]:
 
 
 def two_versions(bench: Bench, registry: Path) -> None:
-    """A registry with the bundle, and the same one under another version."""
-    shutil.copytree(bench.registry, registry, symlinks=True)
+    """A registry with the bundle, and with the same one under another version."""
     found = bench.bundle
-    golden = (registry / bundle.CURRENT / bundle.GOLDEN_FILE).read_bytes()
+    golden = (bench.registry / bundle.CURRENT / bundle.GOLDEN_FILE).read_bytes()
     again = found.manifest.model_copy(update={"version": f"{found.manifest.version}-again"})
-    bundle.publish(registry, again, found.model, golden)
+    for manifest in (found.manifest, again):
+        bundle.publish(registry, manifest, found.model, golden)
 
 
 def switching(registry: Path, port: int) -> subprocess.Popen[bytes]:
@@ -85,7 +85,7 @@ def main(registry: Path, port: int, seconds: float) -> None:
         stub: Any = models_pb2_grpc.ModelServiceStub(channel)
         for number in range(SWITCHES):
             serving = stub.GetServingModel(models_pb2.GetServingModelRequest()).version
-            (other,) = {path.name for path in registry.iterdir() if path.is_dir() and not path.is_symlink()} - {serving}
+            (other,) = {*versions(registry)} - {serving}
             bundle.point(registry, bundle.CURRENT, other)
             while stub.GetServingModel(models_pb2.GetServingModelRequest()).version != other:
                 if time.monotonic() > start + seconds + PATIENCE_S:
