@@ -1,4 +1,4 @@
-"""``python -m feature_store``: load states into Redis, verify them, archive live events, and tell what it costs."""
+"""``python -m feature_store``: load, verify and prune states in Redis, archive live events, tell what it costs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from feature_store.cost import measure
 from feature_store.definitions import matches
 from feature_store.errors import InputError
 from feature_store.events import HOUR_S
+from feature_store.layouts import Pruner
 from feature_store.loading import REMEMBER_S, TOLERANCE, load_states, verify_states
 from feature_store.offline import OfflineStore, SourceSummary, iso
 from feature_store.online import LogReader, StateWriter
+from feature_store.registry import in_use
 from feature_store.state import StateLayout
 
 MONTH_US = 30 * 86_400e6
@@ -54,8 +56,13 @@ redis_option = click.option(
 )
 
 
+registry_option = click.option(
+    "--registry", required=True, type=click.Path(path_type=Path), help="Folder of bundles; its current one counts."
+)
+
+
 def common(command: Callable[..., None]) -> Callable[..., None]:
-    """What commands about states are told: CONFIG, --registry, --redis and --archive."""
+    """What commands about states are told: CONFIG, --registry, --bundle, --redis and --archive."""
     for decorate in (
         click.option(
             "--archive",
@@ -64,11 +71,13 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
         ),
         redis_option,
         click.option(
-            "--registry",
-            required=True,
-            type=click.Path(path_type=Path),
-            help="Folder of bundles; its current one counts.",
+            "--bundle",
+            "version",
+            default=bundle.CURRENT,
+            metavar="VERSION",
+            help="Another bundle of the registry, before it is served.",
         ),
+        registry_option,
         click.argument("config"),
     ):
         command = decorate(command)
@@ -99,6 +108,7 @@ def load(
     *,
     config: str,
     registry: Path,
+    version: str,
     url: str,
     archive: Path | None,
     as_of: float | None,
@@ -109,7 +119,7 @@ def load(
 
     Events may come in meanwhile: nothing is counted twice, and nothing is dropped.
     """
-    settings, layout = _open(config, registry)
+    settings, layout = _open(config, registry, version)
     with StateWriter(url, layout) as redis, OfflineStore(settings.source) as source:
         _say_left_out(source.summary)
         done = load_states(
@@ -146,13 +156,20 @@ def load(
 @click.option("--sample", type=click.IntRange(min=1), help="Compare only this many customers, drawn at random.")
 @click.option("--as-of", type=Time(), help="Compare with the source alone up to this time, for example after a replay.")
 def verify(
-    *, config: str, registry: Path, url: str, archive: Path | None, sample: int | None, as_of: float | None
+    *,
+    config: str,
+    registry: Path,
+    version: str,
+    url: str,
+    archive: Path | None,
+    sample: int | None,
+    as_of: float | None,
 ) -> None:
     """Recompute states and compare them with what Redis holds; exit code 1 if they differ.
 
     They are those of the last load's source and of what came in live, unless --as-of is given.
     """
-    settings, layout = _open(config, registry)
+    settings, layout = _open(config, registry, version)
     with StateWriter(url, layout) as redis, OfflineStore(settings.source) as source:
         folder = archive or settings.source.archive_folder
         found = verify_states(source, redis, layout, sample=sample, as_of=as_of, archive=folder)
@@ -231,10 +248,32 @@ def cost(config: str, registry: Path | None, events_per_month: int, millions: tu
         )
 
 
-def _open(config: str, registry: Path) -> tuple[FeatureConfig, StateLayout]:
+@cli.command()
+@registry_option
+@redis_option
+@click.option("--keep", multiple=True, metavar="VERSION", help="Keep the states of this bundle too.")
+def prune(registry: Path, url: str, keep: tuple[str, ...]) -> None:
+    """Remove the states of bundles that are served no more, and tell servers to keep them up no longer.
+
+    What the registry serves or tries out stays, and each --keep: without it, to go back to a bundle with other features
+    takes a load first. Customers' records (consent, aliases, interests) are not touched.
+    """
+    try:
+        kept = {one.fingerprint: one.version for one in in_use(registry, keep)}
+    except (bundle.BundleError, OSError) as error:
+        raise InputError(f"nothing is removed, because what is in use cannot be told: {error}") from error
+    with Pruner(url) as redis:
+        for fingerprint in redis.fingerprints():
+            if fingerprint in kept:
+                click.echo(f"kept     {fingerprint}: bundle {kept[fingerprint]}")
+            else:
+                click.echo(f"removed  {fingerprint}: {redis.remove(fingerprint):,} states")
+
+
+def _open(config: str, registry: Path, version: str = bundle.CURRENT) -> tuple[FeatureConfig, StateLayout]:
     settings = load_config(FeatureConfig, config)
     try:
-        manifest = bundle.read(registry).manifest
+        manifest = bundle.read(registry, version).manifest
     except bundle.BundleError as error:
         raise InputError(str(error)) from error
     attributes = any(feature.aggregate == "attribute" for feature in manifest.features)

@@ -26,6 +26,8 @@ from feature_store.config import first_problem
 from feature_store.definitions import Feature, Interests, fingerprint
 
 CURRENT: Final = "current"
+VERSION: Final = r"^[0-9A-Za-z][0-9A-Za-z._-]*$"
+"""What a version may be called: also a folder, and nothing that leads out of the registry."""
 MODEL_FILE: Final = "model.onnx"
 MANIFEST_FILE: Final = "manifest.json"
 GOLDEN_FILE: Final = "golden.npz"
@@ -62,7 +64,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]*$")]
+    version: Annotated[str, Field(pattern=VERSION)]
     created: str
     config: str
     fingerprint: str
@@ -100,18 +102,23 @@ class Bundle:
 
 
 def publish(
-    registry: Path, manifest: Manifest, model: bytes, golden: bytes, beside: Mapping[str, bytes] | None = None
+    registry: Path,
+    manifest: Manifest,
+    model: bytes,
+    golden: bytes,
+    beside: Mapping[str, bytes] | None = None,
+    *,
+    activate: bool = True,
 ) -> Path:
     """Write a version whole or not at all, and point ``current`` at it in one step; OSError where that fails.
 
-    beside: files by name that no server reads.
+    beside: files by name that no server reads; activate: else ``current`` stays, unless there is none yet.
     """
     registry.mkdir(parents=True, exist_ok=True)
     target = registry / manifest.version
     if target.exists():
         raise FileExistsError(errno.EEXIST, "this version exists already", str(target))
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=registry))
-    link = staging.with_name(f"{staging.name}-{CURRENT}")
     ours = staging  # the only folder that a failure may remove: another process may publish meanwhile
     try:
         staging.chmod(0o755)
@@ -121,14 +128,24 @@ def publish(
             _write(staging / name, content)
         fields = json.loads(manifest.model_dump_json(exclude_none=True))
         _write(staging / MANIFEST_FILE, (json.dumps(fields | {OWN_HASH: own_hash(fields)}, indent=2) + "\n").encode())
-        link.symlink_to(manifest.version)
         ours = staging.rename(target)
-        link.replace(registry / CURRENT)
+        if activate or not os.path.lexists(registry / CURRENT):
+            point(registry, CURRENT, manifest.version)
     except BaseException:
-        link.unlink(missing_ok=True)
         shutil.rmtree(ours, ignore_errors=True)
         raise
     return target
+
+
+def point(registry: Path, name: str, version: str) -> None:
+    """Let a link name a version, in one step; OSError where that fails."""
+    link = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=registry)) / name
+    try:
+        link.symlink_to(version)
+        link.replace(registry / name)
+    finally:
+        link.unlink(missing_ok=True)
+        link.parent.rmdir()
 
 
 def read(registry: Path, version: str = CURRENT) -> Bundle:
@@ -138,7 +155,7 @@ def read(registry: Path, version: str = CURRENT) -> Bundle:
         raise BundleError(
             f"no bundle at {registry / version}: run 'python -m training fit CONFIG --registry {registry}' first"
         )
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     model = _read_hashed(folder / MODEL_FILE, manifest.model_sha256)
     golden = _read_hashed(folder / GOLDEN_FILE, manifest.golden_sha256)
     try:
@@ -158,7 +175,8 @@ def own_hash(fields: Mapping[str, Any]) -> str:
     return sha256(json.dumps({key: fields[key] for key in sorted({*fields} - {OWN_HASH})}, sort_keys=True).encode())
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle's folder, checked for itself; BundleError says what is wrong."""
     try:
         data = (folder / MANIFEST_FILE).read_bytes()
         manifest = Manifest.model_validate_json(data)

@@ -3,6 +3,8 @@
 Every packed value has at bytes 8 to 15 the position of the commit that wrote it. A write says which position it was
 computed from; where another one is found, its group (a customer, or two who merge) is left as it is, and the caller
 reads and computes again. So nothing is lost however many write, and the fold stays in one place, outside of Redis.
+The same goes for which layouts live events are folded into (``feature_store.layouts``): a commit names the tag of those
+that it was computed for, and where there is another one by now, nothing of it is written.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ local most_waiting = tonumber(ARGV[1])
 if most_waiting > 0 and position - tonumber(redis.call('GET', KEYS[2]) or 0) >= most_waiting then
     return {-1}
 end
+if ARGV[2] ~= '' and (redis.call('GET', KEYS[3]) or '') ~= ARGV[2] then
+    return {-2}
+end
 position = redis.call('INCR', KEYS[1])
 local stamp, result, logs, sets = struct.pack('<I8', position), {position}, {}, {}
-local key, arg = 3, 3
-for group = 1, tonumber(ARGV[2]) do
+local key, arg = 4, 4
+for group = 1, tonumber(ARGV[3]) do
     local writes, log = tonumber(ARGV[arg]), ARGV[arg + 1]
     arg = arg + 2
     local meant = true
@@ -66,11 +71,12 @@ if #sets > 0 then
 end
 return result
 """
-"""KEYS: log, archived, a key per write. ARGV: most commits that may wait for the archive (0 for any number), number of
-groups; per group its number of writes and its log items; per write the expected position, and the value before and
-after it (both empty to remove the key). Returns the commit's position and the groups that were not written; -1 alone
-where too much waits. All values are set by one command, because each that a script calls costs a microsecond; Lua can
-pass on about 8,000 of them, which is more than a thousand customers."""
+"""KEYS: log, archived, tag of the layouts, a key per write. ARGV: most commits that may wait for the archive (0 for
+any number), the tag that is expected (empty for any), number of groups; per group its number of writes and its log
+items; per write the expected position, and the value before and after it (both empty to remove the key). Returns the
+commit's position and the groups that were not written; -1 alone where too much waits, -2 where the tag is another. All
+values are set by one command, because each that a script calls costs a microsecond; Lua can pass on about 8,000 of
+them, which is more than a thousand customers."""
 
 ONE: Final = b"""
 if ARGV[1] ~= 'any' and redis.call('GETRANGE', KEYS[1], 8, 15) ~= ARGV[1] then
@@ -116,10 +122,10 @@ class Group:
 
 
 def keys_and_arguments(
-    groups: Sequence[Group], log: bytes, archived: bytes, most_waiting: int = 0
+    groups: Sequence[Group], common: Sequence[bytes], most_waiting: int = 0, tag: bytes = b""
 ) -> tuple[list[bytes], list[bytes]]:
-    """KEYS and ARGV of the script."""
-    keys, arguments = [log, archived], [b"%d" % most_waiting, b"%d" % len(groups)]
+    """KEYS and ARGV of the script; ``common`` are the keys that all commits share, in its order."""
+    keys, arguments = list(common), [b"%d" % most_waiting, tag, b"%d" % len(groups)]
     for group in groups:
         arguments += (b"%d" % len(group.writes), ",".join(group.log).encode())
         for write in group.writes:

@@ -14,19 +14,25 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from feature_store import layouts
 from feature_store.commit import Group, Write
-from feature_store.errors import NotInClusterError, StoreUnavailableError
+from feature_store.definitions import Interests
+from feature_store.errors import LayoutsChangedError, NotInClusterError, StoreUnavailableError
 from feature_store.events import Event, erase_item, merge_item
-from feature_store.live import Fold, Known, Outcome, Verdict
-from feature_store.online import ARCHIVED, LAYOUTS, Keys, Redis
+from feature_store.live import Change, Fold, Known, Outcome, Verdict
+from feature_store.online import ARCHIVED, LAYOUTS, Committed, Keys, Redis
 from feature_store.record import MOST_ALIASES, Record, UnreadableRecordError, alias_of
-from feature_store.state import State, StateBatch
+from feature_store.state import State, StateBatch, StateLayout
 
 ATTEMPTS: Final = 100
 """So often somebody else may be faster; each time at least one commit got through."""
 PAUSE_S: Final = 0.002
 PAGE: Final = 200
 """Log entries looked through at a time."""
+
+
+UNKNOWN: Final = b"unknown"
+"""Tag of the layouts before any were asked for: the first commit makes that good."""
 
 
 class ConflictError(Exception):
@@ -49,15 +55,26 @@ TOO_MANY: Final = "TOO_MANY_ALIASES"
 
 @dataclass(frozen=True)
 class Customer:
-    """All that is known about a customer; ``states`` has one row, which is valid only if ``found``."""
+    """All that is known about a customer; ``states`` has one row of ``layout``, which is valid only if ``found``."""
 
     customer_id: str
     states: StateBatch
     record: Record
+    layout: StateLayout
+
+
+class _View:
+    """The layouts that a change is computed for, the first in charge of it; a commit holds only while these do."""
+
+    def __init__(self, fold: Fold, tag: bytes) -> None:
+        self.fold: Final = fold
+        self.tag: Final = tag
+        self.layouts: Final = (fold.layout, *fold.others)
+        self.keys: Final = [Keys(layout.fingerprint) for layout in self.layouts]
 
 
 class CustomerStore:
-    """Reads and changes customers under one layout."""
+    """Reads and changes customers under one layout, and keeps up their states of all others that there are."""
 
     def __init__(
         self,
@@ -74,22 +91,27 @@ class CustomerStore:
         ``forget`` is told the ids of customers of whom nothing that was read before may be used any more.
         """
         self._redis = store
-        self._fold = fold
-        self._layout = fold.layout
-        self._keys = Keys(fold.layout.fingerprint)
+        self._view = _View(fold, UNKNOWN)
         self._most_waiting = most_waiting
         self._durable = durable
         self._clock = clock
         self._forget = forget
 
     async def register(self) -> None:
-        """Say that there are states of this layout, so that whoever erases a customer finds them.
+        """Say that there are states of this layout, so that all keep them up, and hear of the others.
 
         StoreUnavailableError where Redis does not answer, or cannot keep what it acknowledges though it has to.
         """
-        await self._redis.ask(b"SADD", LAYOUTS, self._layout.fingerprint.encode())
+        await self.use(self._view.fold.layout, self._view.fold.interests)
         if self._durable and not await self._redis.has_append_only_file():
             raise StoreUnavailableError("--durable needs a Redis with appendonly")
+
+    async def use(self, layout: StateLayout, interests: Interests) -> None:
+        """Go over to the layout and interests of a model; StoreUnavailableError."""
+        await layouts.register(self._redis, layout)
+        found = await layouts.folded(self._redis, {one.fingerprint: one for one in self._view.layouts})
+        others = [other for name, other in sorted(found.layouts.items()) if name != layout.fingerprint]
+        self._view = _View(Fold(layout, interests, self._view.fold.rules, others), found.tag)
 
     async def record(self, events: Sequence[Event]) -> list[Outcome]:
         """Record events that were checked before, and say what became of each.
@@ -100,22 +122,24 @@ class CustomerStore:
         outcomes: list[Outcome | None] = [None] * len(events)
         waiting = list(range(len(events)))
         for attempt in range(ATTEMPTS):
-            known, of_customer = await self._group([events[at].customer_id for at in waiting], waiting)
+            view = self._view
+            known, of_customer = await self._group(view, [events[at].customer_id for at in waiting], waiting)
             mine = [[events[at] for at in places] for places in of_customer]
-            changes = self._fold(known, mine, self._clock())
+            changes = view.fold(known, mine, self._clock())
             groups, committing = [], []
             for customer, change, places in zip(known, changes, of_customer, strict=True):
                 for at, outcome in zip(places, change.outcomes, strict=True):
                     outcomes[at] = outcome
                 if change.log:
-                    writes = self._writes(customer, change.state, change.record) if change.state is not None else []
+                    writes = [] if change.state is None else _changed(view, customer, change)
                     groups.append(Group(writes, change.log))
                     committing.append(places)
             if not groups:
                 if Verdict.DUPLICATE in {outcome.verdict for outcome in outcomes if outcome is not None}:
                     await self._settle()
                 break
-            done = await self._redis.commit(groups, self._most_waiting, durable=self._durable)
+            if (done := await self._committed(view, groups, self._most_waiting)) is None:
+                continue
             waiting = sorted(at for group in done.overtaken for at in committing[group])
             if not waiting:
                 break
@@ -133,7 +157,8 @@ class CustomerStore:
         if given_up == stays:
             raise MergeRefusedError(ITSELF)
         for _ in range(ATTEMPTS):
-            found = await self._read([given_up, stays])
+            view = self._view
+            found = await self._read(view, [given_up, stays])
             source, target = found[given_up], found[stays]
             if source.customer_id != given_up:
                 if source.customer_id == target.customer_id:
@@ -144,28 +169,23 @@ class CustomerStore:
                 raise MergeRefusedError(CYCLE)
             names = {given_up, stays, *_names(source), *_names(target)}
             self._forget(names)
-            if await self._commit(await self._merged(source, target)) is not None:
+            if await self._commit(view, await self._merged(view, source, target)) is not None:
                 self._forget(names)  # again: somebody may have read in between what was there before
                 return target.customer_id
         raise ConflictError
 
-    async def _merged(self, source: Known, target: Known) -> Group:
+    async def _merged(self, view: _View, source: Known, target: Known) -> Group:
         given_up, stays = Record.stored(source.record), Record.stored(target.record)
-        now, fold = self._clock(), self._fold
+        now, fold = self._clock(), view.fold
         merged = stays.merged(given_up, fold.interests, now, fold.rules.max_lateness_s)
         merged.aliases.append(source.customer_id)
         if len(merged.aliases) > MOST_ALIASES:
             raise MergeRefusedError(TOO_MANY)
-        states = self._layout.unpack([source.state, target.state])
-        if (states.found & ~states.valid).any():
-            raise UnreadableRecordError
-        state = None
-        if states.found.any():
-            parts = [State(float(states.as_of[row]), states.slots[row]) for row in (0, 1) if states.found[row]]
-            state = self._layout.pack(parts[0] if len(parts) == 1 else self._layout.merge(*parts))
+        state = _merged_state(fold.layout, source.state, target.state)
         alias = Record(alias_of=target.customer_id).pack()
-        writes = self._writes(target, state, merged.pack())
-        writes += self._writes(source, None, alias)
+        writes = _writes(view, target, state, merged.pack())
+        writes += _writes(view, source, None, alias)
+        writes += _merged_beside(view, source, target)
         if given_up.aliases:
             keys = Keys.records(given_up.aliases)
             old = await self._redis.ask(b"MGET", *keys)
@@ -176,20 +196,21 @@ class CustomerStore:
         """Erase a customer and all ids that were merged into it; ConflictError."""
         self._forget([customer_id])  # whatever comes of it: Redis may be away
         for _ in range(ATTEMPTS):
-            customer = (await self._read([customer_id]))[customer_id]
+            view = self._view
+            customer = (await self._read(view, [customer_id]))[customer_id]
             try:
                 aliases = Record.stored(customer.record).aliases
             except UnreadableRecordError:
                 aliases = []
             ids = sorted({customer_id, customer.customer_id, *aliases})
-            layouts = {name.decode() for name in await self._redis.ask(b"SMEMBERS", LAYOUTS)}
-            writes = self._writes(customer, None, None)
+            names = {name.decode() for name in await self._redis.ask(b"SMEMBERS", LAYOUTS)}
+            writes = _writes(view, customer, None, None)
             writes += [Write(key, None, None, anyway=True) for key in Keys.records(ids)]
-            for layout in layouts | {self._layout.fingerprint}:
-                writes += [Write(key, None, None, anyway=True) for key in Keys(layout).of(ids)]
+            for name in names | {layout.fingerprint for layout in view.layouts}:
+                writes += [Write(key, None, None, anyway=True) for key in Keys(name).of(ids)]
             self._forget(ids)
             log = [] if self._redis.is_cluster else [erase_item(ids)]  # in a cluster nothing waits for an archive
-            position = await self._commit(Group(writes, log))
+            position = await self._commit(view, Group(writes, log))
             self._forget(ids)
             if position is not None:
                 if log:
@@ -215,7 +236,8 @@ class CustomerStore:
         """Keep what a customer allows (None: as it was), return the record; UnreadableRecordError or ConflictError."""
         self._forget([customer_id])  # whatever comes of it: Redis may be away
         for _ in range(ATTEMPTS):
-            customer = (await self._read([customer_id]))[customer_id]
+            view = self._view
+            customer = (await self._read(view, [customer_id]))[customer_id]
             record = Record.stored(customer.record)
             if scoring is not None:
                 record.scoring = scoring
@@ -224,20 +246,21 @@ class CustomerStore:
             (key,) = Keys.records([customer.customer_id])
             names = {customer_id, *_names(customer)}
             self._forget(names)
-            if await self._commit(Group([Write(key, customer.record, record.pack())])) is not None:
+            if await self._commit(view, Group([Write(key, customer.record, record.pack())])) is not None:
                 self._forget(names)
                 return record
         raise ConflictError
 
     async def get(self, customer_id: str) -> Customer:
         """All that is known about a customer; UnknownCustomerError or UnreadableRecordError."""
-        found = (await self._read([customer_id]))[customer_id]
+        view = self._view
+        layout, found = view.fold.layout, (await self._read(view, [customer_id]))[customer_id]
         if found.state is None and found.record is None:
             raise UnknownCustomerError
-        states = self._layout.unpack([found.state])
+        states = layout.unpack([found.state])
         if states.found[0] and not states.valid[0]:
             raise UnreadableRecordError
-        return Customer(found.customer_id, states, Record.stored(found.record))
+        return Customer(found.customer_id, states, Record.stored(found.record), layout)
 
     def _refuse_cluster(self) -> None:
         if self._redis.is_cluster:
@@ -248,45 +271,92 @@ class CustomerStore:
         if self._durable:
             await self._redis.commit([], durable=True)
 
-    async def _commit(self, group: Group) -> int | None:
+    async def _commit(self, view: _View, group: Group) -> int | None:
         """The position of the commit, None where somebody else was faster."""
-        done = await self._redis.commit([group], durable=self._durable)
-        return None if done.overtaken else done.position
+        done = await self._committed(view, [group])
+        return None if done is None or done.overtaken else done.position
 
-    def _writes(self, customer: Known, state: bytes | None, record: bytes | None) -> list[Write]:
-        """Both values of a customer, if they are still as they were read."""
-        (state_key,), (record_key,) = self._keys.of([customer.customer_id]), Keys.records([customer.customer_id])
-        return [Write(state_key, customer.state, state), Write(record_key, customer.record, record)]
+    async def _committed(self, view: _View, groups: Sequence[Group], most_waiting: int = 0) -> Committed | None:
+        """A commit, None where there are other layouts by now than it was computed for: the next one knows them."""
+        try:
+            return await self._redis.commit(groups, most_waiting, tag=view.tag, durable=self._durable)
+        except LayoutsChangedError:
+            await self.register()
+            return None
 
-    async def _group(self, ids: Sequence[str], places: Sequence[int]) -> tuple[list[Known], list[list[int]]]:
+    async def _group(
+        self, view: _View, ids: Sequence[str], places: Sequence[int]
+    ) -> tuple[list[Known], list[list[int]]]:
         """The customers that ids belong to, each once, and the places of each one's ids."""
-        found = await self._read(list(dict.fromkeys(ids)))
+        found = await self._read(view, list(dict.fromkeys(ids)))
         customers: dict[str, tuple[Known, list[int]]] = {}
         for customer_id, place in zip(ids, places, strict=True):
             known = found[customer_id]
             customers.setdefault(known.customer_id, (known, []))[1].append(place)
         return [known for known, _ in customers.values()], [mine for _, mine in customers.values()]
 
-    async def _read(self, ids: Sequence[str]) -> dict[str, Known]:
+    async def _read(self, view: _View, ids: Sequence[str]) -> dict[str, Known]:
         """What is stored of the customers that ids belong to, by id."""
         found: dict[str, Known] = {}
         names = {customer_id: customer_id for customer_id in ids}  # an id, and what is to be read for it
         while names:
             asked = list(names.values())
-            values = await self._redis.values([*self._keys.of(asked), *Keys.records(asked)])
+            wanted = [key for keys in view.keys for key in keys.of(asked)]
+            values = await self._redis.values([*wanted, *Keys.records(asked)])
+            columns = [values[at : at + len(asked)] for at in range(0, len(values), len(asked))]
             further = {}
-            for (customer_id, name), state, record in zip(
-                names.items(), values[: len(asked)], values[len(asked) :], strict=True
-            ):
+            for (customer_id, name), state, *others, record in zip(names.items(), *columns, strict=True):
                 if (root := _alias_of(record)) is not None:
                     further[customer_id] = root
                 else:
-                    found[customer_id] = Known(name, state, record)
+                    found[customer_id] = Known(name, state, record, others)
             names = further
         return found
 
 
 FORGET_UNLESS_ARCHIVED: Final = b"if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('UNLINK', KEYS[2]) end"
+
+
+def _changed(view: _View, customer: Known, change: Change) -> list[Write]:
+    """All that events change of a customer."""
+    writes = _writes(view, customer, change.state, change.record)
+    for keys, old, new in zip(view.keys[1:], customer.others, change.others, strict=True):
+        if new is not None:
+            (key,) = keys.of([customer.customer_id])
+            writes.append(Write(key, old, new))
+    return writes
+
+
+def _writes(view: _View, customer: Known, state: bytes | None, record: bytes | None) -> list[Write]:
+    """State of the first layout and record of a customer, if they are still as they were read."""
+    (state_key,), (record_key,) = view.keys[0].of([customer.customer_id]), Keys.records([customer.customer_id])
+    return [Write(state_key, customer.state, state), Write(record_key, customer.record, record)]
+
+
+def _merged_beside(view: _View, source: Known, target: Known) -> list[Write]:
+    """What a merge changes in the other layouts; what cannot be read there is left to a load."""
+    writes = []
+    for layout, keys, given_up, stays in zip(
+        view.layouts[1:], view.keys[1:], source.others, target.others, strict=True
+    ):
+        from_key, into_key = keys.of([source.customer_id, target.customer_id])
+        try:
+            state = _merged_state(layout, given_up, stays)
+        except UnreadableRecordError:
+            state = stays
+        writes += [Write(from_key, given_up, None), Write(into_key, stays, state)]
+    return writes
+
+
+def _merged_state(layout: StateLayout, given_up: bytes | None, stays: bytes | None) -> bytes | None:
+    """The packed state of both; UnreadableRecordError where one cannot be read."""
+    states = layout.unpack([given_up, stays])
+    if (states.found & ~states.valid).any():
+        raise UnreadableRecordError
+    parts = [State(float(states.as_of[row]), states.slots[row]) for row in (0, 1) if states.found[row]]
+    if not parts:
+        return None
+    return layout.pack(parts[0] if len(parts) == 1 else layout.merge(*parts))
 
 
 def _alias_of(record: bytes | None) -> str | None:

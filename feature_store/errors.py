@@ -34,6 +34,10 @@ class ArchiveBehindError(Exception):
     """Too many events wait for the archive."""
 
 
+class LayoutsChangedError(Exception):
+    """Live events are folded into other layouts by now than a commit was computed for."""
+
+
 def end_with(message: str, code: int) -> NoReturn:
     """End the process with one line on stderr."""
     print("error: " + " ".join(message.split()), file=sys.stderr)

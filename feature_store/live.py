@@ -49,11 +49,15 @@ DUPLICATE: Final = Outcome(Verdict.DUPLICATE)
 
 @dataclass(slots=True, eq=False)
 class Known:
-    """A customer as stored: packed state and record, None where there is none."""
+    """A customer as stored: packed state and record, None where there is none.
+
+    others: packed states of the layouts beside the first, in their order.
+    """
 
     customer_id: str
     state: bytes | None
     record: bytes | None
+    others: Sequence[bytes | None] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -62,15 +66,22 @@ class Change:
 
     state: bytes | None = None
     record: bytes | None = None
+    others: list[bytes | None] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
 
 
 class Fold:
-    """How live events change customers, under one layout and one set of rules."""
+    """How live events change customers, under one layout and one set of rules.
 
-    def __init__(self, layout: StateLayout, interests: Interests, rules: Rules) -> None:
+    ``others`` are layouts whose states are kept up beside: they take what is taken, and have no say in it.
+    """
+
+    def __init__(
+        self, layout: StateLayout, interests: Interests, rules: Rules, others: Sequence[StateLayout] = ()
+    ) -> None:
         self.layout: Final = layout
+        self.others: Final = tuple(others)
         self.interests: Final = interests
         self.rules: Final = rules
         self._kinds: dict[str, int] = {}
@@ -100,6 +111,10 @@ class Fold:
             at = list(records)
             for row, state in zip(at, self.layout.pack_many(as_of[at], slots[at]), strict=True):
                 changes[row].state, changes[row].record = state, records[row].pack()
+            for number, layout in enumerate(self.others):
+                before = [customer.others[number] for customer in known]
+                for row, other in zip(at, _kept_up(layout, before, rows, folded, at), strict=True):
+                    changes[row].others.append(other)
         return changes
 
     def _take(self, record: Record, events: Sequence[Event], change: Change, now: float) -> list[Event]:
@@ -164,6 +179,17 @@ class Fold:
                 reason = f"{name.upper()}_CLIPPED: it is beyond all that training has seen: counted as {clip:g}"
                 return Outcome(Verdict.ACCEPTED, Problem(name, reason))
         return ACCEPTED
+
+
+def _kept_up(
+    layout: StateLayout, before: Sequence[bytes | None], rows: Sequence[int], events: Sequence[Event], at: Sequence[int]
+) -> list[bytes | None]:
+    """States of the customers ``at`` after events; None where what is stored cannot be read: that is left to a load."""
+    states = layout.unpack(before)
+    as_of, slots = layout.fold(np.where(states.found, states.as_of, -np.inf), states.slots, rows, events)
+    readable = states.valid | ~states.found
+    packed = layout.pack_many(as_of[at], slots[at])
+    return [state if good else None for state, good in zip(packed, readable[at], strict=True)]
 
 
 MOST_KINDS: Final = 10_000

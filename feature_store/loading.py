@@ -2,7 +2,8 @@
 
 A load computes every state from the source and from what was recorded before it began, and writes each only over what
 it has seen: where a customer was changed meanwhile, the log says by what, and that is folded in first. So nothing is
-counted twice and nothing is dropped, and nobody has to stop.
+counted twice and nothing is dropped, and nobody has to stop. The states may be of a bundle that no server serves yet:
+from the beginning of the load on all of them fold what comes in into these states too (``layouts``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from feature_store.commit import Group, Write, position_of
 from feature_store.errors import InputError
 from feature_store.events import HOUR_S
 from feature_store.history import Cut, History
+from feature_store.layouts import announce
 from feature_store.ledger import Ledger
 from feature_store.offline import OfflineStore, iso
 from feature_store.online import Keys, StateWriter
@@ -158,6 +160,7 @@ def load_states(
     """
     as_of = _checked(source, source.summary.end if as_of is None else as_of)
     with redis.holding_log():
+        announce(redis, layout)  # before the history is read: what is recorded later, servers fold in
         history = History(source, redis, archive)
         cut = Cut(as_of, time.time() - as_of if shift_to_now else 0.0, history.position)
         loader = Loader(history, redis, layout, cut, remember_s)

@@ -8,6 +8,8 @@ key                        value
 ``tm:<fingerprint>:<id>``  a customer's state (``feature_store.state``); those of other definitions live beside
 ``tm:<fingerprint>``       hash: what was loaded last
 ``tm:layouts``             set: the fingerprints that there are states of
+``{tm:layouts}:folded``    hash: the features, by fingerprint, whose states live events are folded into
+``{tm:layouts}:tag``       another one whenever that hash changes
 ``tm:live:<id>``           a customer's record (``feature_store.record``), or whose alias this id is
 ``tm:log``                 position of the newest commit, which counts all that changed customers
 ``tm:log:<position>``      what a commit has for the archive (``feature_store.events``), until it is there
@@ -34,7 +36,7 @@ from feature_store.clients import FAILURES, client_at
 from feature_store.cluster import Cluster
 from feature_store.commit import SCRIPT, Group, each_write, keys_and_arguments, overtaken
 from feature_store.connections import Command, RedisError, link_to
-from feature_store.errors import ArchiveBehindError, StoreAwayError, StoreUnavailableError
+from feature_store.errors import ArchiveBehindError, LayoutsChangedError, StoreAwayError, StoreUnavailableError
 from feature_store.recent import RecentStates
 from feature_store.record import Told, UnreadableRecordError, told
 from feature_store.seal import opened, sealed
@@ -56,7 +58,11 @@ HELD: Final = b"tm:held"
 HOLD_S: Final = 600
 """Renewed while a load goes on; should it be killed, the log forgets again after that."""
 LAYOUTS: Final = b"tm:layouts"
+FOLDED: Final = b"{tm:layouts}:folded"
+TAG: Final = b"{tm:layouts}:tag"
+"""In a cluster the braces keep these in one slot, so that one script can change them."""
 RECORD: Final = b"tm:live:"
+COMMON: Final = (LOG, ARCHIVED, TAG)
 
 
 class Keys:
@@ -94,8 +100,10 @@ class Committed(NamedTuple):
 
 
 def _committed(reply: list[int]) -> Committed:
-    if reply[0] < 0:
+    if reply[0] == -1:
         raise ArchiveBehindError
+    if reply[0] < 0:
+        raise LayoutsChangedError
     return Committed(reply[0], reply[1:])
 
 
@@ -174,19 +182,22 @@ class Redis:
         """Packed values, in order, None where there is none; StoreUnavailableError as above."""
         return _opened(keys, await self.ask(b"MGET", *keys, budget_s=budget_s))
 
-    async def commit(self, groups: Sequence[Group], most_waiting: int = 0, *, durable: bool = False) -> Committed:
+    async def commit(
+        self, groups: Sequence[Group], most_waiting: int = 0, *, tag: bytes = b"", durable: bool = False
+    ) -> Committed:
         """Write groups, each if nobody else was faster; ``durable``: and return when it is on disk.
 
         In a cluster each key is written for itself, and NotInClusterError is raised where there is something to log.
 
         ArchiveBehindError where more commits than ``most_waiting`` (0 for any number) wait for the archive.
+        LayoutsChangedError where the layouts have another ``tag`` (empty for any) by now.
         StoreUnavailableError where Redis does not answer in time or cannot say that it is on disk: then it may or may
         not be written.
         """
         if self.is_cluster:
             replies = await self.ask_all(each_write(groups), once=True)
             return Committed(0, overtaken(groups, [self._unless_refused(reply) for reply in replies]))
-        keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED, most_waiting)
+        keys, arguments = keys_and_arguments(groups, COMMON, most_waiting, tag)
         rest = (b"%d" % len(keys), *keys, *arguments)
         to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (DISK_S * 1000))] if durable else []
         extra_s = DISK_S if durable else 0.0
@@ -402,6 +413,10 @@ class LogReader:
         for start in range(first, last + 1, CHUNK):
             self._call(self._redis.unlink, *map(Keys.log, range(start, min(start + CHUNK, last + 1))))
 
+    def evaluate(self, script: bytes, keys: Sequence[bytes], *arguments: bytes) -> Any:
+        """What a script returns."""
+        return self._call(self._redis.eval, script, len(keys), *keys, *arguments)
+
     def asked_us(self) -> float:
         """Microseconds that Redis has worked on what the server asks of it; what a script calls is in the script's."""
         stats = self._call(self._redis.info, "commandstats")
@@ -441,7 +456,7 @@ class StateWriter(LogReader):
             for command, *arguments in each_write(groups):
                 together.execute_command(command.decode(), *arguments)
             return Committed(0, overtaken(groups, self._call(together.execute)))
-        keys, arguments = keys_and_arguments(groups, LOG, ARCHIVED)
+        keys, arguments = keys_and_arguments(groups, COMMON)
         return _committed(self._call(self._commit, keys, arguments))
 
     def read(self, customer_ids: Sequence[str]) -> list[bytes | None]:

@@ -144,13 +144,14 @@ def encode_batch(part: Part, scores: Scores) -> bytes:
     """A BatchScoreCustomersResponse."""
     if not part.customer_ids:
         return b""
-    results = wire.results(part.customer_ids, scores, _version(scores.model_version))
+    version = _version(scores.model_version) if scores.versions is None else [*map(_version, scores.versions)]
+    results = wire.results(part.customer_ids, scores, version)
     for at, error in scores.errors.items():
         results[at] = wire.field(1, wire.field(2, status(error, at).SerializeToString()))
     return b"".join(results)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _version(model_version: str) -> bytes:
     return wire.field(6, model_version.encode())
 

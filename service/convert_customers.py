@@ -12,7 +12,7 @@ from tidemark.v1 import customers_pb2, scoring_pb2
 from feature_store.customers import Customer
 from feature_store.definitions import Feature
 from feature_store.record import Interest, Record
-from feature_store.state import DAY_S, StateLayout
+from feature_store.state import DAY_S
 from service.convert import id_error, parsed
 from service.errors import Reason, RequestError
 
@@ -55,9 +55,9 @@ def _checked(request: Any, name: str) -> str:
     return customer_id
 
 
-def encode_customer(customer: Customer, layout: StateLayout, interests: Sequence[Interest], now: float) -> bytes:
+def encode_customer(customer: Customer, interests: Sequence[Interest], now: float) -> bytes:
     """A GetCustomerResponse as of ``now`` (unix seconds), with these interests."""
-    states, record = customer.states, customer.record
+    states, record, layout = customer.states, customer.record, customer.layout
     values = layout.advance(states.slots[0], now - states.as_of[0]) if states.found[0] else layout.identity
     seen = [(f, now + value) for f, value in zip(layout.features, values, strict=True) if math.isfinite(value)]
     first = min(record.first_seen, *(t for f, t in seen if f.aggregate == "earliest"), math.inf)

@@ -1,4 +1,4 @@
-"""What the methods of EventService and CustomerService do: request bytes in, reply bytes out, for either front."""
+"""What the methods of EventService, CustomerService and ModelService do: bytes in, bytes out, for either front."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from feature_store.customers import ConflictError, CustomerStore, MergeRefusedEr
 from feature_store.definitions import Interests
 from feature_store.errors import NotInClusterError, StoreUnavailableError
 from feature_store.record import LEAST_WEIGHT, UnreadableRecordError
-from feature_store.state import StateLayout
-from service import convert_customers, convert_events
+from service import convert_customers, convert_events, convert_models
 from service.errors import Reason, RequestError
+from service.model_handlers import Models
 from service.recorder import Recorded, Recorder
 from service.store_errors import not_in_cluster, store_error
 
@@ -47,9 +47,9 @@ class Handlers:
 NO_HANDLERS: Final = Handlers()
 
 
-def handlers(recorder: Recorder, customers: Customers) -> Handlers:
-    """The methods of both services."""
-    events, mine = f"/{convert_events.SERVICE}", f"/{convert_customers.SERVICE}"
+def handlers(recorder: Recorder, customers: Customers, models: Models) -> Handlers:
+    """The methods of all three services."""
+    events, mine, theirs = (f"/{convert.SERVICE}" for convert in (convert_events, convert_customers, convert_models))
 
     async def record(request: bytes) -> bytes:
         return convert_events.encode_recorded(await recorder.record(convert_events.decode_events(request)))
@@ -61,6 +61,10 @@ def handlers(recorder: Recorder, customers: Customers) -> Handlers:
             f"{mine}/MergeCustomers": customers.merge,
             f"{mine}/DeleteCustomer": customers.delete,
             f"{mine}/SetConsent": customers.consent,
+            f"{theirs}/GetServingModel": models.serving,
+            f"{theirs}/ListModels": models.bundles,
+            f"{theirs}/ActivateModel": models.activate,
+            f"{theirs}/SetRollout": models.roll_out,
         },
         {f"{events}/StreamEvents": lambda: EventStream(recorder)},
     )
@@ -88,28 +92,22 @@ class EventStream:
 class Customers:
     """The methods of CustomerService."""
 
-    def __init__(
-        self,
-        store: CustomerStore,
-        layout: StateLayout,
-        interests: Interests,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, store: CustomerStore, interests: Interests, clock: Callable[[], float] = time.time) -> None:
         self._store = store
-        self._layout = layout
-        self._interests = interests
+        self.interests = interests
+        """Of the model that serves."""
         self._clock = clock
 
     async def get(self, request: bytes) -> bytes:
         """GetCustomer."""
         customer = await _answered(self._store.get(convert_customers.decode_get(request)))
-        now, half_life_s = self._clock(), self._interests.half_life_s
+        now, half_life_s = self._clock(), self.interests.half_life_s
         interests = [
             interest
             for interest in customer.record.interests
             if interest.views and interest.weight_at(now, half_life_s) >= LEAST_WEIGHT
         ]
-        return convert_customers.encode_customer(customer, self._layout, interests, now)
+        return convert_customers.encode_customer(customer, interests, now)
 
     async def merge(self, request: bytes) -> bytes:
         """MergeCustomers."""

@@ -8,26 +8,48 @@ from typing import Final
 import numpy as np
 
 from feature_store import bundle
-from feature_store.bundle import OUTPUTS, defaults
+from feature_store.bundle import OUTPUTS, BundleError, defaults
 from feature_store.graph import Graph, open_bundle
 from feature_store.state import DAY_S, Floats, StateBatch, StateLayout
 
+WARM_ROWS: Final = (1, 256)
+"""Sizes of the batches that it is warmed with."""
+
 
 class Model:
-    """A bundle ready to serve: its golden rows came out right."""
+    """A bundle ready to serve: its golden rows came out right. BundleError where they did not."""
 
     def __init__(self, loaded: bundle.Bundle) -> None:
         manifest = loaded.manifest
         self.version: Final = manifest.version
+        self.created: Final = manifest.created
         self.layout: Final = StateLayout(manifest.features)
         self.interests: Final = manifest.interests
         self.economics: Final = defaults(manifest)
         self._graph: Final[Graph] = open_bundle(loaded)
+        self._warm()
 
     @classmethod
-    def current(cls, registry: Path) -> Model:
-        """The registry's current model; BundleError where it must not be served."""
-        return cls(bundle.read(registry))
+    def current(cls, registry: Path, version: str = bundle.CURRENT) -> Model:
+        """The registry's current model, or another one; BundleError where it must not be served."""
+        try:
+            model = cls(bundle.read(registry, version))
+        except BundleError:
+            raise
+        except Exception as error:  # whatever may be in those files, it is not what training writes
+            raise BundleError(f"{version}: the bundle cannot be read ({type(error).__name__})") from error
+        if version not in (bundle.CURRENT, model.version):
+            raise BundleError(f"{version}: the manifest is that of {model.version}: copy no folders")
+        return model
+
+    def _warm(self) -> None:
+        """Run on customers of whom nothing is known: so the first batches are as fast as all others."""
+        for rows in WARM_ROWS:
+            states = self.layout.unpack([None] * rows)
+            try:
+                self.run(states, 0.0, np.tile(self.economics, (rows, 1)))
+            except Exception as error:  # the graph takes or gives something else than these features and figures
+                raise BundleError(f"{self.version}: the graph cannot be run ({type(error).__name__})") from error
 
     def run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         """Score states at ``now`` (unix seconds) under ``economics`` (float64 ``[n, figures]``).

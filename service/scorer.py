@@ -109,7 +109,7 @@ class Scores:
     A row of ``table``, float64 ``[n, 6]``, is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and
     thresholds 0 to 1, spend in the currency of the data), then the time in unix seconds up to which events are known.
     ``errors`` says by position why an id has no score: its row means nothing, but can be encoded. ``notes`` says by
-    position what there is to add.
+    position what there is to add. ``versions`` names the model of each row where not all are of ``model_version``.
     """
 
     table: Floats
@@ -117,21 +117,35 @@ class Scores:
     model_version: str
     notes: Mapping[int, Note] = field(default_factory=lambda: NO_NOTES)
     spikes: Spikes = NO_SPIKES
+    versions: Sequence[str] | None = None
 
     @staticmethod
     def joined(slices: Sequence[Scores]) -> Scores:
         """The scores of a part's slices, put together again."""
         if len(slices) == 1:
             return slices[0]
+        groups, start = [], 0
+        for scores in slices:
+            groups.append((range(start, start + len(scores.table)), scores))
+            start += len(scores.table)
+        return Scores.placed(groups)
+
+    @staticmethod
+    def placed(groups: Sequence[tuple[Sequence[int], Scores]]) -> Scores:
+        """The scores of a part from groups of its customers, each with the positions that its rows belong to."""
         errors: dict[int, RequestError] = {}
         notes: dict[int, Note] = {}
-        start = 0
-        for scores in slices:
-            errors.update({start + at: error for at, error in scores.errors.items()})
-            notes.update({start + at: note for at, note in scores.notes.items()})
-            start += len(scores.table)
-        table, last = np.concatenate([scores.table for scores in slices]), slices[-1]
-        return Scores(table, errors, last.model_version, notes, last.spikes)
+        last = groups[-1][1]
+        rows = sum(len(scores.table) for _, scores in groups)
+        table, versions = np.empty((rows, last.table.shape[1])), [""] * rows
+        for places, scores in groups:
+            table[places] = scores.table
+            errors.update({places[at]: error for at, error in scores.errors.items()})
+            notes.update({places[at]: note for at, note in scores.notes.items()})
+            for at, version in zip(places, scores.versions or [scores.model_version] * len(places), strict=True):
+                versions[at] = version
+        several = None if versions.count(versions[0]) == rows else versions
+        return Scores(table, errors, versions[0], notes, last.spikes, several)
 
 
 class Scorer:
@@ -143,10 +157,13 @@ class Scorer:
         model: Model,
         clock: Callable[[], float] = time.time,
         guard: Callable[[], SpikeGuard] = SpikeGuard,
+        on_loop_rows: int = OFF_LOOP_ROWS,
     ) -> None:
+        """``on_loop_rows``: larger batches leave the loop."""
         self._store = store
         self._model = model
         self._clock = clock
+        self._on_loop_rows = on_loop_rows
         self._churn_guard, self._propensity_guard = guard(), guard()
         self._defaults = np.tile(model.economics, (OFF_LOOP_ROWS, 1))
         self._graph_thread = ThreadPoolExecutor(1, "graph")
@@ -232,7 +249,7 @@ class Scorer:
 
     async def _run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         """The graph, off the loop where it takes longer than handing it over, so that the loop goes on meanwhile."""
-        if len(economics) <= OFF_LOOP_ROWS:
+        if len(economics) <= self._on_loop_rows:
             return self._model.run(states, now, economics)
         return await asyncio.get_running_loop().run_in_executor(
             self._graph_thread, self._model.run, states, now, economics

@@ -2,9 +2,10 @@
 
 ::
 
-    wire ─► front_lean or front_aio ─► convert ─► batching ─► scorer ─► online store (Redis)
-                          │                                     └─────► model (ONNX)
-                          └─► handlers ─► recorder ─► customers ─► fold, commit (Redis)
+    wire ─► front_lean or front_aio ─► convert ─► batching ─► serving ─► scorer ─► online store (Redis)
+                          │                                      ▲         └─────► model (ONNX)
+                          ├─► handlers ─► recorder ─► customers ─┼► fold, commit (Redis)
+                          └─► model_handlers ─────► registry_watch ◄─ registry
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
+from weakref import WeakSet
 
 import uvloop
 
@@ -26,6 +28,7 @@ from feature_store.bundle import BundleError
 from feature_store.customers import CustomerStore
 from feature_store.errors import InputError, ReadOnlyStoreError, StoreUnavailableError
 from feature_store.events import HOUR_S, Rules
+from feature_store.layouts import is_ready
 from feature_store.live import Fold
 from feature_store.online import Redis, StateReader
 from feature_store.recent import RecentStates
@@ -34,9 +37,12 @@ from service.front_aio import AioFront
 from service.front_lean import LeanFront
 from service.handlers import Customers, handlers
 from service.logs import start_log
+from service.model_handlers import Models
 from service.models import Model
 from service.recorder import Recorder
+from service.registry_watch import Hooks, RegistryWatch, first_model
 from service.scorer import Scorer
+from service.serving import Lineup, Served, Serving
 from service.settings import Settings
 from service.spikes import SpikeGuard
 from service.workers import READY
@@ -69,13 +75,12 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
 
     BundleError, InputError or OSError where serving cannot start.
     """
-    model = Model.current(settings.registry)
     store = Redis(settings.redis, settings.redis_timeout_ms / 1000)
     if store.is_cluster and settings.durable:
         raise InputError("durable: a Redis cluster takes no live events: leave it out, or use a single Redis")
-    guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
-    recent = RecentStates(settings.stale_cache_bytes) if settings.stale_cache_bytes else None
-    scorer = Scorer(StateReader(store, model.layout, recent), model, guard=guard)
+    model = await first_model(settings.registry, partial(is_ready, store))
+    scorers = Scorers(store, settings)
+    serving = Serving(Lineup(Served(model, scorers(model))))
     rules = _rules(settings)
     fold = Fold(model.layout, model.interests, rules)
     customers = CustomerStore(
@@ -83,12 +88,16 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
         fold,
         most_waiting=settings.max_unarchived,
         durable=settings.durable,
-        forget=(RecentStates(0) if recent is None else recent).forget,
+        forget=scorers.forget,
     )
     rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
-    batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
+    batcher = Batcher(serving.score, **rows, turns=TURNS[settings.front])
     recorder = Recorder(customers.record, rules, scoring=batcher.busy)
-    methods = handlers(recorder, Customers(customers, model.layout, model.interests))
+    shown = Customers(customers, model.interests)
+    hooks = Hooks(scorers, partial(is_ready, store), partial(_use, customers, shown))
+    watch = RegistryWatch(settings.registry, serving, hooks)
+    await watch.look()
+    methods = handlers(recorder, shown, Models(watch))
     front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
     stopping, stop = _stopping()
     for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if pipe is None else ())):
@@ -98,16 +107,19 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_EVERY)
-    logger.info("model %s, fingerprint %s", model.version, model.layout.fingerprint)
+    active = serving.lineup.active.model
+    logger.info("model %s, fingerprint %s", active.version, active.layout.fingerprint)
     if pipe is None:
         logger.info("serving on %s:%d", settings.host_of_address, port)
     else:
         asyncio.get_running_loop().add_reader(pipe.fileno(), stop, 0.0)
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
-    counting = asyncio.create_task(_tell_counts(recorder, scorer))
+    following = asyncio.create_task(watch.run(settings.registry_interval_ms / 1000))
+    counting = asyncio.create_task(_tell_counts(recorder, scorers))
     drain_s = await stopping
     counting.cancel()
+    following.cancel()
     while not watching.done():  # a library in between may keep a cancellation to itself
         watching.cancel()
         await asyncio.wait([watching], timeout=0.1)
@@ -118,9 +130,47 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
     await asyncio.sleep(drain_s)
     await front.stop(settings.grace_s)
     await store.close()
-    if counts := _counts(recorder, scorer):
+    if counts := _counts(recorder, scorers):
         logger.info(counts)
     logger.info("stopped")
+
+
+class Scorers:
+    """Makes a scorer for a model. All that answer show their alerts to the same guards, whatever is switched."""
+
+    def __init__(self, store: Redis, settings: Settings) -> None:
+        guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
+        self._guards: Final = guard(), guard()
+        self._store: Final = store
+        self._stale_bytes: Final = settings.stale_cache_bytes
+        self._recent: Final[WeakSet[RecentStates]] = WeakSet()
+
+    def __call__(self, model: Model, *, shadow: bool = False) -> Scorer:
+        """A scorer; that of a shadow alerts nobody, and leaves the loop to others."""
+        if shadow:
+            return Scorer(StateReader(self._store, model.layout), model, on_loop_rows=0)
+        recent = RecentStates(self._stale_bytes) if self._stale_bytes else None
+        if recent is not None:
+            self._recent.add(recent)
+        source = StateReader(self._store, model.layout, recent)
+        return Scorer(source, model, guard=iter(self._guards).__next__)
+
+    def forget(self, customer_ids: Iterable[str]) -> None:
+        """Use nothing any more that was read of these customers before."""
+        ids = list(customer_ids)
+        for recent in self._recent:
+            recent.forget(ids)
+
+    @property
+    def spikes(self) -> int:
+        """Windows that became a spike so far, in total and by item, of either offer."""
+        return sum(guard.spikes + guard.item_spikes for guard in self._guards)
+
+
+async def _use(customers: CustomerStore, shown: Customers, model: Model) -> None:
+    """Let events and customers go by the features and interests of the model that is about to answer."""
+    await customers.use(model.layout, model.interests)
+    shown.interests = model.interests
 
 
 def _rules(settings: Settings) -> Rules:
@@ -164,20 +214,20 @@ async def _state_of(customers: CustomerStore) -> tuple[bool, str]:
     return True, SERVING
 
 
-async def _tell_counts(recorder: Recorder, scorer: Scorer) -> None:
+async def _tell_counts(recorder: Recorder, scorers: Scorers) -> None:
     """Log what became of events, and how often guards did something, whenever that has changed."""
     told = ""
     while True:
         await asyncio.sleep(COUNTS_S)
-        if (counts := _counts(recorder, scorer)) != told:
+        if (counts := _counts(recorder, scorers)) != told:
             logger.info(counts)
             told = counts
 
 
-def _counts(recorder: Recorder, scorer: Scorer) -> str:
+def _counts(recorder: Recorder, scorers: Scorers) -> str:
     """Counts since the start, in words; empty where there are none."""
     counts = [
-        f"{name} {count}" for name, count in sorted({**recorder.counts, "spikes": scorer.spikes}.items()) if count
+        f"{name} {count}" for name, count in sorted({**recorder.counts, "spikes": scorers.spikes}.items()) if count
     ]
     return f"events so far: {', '.join(counts)}" if counts else ""
 

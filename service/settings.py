@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     stale_cache_bytes: Annotated[
         int, Field(ge=0, description="Memory for states read lately, for callers with allow_stale; 0: none are kept.")
     ] = 0
+    registry_interval_ms: Annotated[
+        int,
+        Field(ge=10, le=600_000, description="How often the registry is looked at for another model or rollout."),
+    ] = 1000
     max_batch_rows: Annotated[int, Field(ge=1, le=10_000, description="Most customers in one graph run.")] = 256
     slice_rows: Annotated[
         int, Field(ge=1, le=10_000, description="Most customers of one call in one graph run; the rest takes turns.")

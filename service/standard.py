@@ -9,11 +9,11 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service import convert, convert_customers, convert_events
+from service import convert, convert_customers, convert_events, convert_models
 from service.errors import Code
 from service.framing import CallError
 
-SERVICES: Final = (convert.SERVICE, convert_events.SERVICE, convert_customers.SERVICE)
+SERVICES: Final = (convert.SERVICE, convert_events.SERVICE, convert_customers.SERVICE, convert_models.SERVICE)
 """Our own: those whose health is told, beside the empty name of the server as a whole, and which reflection shows."""
 Told = Callable[[bytes], None]
 

@@ -61,8 +61,11 @@ def score(customer_id: str, row: Sequence[float], version: bytes, note: Note | N
     return b"%b%b%b%b%b" % (field(1, customer_id.encode()), figures, _as_of(as_of), version, _noted(note))
 
 
-def results(customer_ids: Sequence[str], scores: Scores, version: bytes) -> list[bytes]:
-    """The CustomerResult fields of a batch response, for the rows of Scores: like :func:`score`, for many at once."""
+def results(customer_ids: Sequence[str], scores: Scores, version: bytes | Sequence[bytes]) -> list[bytes]:
+    """The CustomerResult fields of a batch response, for the rows of Scores: like :func:`score`, for many at once.
+
+    ``version`` is one for all, or one for each row.
+    """
     table = scores.table
     blank = bytearray(_BLANK * len(table))
     block = np.frombuffer(blank, dtype=_FIGURES_TABLE)
@@ -74,9 +77,12 @@ def results(customer_ids: Sequence[str], scores: Scores, version: bytes) -> list
     block["spend"] = table[:, 2]
     as_of = table[:, 5]
     # Customers that were loaded together share their time.
-    same = bool((as_of == as_of[0]).all())
-    shared = _as_of(float(as_of[0])) + version
-    tails = [shared] * len(table) if same else [_as_of(t) + version for t in as_of.tolist()]
+    if not isinstance(version, bytes):
+        tails = [_as_of(t) + own for t, own in zip(as_of.tolist(), version, strict=True)]
+    elif (as_of == as_of[0]).all():
+        tails = [_as_of(float(as_of[0])) + version] * len(table)
+    else:
+        tails = [_as_of(t) + version for t in as_of.tolist()]
     for at, note in scores.notes.items():
         if note.off:
             for offer in ("churn", "propensity"):

@@ -24,7 +24,7 @@ from service.convert import encode_batch
 from service.framing import HEAD, OK
 from service.http2 import Http2
 from service.scorer import Part, Scores
-from tests.benchmarks import events, front, outage, raw_load, states, training
+from tests.benchmarks import events, front, models, outage, raw_load, states, training
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, cpu_of, customer_id, load_customers, paired
 
 ROUND: Final = 400
@@ -187,6 +187,7 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
     ({"record_256_rate": ">= 20000", "record_256_share": ">= 0.5", "fold_us": "<= 15"}, events.throughput),
     ({"million_failed": "<= 0", "million_memory": "<= 1.05"}, front.million_calls),
     ({"outage_ms": "<= 20", "recovery_s": "<= 1"}, outage.outage),
+    ({"switch_failed": "<= 0", "switch_p99": "<= 1.5"}, models.switches),
     ({"states_ratio": "<= 3", "states_ratio_wide": "", "states_gib": "<= 8"}, states.states),
     (dict.fromkeys(("peer_tidemark_64", "peer_mosec_64", "peer_empty_cpp_64"), ""), front.peers),
 )

@@ -195,7 +195,17 @@ def interference_p99(bench: Bench) -> Measured:
 
 
 def paced(port: int, requests: raw_load.Pool, rate: float, count: int, lines: int = LINES) -> list[float]:
-    """Seconds that calls took which were due at an even ``rate``, on connections of one call each."""
+    """Seconds that calls took which were due at an even ``rate``, on connections of one call each; all must succeed."""
+    taken, failed = paced_all(port, requests, rate, count, lines)
+    if failed:
+        raise RuntimeError(f"{failed} calls failed")
+    return taken
+
+
+def paced_all(
+    port: int, requests: raw_load.Pool, rate: float, count: int, lines: int = LINES
+) -> tuple[list[float], int]:
+    """The same, and how many failed."""
     poll, taken = select.epoll(), []
     free = [raw_load.Calls(port, 1, requests) for _ in range(lines)]
     busy: dict[int, tuple[raw_load.Calls, float]] = {}
@@ -220,9 +230,8 @@ def paced(port: int, requests: raw_load.Pool, rate: float, count: int, lines: in
                     free.append(line)
     for line in free:
         line.socket.close()
-    if failed := sum(line.failed for line in free):
-        raise RuntimeError(f"{failed} calls failed")
-    return taken[lines:]  # the first on each brought its connection up
+    # The first on each brought its connection up.
+    return taken[lines:], sum(line.failed for line in free)
 
 
 def million_calls(bench: Bench) -> dict[str, Measured]:

@@ -257,15 +257,15 @@ def test_a_version_published_while_another_is_read_does_not_mix_with_it(
     registry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, next_one = str(current(registry).readlink()), newer(registry)
-    honest = bundle._read_manifest
+    honest = bundle.read_manifest
 
     def publish_meanwhile(folder: Path) -> Manifest:
         manifest = honest(folder)
-        monkeypatch.setattr(bundle, "_read_manifest", honest)
+        monkeypatch.setattr(bundle, "read_manifest", honest)
         folder_of_next = bundle.publish(registry, *next_one)
         (folder_of_next / "model.onnx").write_bytes(b"another model")
         return manifest
 
-    monkeypatch.setattr(bundle, "_read_manifest", publish_meanwhile)
+    monkeypatch.setattr(bundle, "read_manifest", publish_meanwhile)
     assert bundle.read(registry).manifest.version == before
     assert str(current(registry).readlink()) != before

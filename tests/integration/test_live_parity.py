@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +51,8 @@ class Flaky(Redis):
 
     lose_next = False
 
-    async def commit(self, groups: Sequence[Group], most_waiting: int = 0, *, durable: bool = False) -> Committed:
-        done = await super().commit(groups, most_waiting, durable=durable)
+    async def commit(self, groups: Sequence[Group], most_waiting: int = 0, **options: Any) -> Committed:
+        done = await super().commit(groups, most_waiting, **options)
         if self.lose_next and not done.overtaken:
             self.lose_next = False
             raise StoreUnavailableError

@@ -77,7 +77,7 @@ class FakeStore:
 
 
 def customers(store: FakeStore) -> Customers:
-    return Customers(cast("CustomerStore", store), LAYOUT, Interests(), clock=lambda: NOW)
+    return Customers(cast("CustomerStore", store), Interests(), clock=lambda: NOW)
 
 
 def call(method: Callable[[bytes], Awaitable[bytes]], request: Any) -> bytes:
@@ -89,7 +89,7 @@ def call(method: Callable[[bytes], Awaitable[bytes]], request: Any) -> bytes:
 
 def shown(state: State | None, record: Record) -> customers_pb2.GetCustomerResponse:
     value = None if state is None else LAYOUT.pack(state)
-    store = FakeStore(Customer("root", LAYOUT.unpack([value]), record))
+    store = FakeStore(Customer("root", LAYOUT.unpack([value]), record, LAYOUT))
     found = call(customers(store).get, customers_pb2.GetCustomerRequest(customer_id="alias"))
     assert store.asked == [("get", "alias")]
     return customers_pb2.GetCustomerResponse.FromString(found)

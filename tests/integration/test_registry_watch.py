@@ -1,0 +1,321 @@
+"""A worker follows its registry: real bundles, no server and no Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import weakref
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from feature_store import bundle
+from feature_store.bundle import BundleError
+from feature_store.definitions import fingerprint
+from feature_store.errors import StoreUnavailableError
+from feature_store.registry import (
+    NO_ROLLOUT,
+    ROLLOUT_FILE,
+    SERVING,
+    Rollout,
+    in_use,
+    linked,
+    read_rollout,
+    remember_serving,
+    versions,
+    write_rollout,
+)
+from service.errors import Reason, RequestError
+from service.models import Model
+from service.registry_watch import Hooks, RegistryWatch, first_model
+from service.scorer import Scorer
+from service.serving import Lineup, Served, Serving
+from tests.e2e.models import republished, with_other_features
+
+
+@dataclass
+class Worker:
+    """What a watch works with, and what it was told."""
+
+    registry: Path
+    ready: set[str] = field(default_factory=set)
+    away: bool = False
+    used: list[str] = field(default_factory=list)
+    asked: int = 0
+
+    async def is_ready(self, fingerprint: str) -> bool:
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailableError
+        return fingerprint in self.ready
+
+    async def use(self, model: Model) -> None:
+        if self.away:
+            raise StoreUnavailableError
+        self.used.append(model.version)
+
+    @staticmethod
+    def scorer(model: Model, *, shadow: bool = False) -> Scorer:
+        return Scorer(cast("Any", None), model, on_loop_rows=0 if shadow else 64)
+
+    def watch(self) -> RegistryWatch:
+        model = Model.current(self.registry)
+        lineup = Lineup(Served(model, self.scorer(model)))
+        return RegistryWatch(self.registry, Serving(lineup), Hooks(self.scorer, self.is_ready, self.use))
+
+    def run(self, act: Callable[[RegistryWatch], Awaitable[None]]) -> None:
+        async def run() -> None:
+            await act(self.watch())
+
+        asyncio.run(run())
+
+
+@pytest.fixture
+def worker(registry: Path) -> Worker:
+    return Worker(registry)
+
+
+def serving(watch: RegistryWatch) -> str:
+    return watch.serving.lineup.active.model.version
+
+
+def tear(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def test_what_was_refused_is_not_tried_again_until_its_files_change(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read: list[str] = []
+
+    def current(registry: Path, version: str) -> Model:
+        read.append(version)
+        return honest(registry, version)
+
+    async def act(watch: RegistryWatch) -> None:
+        before, bad = serving(watch), republished(worker.registry)
+        monkeypatch.setattr(Model, "current", current)
+        graph = worker.registry / bad / bundle.MODEL_FILE
+        whole = graph.read_bytes()
+        tear(graph)
+        for _ in range(3):
+            await watch.look()
+        assert (serving(watch), read, watch.counts["refused"]) == (before, [bad], 1)
+        assert "torn or was changed" in watch.refused[bad].reason
+        assert watch.refusal is watch.refused[bad]
+        assert caplog.text.count("refused, the old one goes on") == 1
+        graph.write_bytes(whole)
+        await watch.look()
+        assert (serving(watch), watch.refused, worker.used) == (bad, {}, [bad])
+        read.clear()
+        await watch.look()
+        assert (read, watch.counts["switches"]) == ([], 1)
+
+    honest = Model.current
+    worker.run(act)
+
+
+def test_states_of_other_features_are_waited_for(worker: Worker) -> None:
+    async def act(watch: RegistryWatch) -> None:
+        before, other = serving(watch), with_other_features(worker.registry)
+        bundle.point(worker.registry, bundle.CURRENT, other)
+        await watch.look()
+        await watch.look()
+        assert (serving(watch), watch.counts["refused"]) == (before, 1)
+        assert "load its states first: python -m feature_store load" in watch.refused[other].reason
+        worker.ready.add(bundle.read_manifest(worker.registry / other).fingerprint)
+        worker.away = True
+        await watch.look()
+        assert serving(watch) == before
+        worker.away = False
+        await watch.look()
+        assert serving(watch) == other
+
+    worker.run(act)
+
+
+def test_a_redis_that_is_away_puts_a_switch_off_and_leaves_current_as_it_was(worker: Worker) -> None:
+    async def act(watch: RegistryWatch) -> None:
+        before, later = serving(watch), republished(worker.registry, activate=False)
+        worker.away = True
+        with pytest.raises(RequestError) as caught:
+            await watch.activate(later)
+        assert caught.value.reason is Reason.FEATURE_STORE_UNAVAILABLE
+        assert (serving(watch), linked(worker.registry)) == (before, before)
+        assert watch.refused == {}
+
+    worker.run(act)
+
+
+def test_a_registry_that_cannot_be_written_refuses_and_stays(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    async def act(watch: RegistryWatch) -> None:
+        before, later = serving(watch), republished(worker.registry, activate=False)
+        with monkeypatch.context() as patch:
+            patch.setattr("tempfile.mkdtemp", fail)
+            patch.setattr("tempfile.mkstemp", fail)
+            for call in (watch.activate(later), watch.roll_out(Rollout(shadow=later))):
+                with pytest.raises(RequestError) as caught:
+                    await call
+                assert caught.value.reason is Reason.REGISTRY_UNAVAILABLE
+        assert (serving(watch), worker.used[-1], watch.rollout) == (before, before, NO_ROLLOUT)
+        bundle.point(worker.registry, bundle.CURRENT, later)
+        with monkeypatch.context() as patch:
+            patch.setattr("tempfile.mkdtemp", fail)
+            await watch.look()
+        assert serving(watch) == later  # to follow needs no writing
+
+    worker.run(act)
+
+
+def test_a_rollout_is_followed_kept_by_a_refusal_and_ended(worker: Worker) -> None:
+    async def act(watch: RegistryWatch) -> None:
+        canary = republished(worker.registry, activate=False)
+        write_rollout(worker.registry, Rollout(canary=canary, share=0.25))
+        await watch.look()
+        lineup = watch.serving.lineup
+        assert lineup.canary is not None
+        assert (lineup.canary.model.version, lineup.share) == (canary, 0.25)
+        write_rollout(worker.registry, Rollout(canary=canary, share=0.5))
+        await watch.look()
+        assert watch.serving.lineup.canary is lineup.canary  # another share takes no other model
+        assert watch.serving.lineup.share == 0.5
+        for rubbish in ("{", '{"canary": "a", "share": 2}', '{"canary": "a"}', '{"shadow": "../a"}', "[]", "\xff"):
+            (worker.registry / ROLLOUT_FILE).write_text(rubbish)
+            await watch.look()
+            assert watch.rollout == Rollout(canary=canary, share=0.5)
+            assert watch.refusal is not None
+            assert watch.refusal.version == ROLLOUT_FILE
+        (worker.registry / ROLLOUT_FILE).unlink()
+        await watch.look()
+        assert not watch.serving.lineup.canary
+        assert watch.rollout == NO_ROLLOUT
+        await watch.roll_out(Rollout(shadow=canary))
+        assert read_rollout(worker.registry) == Rollout(shadow=canary)
+        await watch.activate(canary)
+        assert read_rollout(worker.registry) == NO_ROLLOUT
+        assert (serving(watch), watch.serving.lineup.shadow, watch.rollout) == (canary, None, NO_ROLLOUT)
+
+    worker.run(act)
+
+
+def test_a_bundle_that_serves_and_is_damaged_on_disk_goes_on_from_memory(worker: Worker) -> None:
+    async def act(watch: RegistryWatch) -> None:
+        before = serving(watch)
+        await watch.look()
+        tear(worker.registry / before / bundle.MODEL_FILE)
+        await watch.look()
+        assert (serving(watch), watch.counts["switches"]) == (before, 0)
+        assert before in watch.refused
+
+    worker.run(act)
+
+
+def test_models_that_are_replaced_are_freed_without_the_garbage_collector(worker: Worker) -> None:
+    gone: list[weakref.ref[Model]] = []
+
+    async def act(watch: RegistryWatch) -> None:
+        for at in range(4):
+            gone.append(weakref.ref(watch.serving.lineup.active.model))
+            later, tried = (republished(worker.registry, activate=False) for _ in range(2))
+            await watch.roll_out(Rollout(canary=tried, share=0.5) if at % 2 else Rollout(shadow=tried))
+            await watch.activate(later)
+            assert gone[-1]() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        worker.run(act)
+    finally:
+        gc.enable()
+
+
+def test_memory_does_not_grow_with_switches(worker: Worker) -> None:
+    import psutil  # noqa: PLC0415  # for this test alone
+
+    async def act(watch: RegistryWatch) -> None:
+        one, two = serving(watch), republished(worker.registry, activate=False)
+
+        async def switches(count: int) -> int:
+            for at in range(count):
+                await watch.activate((two, one)[at % 2])
+            return int(psutil.Process(os.getpid()).memory_info().rss)
+
+        before = await switches(20)
+        assert await switches(100) <= 1.1 * before
+
+    worker.run(act)
+
+
+# --- beginning ------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_takes_what_served_last_where_the_current_bundle_must_not_be_served(worker: Worker) -> None:
+    async def begin() -> str:
+        return (await first_model(worker.registry, worker.is_ready)).version
+
+    first = linked(worker.registry)
+    assert first is not None
+    other = with_other_features(worker.registry)
+    bundle.point(worker.registry, bundle.CURRENT, other)
+    assert asyncio.run(begin()) == other  # nothing is known of before
+    remember_serving(worker.registry, first)
+    assert asyncio.run(begin()) == first  # there are no states of its features
+    worker.away = True
+    assert asyncio.run(begin()) == other  # nobody can say
+    worker.away = False
+    worker.ready.add(bundle.read_manifest(worker.registry / other).fingerprint)
+    assert asyncio.run(begin()) == other
+    tear(worker.registry / other / bundle.GOLDEN_FILE)
+    assert asyncio.run(begin()) == first
+    (worker.registry / SERVING).unlink()
+    with pytest.raises(BundleError, match="torn or was changed"):
+        asyncio.run(begin())
+
+
+# --- what stands in a registry --------------------------------------------------------------------------------------
+
+
+def test_bundles_are_listed_newest_first_and_nothing_else_is(registry: Path) -> None:
+    first = linked(registry)
+    later = republished(registry, activate=False)
+    remember_serving(registry, later)
+    write_rollout(registry, Rollout(shadow=later))
+    (registry / ".staging-x").mkdir()
+    (registry / "notes.txt").write_text("")
+    assert versions(registry) == [later, first]
+    assert [manifest.version for manifest in in_use(registry)] == [first, later]
+
+
+def test_a_registry_whose_current_is_a_folder_is_served_and_not_followed(registry: Path) -> None:
+    folder = (registry / bundle.CURRENT).resolve()
+    (registry / bundle.CURRENT).unlink()
+    folder.rename(registry / bundle.CURRENT)
+    assert linked(registry) is None
+    assert Model.current(registry).version == folder.name
+    with pytest.raises(BundleError):
+        in_use(registry)
+
+
+def test_a_folder_copied_under_another_name_is_refused(registry: Path) -> None:
+    (registry / bundle.CURRENT).resolve().rename(registry / "copy")
+    with pytest.raises(BundleError, match="copy no folders"):
+        Model.current(registry, "copy")
+
+
+def test_a_graph_as_wide_as_other_features_is_refused(registry: Path) -> None:
+    path = registry / bundle.CURRENT / bundle.MANIFEST_FILE
+    found = json.loads(path.read_text())
+    found["features"].pop()
+    features = bundle.Manifest.model_validate(found).features
+    found["fingerprint"] = fingerprint(features)
+    path.write_text(json.dumps(found))
+    with pytest.raises(BundleError, match="cannot be run"):
+        Model.current(registry)
