@@ -16,7 +16,7 @@ from service.batching import Batcher
 from service.calls import Call, call_error, too_late, too_slow
 from service.errors import Code
 from service.framing import HEAD, CallError
-from service.http2 import PREFACE, Headers, Http2, PeerError, Stream
+from service.http2 import PREFACE, Headers, Http2, PeerError, Shed, Stream
 from service.settings import Settings
 from service.standard import Health, Reflection
 
@@ -64,6 +64,10 @@ class Front(Protocol):
         """By path, what begins a call."""
 
     @property
+    def sheds(self) -> Mapping[bytes, Shed]:
+        """By path, what sheds a call before it is read."""
+
+    @property
     def connections(self) -> set[Connection]:
         """All that are open."""
 
@@ -80,7 +84,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, front: Front) -> None:
         self.front: Final = front
         self.most_bytes: Final = front.settings.max_message_bytes
-        self._h2 = Http2(front.settings.max_buffered_bytes)
+        self._h2 = Http2(front.settings.max_buffered_bytes, front.sheds)
         self._calls: Final[dict[int, Call]] = {}
         self._todo: Final[deque[Stream]] = deque()
         self._greeting: bytes | None = b""

@@ -5,6 +5,8 @@ What the bytes mean is in ``convert``, what is done with them in ``batching``. T
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -16,8 +18,9 @@ from grpc_reflection.v1alpha import reflection
 from service import tls
 from service.batching import Batcher
 from service.convert import METHODS, Method, status
-from service.errors import Code, Reason, RequestError
+from service.errors import PUSHBACK, Code, Reason, RequestError
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
+from service.pace import overloaded
 from service.settings import Settings
 from service.standard import SERVICES
 
@@ -85,10 +88,18 @@ class AioFront:
 
     def _score(self, method: Method) -> Handler:
         async def score(request: bytes, context: Context) -> bytes:
+            if method.single and (retry_s := self._batcher.shed_unread()) is not None:
+                raise overloaded(retry_s)
             part = method.decode(request)
-            return method.encode(part, await self._batcher.score(part, context.cancelled))
+            return method.encode(part, await self._batcher.score(part, context.cancelled, _deadline(context)))
 
         return score
+
+
+def _deadline(context: Context) -> float:
+    """A call's deadline by the monotonic clock."""
+    left_s = context.time_remaining()
+    return math.inf if left_s is None else time.monotonic() + left_s
 
 
 Handler = Callable[[Any, Context], Awaitable[bytes]]
@@ -143,5 +154,7 @@ def _told(handler: Handler) -> Any:
 
 
 async def _abort(context: Context, error: RequestError) -> None:
-    details = (("grpc-status-details-bin", status(error).SerializeToString()),)
-    await context.abort(GRPC_CODES[Code(error.code).value], error.message, details)
+    details: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status(error).SerializeToString())]
+    if error.pushback_ms is not None:
+        details.append((PUSHBACK, str(error.pushback_ms)))
+    await context.abort(GRPC_CODES[Code(error.code).value], error.message, tuple(details))

@@ -25,7 +25,7 @@ from grpc_health.v1 import health
 
 from service import tls
 from service.batching import Batcher
-from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Score, Streamed
+from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Score, Streamed, shed_reply
 from service.connection import HANDSHAKE_S, TICK_S, Connection
 from service.convert import METHODS
 from service.handlers import NO_HANDLERS, Handlers
@@ -52,6 +52,7 @@ class LeanFront:
             **{path.encode(): partial(Handled, handler) for path, handler in handlers.unary.items()},
             **{path.encode(): partial(Streamed, begin) for path, begin in handlers.streams.items()},
         }
+        self.sheds: Final = {path.encode(): self._shed for path, method in METHODS.items() if method.single}
         self.connections: Final[set[Connection]] = set()
         self._unflushed: list[Connection] = []
         self._ticking: asyncio.TimerHandle | None = None
@@ -90,6 +91,10 @@ class LeanFront:
             connection.abort()
         if self._ticking:
             self._ticking.cancel()
+
+    def _shed(self) -> bytes | None:
+        retry_s = self.batcher.shed_unread()
+        return None if retry_s is None else shed_reply(retry_s)
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
