@@ -170,11 +170,11 @@ class Batcher:
             return
         lane = self._small if rows <= SMALL_ROWS else self._large
         # Nearly all are taken in after a glance.
-        if lane is self._large or lane.rows >= lane.pace.most_rows or deadline < now + lane.pace.surely_s:
-            if (error := lane.refusal(rows, deadline - now)) is not None:
-                self._count(error)
-                deliver(error)
-                return
+        close = lane is self._large or lane.rows >= lane.pace.most_rows or deadline < now + lane.pace.surely_s
+        if close and (error := lane.refusal(rows, deadline - now)) is not None:
+            self._count(error)
+            deliver(error)
+            return
         lane.waiting.append(_Job(part, deliver, abandoned, deadline, now))
         lane.rows += rows
         if lane.idle:
@@ -196,6 +196,11 @@ class Batcher:
             return None
         self.shed += 1
         return lane.pace.retry_s()
+
+    def shed_for_lag(self) -> float:
+        """Shed a call because too much waits before it gets here: when it should come back."""
+        self.shed += 1
+        return self._small.pace.retry_s()
 
     def busy(self) -> bool:
         """Whether scores were asked for a moment ago."""

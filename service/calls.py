@@ -30,7 +30,7 @@ from service.framing import (
 from service.handlers import Stream as RequestStream
 from service.handlers import Unary as Handler
 from service.http2 import Stream, headers_alone
-from service.pace import overloaded
+from service.pace import DEADLINE, overloaded
 from service.scorer import Scores
 
 if TYPE_CHECKING:  # a connection makes calls, and calls answer on their connection
@@ -169,7 +169,7 @@ class Handled(Unary):
 
     def answer(self, request: bytes) -> None:
         """Have it handled."""
-        self.task = asyncio.get_running_loop().create_task(_handled(self.handler, request))
+        self.task = asyncio.get_running_loop().create_task(_handled(self.handler, request, self.deadline))
         self.task.add_done_callback(self.done)
 
     def done(self, task: asyncio.Task[bytes]) -> None:
@@ -268,7 +268,10 @@ class Reflect(Call):
             self.connection.send(self.stream, None if self.talking else HEAD, b"", OK)
 
 
-async def _handled(handler: Handler, request: bytes) -> bytes:
+async def _handled(handler: Handler, request: bytes, deadline: float) -> bytes:
+    if time.monotonic() > deadline:
+        raise too_late()
+    DEADLINE.set(deadline)
     return await handler(request)  # called here: a task that is cancelled before it begins leaves nothing behind
 
 

@@ -93,9 +93,7 @@ class RequestError(Exception):
     ``retry_s``: seconds after which trying again may help, where that is known better than by the code.
     """
 
-    def __init__(
-        self, reason: Reason, message: str, field: str | None = None, *, retry_s: float | None = None
-    ) -> None:
+    def __init__(self, reason: Reason, message: str, field: str | None = None, *, retry_s: float | None = None) -> None:
         super().__init__(message)
         self.reason: Final = reason
         self.message: Final = message

@@ -20,12 +20,14 @@ from service.batching import Batcher
 from service.convert import METHODS, Method, status
 from service.errors import PUSHBACK, Code, Reason, RequestError
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
-from service.pace import overloaded
+from service.lag import Lag
+from service.pace import DEADLINE, overloaded
 from service.settings import Settings
 from service.standard import SERVICES
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 MOST_MS: Final = 2**31 - 1
+MOST_STREAMS: Final = 128
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -36,6 +38,7 @@ class AioFront:
     def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
         self._batcher = batcher
         self._settings = settings
+        self._lag = Lag(settings.max_queue_ms / 1000)
         self._methods: dict[str, Any] = {
             **{path: _unary(self._score(method)) for path, method in METHODS.items()},
             **{path: _unary(_handle(handler)) for path, handler in handlers.unary.items()},
@@ -47,7 +50,8 @@ class AioFront:
         """Listen and return the port; OSError where that is not possible."""
         credentials = tls.server_credentials(self._settings)
         self._server = grpc.aio.server(options=self._options(share_port))
-        self._server.add_generic_rpc_handlers([_Methods(self._methods)])
+        sheds = dict.fromkeys(METHODS, self._shed_unread)
+        self._server.add_generic_rpc_handlers([_Methods(self._methods, sheds)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self.set_serving(False)
@@ -57,7 +61,9 @@ class AioFront:
             found = add(address) if credentials is None else self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
+        self._server.add_insecure_port(self._lag.address)
         await self._server.start()
+        self._lag.start()
         return int(found)
 
     def _options(self, share_port: bool) -> list[tuple[str, int]]:
@@ -66,6 +72,8 @@ class AioFront:
         return [
             # On by default: a second server on the same port would start without a word and take half of the calls.
             ("grpc.so_reuseport", int(share_port)),
+            # What waits within grpcio cannot be seen. Bounded as on the lean front, the rest waits with the client.
+            ("grpc.max_concurrent_streams", MOST_STREAMS),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), MOST_MS)),
@@ -84,12 +92,16 @@ class AioFront:
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and give the running ones time to finish."""
         await self._health.enter_graceful_shutdown()
+        await self._lag.stop()
         await self._server.stop(grace_s)
+
+    def _shed_unread(self) -> float | None:
+        if self._lag.sheds():
+            return self._batcher.shed_for_lag()
+        return self._batcher.shed_unread()
 
     def _score(self, method: Method) -> Handler:
         async def score(request: bytes, context: Context) -> bytes:
-            if method.single and (retry_s := self._batcher.shed_unread()) is not None:
-                raise overloaded(retry_s)
             part = method.decode(request)
             return method.encode(part, await self._batcher.score(part, context.cancelled, _deadline(context)))
 
@@ -109,16 +121,28 @@ Handler = Callable[[Any, Context], Awaitable[bytes]]
 class _Methods(grpc.GenericRpcHandler):
     """Methods by path. No serializers: the front passes bytes."""
 
-    def __init__(self, methods: Mapping[str, Any]) -> None:
+    def __init__(self, methods: Mapping[str, Any], sheds: Mapping[str, Callable[[], float | None]]) -> None:
         self._methods = methods
+        self._sheds = sheds
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The method of a call, None where there is none."""
-        return self._methods.get(handler_call_details.method)
+        """The method of a call, None where there is none; where it is shed, what says so without reading it."""
+        path = handler_call_details.method
+        if (shed := self._sheds.get(path)) is not None and (retry_s := shed()) is not None:
+            return _refused(overloaded(retry_s))
+        return self._methods.get(path)
 
 
 def _unary(handler: Handler) -> Any:
     return grpc.unary_unary_rpc_method_handler(_told(handler))
+
+
+def _refused(error: RequestError) -> Any:
+    async def refuse(_requests: AsyncIterator[bytes], context: Context) -> bytes:
+        await _abort(context, error)
+        raise AssertionError("abort returns never")
+
+    return grpc.stream_unary_rpc_method_handler(refuse)  # of a stream nothing need be read
 
 
 def _stream(begin: Callable[[], Stream]) -> Any:
@@ -132,7 +156,8 @@ def _stream(begin: Callable[[], Stream]) -> Any:
 
 
 def _handle(handler: Unary) -> Handler:
-    async def handle(request: bytes, _context: Context) -> bytes:
+    async def handle(request: bytes, context: Context) -> bytes:
+        DEADLINE.set(_deadline(context))
         return await handler(request)
 
     return handle

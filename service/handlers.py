@@ -51,6 +51,7 @@ def handlers(recorder: Recorder, customers: Customers) -> Handlers:
     events, mine = f"/{convert_events.SERVICE}", f"/{convert_customers.SERVICE}"
 
     async def record(request: bytes) -> bytes:
+        recorder.admit()  # before it is read
         return convert_events.encode_recorded(await recorder.record(convert_events.decode_events(request)))
 
     return Handlers(
@@ -70,11 +71,15 @@ class EventStream:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._begun = False
         self._seen = 0
         self._sum = Recorded()
 
     async def add(self, request: bytes) -> None:
-        """Record the events of a message."""
+        """Record the events of a message; only the first may be shed, later ones wait, and their caller with them."""
+        if not self._begun:
+            self._recorder.admit()
+            self._begun = True
         events = convert_events.decode_events(request)
         self._sum.add(await self._recorder.record(events), self._seen, MOST_TOLD)
         self._seen += len(events)

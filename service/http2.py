@@ -118,7 +118,7 @@ class Http2:
             raise PeerError(str(error)) from error
         return self.advance()
 
-    def advance(self) -> Collection[Stream]:  # noqa: C901  # one branch a kind of event, in the loop that all calls take
+    def advance(self) -> Collection[Stream]:  # noqa: C901, PLR0912  # one branch a kind of event, in the loop that all calls take
         """Go on with bytes received before, for one turn."""
         moved: dict[int, Stream] = {}
         streams, sheds, next_event = self.streams, self._sheds, self._h2.next_event
@@ -326,8 +326,8 @@ def _text(value: bytes) -> bytes:
     most = 0x7F
     if len(value) < most:
         return b"%c%b" % (len(value), value)
-    length, rest = bytearray([most]), len(value) - most
+    length, rest = b"%c" % most, len(value) - most
     while rest > most:
-        length.append(rest & most | 0x80)
+        length += b"%c" % (rest & most | 0x80)
         rest >>= 7
     return b"%b%c%b" % (length, rest, value)

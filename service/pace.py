@@ -2,7 +2,7 @@
 
 ::
 
-    batches done ──► time of a batch ──► time until new work is begun ──┬─► beyond the bound: shed, and when to come back
+    batches done ──► time of a batch ──► time until new work is begun ──┬─► beyond the bound: shed until later
                                                                         └─► and done ──► beyond its deadline: refused
 
 The bound has two sizes, as controlled delay has (Maurer, "Fail at Scale", ACM Queue 2015): a burst may fill the queue
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Final
 
 from service.errors import Reason, RequestError
@@ -23,7 +24,7 @@ FIRST_S: Final = 0.002
 WEIGHT: Final = 0.2
 """Of the newest batch in the average: it follows within about five."""
 OUTLIER: Final = 2.0
-"""A batch counts as no longer than so many times the average: one pause is no pace, a lasting one is soon found out."""
+"""A batch counts as no longer than so many times the average, or than the one before: a pause does not repeat itself."""
 FORGET: Final = 1.01
 """How the least time grows with each batch, so that it follows too."""
 FRESH_S: Final = 1.0
@@ -36,7 +37,11 @@ RETRY_SHARE: Final = 0.5
 """Of the pace that those who are sent away may come back at: the rest is for those who come first."""
 MOST_RETRY_S: Final = 5.0
 SPREAD: Final = tuple(0.75 + (at * 7 % 16) / 30 for at in range(16))
-"""What spreads those who come back: a quarter earlier to a quarter later, neighbours far apart, and few different ones."""
+"""Jitter of those who come back: a quarter earlier to a quarter later, neighbours far apart, and few different ones."""
+
+
+DEADLINE: Final = ContextVar("deadline", default=math.inf)
+"""Of the call that a handler answers, by the monotonic clock."""
 
 
 class Pace:
@@ -63,6 +68,7 @@ class Pace:
         self._clock: Final = clock
         self.batch_s = FIRST_S
         """Average time of a batch."""
+        self._before_s = 0.0
         self._least_s = math.inf
         self._learnt = -math.inf
         self._busy_since = math.inf
@@ -80,7 +86,8 @@ class Pace:
     def took(self, seconds: float, waiting: int) -> None:
         """A batch took so long; so many rows were waiting when it was taken."""
         self._learnt = now = self._clock()
-        self.batch_s += WEIGHT * (min(seconds, OUTLIER * self.batch_s) - self.batch_s)
+        self.batch_s += WEIGHT * (min(seconds, max(OUTLIER * self.batch_s, self._before_s)) - self.batch_s)
+        self._before_s = seconds
         self._least_s = min(seconds, FORGET * self._least_s)
         if not waiting:
             self._busy_since = math.inf

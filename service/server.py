@@ -68,11 +68,14 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     rules = _rules(settings)
     fold = Fold(model.layout, model.interests, rules)
     customers = CustomerStore(store, fold, most_waiting=settings.max_unarchived, durable=settings.durable)
-    rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
     batcher = Batcher(
-        scorer.score, **rows, turns=TURNS[settings.front], max_wait_s=settings.max_queue_ms / 1000
+        scorer.score,
+        max_rows=settings.max_batch_rows,
+        slice_rows=settings.slice_rows,
+        turns=TURNS[settings.front],
+        max_wait_s=settings.max_queue_ms / 1000,
     )
-    recorder = Recorder(customers.record, rules, scoring=batcher.busy)
+    recorder = Recorder(customers.record, rules, scoring=batcher.busy, max_wait_s=settings.max_events_queue_ms / 1000)
     methods = handlers(recorder, Customers(customers, model.layout, model.interests))
     front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
     stopping = _stop_signal()

@@ -3,7 +3,7 @@
 ::
 
     due times (Poisson) ──► each moment's calls, in one write to the next connection ──► server
-    latency = reply read − due time                            replies ──► by stream: good, shed, failed
+    latency = reply read minus due                            replies ──► by stream: good, shed, failed
 
 What is late here would be taken for slowness of the server, so it is measured: how late calls are sent, and the share
 of a core that this process takes. The bytes are those of ``raw_load``.
@@ -18,11 +18,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -125,7 +124,7 @@ class Line:
             if kind == HEADERS:
                 ok = self._table.ok(data[at + HEAD : stop])
                 if flags & END_STREAM:
-                    (good if ok else shed).append(now - self.due.pop(stream))
+                    (good if ok else shed).append(now - self.due.pop(stream, now))
             elif kind == DATA:
                 self._eaten += stop - at - HEAD
             elif kind == RESET:
@@ -207,9 +206,16 @@ class Load:
         for line in (*self._lines, *self._old):
             line.due.clear()
         return Seen(
-            len(due), len(good), len(shed), failed, len(good) / (end - start),
-            *(1e3 * quantile for quantile in (_quantile(good, 0.5), _quantile(good, 0.99), _quantile(shed, 0.99))),
-            1e3 * _quantile(late, 0.99), cpu,
+            offered=len(due),
+            good=len(good),
+            shed=len(shed),
+            failed=failed,
+            goodput=len(good) / (end - start),
+            p50_ms=_quantile_ms(good, 0.5),
+            p99_ms=_quantile_ms(good, 0.99),
+            shed_p99_ms=_quantile_ms(shed, 0.99),
+            late_ms=_quantile_ms(late, 0.99),
+            cpu=cpu,
         )
 
     def _read(self, good: list[float], shed: list[float]) -> int:
@@ -228,8 +234,8 @@ class Load:
         return failed
 
 
-def _quantile(values: list[float], share: float) -> float:
-    return float(np.quantile(values, share)) if values else 0.0
+def _quantile_ms(seconds: list[float], share: float) -> float:
+    return 1e3 * float(np.quantile(seconds, share)) if seconds else 0.0
 
 
 class Apart:
