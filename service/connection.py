@@ -77,6 +77,9 @@ class Front(Protocol):
     def flush_soon(self, connection: Connection) -> None:
         """Have it flushed once, after all of this turn of the loop."""
 
+    def flush_later(self, connection: Connection) -> None:
+        """Have it flushed within a moment, so that there may be more to write by then."""
+
 
 class Connection(asyncio.Protocol):
     """From accept to close."""
@@ -193,6 +196,8 @@ class Connection(asyncio.Protocol):
             self.leave()
         if not self.scoring or self._h2.owes:  # otherwise replies are due soon, and all is written with them
             self.flush()
+        elif self._h2.shed:
+            self.front.flush_later(self)
         if (todo or self._h2.behind) and not self._turning:
             self._turning = True
             asyncio.get_running_loop().call_soon(self._next_turn)

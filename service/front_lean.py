@@ -35,6 +35,8 @@ from service.standard import SERVICES, Health, Reflection
 
 logger = logging.getLogger(__name__)
 
+MOMENT_S: Final = 0.002
+
 
 class LeanFront:
     """All services, health and reflection, on connections of our own."""
@@ -55,6 +57,7 @@ class LeanFront:
         self.sheds: Final = {path.encode(): self._shed for path, method in METHODS.items() if method.single}
         self.connections: Final[set[Connection]] = set()
         self._unflushed: list[Connection] = []
+        self._later: set[Connection] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._gone: asyncio.Event | None = None
 
@@ -111,6 +114,17 @@ class LeanFront:
     def _flush(self) -> None:
         unflushed, self._unflushed = self._unflushed, []
         for connection in unflushed:
+            connection.flush()
+
+    def flush_later(self, connection: Connection) -> None:
+        """Have it flushed within a moment: who is shed is told together with the replies of a batch, if it is quick."""
+        if not self._later:
+            asyncio.get_running_loop().call_later(MOMENT_S, self._flush_late)
+        self._later.add(connection)
+
+    def _flush_late(self) -> None:
+        later, self._later = self._later, set()
+        for connection in later:
             connection.flush()
 
     def _tick(self) -> None:

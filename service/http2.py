@@ -96,7 +96,7 @@ class Http2:
         self._parked: dict[int, zttp.Stream] = {}
         self._own_frames = b""
         self._sheds: Final = sheds
-        self._shed: Final[list[bytes]] = []
+        self.shed: Final[list[bytes]] = []
         """Frames of replies to requests that were shed."""
         self._held: Final[dict[int, bytes]] = {}
         """Streams that have to wait, and the frames that would let them go on."""
@@ -268,7 +268,7 @@ class Http2:
 
     def _say_shed(self, stream_id: int, reply: bytes) -> None:
         """Answer a request that was shed. What zttp adds, a reset, is ignored where the request is whole."""
-        self._shed.append(b"%b%b%b%b" % (len(reply).to_bytes(3), HEADERS_ALONE, stream_id.to_bytes(4), reply))
+        self.shed.append(b"%b%b%b%b" % (len(reply).to_bytes(3), HEADERS_ALONE, stream_id.to_bytes(4), reply))
         self._h2.stream(stream_id).reset(NO_ERROR)
 
     def _close(self, stream: Stream) -> None:
@@ -308,9 +308,9 @@ class Http2:
         data = self._h2.data_to_send()
         if self._held:
             data = self._held_back(data)
-        if self._shed:
-            data = b"".join([*self._shed, data])
-            self._shed.clear()
+        if self.shed:
+            data = b"".join([*self.shed, data])
+            self.shed.clear()
         if self._own_frames:
             data, self._own_frames = data + self._own_frames, b""
         return data

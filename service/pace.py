@@ -24,7 +24,7 @@ FIRST_S: Final = 0.002
 WEIGHT: Final = 0.2
 """Of the newest batch in the average: it follows within about five."""
 OUTLIER: Final = 2.0
-"""A batch counts as no longer than so many times the average, or than the one before: a pause does not repeat itself."""
+"""A batch counts as no longer than so many times the average, or than the one before: a pause comes alone."""
 FORGET: Final = 1.01
 """How the least time grows with each batch, so that it follows too."""
 FRESH_S: Final = 1.0

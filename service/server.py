@@ -13,6 +13,7 @@ import asyncio
 import gc
 import logging
 import signal
+from collections.abc import Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
@@ -91,7 +92,7 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
         asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
-    counting = asyncio.create_task(_tell_counts(recorder, scorer))
+    counting = asyncio.create_task(_tell_counts(recorder, scorer, batcher))
     await stopping.wait()
     counting.cancel()
     logger.info("stopping: running calls have %g s", settings.grace_s)
@@ -100,7 +101,7 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
         await asyncio.wait([watching], timeout=0.1)
     await front.stop(settings.grace_s)
     await store.close()
-    if counts := _counts(recorder, scorer):
+    for counts in _counts(recorder, scorer, batcher):
         logger.info(counts)
     logger.info("stopped")
 
@@ -137,22 +138,33 @@ async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanF
         await asyncio.sleep(interval_s)
 
 
-async def _tell_counts(recorder: Recorder, scorer: Scorer) -> None:
-    """Log what became of events, and how often guards did something, whenever that has changed."""
-    told = ""
+async def _tell_counts(recorder: Recorder, scorer: Scorer, batcher: Batcher) -> None:
+    """Log what became of events and calls, and how often guards did something, whenever that has changed."""
+    told: list[str] = []
     while True:
         await asyncio.sleep(COUNTS_S)
-        if (counts := _counts(recorder, scorer)) != told:
-            logger.info(counts)
-            told = counts
+        counts = _counts(recorder, scorer, batcher)
+        for line in counts:
+            if line not in told:
+                logger.info(line)
+        told = counts
 
 
-def _counts(recorder: Recorder, scorer: Scorer) -> str:
-    """Counts since the start, in words; empty where there are none."""
-    counts = [
-        f"{name} {count}" for name, count in sorted({**recorder.counts, "spikes": scorer.spikes}.items()) if count
-    ]
-    return f"events so far: {', '.join(counts)}" if counts else ""
+def _counts(recorder: Recorder, scorer: Scorer, batcher: Batcher) -> list[str]:
+    """Counts since the start, in words; no line where there are none."""
+    lines = []
+    if events := _told({**recorder.counts, "spikes": scorer.spikes}):
+        lines.append(f"events so far: {events}")
+    for name, queue in (("scoring", batcher), ("event", recorder)):
+        if lost := _told({kind: getattr(queue, kind) for kind in ("shed", "refused", "expired", "cancelled")}):
+            lines.append(f"{name} calls not answered so far: {lost}")
+    if batcher.scored and len(lines) > bool(events):
+        lines.append(f"customers scored so far: {batcher.scored}")
+    return lines
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count)
 
 
 def _stop_signal() -> asyncio.Event:

@@ -48,6 +48,7 @@ from tests.benchmarks.raw_load import (
     connected,
     frame,
 )
+from tests.benchmarks.setting import CUSTOMERS
 
 MOMENT_S: Final = 0.0002
 """Calls that are due within so long go out together, as a client's calls do that were made in one turn of its loop."""
@@ -168,8 +169,8 @@ class Line:
 class Load:
     """Lines to a server, kept from slice to slice."""
 
-    def __init__(self, port: int, connections: int = CONNECTIONS) -> None:
-        self._port, self._requests = port, Requests(port)
+    def __init__(self, port: int, connections: int = CONNECTIONS, customers: int = CUSTOMERS) -> None:
+        self._port, self._requests = port, Requests(port, customers)
         self._lines = [Line(port, self._requests) for _ in range(connections)]
         self._old: list[Line] = []
         self._rng = np.random.default_rng(os.getpid())
@@ -254,9 +255,9 @@ class Apart:
 
 
 @contextmanager
-def apart(port: int) -> Iterator[Apart]:
+def apart(port: int, connections: int = CONNECTIONS, customers: int = CUSTOMERS) -> Iterator[Apart]:
     """Start a process for the load."""
-    command = [sys.executable, "-m", "tests.benchmarks.open_load", str(port)]
+    command = [sys.executable, "-m", "tests.benchmarks.open_load", *map(str, (port, connections, customers))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Apart(process)
@@ -266,7 +267,7 @@ def apart(port: int) -> Iterator[Apart]:
 
 def main() -> None:
     """For each line of stdin, a rate and seconds, one of JSON."""
-    load = Load(int(sys.argv[1]))
+    load = Load(*map(int, sys.argv[1:]))
     for line in sys.stdin:
         rate, seconds = map(float, line.split())
         print(json.dumps(asdict(load.run(rate, seconds))), flush=True)

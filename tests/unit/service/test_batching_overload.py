@@ -1,10 +1,10 @@
-"""Whatever is submitted, given up, late or too much: every call gets exactly one outcome, and only some are worked on."""
+"""Whatever is submitted, given up, late or too much: each call gets exactly one outcome, and only some are scored."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
