@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from service.convert import Method, status
@@ -28,7 +29,8 @@ from service.framing import (
 )
 from service.handlers import Stream as RequestStream
 from service.handlers import Unary as Handler
-from service.http2 import Stream
+from service.http2 import Stream, headers_alone
+from service.pace import DEADLINE, overloaded
 from service.scorer import Scores
 
 if TYPE_CHECKING:  # a connection makes calls, and calls answer on their connection
@@ -134,15 +136,15 @@ class Score(Unary):
         self.part = self.method.decode(request)
         self.connection.scoring += 1
         self.submitted = True
-        self.connection.front.batcher.submit(self.part, self.deliver, self.abandoned)
+        self.connection.front.batcher.submit(self.part, self.deliver, self.abandoned, self.deadline)
 
     def over(self) -> None:
         """No batch is waited for."""
         self.connection.scoring -= self.submitted
 
     def abandoned(self) -> bool:
-        """Whether nobody waits any more; at the deadline the connection's tick says so to the client."""
-        return self.stream.reset or time.monotonic() > self.deadline
+        """Whether nobody waits any more."""
+        return self.stream.reset
 
     def deliver(self, outcome: Scores | RequestError) -> None:
         """Take the batch's outcome to the client."""
@@ -167,7 +169,7 @@ class Handled(Unary):
 
     def answer(self, request: bytes) -> None:
         """Have it handled."""
-        self.task = asyncio.get_running_loop().create_task(_handled(self.handler, request))
+        self.task = asyncio.get_running_loop().create_task(_handled(self.handler, request, self.deadline))
         self.task.add_done_callback(self.done)
 
     def done(self, task: asyncio.Task[bytes]) -> None:
@@ -266,8 +268,17 @@ class Reflect(Call):
             self.connection.send(self.stream, None if self.talking else HEAD, b"", OK)
 
 
-async def _handled(handler: Handler, request: bytes) -> bytes:
+async def _handled(handler: Handler, request: bytes, deadline: float) -> bytes:
+    if time.monotonic() > deadline:
+        raise too_late()
+    DEADLINE.set(deadline)
     return await handler(request)  # called here: a task that is cancelled before it begins leaves nothing behind
+
+
+@lru_cache(maxsize=4096)
+def shed_reply(retry_s: float) -> bytes:
+    """What a call that is shed is told, made once for each time to come back: to shed has to cost next to nothing."""
+    return headers_alone([*HEAD, *call_error(overloaded(retry_s)).headers()])
 
 
 def too_late() -> CallError:
@@ -288,4 +299,4 @@ def call_error(error: Exception) -> CallError:
         name = type(error).__name__
         logger.error("a call failed: %s", name)
         error = RequestError(Reason.INTERNAL, f"the server failed ({name})")
-    return CallError(error.code, error.message, status(error).SerializeToString())
+    return CallError(error.code, error.message, status(error).SerializeToString(), error.pushback_ms)

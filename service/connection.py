@@ -16,7 +16,7 @@ from service.batching import Batcher
 from service.calls import Call, call_error, too_late, too_slow
 from service.errors import Code, server_stopping
 from service.framing import HEAD, CallError
-from service.http2 import PREFACE, Headers, Http2, PeerError, Stream
+from service.http2 import PREFACE, Headers, Http2, PeerError, Shed, Stream
 from service.settings import Settings
 from service.standard import Health, Reflection
 
@@ -64,6 +64,10 @@ class Front(Protocol):
         """By path, what begins a call."""
 
     @property
+    def sheds(self) -> Mapping[bytes, Shed]:
+        """By path, what sheds a call before it is read."""
+
+    @property
     def connections(self) -> set[Connection]:
         """All that are open."""
 
@@ -73,6 +77,9 @@ class Front(Protocol):
     def flush_soon(self, connection: Connection) -> None:
         """Have it flushed once, after all of this turn of the loop."""
 
+    def flush_later(self, connection: Connection) -> None:
+        """Have it flushed within a moment, so that there may be more to write by then."""
+
 
 class Connection(asyncio.Protocol):
     """From accept to close."""
@@ -80,7 +87,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, front: Front) -> None:
         self.front: Final = front
         self.most_bytes: Final = front.settings.max_message_bytes
-        self._h2 = Http2(front.settings.max_buffered_bytes)
+        self._h2 = Http2(front.settings.max_buffered_bytes, front.sheds)
         self._calls: Final[dict[int, Call]] = {}
         self._todo: Final[deque[Stream]] = deque()
         self._greeting: bytes | None = b""
@@ -189,6 +196,8 @@ class Connection(asyncio.Protocol):
             self.leave()
         if not self.scoring or self._h2.owes:  # otherwise replies are due soon, and all is written with them
             self.flush()
+        elif self._h2.shed:
+            self.front.flush_later(self)
         if (todo or self._h2.behind) and not self._turning:
             self._turning = True
             asyncio.get_running_loop().call_soon(self._next_turn)

@@ -37,10 +37,14 @@ MAX_DURATION_S: Final = 315_576_000_000
 
 @dataclass(frozen=True)
 class Method:
-    """One RPC: decode raises RequestError for a bad request; encode raises it where the whole call has failed."""
+    """One RPC: decode raises RequestError for a bad request; encode raises it where the whole call has failed.
+
+    ``single``: it is for one customer, whatever the request says.
+    """
 
     decode: Callable[[bytes], Part]
     encode: Callable[[Part, Scores], bytes]
+    single: bool = False
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -170,6 +174,6 @@ def status(error: RequestError, at: int | None = None) -> status_pb2.Status:
 
 
 METHODS: Final[Mapping[str, Method]] = {
-    f"/{SERVICE}/ScoreCustomer": Method(decode_score, encode_score),
+    f"/{SERVICE}/ScoreCustomer": Method(decode_score, encode_score, single=True),
     f"/{SERVICE}/BatchScoreCustomers": Method(decode_batch, encode_batch),
 }

@@ -58,6 +58,8 @@ class Reason(StrEnum):
     FEATURE_STORE_FULL = "FEATURE_STORE_FULL"
     FEATURE_STORE_UNAVAILABLE = "FEATURE_STORE_UNAVAILABLE"
     SERVER_STOPPING = "SERVER_STOPPING"
+    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
+    OVERLOADED = "OVERLOADED"
     INTERNAL = "INTERNAL"
 
 
@@ -90,25 +92,33 @@ CODES: Final = {
     Reason.FEATURE_STORE_FULL: Code.RESOURCE_EXHAUSTED,
     Reason.FEATURE_STORE_UNAVAILABLE: Code.UNAVAILABLE,
     Reason.SERVER_STOPPING: Code.UNAVAILABLE,
+    Reason.DEADLINE_TOO_SHORT: Code.DEADLINE_EXCEEDED,
+    Reason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
     Reason.INTERNAL: Code.INTERNAL,
 }
 
 RETRY_AFTER_S: Final = 0.5
 """What RetryInfo says with UNAVAILABLE: about the time in which health follows Redis."""
 RETRIED: Final = (Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED)
+PUSHED_BACK: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+"""Codes with which gRPC's own retries are told as well when to come back; a conflict is better tried at their pace."""
+PUSHBACK: Final = "grpc-retry-pushback-ms"
+"""The trailer that tells them."""
 
 
 class RequestError(Exception):
     """A request, or one of its customers, cannot be served.
 
     ``message`` says what is wrong and how to mend it, never whose data it is; ``field`` names the request's field.
+    ``retry_s``: seconds after which trying again may help, where that is known better than by the code.
     """
 
-    def __init__(self, reason: Reason, message: str, field: str | None = None) -> None:
+    def __init__(self, reason: Reason, message: str, field: str | None = None, *, retry_s: float | None = None) -> None:
         super().__init__(message)
         self.reason: Final = reason
         self.message: Final = message
         self.field: Final = field
+        self._retry_s: Final = retry_s
 
     @property
     def code(self) -> Code:
@@ -118,7 +128,15 @@ class RequestError(Exception):
     @property
     def retry_after_s(self) -> float | None:
         """Seconds after which trying again may help, None where it does not."""
+        if self._retry_s is not None:
+            return self._retry_s
         return RETRY_AFTER_S if self.code in RETRIED else None
+
+    @property
+    def pushback_ms(self) -> int | None:
+        """The same for gRPC's own retries, None where they are left to their own pace."""
+        retry_s = self.retry_after_s if self.code in PUSHED_BACK else None
+        return None if retry_s is None else max(1, round(retry_s * 1000))
 
 
 def server_stopping() -> RequestError:

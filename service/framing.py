@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
-from service.errors import Code
+from service.errors import PUSHBACK, Code
 from service.http2 import Headers
 
 PREFIX: Final = 5
@@ -30,19 +30,25 @@ OK: Final[Headers] = [(b"grpc-status", b"0")]
 
 
 class CallError(Exception):
-    """The end of a call that is not OK: status code, message, and an encoded google.rpc.Status where there is one."""
+    """The end of a call that is not OK: status code, message, and an encoded google.rpc.Status where there is one.
 
-    def __init__(self, code: Code, message: str, details: bytes = b"") -> None:
+    ``pushback_ms``: when gRPC's own retries are to come back, where they are told.
+    """
+
+    def __init__(self, code: Code, message: str, details: bytes = b"", pushback_ms: int | None = None) -> None:
         super().__init__(message)
         self.code: Final = code
         self.message: Final = message
         self.details: Final = details
+        self.pushback_ms: Final = pushback_ms
 
     def headers(self) -> Headers:
         """As trailers."""
         found = [(b"grpc-status", b"%d" % self.code), (b"grpc-message", quote(self.message, safe=PRINTABLE).encode())]
         if self.details:
             found.append((b"grpc-status-details-bin", base64.b64encode(self.details).rstrip(b"=")))
+        if self.pushback_ms is not None:
+            found.append((PUSHBACK.encode(), b"%d" % self.pushback_ms))
         if self.code is Code.UNIMPLEMENTED:
             found.append((b"grpc-accept-encoding", b"identity, deflate, gzip"))
         return found

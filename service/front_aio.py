@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -18,9 +20,11 @@ from grpc_health.v1 import health
 from service import tls
 from service.batching import Batcher
 from service.convert import METHODS, Method, status
-from service.errors import Code, Reason, RequestError, server_stopping
+from service.errors import PUSHBACK, Code, Reason, RequestError, server_stopping
 from service.framing import CallError
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
+from service.lag import Lag
+from service.pace import DEADLINE, overloaded
 from service.settings import Settings
 from service.standard import SERVICES, Health, Reflection
 
@@ -28,6 +32,7 @@ GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 MOST_MS: Final = 2**31 - 1
 TELL_S: Final = 1.0
 """At a stop, those who watch health must have taken the news by then, and calls that are given up their status."""
+MOST_STREAMS: Final = 128
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -38,6 +43,7 @@ class AioFront:
     def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
         self._batcher = batcher
         self._settings = settings
+        self._lag = Lag(settings.max_queue_ms / 1000)
         self._methods: dict[str, Any] = {
             **{path: _unary(self._score(method)) for path, method in METHODS.items()},
             **{path: _unary(_handle(handler)) for path, handler in handlers.unary.items()},
@@ -62,14 +68,17 @@ class AioFront:
         port = port if listener is None else int(listener.getsockname()[1])
         credentials = tls.server_credentials(self._settings)
         self._server = grpc.aio.server(options=self._options(listener is not None))
-        self._server.add_generic_rpc_handlers([_Methods(self._methods)])
+        sheds = dict.fromkeys(METHODS, self._shed_unread)
+        self._server.add_generic_rpc_handlers([_Methods(self._methods, sheds)])
         address = f"{self._settings.host_of_address}:{port}"
         try:
             add = self._server.add_insecure_port
             found = add(address) if credentials is None else self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
+        self._server.add_insecure_port(self._lag.address)
         await self._server.start()
+        self._lag.start()
         return int(found)
 
     def _options(self, share_port: bool) -> list[tuple[str, int]]:
@@ -78,6 +87,8 @@ class AioFront:
         return [
             # On by default: a second server on the same port would start without a word and take half of the calls.
             ("grpc.so_reuseport", int(share_port)),
+            # What waits within grpcio cannot be seen. Bounded as on the lean front, the rest waits with the client.
+            ("grpc.max_concurrent_streams", MOST_STREAMS),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), MOST_MS)),
@@ -105,6 +116,7 @@ class AioFront:
         for taking in self._streams:
             taking.cancel()
         await stopping
+        await self._lag.stop()
 
     async def _check(self, request: bytes, _context: Context) -> bytes:
         """Health.Check."""
@@ -144,12 +156,23 @@ class AioFront:
 
         return take
 
+    def _shed_unread(self) -> float | None:
+        if self._lag.sheds():
+            return self._batcher.shed_for_lag()
+        return self._batcher.shed_unread()
+
     def _score(self, method: Method) -> Handler:
         async def score(request: bytes, context: Context) -> bytes:
             part = method.decode(request)
-            return method.encode(part, await self._batcher.score(part, context.cancelled))
+            return method.encode(part, await self._batcher.score(part, context.cancelled, _deadline(context)))
 
         return score
+
+
+def _deadline(context: Context) -> float:
+    """A call's deadline by the monotonic clock."""
+    left_s = context.time_remaining()
+    return math.inf if left_s is None else time.monotonic() + left_s
 
 
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -159,16 +182,28 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 class _Methods(grpc.GenericRpcHandler):
     """Methods by path. No serializers: the front passes bytes."""
 
-    def __init__(self, methods: Mapping[str, Any]) -> None:
+    def __init__(self, methods: Mapping[str, Any], sheds: Mapping[str, Callable[[], float | None]]) -> None:
         self._methods = methods
+        self._sheds = sheds
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The method of a call, None where there is none."""
-        return self._methods.get(handler_call_details.method)
+        """The method of a call, None where there is none; where it is shed, what says so without reading it."""
+        path = handler_call_details.method
+        if (shed := self._sheds.get(path)) is not None and (retry_s := shed()) is not None:
+            return _refused(overloaded(retry_s))
+        return self._methods.get(path)
 
 
 def _unary(handler: Handler) -> Any:
     return grpc.unary_unary_rpc_method_handler(_told(handler))
+
+
+def _refused(error: RequestError) -> Any:
+    async def refuse(_requests: AsyncIterator[bytes], context: Context) -> bytes:
+        await _abort(context, error)
+        raise AssertionError("abort returns never")
+
+    return grpc.stream_unary_rpc_method_handler(refuse)  # of a stream nothing need be read
 
 
 def _stream(handler: Handler) -> Any:
@@ -182,7 +217,8 @@ async def _taken(stream: Stream, requests: AsyncIterator[bytes]) -> bytes:
 
 
 def _handle(handler: Unary) -> Handler:
-    async def handle(request: bytes, _context: Context) -> bytes:
+    async def handle(request: bytes, context: Context) -> bytes:
+        DEADLINE.set(_deadline(context))
         return await handler(request)
 
     return handle
@@ -206,5 +242,7 @@ def _told(handler: Handler) -> Any:
 
 
 async def _abort(context: Context, error: RequestError) -> None:
-    details = (("grpc-status-details-bin", status(error).SerializeToString()),)
-    await context.abort(GRPC_CODES[Code(error.code).value], error.message, details)
+    details: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status(error).SerializeToString())]
+    if error.pushback_ms is not None:
+        details.append((PUSHBACK, str(error.pushback_ms)))
+    await context.abort(GRPC_CODES[Code(error.code).value], error.message, tuple(details))

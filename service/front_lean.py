@@ -27,7 +27,7 @@ from grpc_health.v1 import health
 
 from service import tls
 from service.batching import Batcher
-from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Score, Streamed
+from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Score, Streamed, shed_reply
 from service.connection import HANDSHAKE_S, LINGER_S, TICK_S, Connection
 from service.convert import METHODS
 from service.handlers import NO_HANDLERS, Handlers
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
 """Connections that may wait to be accepted."""
+MOMENT_S: Final = 0.002
 
 
 class LeanFront:
@@ -57,8 +58,10 @@ class LeanFront:
             **{path.encode(): partial(Handled, handler) for path, handler in handlers.unary.items()},
             **{path.encode(): partial(Streamed, begin) for path, begin in handlers.streams.items()},
         }
+        self.sheds: Final = {path.encode(): self._shed for path, method in METHODS.items() if method.single}
         self.connections: Final[set[Connection]] = set()
         self._unflushed: list[Connection] = []
+        self._later: set[Connection] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._gone: asyncio.Event | None = None
 
@@ -115,6 +118,10 @@ class LeanFront:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), seconds)
 
+    def _shed(self) -> bytes | None:
+        retry_s = self.batcher.shed_unread()
+        return None if retry_s is None else shed_reply(retry_s)
+
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
         self.connections.discard(connection)
@@ -130,6 +137,17 @@ class LeanFront:
     def _flush(self) -> None:
         unflushed, self._unflushed = self._unflushed, []
         for connection in unflushed:
+            connection.flush()
+
+    def flush_later(self, connection: Connection) -> None:
+        """Have it flushed within a moment: who is shed is told together with the replies of a batch, if it is quick."""
+        if not self._later:
+            asyncio.get_running_loop().call_later(MOMENT_S, self._flush_late)
+        self._later.add(connection)
+
+    def _flush_late(self) -> None:
+        later, self._later = self._later, set()
+        for connection in later:
             connection.flush()
 
     def _tick(self) -> None:

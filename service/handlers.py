@@ -52,6 +52,7 @@ def handlers(recorder: Recorder, customers: Customers, models: Models) -> Handle
     events, mine, theirs = (f"/{convert.SERVICE}" for convert in (convert_events, convert_customers, convert_models))
 
     async def record(request: bytes) -> bytes:
+        recorder.admit()  # before it is read
         return convert_events.encode_recorded(await recorder.record(convert_events.decode_events(request)))
 
     return Handlers(
@@ -75,11 +76,15 @@ class EventStream:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._begun = False
         self._seen = 0
         self._sum = Recorded()
 
     async def add(self, request: bytes) -> None:
-        """Record the events of a message."""
+        """Record the events of a message; only the first may be shed, later ones wait, and their caller with them."""
+        if not self._begun:
+            self._recorder.admit()
+            self._begun = True
         events = convert_events.decode_events(request)
         self._sum.add(await self._recorder.record(events), self._seen, MOST_TOLD)
         self._seen += len(events)

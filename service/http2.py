@@ -7,7 +7,7 @@ when it should come on a new connection.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NoReturn
 
 import zttp
@@ -45,6 +45,16 @@ OPAQUE: Final = b"tidemark"
 PING: Final = b"\0\0\x08\x06\0\0\0\0\0" + OPAQUE
 
 
+STATUS_200: Final = b"\x88"
+"""``:status: 200`` by its place in HPACK's static table."""
+HEADERS_ALONE: Final = b"\1\5"
+"""A frame of headers that are whole and end their stream."""
+
+Shed = Callable[[], bytes | None]
+"""The reply (:func:`headers_alone`) to a request that is not even looked at, None where it is welcome."""
+NO_SHEDS: Final[Mapping[bytes, Shed]] = {}
+
+
 class PeerError(Exception):
     """The peer broke the protocol or a limit: send what :meth:`Http2.to_send` still has, and close."""
 
@@ -67,10 +77,11 @@ class Stream:
 class Http2:
     """The server's side of one connection.
 
-    ``most_buffered``: bytes of bodies not yet consumed, and of replies not yet taken by the peer, each.
+    ``most_buffered``: bytes of bodies not yet consumed, and of replies not yet taken by the peer, each. ``sheds``: by
+    path, what may answer a request as it comes in; then it never becomes a stream here.
     """
 
-    def __init__(self, most_buffered: int) -> None:
+    def __init__(self, most_buffered: int, sheds: Mapping[bytes, Shed] = NO_SHEDS) -> None:
         self._h2 = zttp.Connection(zttp.SERVER, zttp.HTTP2)
         self._h2.initiate_connection()
         self._most_buffered: Final = most_buffered
@@ -84,6 +95,9 @@ class Http2:
         """Answers to pings of ours so far."""
         self._parked: dict[int, zttp.Stream] = {}
         self._own_frames = b""
+        self._sheds: Final = sheds
+        self.shed: Final[list[bytes]] = []
+        """Frames of replies to requests that were shed."""
         self._held: Final[dict[int, bytes]] = {}
         """Streams that have to wait, and the frames that would let them go on."""
         self.buffered = 0
@@ -104,10 +118,11 @@ class Http2:
             raise PeerError(str(error)) from error
         return self.advance()
 
-    def advance(self) -> Collection[Stream]:  # noqa: C901  # one branch a kind of event, in the loop that all calls take
+    def advance(self) -> Collection[Stream]:  # noqa: C901, PLR0912  # one branch a kind of event, in the loop that all calls take
         """Go on with bytes received before, for one turn."""
         moved: dict[int, Stream] = {}
-        streams, next_event = self.streams, self._h2.next_event
+        streams, sheds, next_event = self.streams, self._sheds, self._h2.next_event
+        shed: dict[int, bytes] = {}
         turn, idle, requests = TURN, 0, 0
         event: Any = None  # one of zttp's, told apart by its class: isinstance for each would cost more than parsing
         try:
@@ -131,17 +146,24 @@ class Http2:
                     turn -= len(event.headers) >> 3
                     if not self._final:
                         self._last = event.stream_id
-                        streams[self._last] = moved[self._last] = Stream(event)
+                        if (path := event.path) in sheds and (reply := sheds[path]()) is not None:
+                            shed[self._last] = reply
+                        else:
+                            streams[self._last] = moved[self._last] = Stream(event)
                 elif kind is zttp.EndOfMessage:
                     if (stream := streams.get(event.stream_id)) is not None:
                         stream.ended = True
                         moved[stream.id] = stream
+                    elif event.stream_id in shed:
+                        self._say_shed(event.stream_id, shed.pop(event.stream_id))
                 else:
                     idle += 1
                     if kind is not zttp.WindowUpdate:
                         self._control(event, moved)
         except zttp.ProtocolError as error:
             raise PeerError(str(error)) from error
+        for stream_id, reply in shed.items():
+            self._say_shed(stream_id, reply)
         self.behind = event is not zttp.NEED_DATA
         self.owes = self.owes or any(not stream.ended for stream in moved.values())
         self._charge(idle, requests)
@@ -244,6 +266,11 @@ class Http2:
             handle.reset(NO_ERROR)
         self._close(stream)
 
+    def _say_shed(self, stream_id: int, reply: bytes) -> None:
+        """Answer a request that was shed. What zttp adds, a reset, is ignored where the request is whole."""
+        self.shed.append(b"%b%b%b%b" % (len(reply).to_bytes(3), HEADERS_ALONE, stream_id.to_bytes(4), reply))
+        self._h2.stream(stream_id).reset(NO_ERROR)
+
     def _close(self, stream: Stream) -> None:
         del self.streams[stream.id]
         self.buffered -= len(stream.body)
@@ -281,6 +308,26 @@ class Http2:
         data = self._h2.data_to_send()
         if self._held:
             data = self._held_back(data)
+        if self.shed:
+            data = b"".join([*self.shed, data])
+            self.shed.clear()
         if self._own_frames:
             data, self._own_frames = data + self._own_frames, b""
         return data
+
+
+def headers_alone(headers: Headers) -> bytes:
+    """A reply of headers alone in HPACK, so that it means the same on every connection: nothing goes by a table."""
+    return STATUS_200 + b"".join(b"\0%b%b" % (_text(name), _text(value)) for name, value in headers)
+
+
+def _text(value: bytes) -> bytes:
+    """A text of HPACK: its length, seven bits at a time after the first, and the bytes as they are."""
+    most = 0x7F
+    if len(value) < most:
+        return b"%c%b" % (len(value), value)
+    length, rest = b"%c" % most, len(value) - most
+    while rest > most:
+        length += b"%c" % (rest & most | 0x80)
+        rest >>= 7
+    return b"%b%c%b" % (length, rest, value)

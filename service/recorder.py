@@ -4,7 +4,8 @@
 
     call ──► check each ──► waiting events of all calls ──► up to 32 at a time: read, fold, commit ──► call
                  │                                                      │
-                 └ an event is bad       rejected, alone                └ Redis away, archive behind     all of the call
+      │          └ an event is bad       rejected, alone                └ Redis away, archive behind     all of the call
+      └ too much waits already, or its deadline is too short or gone by                                  all of the call
 
 As with scores nobody waits for a timer: what has arrived while the last batch was stored is the next one. Batches are
 small, and between them others have turns of the loop, so that a score never waits long for the loop or for Redis.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,6 +27,7 @@ from feature_store.errors import ArchiveBehindError, NotInClusterError, StoreUna
 from feature_store.events import Event, Problem, Rules, problem
 from feature_store.live import Outcome, Verdict
 from service.errors import Reason, RequestError
+from service.pace import DEADLINE, Pace, expired, overloaded
 from service.store_errors import not_in_cluster, store_error
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class _Job:
     events: Sequence[Event]
     finished: asyncio.Future[list[Outcome | None]]
     outcomes: list[Outcome | None]
+    deadline: float = math.inf
     taken: int = 0
     left: int = 0
 
@@ -86,16 +90,40 @@ class Recorder:
         rules: Rules,
         clock: Callable[[], float] = time.time,
         scoring: Callable[[], bool] = lambda: False,
+        *,
+        max_wait_s: float = math.inf,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``scoring``: whether scores are being asked for, which events then give way to."""
+        """``scoring``: whether scores are being asked for, which events then give way to.
+
+        ``max_wait_s``: calls whose events would wait longer are shed.
+        """
         self._record = record
         self._rules = rules
         self._scoring = scoring
         self._clock = clock
+        self._monotonic = monotonic
+        self._pace = Pace(max_wait_s, rows=BATCH, workers=WORKERS, clock=monotonic)
         self._waiting: deque[_Job] = deque()
+        self._rows = 0
+        """Events that wait."""
         self._workers: set[asyncio.Task[None] | None] = set()
         self.counts: Final[Counter[str]] = Counter()
         """Events by what became of them: a verdict, or the reason's name."""
+        self.shed = self.refused = self.expired = self.cancelled = 0
+        """Calls so far that were not recorded to the end: too much to do, too short a deadline, too late, given up."""
+
+    def admit(self) -> None:
+        """RequestError where new events would wait too long, or for longer than the call's deadline."""
+        ahead = min(self._rows, len(self._waiting) * BATCH)
+        if ahead >= self._pace.most_rows:
+            self.shed += 1
+            raise overloaded(self._pace.retry_s(BATCH))
+        if (deadline := DEADLINE.get()) != math.inf:
+            busy = len(self._workers) >= WORKERS
+            if error := self._pace.too_short(deadline - self._monotonic(), ahead, 1, busy=busy):
+                self.refused += 1
+                raise error
 
     async def record(self, events: Sequence[Event]) -> Recorded:
         """Record events, and say what became of each; RequestError where the call as a whole failed.
@@ -122,7 +150,8 @@ class Recorder:
 
     async def _outcomes(self, events: Sequence[Event]) -> list[Outcome | None]:
         finished: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Job(events, finished, [None] * len(events), left=len(events)))
+        self._waiting.append(_Job(events, finished, [None] * len(events), DEADLINE.get(), left=len(events)))
+        self._rows += len(events)
         if len(self._workers) < WORKERS:
             self._workers.add(asyncio.get_running_loop().create_task(self._work()))
         return await finished
@@ -135,6 +164,7 @@ class Recorder:
 
     async def _record_waiting(self) -> None:
         while batch := self._take():
+            began, waiting = self._monotonic(), self._rows
             events = [event for job, start, stop in batch for event in job.events[start:stop]]
             try:
                 outcomes = await self._record(events)
@@ -152,21 +182,36 @@ class Recorder:
                     job.finished.set_result(job.outcomes)
             if self._waiting and self._scoring():
                 await _give_way()
+            self._pace.took(self._monotonic() - began, waiting)
 
     def _take(self) -> list[tuple[_Job, int, int]]:
         """The next batch: some events of each waiting call in turn, as far as there is room."""
         batch, unfinished, room = [], [], BESIDE_SCORES if self._scoring() else BATCH
+        now = self._monotonic()
         while self._waiting and room:
             job = self._waiting.popleft()
-            if job.finished.done():  # it failed, or nobody waits any more
+            if self._dropped(job, now):
+                self._rows -= len(job.events) - job.taken
                 continue
             start, job.taken = job.taken, min(len(job.events), job.taken + room)
             room -= job.taken - start
+            self._rows -= job.taken - start
             batch.append((job, start, job.taken))
             if job.taken < len(job.events):
                 unfinished.append(job)
         self._waiting.extend(unfinished)
         return batch
+
+    def _dropped(self, job: _Job, now: float) -> bool:
+        """Whether a job is not worked on any further: it failed, nobody waits any more, or it is too late."""
+        if job.finished.done():
+            self.cancelled += job.finished.cancelled()
+            return True
+        if now <= job.deadline:
+            return False
+        self.expired += 1
+        job.finished.set_exception(expired())
+        return True
 
     def _count(self, found: Recorded) -> None:
         self.counts["accepted"] += found.accepted

@@ -16,7 +16,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
@@ -90,9 +90,14 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
         durable=settings.durable,
         forget=scorers.forget,
     )
-    rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
-    batcher = Batcher(serving.score, **rows, turns=TURNS[settings.front])
-    recorder = Recorder(customers.record, rules, scoring=batcher.busy)
+    batcher = Batcher(
+        serving.score,
+        max_rows=settings.max_batch_rows,
+        slice_rows=settings.slice_rows,
+        turns=TURNS[settings.front],
+        max_wait_s=settings.max_queue_ms / 1000,
+    )
+    recorder = Recorder(customers.record, rules, scoring=batcher.busy, max_wait_s=settings.max_events_queue_ms / 1000)
     shown = Customers(customers, model.interests)
     hooks = Hooks(scorers, partial(is_ready, store), partial(_use, customers, shown))
     watch = RegistryWatch(settings.registry, serving, hooks)
@@ -116,7 +121,7 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
     following = asyncio.create_task(watch.run(settings.registry_interval_ms / 1000))
-    counting = asyncio.create_task(_tell_counts(recorder, scorers))
+    counting = asyncio.create_task(_tell_counts(recorder, scorers, batcher))
     drain_s = await stopping
     counting.cancel()
     following.cancel()
@@ -130,7 +135,7 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
     await asyncio.sleep(drain_s)
     await front.stop(settings.grace_s)
     await store.close()
-    if counts := _counts(recorder, scorers):
+    for counts in _counts(recorder, scorers, batcher):
         logger.info(counts)
     logger.info("stopped")
 
@@ -214,22 +219,33 @@ async def _state_of(customers: CustomerStore) -> tuple[bool, str]:
     return True, SERVING
 
 
-async def _tell_counts(recorder: Recorder, scorers: Scorers) -> None:
-    """Log what became of events, and how often guards did something, whenever that has changed."""
-    told = ""
+async def _tell_counts(recorder: Recorder, scorers: Scorers, batcher: Batcher) -> None:
+    """Log what became of events and calls, and how often guards did something, whenever that has changed."""
+    told: list[str] = []
     while True:
         await asyncio.sleep(COUNTS_S)
-        if (counts := _counts(recorder, scorers)) != told:
-            logger.info(counts)
-            told = counts
+        counts = _counts(recorder, scorers, batcher)
+        for line in counts:
+            if line not in told:
+                logger.info(line)
+        told = counts
 
 
-def _counts(recorder: Recorder, scorers: Scorers) -> str:
-    """Counts since the start, in words; empty where there are none."""
-    counts = [
-        f"{name} {count}" for name, count in sorted({**recorder.counts, "spikes": scorers.spikes}.items()) if count
-    ]
-    return f"events so far: {', '.join(counts)}" if counts else ""
+def _counts(recorder: Recorder, scorers: Scorers, batcher: Batcher) -> list[str]:
+    """Counts since the start, in words; no line where there are none."""
+    lines = []
+    if events := _told({**recorder.counts, "spikes": scorers.spikes}):
+        lines.append(f"events so far: {events}")
+    for name, queue in (("scoring", batcher), ("event", recorder)):
+        if lost := _told({kind: getattr(queue, kind) for kind in ("shed", "refused", "expired", "cancelled")}):
+            lines.append(f"{name} calls not answered so far: {lost}")
+    if batcher.scored and len(lines) > bool(events):
+        lines.append(f"customers scored so far: {batcher.scored}")
+    return lines
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count)
 
 
 def _stopping() -> tuple[asyncio.Future[float], Callable[[float], None]]:

@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     slice_rows: Annotated[
         int, Field(ge=1, le=10_000, description="Most customers of one call in one graph run; the rest takes turns.")
     ] = 128
+    max_queue_ms: Annotated[
+        float, Field(gt=0, description="Scores that would wait longer are shed; a fifth, once the queue is standing.")
+    ] = 50.0
+    max_events_queue_ms: Annotated[float, Field(gt=0, description="Events that would wait longer are shed.")] = 500.0
     max_message_bytes: Annotated[
         int, Field(ge=1024, le=2**30, description="Largest request or reply, after decompression.")
     ] = 2**20

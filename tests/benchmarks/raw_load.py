@@ -248,7 +248,7 @@ class Requests:
     message_bytes: Final = len(MESSAGE)
     left: Final = sys.maxsize
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, customers: int = CUSTOMERS) -> None:
         self.first_headers: Final = first_headers(port, UNARY)
         fields: Any = {
             "names": ["headers", "data", "customer"],
@@ -258,7 +258,7 @@ class Requests:
         }
         buffer = bytearray(REQUEST * self.SIZE)
         rows = np.frombuffer(buffer, np.dtype(fields))
-        drawn = random.Random(os.getpid()).choices(range(CUSTOMERS), k=self.SIZE)
+        drawn = random.Random(os.getpid()).choices(range(customers), k=self.SIZE)
         rows["customer"] = [customer_id(number).encode() for number in drawn]
         self._bytes, self._headers, self._data = memoryview(buffer), rows["headers"], rows["data"]
         self._odd = 2 * np.arange(self.SIZE, dtype=np.uint32)

@@ -1,0 +1,305 @@
+"""Past capacity: calls are shed with when to come back, what nobody waits for is not done, and health gets through."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tidemark.rpc import error_details_pb2, status_pb2
+from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
+
+from feature_store import bundle
+from feature_store.online import StateWriter
+from feature_store.state import StateLayout
+from service.errors import PUSHBACK
+from tests.benchmarks import open_load
+from tests.benchmarks.setting import customer_id
+from tests.conftest import Trained
+from tests.e2e.conftest import RedisProcess, ServerProcess
+from tests.e2e.live import ALONE, Start, event, info_of, starter
+
+KNOWN = 1000
+SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
+BATCH = "/tidemark.v1.ScoringService/BatchScoreCustomers"
+RECORD = "/tidemark.v1.EventService/RecordEvents"
+STREAM = "/tidemark.v1.EventService/StreamEvents"
+GET = "/tidemark.v1.CustomerService/GetCustomer"
+PATIENT = ("--redis-timeout-ms", "20000", "--health-interval-ms", "60000")
+"""A server for which a Redis that is paused is slow, not away."""
+
+ONE = scoring_pb2.ScoreCustomerRequest(customer_id=customer_id(7)).SerializeToString()
+SIXTY = scoring_pb2.BatchScoreCustomersRequest(customer_ids=[customer_id(i) for i in range(60)]).SerializeToString()
+EVENTS = events_pb2.RecordEventsRequest(
+    events=[event(customer_id(i), "view", item_id="shoe") for i in range(64)]
+).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def stored(toy: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """A Redis with a thousand customers."""
+    redis = RedisProcess(tmp_path_factory.mktemp("r"), "never")
+    loaded = bundle.read(toy.registry)
+    layout = StateLayout(loaded.manifest.features)
+    slots = np.resize(loaded.golden["input_state"], (KNOWN, len(layout.features)))
+    with StateWriter(redis.url, layout) as writer:
+        writer.write([customer_id(i) for i in range(KNOWN)], layout.pack_many(np.full(KNOWN, time.time()), slots))
+    yield redis
+    redis.kill()
+
+
+@pytest.fixture
+def redis(stored: RedisProcess) -> Iterator[RedisProcess]:
+    yield stored
+    stored.resume()
+
+
+@pytest.fixture
+def start(toy: Trained, redis: RedisProcess, tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+        yield starter(stack, toy.registry, tmp_path, redis.url)
+
+
+class Calls:
+    """Calls that are under way at once on one connection, and what became of each."""
+
+    def __init__(self, target: str) -> None:
+        self._channel = grpc.aio.insecure_channel(target, ALONE)
+
+    def begin(self, path: str, request: bytes, count: int = 1, timeout: float = 60.0) -> list[Any]:
+        method: Any = self._channel.unary_unary(path)
+        return [method(request, timeout=timeout) for _ in range(count)]
+
+    def stream(self, path: str, *requests: bytes) -> Any:
+        method: Any = self._channel.stream_unary(path)
+        return method(iter(requests), timeout=60.0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+
+async def first_refused(calls: list[Any]) -> Any:
+    """The first of the calls that is refused, while others wait."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for call in calls:
+            if call.done() and await call.code() is not grpc.StatusCode.OK:
+                return call
+        await asyncio.sleep(0.01)
+    raise AssertionError("none was refused")
+
+
+async def codes_of(calls: list[Any]) -> list[grpc.StatusCode]:
+    return [await call.code() for call in calls]
+
+
+async def assert_shed(call: Any) -> None:
+    """It is told why, and twice when to come back."""
+    assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailers = dict(await call.trailing_metadata())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert status.message == await call.details()
+    assert info_of(status).reason == "OVERLOADED"
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status.details)
+    after: Duration = retry.retry_delay
+    assert 0 < after.ToTimedelta().total_seconds() < 10
+    assert int(trailers[PUSHBACK]) == pytest.approx(after.ToTimedelta().total_seconds() * 1000, abs=1)
+
+
+async def serving(target: str) -> int:
+    async with grpc.aio.insecure_channel(target, ALONE) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return int((await stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)).status)
+
+
+def test_beyond_the_bound_calls_are_shed_at_once_and_the_others_answered(start: Start, redis: RedisProcess) -> None:
+    server = start(*PATIENT, "--max-queue-ms", "5")
+
+    async def main() -> None:
+        async with Calls(server.target) as one, Calls(server.target) as other:
+            (warm,) = one.begin(SCORE, ONE)
+            await warm
+            redis.pause()
+            calls = [*one.begin(SCORE, ONE, 120), *other.begin(BATCH, SIXTY, 60)]
+            await assert_shed(await first_refused(calls[:120] if calls[0].done() else calls))
+            begun = time.monotonic()
+            assert await serving(server.target) == health_pb2.HealthCheckResponse.SERVING
+            assert time.monotonic() - begun < 2
+            (late,) = one.begin(SCORE, ONE)
+            await assert_shed(await first_refused([late]))
+            redis.resume()
+            codes = await codes_of(calls)
+            assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert codes.count(grpc.StatusCode.OK) >= 3
+            (after,) = one.begin(SCORE, ONE)
+            await after
+
+    asyncio.run(main())
+    server.stop()
+    assert re.search(r"scoring calls not answered so far: shed \d+", server.log)
+
+
+def test_calls_that_were_cancelled_or_have_expired_are_not_scored(start: Start, redis: RedisProcess) -> None:
+    server = start(*PATIENT, "--max-queue-ms", "10000")
+
+    async def main() -> None:
+        async with Calls(server.target) as calls:
+            await calls.begin(SCORE, ONE)[0]
+            redis.pause()
+            first = calls.begin(SCORE, ONE)
+            await asyncio.sleep(0.3)  # it is under way; the others wait
+            leaving, expiring = calls.begin(SCORE, ONE, 20), calls.begin(SCORE, ONE, 10, timeout=0.5)
+            staying = calls.begin(SCORE, ONE, 5)
+            await asyncio.sleep(0.3)
+            for call in leaving:
+                call.cancel()
+            assert set(await codes_of(expiring)) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+            await asyncio.sleep(0.5)
+            redis.resume()
+            assert set(await codes_of([*first, *staying])) == {grpc.StatusCode.OK}
+
+    asyncio.run(main())
+    server.stop()
+    assert "customers scored so far: 7\n" in server.log
+    found = re.search(r"scoring calls not answered so far: cancelled (\d+)(?:, expired (\d+))?", server.log)
+    assert found is not None
+    # grpcio itself ends calls at their deadline, by cancelling them.
+    assert int(found[1]) + int(found[2] or 0) == 30
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Start, redis: RedisProcess) -> None:
+    server = start(*PATIENT, "--max-queue-ms", "60000")
+
+    async def main() -> None:
+        async with Calls(server.target) as one, Calls(server.target) as other:
+            await one.begin(SCORE, ONE)[0]
+            assert await codes_of(one.begin(SCORE, ONE, timeout=1.0)) == [grpc.StatusCode.OK]  # an idle server meets it
+            redis.pause()
+            waiting = [*one.begin(BATCH, SIXTY, 100), *other.begin(BATCH, SIXTY, 100)]
+            await asyncio.sleep(1.0)
+            async with Calls(server.target) as third:
+                # More than 200 batches wait: none takes less than a tenth of a millisecond.
+                hurried = third.begin(SCORE, ONE, 20, timeout=0.02)
+                refusals = [await told(call) for call in hurried]
+                redis.resume()
+                assert any("DEADLINE_TOO_SHORT" in found for found in refusals), refusals
+                assert set(await codes_of(waiting)) == {grpc.StatusCode.OK}
+
+    asyncio.run(main())
+
+
+async def told(call: Any) -> str:
+    """Code and reason of a call that fails."""
+    code, trailers = await call.code(), dict(await call.trailing_metadata() or ())
+    details = trailers.get("grpc-status-details-bin")
+    return f"{code} {info_of(status_pb2.Status.FromString(details)).reason if details else ''}"
+
+
+def test_events_are_shed_by_the_time_they_would_wait_and_streams_wait_themselves(
+    start: Start, redis: RedisProcess
+) -> None:
+    server = start(*PATIENT, "--max-events-queue-ms", "1")
+
+    async def main() -> None:
+        async with Calls(server.target) as calls:
+            await calls.begin(RECORD, EVENTS)[0]
+            going_on = calls.stream(STREAM, *[EVENTS] * 3)
+            assert await going_on.code() is grpc.StatusCode.OK
+            redis.pause()
+            under_way = calls.begin(RECORD, EVENTS, 2)
+            await asyncio.sleep(0.3)
+            recorded = calls.begin(RECORD, EVENTS, 12)
+            await assert_shed(await first_refused(recorded))
+            await assert_shed(await first_refused([calls.stream(STREAM, EVENTS)]))
+            redis.resume()
+            assert set(await codes_of(under_way)) == {grpc.StatusCode.OK}
+            codes = await codes_of(recorded)
+            assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+    asyncio.run(main())
+    server.stop()
+    assert re.search(r"event calls not answered so far: shed \d+", server.log)
+
+
+def test_events_of_calls_that_expired_or_were_cancelled_are_not_recorded(start: Start, redis: RedisProcess) -> None:
+    server = start(*PATIENT, "--max-events-queue-ms", "10000")
+
+    async def main() -> None:
+        async with Calls(server.target) as calls:
+            await calls.begin(RECORD, EVENTS)[0]
+            redis.pause()
+            under_way = calls.begin(RECORD, EVENTS, 2)
+            await asyncio.sleep(0.3)
+            leaving, expiring = calls.begin(RECORD, EVENTS, 3), calls.begin(RECORD, EVENTS, 3, timeout=0.5)
+            await asyncio.sleep(0.2)
+            for call in leaving:
+                call.cancel()
+            await codes_of(expiring)
+            await asyncio.sleep(0.5)
+            redis.resume()
+            assert set(await codes_of(under_way)) == {grpc.StatusCode.OK}
+
+    asyncio.run(main())
+    server.stop()
+    assert re.search(r"events so far:.* accepted 192\b", server.log)
+
+
+class Watch(threading.Thread):
+    """Calls one after the other, each on time, while others overload the server: the longest that one took."""
+
+    def __init__(self, target: str, path: str, request: bytes) -> None:
+        super().__init__(daemon=True)
+        self._target, self._path, self._request = target, path, request
+        self.over = threading.Event()
+        self.taken: list[float] = []
+        self.failed: list[str] = []
+
+    def run(self) -> None:
+        with grpc.insecure_channel(self._target, ALONE) as channel:
+            method: Callable[..., Any] = channel.unary_unary(self._path)
+            while not self.over.wait(0.05):
+                begun = time.monotonic()
+                try:
+                    method(self._request, timeout=5.0)
+                except grpc.RpcError as error:
+                    self.failed.append(str(error))
+                self.taken.append(time.monotonic() - begun)
+
+
+def test_health_and_customers_get_through_while_the_server_is_overloaded(front: str, start: Start) -> None:
+    server: ServerProcess = start()
+    target = server.target
+    watches = [
+        Watch(target, "/grpc.health.v1.Health/Check", b""),
+        Watch(target, GET, customers_pb2.GetCustomerRequest(customer_id=customer_id(3)).SerializeToString()),
+    ]
+    with open_load.apart(int(target.rpartition(":")[2]), connections=4, customers=KNOWN) as load:
+        capacity = load.run(30_000 if front == "lean" else 3_000, 0.3).goodput
+        for watch in watches:
+            watch.start()
+        seen = load.run(2 * capacity, 1.5)
+        for watch in watches:
+            watch.over.set()
+            watch.join()
+    assert seen.good > 0
+    assert seen.shed > 0, seen
+    assert seen.p99_ms < 2000
+    for watch in watches:
+        assert watch.failed == []
+        assert len(watch.taken) >= 3
+        assert max(watch.taken) < 2
