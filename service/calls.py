@@ -288,4 +288,4 @@ def call_error(error: Exception) -> CallError:
         name = type(error).__name__
         logger.error("a call failed: %s", name)
         error = RequestError(Reason.INTERNAL, f"the server failed ({name})")
-    return CallError(error.code, error.message, status(error).SerializeToString())
+    return CallError(error.code, error.message, status(error).SerializeToString(), error.pushback_ms)

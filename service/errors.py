@@ -5,6 +5,7 @@ The numbers are the canonical codes of google.rpc.Code; nothing here knows of gR
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum, StrEnum
 from typing import Final
 
@@ -25,6 +26,7 @@ class Code(IntEnum):
     INTERNAL = 13
     UNAVAILABLE = 14
     DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 class Reason(StrEnum):
@@ -48,6 +50,10 @@ class Reason(StrEnum):
     FEATURES_TOO_OLD = "FEATURES_TOO_OLD"
     STATE_UNREADABLE = "STATE_UNREADABLE"
     FEATURE_STORE_UNAVAILABLE = "FEATURE_STORE_UNAVAILABLE"
+    CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
+    CREDENTIALS_INVALID = "CREDENTIALS_INVALID"
+    SCOPE_MISSING = "SCOPE_MISSING"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     INTERNAL = "INTERNAL"
 
 
@@ -70,6 +76,10 @@ CODES: Final = {
     Reason.FEATURES_TOO_OLD: Code.FAILED_PRECONDITION,
     Reason.STATE_UNREADABLE: Code.DATA_LOSS,
     Reason.FEATURE_STORE_UNAVAILABLE: Code.UNAVAILABLE,
+    Reason.CREDENTIALS_MISSING: Code.UNAUTHENTICATED,
+    Reason.CREDENTIALS_INVALID: Code.UNAUTHENTICATED,
+    Reason.SCOPE_MISSING: Code.PERMISSION_DENIED,
+    Reason.QUOTA_EXCEEDED: Code.RESOURCE_EXHAUSTED,
     Reason.INTERNAL: Code.INTERNAL,
 }
 
@@ -99,3 +109,24 @@ class RequestError(Exception):
     def retry_after_s(self) -> float | None:
         """Seconds after which trying again may help, None where it does not."""
         return RETRY_AFTER_S if self.code in RETRIED else None
+
+    @property
+    def pushback_ms(self) -> int | None:
+        """What gRPC's own retries are told to wait, where the server has had too much; None elsewhere."""
+        if self.code is not Code.RESOURCE_EXHAUSTED or self.retry_after_s is None:
+            return None
+        return math.ceil(self.retry_after_s * 1000)
+
+
+class QuotaExceededError(RequestError):
+    """A caller has used up what it may have for now; ``caller`` is its name, and trying again helps after a while."""
+
+    def __init__(self, caller: str, message: str, wait_s: float) -> None:
+        super().__init__(Reason.QUOTA_EXCEEDED, message)
+        self.caller: Final = caller
+        self._wait_s: Final = wait_s
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds until a call as large as this one is within the quota, if nothing else is called meanwhile."""
+        return self._wait_s

@@ -26,23 +26,30 @@ PRINTABLE: Final = bytes(range(0x20, 0x7F)).decode().replace("%", "")
 
 HEAD: Final[Headers] = [(b"content-type", b"application/grpc")]
 GZIP_HEAD: Final[Headers] = [*HEAD, (b"grpc-encoding", GZIP)]
+PUSHBACK: Final = b"grpc-retry-pushback-ms"
 OK: Final[Headers] = [(b"grpc-status", b"0")]
 
 
 class CallError(Exception):
-    """The end of a call that is not OK: status code, message, and an encoded google.rpc.Status where there is one."""
+    """The end of a call that is not OK: status code, message, and an encoded google.rpc.Status where there is one.
 
-    def __init__(self, code: Code, message: str, details: bytes = b"") -> None:
+    ``pushback_ms``: how long the client's own retries are to wait.
+    """
+
+    def __init__(self, code: Code, message: str, details: bytes = b"", pushback_ms: int | None = None) -> None:
         super().__init__(message)
         self.code: Final = code
         self.message: Final = message
         self.details: Final = details
+        self.pushback_ms: Final = pushback_ms
 
     def headers(self) -> Headers:
         """As trailers."""
         found = [(b"grpc-status", b"%d" % self.code), (b"grpc-message", quote(self.message, safe=PRINTABLE).encode())]
         if self.details:
             found.append((b"grpc-status-details-bin", base64.b64encode(self.details).rstrip(b"=")))
+        if self.pushback_ms is not None:
+            found.append((PUSHBACK, b"%d" % self.pushback_ms))
         if self.code is Code.UNIMPLEMENTED:
             found.append((b"grpc-accept-encoding", b"identity, deflate, gzip"))
         return found

@@ -14,12 +14,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service import tls
+from service.access import Access, Gate
 from service.batching import Batcher
 from service.convert import METHODS, Method, status
 from service.errors import Code, Reason, RequestError
+from service.framing import PUSHBACK
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
 from service.settings import Settings
 from service.standard import SERVICES
+from service.watched import Watched
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 MOST_MS: Final = 2**31 - 1
@@ -30,19 +33,38 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class AioFront:
     """A grpc.aio server with all services, health and reflection."""
 
-    def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        settings: Settings,
+        handlers: Handlers = NO_HANDLERS,
+        certificates: Watched[tls.Tls] | None = None,
+        access: Access | None = None,
+    ) -> None:
+        """``certificates``: for TLS; ``access``: who may call, where that is not everybody."""
         self._batcher = batcher
         self._settings = settings
+        self._certificates = certificates
+        own = self._handlers(METHODS, handlers)
+        if access is not None:
+            gate = Gate(access, self._handlers, handlers)
+            own = {path: _admitted(gate, path) for path in own}
         self._methods: dict[str, Any] = {
-            **{path: _unary(self._score(method)) for path, method in METHODS.items()},
-            **{path: _unary(_handle(handler)) for path, handler in handlers.unary.items()},
-            **{path: _stream(begin) for path, begin in handlers.streams.items()},
+            path: (_stream if path in handlers.streams else _unary)(handler) for path, handler in own.items()
         }
         self._health = health.aio.HealthServicer()
 
+    def _handlers(self, scores: Mapping[str, Method], handlers: Handlers) -> dict[str, Handler]:
+        """What answers a call, by path."""
+        return {
+            **{path: self._score(method) for path, method in scores.items()},
+            **{path: _handle(handler) for path, handler in handlers.unary.items()},
+            **{path: _take(begin) for path, begin in handlers.streams.items()},
+        }
+
     async def start(self, port: int, *, share_port: bool = False) -> int:
         """Listen and return the port; OSError where that is not possible."""
-        credentials = tls.server_credentials(self._settings)
+        credentials = None if self._certificates is None else tls.server_credentials(self._certificates)
         self._server = grpc.aio.server(options=self._options(share_port))
         self._server.add_generic_rpc_handlers([_Methods(self._methods)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -110,14 +132,29 @@ def _unary(handler: Handler) -> Any:
     return grpc.unary_unary_rpc_method_handler(_told(handler))
 
 
-def _stream(begin: Callable[[], Stream]) -> Any:
+def _stream(handler: Handler) -> Any:
+    return grpc.stream_unary_rpc_method_handler(_told(handler))
+
+
+def _take(begin: Callable[[], Stream]) -> Handler:
     async def take(requests: AsyncIterator[bytes], _context: Context) -> bytes:
         stream = begin()
         async for request in requests:
             await stream.add(request)
         return stream.reply()
 
-    return grpc.stream_unary_rpc_method_handler(_told(take))
+    return take
+
+
+def _admitted(gate: Gate[Handler], path: str) -> Handler:
+    """The handler for those who may call it; RequestError for others."""
+
+    async def admitted(request: Any, context: Context) -> bytes:
+        sent = dict(context.invocation_metadata() or ()).get("authorization")
+        header = sent.encode() if isinstance(sent, str) else sent
+        return await gate.find(path, header, tls.names_of_peer(context.auth_context()))(request, context)
+
+    return admitted
 
 
 def _handle(handler: Unary) -> Handler:
@@ -143,5 +180,7 @@ def _told(handler: Handler) -> Any:
 
 
 async def _abort(context: Context, error: RequestError) -> None:
-    details = (("grpc-status-details-bin", status(error).SerializeToString()),)
-    await context.abort(GRPC_CODES[Code(error.code).value], error.message, details)
+    trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status(error).SerializeToString())]
+    if (wait_ms := error.pushback_ms) is not None:
+        trailers.append((PUSHBACK.decode(), str(wait_ms)))
+    await context.abort(GRPC_CODES[Code(error.code).value], error.message, tuple(trailers))

@@ -27,6 +27,7 @@ from feature_store.errors import StoreUnavailableError
 from feature_store.record import LEAST_WEIGHT, Interest, Told
 from feature_store.state import Floats, StateBatch, finite
 from service.errors import Reason, RequestError
+from service.logs import customers
 from service.models import Model
 from service.spikes import SpikeGuard
 
@@ -257,7 +258,7 @@ def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]
     """Why customers of a part have no score."""
     found = scored.states.found[rows]
     usable = np.ones_like(found) if scored.usable is None else scored.usable[rows]
-    errors = {int(at): _unusable(bool(found[at])) for at in np.flatnonzero(~usable)}
+    errors = {at: _unusable(part.customer_ids[at], bool(found[at])) for at in np.flatnonzero(~usable).tolist()}
     if part.max_age_s is not None:
         too_old = usable & (scored.now - scored.states.as_of[rows] > part.max_age_s)
         errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
@@ -267,8 +268,9 @@ def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]
     return errors
 
 
-def _unusable(found: bool) -> RequestError:
+def _unusable(customer_id: str, found: bool) -> RequestError:
     if found:
+        customers.warn("what is stored cannot be used", customer_id)
         message = "what is stored for this customer cannot be used: load the features of the serving model again"
         return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
     message = "nothing is known about this customer: check the id, or load the customer's features first"

@@ -13,6 +13,7 @@ import asyncio
 import gc
 import logging
 import signal
+from collections.abc import Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
@@ -25,16 +26,19 @@ from feature_store.errors import InputError, StoreUnavailableError
 from feature_store.events import HOUR_S, Rules
 from feature_store.live import Fold
 from feature_store.online import Redis, StateReader
+from service import tls
+from service.access import Access
 from service.batching import Batcher
 from service.front_aio import AioFront
 from service.front_lean import LeanFront
 from service.handlers import Customers, handlers
-from service.logs import start_log
+from service.logs import log_loop_error, start_log
 from service.models import Model
 from service.recorder import Recorder
 from service.scorer import Scorer
 from service.settings import Settings
 from service.spikes import SpikeGuard
+from service.watched import keep
 from service.workers import READY
 
 TURNS: Final = {"lean": 4, "grpcio": 16}
@@ -72,8 +76,10 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
     recorder = Recorder(customers.record, rules, scoring=batcher.busy)
     methods = handlers(recorder, Customers(customers, model.layout, model.interests))
-    front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
+    certificates, access = tls.watched(settings), Access.of(settings)
+    front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods, certificates, access)
     stopping = _stop_signal()
+    asyncio.get_running_loop().set_exception_handler(log_loop_error)
     port = await front.start(settings.port if port is None else port, share_port=pipe is not None)
     # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
     gc.collect()
@@ -86,16 +92,19 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
         asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
-    counting = asyncio.create_task(_tell_counts(recorder, scorer))
+    counting = asyncio.create_task(_tell_counts(recorder, scorer, access))
+    files = [one for one in (certificates, access.callers if access else None) if one is not None]
+    renewing = asyncio.create_task(keep(files))
     await stopping.wait()
     counting.cancel()
+    renewing.cancel()
     logger.info("stopping: running calls have %g s", settings.grace_s)
     while not watching.done():  # a library in between may keep a cancellation to itself
         watching.cancel()
         await asyncio.wait([watching], timeout=0.1)
     await front.stop(settings.grace_s)
     await store.close()
-    if counts := _counts(recorder, scorer):
+    if counts := _counts(recorder, scorer, access):
         logger.info(counts)
     logger.info("stopped")
 
@@ -132,22 +141,26 @@ async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanF
         await asyncio.sleep(interval_s)
 
 
-async def _tell_counts(recorder: Recorder, scorer: Scorer) -> None:
-    """Log what became of events, and how often guards did something, whenever that has changed."""
+async def _tell_counts(recorder: Recorder, scorer: Scorer, access: Access | None) -> None:
+    """Log what became of events, how often guards did something and who was refused, whenever that has changed."""
     told = ""
     while True:
         await asyncio.sleep(COUNTS_S)
-        if (counts := _counts(recorder, scorer)) != told:
+        if (counts := _counts(recorder, scorer, access)) != told:
             logger.info(counts)
             told = counts
 
 
-def _counts(recorder: Recorder, scorer: Scorer) -> str:
+def _counts(recorder: Recorder, scorer: Scorer, access: Access | None) -> str:
     """Counts since the start, in words; empty where there are none."""
-    counts = [
-        f"{name} {count}" for name, count in sorted({**recorder.counts, "spikes": scorer.spikes}.items()) if count
-    ]
-    return f"events so far: {', '.join(counts)}" if counts else ""
+    events = _listed("events", {**recorder.counts, "spikes": scorer.spikes})
+    calls = _listed("calls refused", access.refused) if access else ""
+    return "; ".join(part for part in (events, calls) if part)
+
+
+def _listed(what: str, counts: Mapping[str, int]) -> str:
+    told = [f"{name} {count}" for name, count in sorted(counts.items()) if count]
+    return f"{what} so far: {', '.join(told)}" if told else ""
 
 
 def _stop_signal() -> asyncio.Event:
