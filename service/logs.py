@@ -61,7 +61,7 @@ class CustomerLog:
         """The customer as the log names it: HMAC-SHA256 of the id under the key, its first 64 bits in hex."""
         return hmac.new(self.key, customer_id.encode(), hashlib.sha256).hexdigest()[:HASH_DIGITS]
 
-    def warn(self, what: str, customer_id: str) -> None:
+    def tell(self, what: str, customer_id: str) -> None:
         """A line of what is wrong with a customer; of very many some are left out."""
         if (now := self._clock()) > self._began + MINUTE_S:
             self._began, self._told = now, 0

@@ -270,7 +270,7 @@ def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]
 
 def _unusable(customer_id: str, found: bool) -> RequestError:
     if found:
-        customers.warn("what is stored cannot be used", customer_id)
+        customers.tell("what is stored cannot be used", customer_id)
         message = "what is stored for this customer cannot be used: load the features of the serving model again"
         return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
     message = "nothing is known about this customer: check the id, or load the customer's features first"
