@@ -65,6 +65,7 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
 
     BundleError, InputError or OSError where serving cannot start.
     """
+    certificates, access = tls.watched(settings), Access.of(settings)
     model = Model.current(settings.registry)
     store = Redis(settings.redis, settings.redis_timeout_ms / 1000)
     guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
@@ -76,7 +77,6 @@ async def serve(settings: Settings, *, port: int | None = None, pipe: Connection
     batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
     recorder = Recorder(customers.record, rules, scoring=batcher.busy)
     methods = handlers(recorder, Customers(customers, model.layout, model.interests))
-    certificates, access = tls.watched(settings), Access.of(settings)
     front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods, certificates, access)
     stopping = _stop_signal()
     asyncio.get_running_loop().set_exception_handler(log_loop_error)

@@ -116,6 +116,15 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         CallersFile(Path("callers.toml")).load(b"\xff" + GOOD.encode())
 
 
+def test_a_quota_is_shared_out_among_workers_and_a_burst_is_a_seconds_unless_it_is_given() -> None:
+    for more, workers, at_once in (("quota = 40", 1, 40), ("quota = 40", 4, 10), ("quota = 40\nburst = 100", 4, 25)):
+        file = CallersFile(Path("callers.toml"), workers)
+        (caller,) = file.load((GOOD + more).encode()).by_hash.values()
+        assert caller.bucket is not None
+        assert caller.bucket.take(at_once) == 0
+        assert caller.bucket.take(1) == pytest.approx(1 / (40 / workers), rel=0.05)
+
+
 # --- tokens and certificates ----------------------------------------------------------------------------------------
 
 
