@@ -140,10 +140,8 @@ class Client:
         ``token`` goes along with each call; ValueError where it would leave this machine without TLS.
         """
         options: list[tuple[str, Any]] = [("grpc.service_config", RETRY_UNAVAILABLE)]
-        self._metadata = _metadata(token)
+        self._metadata = bearing(token, target, secure=credentials is not None)
         if token is not None and credentials is None:
-            if not stays_here(target):
-                raise ValueError("a token would be sent in the clear: give credentials as well, so that TLS is used")
             options.append(("grpc.enable_http_proxy", 0))  # which would be elsewhere
         self._timeout_s = timeout_s
         self._channel = (
@@ -218,11 +216,14 @@ class ScoringClient(Client):
         return results
 
 
-def _metadata(token: str | None) -> tuple[tuple[str, str], ...] | None:
+def bearing(token: str | None, target: str, *, secure: bool) -> tuple[tuple[str, str], ...] | None:
+    """Metadata that brings a token; ValueError where it cannot be one, or would leave this machine without TLS."""
     if token is None:
         return None
     if not (token and token.isascii() and token.isprintable()) or " " in token:
         raise ValueError("the token is empty, or has spaces or other characters that no token has: copy it again")
+    if not secure and not stays_here(target):
+        raise ValueError("a token would be sent in the clear: give credentials as well, so that TLS is used")
     return (("authorization", f"Bearer {token}"),)
 
 

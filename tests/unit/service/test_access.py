@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,6 +69,14 @@ def load(text: str, name: str = "callers.toml") -> dict[str, set[str]]:
 def test_toml_and_json_say_the_same() -> None:
     as_json = json.dumps({"caller": [{"name": "shop", "scopes": ["score"], "sha256": HASH}]})
     assert load(GOOD) == load(as_json, "callers.json") == {"shop": {"score"}}
+
+
+def test_the_file_of_the_readme_is_one() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    shown = re.search(r"```\n(\[\[caller\]\]\n.*?)```", readme, re.DOTALL)
+    assert shown is not None
+    found = load(shown[1].replace("e3b0c442…", HASH))
+    assert found == {"checkout": {"score", "events"}, "nightly": {"customers"}}
 
 
 @pytest.mark.parametrize(

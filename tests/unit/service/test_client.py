@@ -8,6 +8,8 @@ from tidemark.rpc import status_pb2
 
 from service.client import CallFailedError, ScoringClient, _problem
 from service.loopback import stays_here
+from service.replay import replay
+from tests.conftest import Call
 
 
 def test_one_text_is_not_taken_for_a_list_of_ids() -> None:
@@ -56,3 +58,10 @@ def test_what_cannot_be_a_token_is_refused_and_not_repeated(bad: str) -> None:
     with pytest.raises(ValueError, match="copy it again") as caught:
         ScoringClient(token=bad)
     assert not bad or bad not in str(caught.value)
+
+
+def test_a_replay_sends_its_token_nowhere_else_either(call: Call) -> None:
+    done = call(replay, "complete_journey", "10.0.0.1:1", "--token", "secret")
+    assert done.is_bad_input
+    assert "in the clear" in done.err
+    assert "secret" not in done.err
