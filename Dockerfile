@@ -1,6 +1,11 @@
 # The scoring server alone: no scikit-learn, no training, no sample data.
 #   docker build -t tidemark .
-#   docker run -p 50051:50051 -v "$PWD/build/registry:/registry:ro" -e TIDEMARK_REDIS=redis://host:6379 tidemark
+# Who may call has to be said: callers by token (docker run tidemark python -m service.tokens new NAME --scopes score)
+#   docker run -p 50051:50051 -v "$PWD/build/registry:/registry:ro" -e TIDEMARK_REDIS=redis://host:6379 \
+#     -v "$PWD/callers:/callers:ro" -e TIDEMARK_TOKENS=/callers/callers.toml tidemark
+# or anyone who reaches the port, which is then published where callers are trusted, such as on this machine alone
+#   docker run -p 127.0.0.1:50051:50051 -v "$PWD/build/registry:/registry:ro" -e TIDEMARK_REDIS=redis://host:6379 \
+#     -e TIDEMARK_ALLOW_ANYONE=true tidemark
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
@@ -17,7 +22,7 @@ RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-d
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home tidemark
 COPY --from=build /opt/tidemark /opt/tidemark
-# Other containers are to reach it, so it listens on every address; publish the port only where callers are trusted.
+# Other containers are to reach it, so it listens on every address, and starts only when it is told who may call.
 ENV PATH=/opt/tidemark/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TIDEMARK_HOST=0.0.0.0 \

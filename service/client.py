@@ -20,6 +20,8 @@ import grpc
 from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
+from service.loopback import stays_here
+
 MAX_BATCH: Final = 1000
 DEFAULT_TIMEOUT_S: Final = 1.0
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -144,9 +146,16 @@ class Client:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
-        """``target`` is host:port; ``timeout_s`` bounds each call with its retries; without credentials no TLS."""
+        """``target`` is host:port; ``timeout_s`` bounds each call with its retries; without credentials no TLS.
+
+        ``token`` goes along with each call; ValueError where it would leave this machine without TLS.
+        """
         options = list(OPTIONS)
+        self._metadata = bearing(token, target, secure=credentials is not None)
+        if token is not None and credentials is None:
+            options.append(("grpc.enable_http_proxy", 0))  # which would be elsewhere
         self._timeout_s = timeout_s
         self._channel = (
             grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
@@ -169,7 +178,8 @@ class Client:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
-            return method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+            timeout_s = self._timeout_s if timeout_s is None else timeout_s
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise CallFailedError(_call_problem(error)) from None
 
@@ -226,6 +236,17 @@ class ScoringClient(Client):
             response = self._call(self._stub.BatchScoreCustomers, request, timeout_s)
             results += [_score(r.score) if r.HasField("score") else _problem(r.status) for r in response.results]
         return results
+
+
+def bearing(token: str | None, target: str, *, secure: bool) -> tuple[tuple[str, str], ...] | None:
+    """Metadata that brings a token; ValueError where it cannot be one, or would leave this machine without TLS."""
+    if token is None:
+        return None
+    if not (token and token.isascii() and token.isprintable()) or " " in token:
+        raise ValueError("the token is empty, or has spaces or other characters that no token has: copy it again")
+    if not secure and not stays_here(target):
+        raise ValueError("a token would be sent in the clear: give credentials as well, so that TLS is used")
+    return (("authorization", f"Bearer {token}"),)
 
 
 def _economics(economics: Economics | None) -> scoring_pb2.Economics | None:

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Final, Literal, Protocol, cast
 
 from service.batching import Batcher
@@ -19,6 +20,7 @@ from service.framing import HEAD, CallError
 from service.http2 import PREFACE, Headers, Http2, PeerError, Shed, Stream
 from service.settings import Settings
 from service.standard import Health, Reflection
+from service.tls import certificate_names
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +172,11 @@ class Connection(asyncio.Protocol):
     def _refuse_protocol(self) -> None:
         self._transport.write(NOT_HTTP2)
         self._say_goodbye()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names in the client's certificate; none without one."""
+        return certificate_names(self._transport.get_extra_info("peercert") or {})
 
     # --- calls --------------------------------------------------------------------------------------------------
 

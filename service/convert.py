@@ -23,7 +23,7 @@ from feature_store.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.events import text_fault
 from service import wire
-from service.errors import DOMAIN, Reason, RequestError
+from service.errors import DOMAIN, QuotaExceededError, Reason, RequestError
 from service.scorer import Part, Scores
 
 SERVICE: Final = "tidemark.v1.ScoringService"
@@ -170,6 +170,9 @@ def status(error: RequestError, at: int | None = None) -> status_pb2.Status:
         nanos = int(error.retry_after_s * 1e9)
         retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=nanos // 10**9, nanos=nanos % 10**9))
         result.details.add().Pack(retry)
+    if isinstance(error, QuotaExceededError):
+        violation = error_details_pb2.QuotaFailure.Violation(subject=error.caller, description=error.message)
+        result.details.add().Pack(error_details_pb2.QuotaFailure(violations=[violation]))
     return result
 
 

@@ -19,11 +19,20 @@ MAX_EVENTS: Final = 1000
 
 def decode_events(data: bytes) -> list[Event]:
     """The events of a RecordEventsRequest, or of a StreamEventsRequest, which is the same on the wire."""
+    return [_event(event) for event in _events(data)]
+
+
+def count(data: bytes) -> int:
+    """How many events there are in a request."""
+    return len(_events(data))
+
+
+def _events(data: bytes) -> Any:
     request = parsed(events_pb2.RecordEventsRequest, data)
-    if (count := len(request.events)) > MAX_EVENTS:
-        message = f"{count} events are too many for one message: send at most {MAX_EVENTS}"
+    if (found := len(request.events)) > MAX_EVENTS:
+        message = f"{found} events are too many for one message: send at most {MAX_EVENTS}"
         raise RequestError(Reason.TOO_MANY_EVENTS, message, "events")
-    return [_event(event) for event in request.events]
+    return request.events
 
 
 def _event(event: Any) -> Event:

@@ -5,6 +5,7 @@ The numbers are the canonical codes of google.rpc.Code; nothing here knows of gR
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum, StrEnum
 from typing import Final
 
@@ -25,6 +26,7 @@ class Code(IntEnum):
     INTERNAL = 13
     UNAVAILABLE = 14
     DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 class Reason(StrEnum):
@@ -60,6 +62,10 @@ class Reason(StrEnum):
     SERVER_STOPPING = "SERVER_STOPPING"
     DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
     OVERLOADED = "OVERLOADED"
+    CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
+    CREDENTIALS_INVALID = "CREDENTIALS_INVALID"
+    SCOPE_MISSING = "SCOPE_MISSING"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     INTERNAL = "INTERNAL"
 
 
@@ -94,6 +100,10 @@ CODES: Final = {
     Reason.SERVER_STOPPING: Code.UNAVAILABLE,
     Reason.DEADLINE_TOO_SHORT: Code.DEADLINE_EXCEEDED,
     Reason.OVERLOADED: Code.RESOURCE_EXHAUSTED,
+    Reason.CREDENTIALS_MISSING: Code.UNAUTHENTICATED,
+    Reason.CREDENTIALS_INVALID: Code.UNAUTHENTICATED,
+    Reason.SCOPE_MISSING: Code.PERMISSION_DENIED,
+    Reason.QUOTA_EXCEEDED: Code.RESOURCE_EXHAUSTED,
     Reason.INTERNAL: Code.INTERNAL,
 }
 
@@ -136,9 +146,18 @@ class RequestError(Exception):
     def pushback_ms(self) -> int | None:
         """The same for gRPC's own retries, None where they are left to their own pace."""
         retry_s = self.retry_after_s if self.code in PUSHED_BACK else None
-        return None if retry_s is None else max(1, round(retry_s * 1000))
+        return None if retry_s is None else max(1, math.ceil(retry_s * 1000))
 
 
 def server_stopping() -> RequestError:
     """For what still runs when a server, or a connection, ends."""
     return RequestError(Reason.SERVER_STOPPING, "the server is stopping: call again, events with the same ids")
+
+
+class QuotaExceededError(RequestError):
+    """A caller has used up what it may have for now; ``caller`` is its name, and trying again helps after a while."""
+
+    def __init__(self, caller: str, message: str, wait_s: float) -> None:
+        """``wait_s``: until a call as large as this one is within the quota, if nothing else is called meanwhile."""
+        super().__init__(Reason.QUOTA_EXCEEDED, message, retry_s=wait_s)
+        self.caller: Final = caller

@@ -18,6 +18,7 @@ import grpc.aio
 from grpc_health.v1 import health
 
 from service import tls
+from service.access import Access, Gate
 from service.batching import Batcher
 from service.convert import METHODS, Method, status
 from service.errors import PUSHBACK, Code, Reason, RequestError, server_stopping
@@ -27,6 +28,7 @@ from service.lag import Lag
 from service.pace import DEADLINE, overloaded
 from service.settings import Settings
 from service.standard import SERVICES, Health, Reflection
+from service.watched import Watched
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 MOST_MS: Final = 2**31 - 1
@@ -40,14 +42,25 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class AioFront:
     """A grpc.aio server with all services, health and reflection."""
 
-    def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        settings: Settings,
+        handlers: Handlers = NO_HANDLERS,
+        certificates: Watched[tls.Tls] | None = None,
+        access: Access | None = None,
+    ) -> None:
+        """``certificates``: for TLS; ``access``: who may call, where that is not everybody."""
         self._batcher = batcher
         self._settings = settings
         self._lag = Lag(settings.max_queue_ms / 1000)
+        self._certificates = certificates
+        own = self._handlers(METHODS, handlers)
+        if access is not None:
+            gate = Gate(access, self._handlers, handlers)
+            own = {path: _admitted(gate, path) for path in own}
         self._methods: dict[str, Any] = {
-            **{path: _unary(self._score(method)) for path, method in METHODS.items()},
-            **{path: _unary(_handle(handler)) for path, handler in handlers.unary.items()},
-            **{path: _stream(self._take(begin)) for path, begin in handlers.streams.items()},
+            **{path: (_stream if path in handlers.streams else _unary)(handler) for path, handler in own.items()},
             # Not the servicer of grpcio-health-checking: there all watchers are forgotten when one of them leaves.
             "/grpc.health.v1.Health/Check": _unary(self._check),
             "/grpc.health.v1.Health/Watch": grpc.unary_stream_rpc_method_handler(_told(self._watch)),
@@ -60,13 +73,21 @@ class AioFront:
         self._watches: set[asyncio.Queue[bytes | None]] = set()
         self._streams: set[asyncio.Task[bytes]] = set()
 
+    def _handlers(self, scores: Mapping[str, Method], handlers: Handlers) -> dict[str, Handler]:
+        """What answers a call, by path."""
+        return {
+            **{path: self._score(method) for path, method in scores.items()},
+            **{path: _handle(handler) for path, handler in handlers.unary.items()},
+            **{path: self._take(begin) for path, begin in handlers.streams.items()},
+        }
+
     async def start(self, port: int, listener: socket.socket | None = None) -> int:
         """Listen and return the port; OSError where that is not possible.
 
         With a listener on its port beside others; grpcio takes no socket, so the kernel spreads connections over all.
         """
         port = port if listener is None else int(listener.getsockname()[1])
-        credentials = tls.server_credentials(self._settings)
+        credentials = None if self._certificates is None else tls.server_credentials(self._certificates)
         self._server = grpc.aio.server(options=self._options(listener is not None))
         sheds = dict.fromkeys(METHODS, self._shed_unread)
         self._server.add_generic_rpc_handlers([_Methods(self._methods, sheds)])
@@ -214,6 +235,17 @@ async def _taken(stream: Stream, requests: AsyncIterator[bytes]) -> bytes:
     async for request in requests:
         await stream.add(request)
     return stream.reply()
+
+
+def _admitted(gate: Gate[Handler], path: str) -> Handler:
+    """The handler for those who may call it; RequestError for others."""
+
+    async def admitted(request: Any, context: Context) -> Any:
+        sent = dict(context.invocation_metadata() or ()).get("authorization")
+        header = sent.encode() if isinstance(sent, str) else sent
+        return await gate.find(path, header, tls.names_of_peer(context.auth_context()))(request, context)
+
+    return admitted
 
 
 def _handle(handler: Unary) -> Handler:

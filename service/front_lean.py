@@ -19,46 +19,61 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 from grpc_health.v1 import health
 
 from service import tls
+from service.access import Access, Gate
 from service.batching import Batcher
 from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Score, Streamed, shed_reply
 from service.connection import HANDSHAKE_S, LINGER_S, TICK_S, Connection
-from service.convert import METHODS
+from service.convert import METHODS, Method
 from service.handlers import NO_HANDLERS, Handlers
 from service.http2 import Stream
 from service.settings import Settings
 from service.standard import SERVICES, Health, Reflection
+from service.watched import Watched
 
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
 """Connections that may wait to be accepted."""
 MOMENT_S: Final = 0.002
+Begin = Callable[[Connection, Stream], Call]
+"""Begins a call of one method."""
 
 
 class LeanFront:
     """All services, health and reflection, on connections of our own."""
 
-    def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        settings: Settings,
+        handlers: Handlers = NO_HANDLERS,
+        certificates: Watched[tls.Tls] | None = None,
+        access: Access | None = None,
+    ) -> None:
+        """``certificates``: for TLS; ``access``: who may call, where that is not everybody."""
         self.batcher: Final = batcher
         self.settings: Final = settings
         self.health: Final = Health(("", *SERVICES))
         self.reflection: Final = Reflection((*SERVICES, health.SERVICE_NAME))
-        self.calls: Final[dict[bytes, Callable[[Connection, Stream], Call]]] = {
+        own = _begins(METHODS, handlers)
+        if access is not None:
+            gate = Gate(access, _begins, handlers)
+            own = {path: partial(_admitted, gate, path) for path in own}
+        self.calls: Final[dict[bytes, Begin]] = {
             b"/grpc.health.v1.Health/Check": HealthCheck,
             b"/grpc.health.v1.Health/Watch": HealthWatch,
             b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Reflect,
-            **{path.encode(): partial(Score, method) for path, method in METHODS.items()},
-            **{path.encode(): partial(Handled, handler) for path, handler in handlers.unary.items()},
-            **{path.encode(): partial(Streamed, begin) for path, begin in handlers.streams.items()},
+            **{path.encode(): begin for path, begin in own.items()},
         }
         self.sheds: Final = {path.encode(): self._shed for path, method in METHODS.items() if method.single}
+        self._certificates: Final = certificates
         self.connections: Final[set[Connection]] = set()
         self._unflushed: list[Connection] = []
         self._later: set[Connection] = set()
@@ -72,8 +87,8 @@ class LeanFront:
         self._server = await loop.create_server(
             lambda: Connection(self),
             **where,
-            ssl=tls.server_context(self.settings),
-            ssl_handshake_timeout=HANDSHAKE_S if self.settings.tls_certificate else None,
+            ssl=None if self._certificates is None else tls.NewestContext(self._certificates),
+            ssl_handshake_timeout=None if self._certificates is None else HANDSHAKE_S,
             backlog=BACKLOG,
         )
         self._shared = listener is not None
@@ -165,3 +180,17 @@ class LeanFront:
         if held > self.settings.max_held_bytes:
             logger.warning("connections hold %d bytes: closing the one that holds most", held)
             max(self.connections, key=lambda connection: connection.held).abort()
+
+
+def _begins(scores: Mapping[str, Method], handlers: Handlers) -> dict[str, Begin]:
+    """What begins a call, by path."""
+    return {
+        **{path: partial(Score, method) for path, method in scores.items()},
+        **{path: partial(Handled, handler) for path, handler in handlers.unary.items()},
+        **{path: partial(Streamed, begin) for path, begin in handlers.streams.items()},
+    }
+
+
+def _admitted(gate: Gate[Begin], path: str, connection: Connection, stream: Stream) -> Call:
+    """A call of somebody who may make it; RequestError for others, before their request has been read."""
+    return gate.find(path, stream.headers.get(b"authorization"), connection.names)(connection, stream)

@@ -22,6 +22,7 @@ from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
 from feature_store.errors import InputError
 from feature_store.offline import OfflineStore
+from service.client import bearing
 
 PER_CALL: Final = 1000
 TIMEOUT_S: Final = 60.0
@@ -32,16 +33,23 @@ QUERY: Final = """SELECT customer_id, event_type, t, amount, duration_s, item_id
 @click.argument("config")
 @click.argument("target", metavar="HOST:PORT")
 @click.option("--in-flight", default=4, show_default=True, type=click.IntRange(1, 64), help="Calls at a time.")
-def replay(config: str, target: str, in_flight: int) -> None:
+@click.option("--token", envvar="TIDEMARK_TOKEN", help="Of a caller with the scope events, or TIDEMARK_TOKEN.")
+def replay(config: str, target: str, in_flight: int, token: str | None) -> None:
     """Send all events of CONFIG's source to the server at HOST:PORT, oldest first.
 
     Events with an event_id are counted once, however often they are sent; those without are counted each time.
     """
+    try:
+        metadata = bearing(token, target, secure=False)
+    except ValueError as error:
+        raise InputError(f"--token: {error}") from error
     settings = load_config(FeatureConfig, config)
     with OfflineStore(settings.source) as source, _progress() as progress:
         task = progress.add_task("sending events", total=source.summary.events)
         try:
-            found = asyncio.run(_send(target, _requests(source), in_flight, lambda n: progress.advance(task, n)))
+            found = asyncio.run(
+                _send(target, _requests(source), in_flight, lambda n: progress.advance(task, n), metadata)
+            )
         except grpc.RpcError as error:
             raise InputError(f"{target}: {error.code().name}: {error.details()}") from error
     click.echo(f"accepted   {found.pop('accepted', 0):,}")
@@ -71,7 +79,7 @@ def _event(row: tuple[Any, ...]) -> events_pb2.Event:
     return event
 
 
-async def _send(target: str, requests: Iterator[bytes], in_flight: int, done: Any) -> Counter[str]:
+async def _send(target: str, requests: Iterator[bytes], in_flight: int, done: Any, metadata: Any) -> Counter[str]:
     """Send requests, so many at a time, and count what became of the events."""
     found: Counter[str] = Counter()
     async with grpc.aio.insecure_channel(target) as channel:
@@ -79,7 +87,7 @@ async def _send(target: str, requests: Iterator[bytes], in_flight: int, done: An
 
         async def work() -> None:
             for request in requests:
-                encoded = await call(request, timeout=TIMEOUT_S, wait_for_ready=True)
+                encoded = await call(request, timeout=TIMEOUT_S, wait_for_ready=True, metadata=metadata)
                 reply = events_pb2.RecordEventsResponse.FromString(encoded)
                 found["accepted"] += reply.accepted
                 found["duplicates"] += reply.duplicates

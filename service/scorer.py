@@ -28,6 +28,7 @@ from feature_store.errors import StoreUnavailableError
 from feature_store.record import LEAST_WEIGHT, Interest, Told
 from feature_store.state import Floats, Missing, StateBatch, finite
 from service.errors import Reason, RequestError
+from service.logs import customers
 from service.models import Model
 from service.spikes import SpikeGuard
 from service.store_errors import store_error
@@ -312,7 +313,10 @@ def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]
     found = scored.states.found[rows]
     usable = np.ones_like(found) if scored.usable is None else scored.usable[rows]
     missing = scored.states.missing
-    errors = {int(at): _unusable() if found[at] else _missing(missing) for at in np.flatnonzero(~usable)}
+    errors = {
+        at: _unusable(part.customer_ids[at]) if found[at] else _missing(missing)
+        for at in np.flatnonzero(~usable).tolist()
+    }
     if part.max_age_s is not None:
         too_old = usable & (scored.now - scored.states.as_of[rows] > part.max_age_s)
         errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
@@ -322,7 +326,8 @@ def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]
     return errors
 
 
-def _unusable() -> RequestError:
+def _unusable(customer_id: str) -> RequestError:
+    customers.tell("what is stored cannot be used", customer_id)
     message = "what is stored for this customer cannot be used: load the features of the serving model again"
     return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
 

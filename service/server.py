@@ -32,11 +32,13 @@ from feature_store.layouts import is_ready
 from feature_store.live import Fold
 from feature_store.online import Redis, StateReader
 from feature_store.recent import RecentStates
+from service import tls
+from service.access import Access
 from service.batching import Batcher
 from service.front_aio import AioFront
 from service.front_lean import LeanFront
 from service.handlers import Customers, handlers
-from service.logs import start_log
+from service.logs import log_loop_error, start_log
 from service.model_handlers import Models
 from service.models import Model
 from service.recorder import Recorder
@@ -45,6 +47,7 @@ from service.scorer import Scorer
 from service.serving import Lineup, Served, Serving
 from service.settings import Settings
 from service.spikes import SpikeGuard
+from service.watched import keep
 from service.workers import READY
 
 TURNS: Final = {"lean": 4, "grpcio": 16}
@@ -75,6 +78,7 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
 
     BundleError, InputError or OSError where serving cannot start.
     """
+    certificates, access = tls.watched(settings), Access.of(settings)
     store = Redis(settings.redis, settings.redis_timeout_ms / 1000)
     if store.is_cluster and settings.durable:
         raise InputError("durable: a Redis cluster takes no live events: leave it out, or use a single Redis")
@@ -103,7 +107,8 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
     watch = RegistryWatch(settings.registry, serving, hooks)
     await watch.look()
     methods = handlers(recorder, shown, Models(watch))
-    front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
+    front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods, certificates, access)
+    asyncio.get_running_loop().set_exception_handler(log_loop_error)
     stopping, stop = _stopping()
     for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if pipe is None else ())):
         asyncio.get_running_loop().add_signal_handler(number, stop, settings.drain_s)
@@ -121,10 +126,12 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
     following = asyncio.create_task(watch.run(settings.registry_interval_ms / 1000))
-    counting = asyncio.create_task(_tell_counts(recorder, scorers, batcher))
+    files = [one for one in (certificates, access.callers if access else None) if one is not None]
+    renewing = asyncio.create_task(keep(files))
+    counting = asyncio.create_task(_tell_counts(recorder, scorers, batcher, access))
     drain_s = await stopping
-    counting.cancel()
-    following.cancel()
+    for task in (counting, renewing, following):
+        task.cancel()
     while not watching.done():  # a library in between may keep a cancellation to itself
         watching.cancel()
         await asyncio.wait([watching], timeout=0.1)
@@ -135,7 +142,7 @@ async def serve(settings: Settings, *, listener: socket.socket | None = None, pi
     await asyncio.sleep(drain_s)
     await front.stop(settings.grace_s)
     await store.close()
-    for counts in _counts(recorder, scorers, batcher):
+    for counts in _counts(recorder, scorers, batcher, access):
         logger.info(counts)
     logger.info("stopped")
 
@@ -219,19 +226,19 @@ async def _state_of(customers: CustomerStore) -> tuple[bool, str]:
     return True, SERVING
 
 
-async def _tell_counts(recorder: Recorder, scorers: Scorers, batcher: Batcher) -> None:
+async def _tell_counts(recorder: Recorder, scorers: Scorers, batcher: Batcher, access: Access | None) -> None:
     """Log what became of events and calls, and how often guards did something, whenever that has changed."""
     told: list[str] = []
     while True:
         await asyncio.sleep(COUNTS_S)
-        counts = _counts(recorder, scorers, batcher)
+        counts = _counts(recorder, scorers, batcher, access)
         for line in counts:
             if line not in told:
                 logger.info(line)
         told = counts
 
 
-def _counts(recorder: Recorder, scorers: Scorers, batcher: Batcher) -> list[str]:
+def _counts(recorder: Recorder, scorers: Scorers, batcher: Batcher, access: Access | None) -> list[str]:
     """Counts since the start, in words; no line where there are none."""
     lines = []
     if events := _told({**recorder.counts, "spikes": scorers.spikes}):
@@ -239,6 +246,8 @@ def _counts(recorder: Recorder, scorers: Scorers, batcher: Batcher) -> list[str]
     for name, queue in (("scoring", batcher), ("event", recorder)):
         if lost := _told({kind: getattr(queue, kind) for kind in ("shed", "refused", "expired", "cancelled")}):
             lines.append(f"{name} calls not answered so far: {lost}")
+    if access is not None and (refused := _told(access.refused)):
+        lines.append(f"calls refused so far: {refused}")
     if batcher.scored and len(lines) > bool(events):
         lines.append(f"customers scored so far: {batcher.scored}")
     return lines

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.loopback import is_loopback
 
 
 class Settings(BaseSettings):
@@ -47,6 +50,12 @@ class Settings(BaseSettings):
     tls_client_ca: Annotated[
         Path | None, Field(description="PEM file of the authorities that clients must have a certificate of.")
     ] = None
+    tokens: Annotated[
+        Path | None, Field(description="TOML or JSON file of callers, by token or certificate; others are refused.")
+    ] = None
+    allow_anyone: Annotated[
+        bool, Field(description="Listen beyond this machine with neither tokens nor tls_client_ca: anyone may call.")
+    ] = False
     redis_timeout_ms: Annotated[
         int, Field(ge=1, le=60_000, description="Redis must connect and answer within this time.")
     ] = 250
@@ -127,6 +136,10 @@ class Settings(BaseSettings):
     supervised: Annotated[
         bool, Field(description="Let a process watch over a single worker too, for restarts by SIGHUP.")
     ] = False
+    log_key: Annotated[
+        SecretStr | None,
+        Field(description="Key under which the log has hashes of customer ids; without one another at each start."),
+    ] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least severity that is logged.")
     ] = "INFO"
@@ -144,4 +157,18 @@ class Settings(BaseSettings):
             raise ValueError(f"{missing}: missing, certificate and key go together: give both, or none")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_certificate: missing, and tls_client_ca needs it with its key")
+        return self
+
+    @model_validator(mode="after")
+    def _callers_are_known(self) -> Self:
+        anyone = self.tokens is None and self.tls_client_ca is None
+        if anyone and not self.allow_anyone and not is_loopback(self.host):
+            others = f"others can reach {self.host_of_address or 'every address'}, and anyone may call"
+            raise ValueError(f"tokens: missing, {others}: name callers, set tls_client_ca, or say --allow-anyone")
+        return self
+
+    @model_validator(mode="after")
+    def _log_has_a_key(self) -> Self:
+        if self.log_key is None:  # here, so that all workers have the same
+            self.log_key = SecretStr(secrets.token_hex(16))
         return self

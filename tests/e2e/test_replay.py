@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +32,13 @@ def test_the_whole_year_replayed_is_what_a_load_of_it_says(
     redis = RedisProcess(tmp_path_factory.mktemp("r"), "everysec")
     request.addfinalizer(redis.kill)
     store = ["--registry", sample_registry, "--redis", redis.url]
-    old = ["--max-lateness-hours", "200000", "--port", "0"]
+    (tmp_path / "callers.toml").write_text(
+        f'[[caller]]\nname = "replay"\nscopes = ["events"]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\n'
+    )
+    old = ["--max-lateness-hours", "200000", "--port", "0", "--tokens", "callers.toml"]
     with ServerProcess(tmp_path, *map(str, [*store, *old])) as server:
         server.wait_for("health is SERVING")
-        sent = module("service.replay", "complete_journey", server.target)
+        sent = module("service.replay", "complete_journey", server.target, "--token", "secret")
         assert sent.returncode == 0, sent.stderr
         assert f"accepted   {EVENTS:,}" in sent.stdout
         assert "duplicates 0" in sent.stdout

@@ -7,6 +7,9 @@ import pytest
 from tidemark.rpc import status_pb2
 
 from service.client import CallFailedError, ScoringClient, _problem
+from service.loopback import stays_here
+from service.replay import replay
+from tests.conftest import Call
 
 
 def test_one_text_is_not_taken_for_a_list_of_ids() -> None:
@@ -22,3 +25,43 @@ def test_no_time_at_all_is_a_deadline_too() -> None:
 
 def test_a_code_of_tomorrow_is_unknown_today() -> None:
     assert _problem(status_pb2.Status(code=99, message="new")).code is grpc.StatusCode.UNKNOWN
+
+
+@pytest.mark.parametrize("here", ["127.0.0.1:1", "localhost:1", "[::1]:1", "ipv4:127.0.0.1:1", "dns:///localhost:1"])
+def test_a_token_may_go_to_this_machine_without_tls(here: str) -> None:
+    assert stays_here(here)
+    ScoringClient(here, token="secret").close()
+
+
+@pytest.mark.parametrize(
+    "target", ["ipv4:127.0.0.1:1,127.0.0.2:1", "ipv6:[::1]:1", "unix:/tmp/s", "dns://1.1.1.1/localhost"]
+)
+def test_other_names_of_this_machine(target: str) -> None:
+    assert stays_here(target)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        *("10.0.0.1:1", "scores.example:1", "localhost.example:1", "[::2]:1", "ipv4:127.0.0.1:1,10.0.0.1:1", ":1"),
+        *("dns:///scores.example:1", "xds:///localhost:1", "127.0.0.1.example:1", "user@localhost:1", ""),
+    ],
+)
+def test_a_token_goes_nowhere_else_without_tls(elsewhere: str) -> None:
+    with pytest.raises(ValueError, match="in the clear"):
+        ScoringClient(elsewhere, token="secret")
+    ScoringClient(elsewhere, token="secret", credentials=grpc.ssl_channel_credentials()).close()
+
+
+@pytest.mark.parametrize("bad", ["", "two words", "line\n", "tök", "tab\t"])
+def test_what_cannot_be_a_token_is_refused_and_not_repeated(bad: str) -> None:
+    with pytest.raises(ValueError, match="copy it again") as caught:
+        ScoringClient(token=bad)
+    assert not bad or bad not in str(caught.value)
+
+
+def test_a_replay_sends_its_token_nowhere_else_either(call: Call) -> None:
+    done = call(replay, "complete_journey", "10.0.0.1:1", "--token", "secret")
+    assert done.is_bad_input
+    assert "in the clear" in done.err
+    assert "secret" not in done.err

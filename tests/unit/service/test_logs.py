@@ -1,13 +1,16 @@
-"""Log lines name an error and never show a stack trace."""
+"""Log lines name an error and never show a stack trace, and a customer only under a hash."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import hmac
 import logging
 from pathlib import Path
 
 import pytest
 
-from service.logs import start_log, without_trace
+from service.logs import MOST_A_MINUTE, CustomerLog, hashed, log_loop_error, start_log, without_trace
 from service.settings import Settings
 
 
@@ -28,3 +31,45 @@ def test_other_records_are_left_alone() -> None:
     record = logging.LogRecord("any", logging.INFO, "", 0, "%d calls", (3,), None)
     assert without_trace(record)
     assert record.getMessage() == "3 calls"
+
+
+def test_what_a_loop_complains_of_is_named_without_the_data_it_was_about(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(customer_id: str) -> None:
+        raise ValueError(customer_id)
+
+    async def fail_later(customer_id: str) -> None:
+        fail(customer_id)
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(log_loop_error)
+        loop.call_soon(fail, "customer-17")
+        task = asyncio.ensure_future(fail_later("customer-17"))
+        await asyncio.sleep(0.01)
+        del task
+
+    asyncio.run(work())
+    assert [record.getMessage().count("(ValueError)") for record in caplog.records] == [1, 1]
+    assert "customer-17" not in caplog.text
+
+
+def test_a_customer_is_told_by_an_hmac_of_the_id() -> None:
+    log = CustomerLog()
+    log.key = b"of the shop"
+    found = log.hashed("küche-17")
+    assert found == hmac.new(b"of the shop", "küche-17".encode(), hashlib.sha256).hexdigest()[:16]
+    assert CustomerLog().hashed("17") != CustomerLog().hashed("17")
+    assert hashed("17") == hashed("17")
+
+
+def test_lines_about_customers_are_few_whatever_happens(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    log = CustomerLog(lambda: now)
+    for round_ in (1, 2):
+        for number in range(1000):
+            log.tell("cannot be used", f"customer-{number}")
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) == MOST_A_MINUTE * round_
+        assert lines[-1].endswith("cannot be used (others are left out for a minute)")
+        now += 61
+    assert "customer-" not in caplog.text

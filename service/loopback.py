@@ -1,0 +1,36 @@
+"""What stays on this machine, for servers that listen and for clients that bring a token. Needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address, ip_address
+from typing import Final
+
+_RESOLVER: Final = re.compile(r"^dns:(//[^/]*/)?|^ipv[46]:")
+_LOCAL_SCHEMES: Final = ("unix:", "unix-abstract:")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name is this machine's own; of names only localhost is, whatever others may resolve to."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def stays_here(target: str) -> bool:
+    """Whether a gRPC target (host:port, or with a scheme) is on this machine; False where that cannot be told."""
+    if target.startswith(_LOCAL_SCHEMES):
+        return True
+    addresses = _RESOLVER.sub("", target).split(",")
+    return all(is_loopback(_host(address)) for address in addresses)
+
+
+def _host(address: str) -> str:
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address if address.count(":") > 1 else address.partition(":")[0]
