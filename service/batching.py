@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 SMALL_ROWS: Final = OFF_LOOP_ROWS
 """Parts up to here, and batches of them, run right on the loop."""
 
+EXPLAINED_ROWS: Final = 8
+"""Most customers that are explained in one go, some ten milliseconds of a thread: then other calls have their turn."""
+
 MOMENT_S: Final = 0.1
 
 Deliver = Callable[[Scores | RequestError], None]
@@ -75,11 +78,11 @@ class _Lane:
 
 
 class Batcher:
-    """Turns submitted parts into batches for ``score``, in two lanes.
+    """Turns submitted parts into batches for ``score``, in two lanes, and a slow one for scores that are explained.
 
     Small parts, such as a call for one customer, share a batch that runs right on the loop. Large ones are cut into
     slices; two batches of them are under way, so that one waits for Redis or writes replies while the other runs its
-    graph. Neither lane waits for the other: ``interference_p99`` in the benchmark shows what that is worth.
+    graph. No lane waits for another: ``interference_p99`` in the benchmark shows what that is worth.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Batcher:
         self._asked = -math.inf
         self._small: Final = _Lane(1, min(SMALL_ROWS, max_rows))
         self._large: Final = _Lane(2, max_rows)
+        self._explained: Final = _Lane(1, min(EXPLAINED_ROWS, max_rows))
 
     def submit(self, part: Part, deliver: Deliver, abandoned: Callable[[], bool] = lambda: False) -> None:
         """Score ``part`` with the next batch and hand its scores, or the error of all of it, to ``deliver``.
@@ -112,6 +116,8 @@ class Batcher:
             deliver(Scores(np.empty((0, 0)), {}, ""))
             return
         lane = self._small if rows <= SMALL_ROWS else self._large
+        if part.reasons:
+            lane = self._explained
         lane.waiting.append(_Job(part, deliver, abandoned))
         if lane.idle:
             lane.idle.pop().set_result(None)

@@ -23,6 +23,7 @@ from feature_store.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.events import text_fault
 from service import wire
+from service.convert_explain import explained, reasons
 from service.errors import DOMAIN, Reason, RequestError
 from service.scorer import Part, Scores
 
@@ -53,7 +54,10 @@ def decode_score(data: bytes) -> Part:
     surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
     if not surely_good and (error := id_error(customer_id, "customer_id")):
         raise error
-    return Part([customer_id], _economics(request), _max_age(request))
+    part = Part([customer_id], _economics(request), _max_age(request))
+    if request.explain:
+        part.reasons = reasons(request, 1)
+    return part
 
 
 def decode_batch(data: bytes) -> Part:
@@ -69,7 +73,10 @@ def decode_batch(data: bytes) -> Part:
             if error := id_error(customer_id, "customer_ids", at):
                 refused[at] = error
                 ids[at] = ""
-    return Part(ids, _economics(request), _max_age(request), refused)
+    part = Part(ids, _economics(request), _max_age(request), refused)
+    if request.explain:
+        part.reasons = reasons(request, count)
+    return part
 
 
 def parsed(kind: Any, data: bytes) -> Any:
@@ -129,14 +136,21 @@ def encode_score(part: Part, scores: Scores) -> bytes:
     if scores.errors:
         raise scores.errors[0]
     version, note = _version(scores.model_version), scores.notes.get(0)
-    return wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes)
+    score = wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes)
+    return score if scores.explanations is None else explained(score, scores.explanations[0]).SerializeToString()
 
 
 def encode_batch(part: Part, scores: Scores) -> bytes:
     """A BatchScoreCustomersResponse."""
     if not part.customer_ids:
         return b""
-    results = wire.results(part.customer_ids, scores, _version(scores.model_version))
+    version = _version(scores.model_version)
+    results = wire.results(part.customer_ids, scores, version)
+    for at, explanations in (scores.explanations or {}).items():
+        row = scores.table[at].tolist()
+        score = wire.score(part.customer_ids[at], row, version, scores.notes.get(at), scores.spikes)
+        result = scoring_pb2.CustomerResult(score=explained(score, explanations))
+        results[at] = scoring_pb2.BatchScoreCustomersResponse(results=[result]).SerializeToString()
     for at, error in scores.errors.items():
         results[at] = wire.field(1, wire.field(2, status(error, at).SerializeToString()))
     return b"".join(results)

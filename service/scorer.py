@@ -18,15 +18,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.bundle import OFFERS
 from feature_store.errors import StoreUnavailableError
 from feature_store.record import LEAST_WEIGHT, Interest, Told
 from feature_store.state import Floats, StateBatch, finite
 from service.errors import Reason, RequestError
+from service.explanations import Explanation
 from service.models import Model
 from service.spikes import SpikeGuard
 
@@ -53,20 +56,22 @@ class Part:
     """Customers to score on the same terms: a request, or a slice of a large one. Not to be changed.
 
     economics: figures that replace a default, by column of the graph's input; max_age_s: None for any age; refused:
-    errors of ids found invalid before, by position (such an id is given as the empty string).
+    errors of ids found invalid before, by position (such an id is given as the empty string); reasons: how many
+    contributions are told of why a score is what it is, 0 for no explanation.
     """
 
     customer_ids: Sequence[str]
     economics: Mapping[int, float] = field(default_factory=dict)
     max_age_s: float | None = None
     refused: Mapping[int, RequestError] = field(default_factory=dict)
+    reasons: int = 0
 
     def slice(self, start: int, stop: int) -> Part:
         """Customers ``start`` to ``stop`` of this part."""
         if start == 0 and stop == len(self.customer_ids):
             return self
         refused = {at - start: error for at, error in self.refused.items() if start <= at < stop}
-        return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused)
+        return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused, self.reasons)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +106,8 @@ class Scores:
     A row of ``table``, float64 ``[n, 6]``, is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and
     thresholds 0 to 1, spend in the currency of the data), then the time in unix seconds up to which events are known.
     ``errors`` says by position why an id has no score: its row means nothing, but can be encoded. ``notes`` says by
-    position what there is to add.
+    position what there is to add, ``explanations`` by position and offer why a score is what it is, where that was
+    asked for.
     """
 
     table: Floats
@@ -109,6 +115,7 @@ class Scores:
     model_version: str
     notes: Mapping[int, Note] = field(default_factory=lambda: NO_NOTES)
     spikes: Spikes = NO_SPIKES
+    explanations: Mapping[int, Mapping[str, Explanation]] | None = None
 
     @staticmethod
     def joined(slices: Sequence[Scores]) -> Scores:
@@ -117,13 +124,15 @@ class Scores:
             return slices[0]
         errors: dict[int, RequestError] = {}
         notes: dict[int, Note] = {}
+        explanations: dict[int, Mapping[str, Explanation]] = {}
         start = 0
         for scores in slices:
             errors.update({start + at: error for at, error in scores.errors.items()})
             notes.update({start + at: note for at, note in scores.notes.items()})
+            explanations.update({start + at: why for at, why in (scores.explanations or {}).items()})
             start += len(scores.table)
         table, last = np.concatenate([scores.table for scores in slices]), slices[-1]
-        return Scores(table, errors, last.model_version, notes, last.spikes)
+        return Scores(table, errors, last.model_version, notes, last.spikes, explanations or None)
 
 
 class Scorer:
@@ -142,6 +151,7 @@ class Scorer:
         self._churn_guard, self._propensity_guard = guard(), guard()
         self._defaults = np.tile(model.economics, (OFF_LOOP_ROWS, 1))
         self._graph_thread = ThreadPoolExecutor(1, "graph")
+        self._explaining_thread = ThreadPoolExecutor(1, "explain")
 
     @property
     def spikes(self) -> int:
@@ -162,7 +172,29 @@ class Scorer:
         usable = _usable(states, table)
         notes = self._notes(states.told, usable, now) if states.told else NO_NOTES
         scored = _Scored(states, table, usable, now, notes, self._spikes(table, usable, notes))
-        return self._share_out(parts, scored)
+        shares = self._share_out(parts, scored)
+        if any(part.reasons for part in parts):
+            await self._explain(parts, shares, scored)
+        return shares
+
+    async def _explain(self, parts: Sequence[Part], shares: Sequence[Scores], scored: _Scored) -> None:
+        """Add explanations to the scores of parts that want them, off the loop: each is a thousand rows of the graph.
+
+        A score that cannot be explained is an error.
+        """
+        loop, states, start = asyncio.get_running_loop(), scored.states, 0
+        for part, share in zip(parts, shares, strict=True):
+            if part.reasons:
+                own = np.array([at for at in range(len(part.customer_ids)) if at not in share.errors], dtype=np.intp)
+                slots, age_s = states.slots[start + own], scored.now - states.as_of[start + own]
+                answered = share.table[own, : len(OFFERS)]
+                explain = partial(self._model.explainer.explain, slots, age_s, answered, part.reasons)
+                found = dict(
+                    zip(own.tolist(), await loop.run_in_executor(self._explaining_thread, explain), strict=True)
+                )
+                share.explanations = {at: why for at, why in found.items() if not isinstance(why, RequestError)}
+                share.errors = {**share.errors, **{at: e for at, e in found.items() if isinstance(e, RequestError)}}
+            start += len(part.customer_ids)
 
     def _notes(self, told: Mapping[int, Told], usable: Usable | None, now: float) -> dict[int, Note]:
         """What there is to add for the customers who get a score and whose records say something."""
