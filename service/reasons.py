@@ -151,12 +151,13 @@ def _ago(days: float | None) -> str:
 
 
 def _rates(measure: str, mine: float, theirs: float) -> tuple[str, str]:
-    """Two rates per day by the same span, so that they can be compared."""
+    """Two rates per day by the same span, so that they can be compared: what is counted by the one that fits."""
+    name, days, unit = "week", 7.0, ""
     if measure == "duration":
-        mine, theirs = mine / MINUTE_S, theirs / MINUTE_S
-    most = max(abs(mine), abs(theirs))
-    name, days, _ = next((span for span in SPANS if most >= span[2]), SPANS[-1])
-    unit = " minutes" if measure == "duration" else ""
+        mine, theirs, unit = mine / MINUTE_S, theirs / MINUTE_S, " minutes"
+    elif measure == "count":
+        most = max(abs(mine), abs(theirs))
+        name, days, _ = next((span for span in SPANS if most >= span[2]), SPANS[-1])
     return f"{_figure(mine * days)}{unit} a {name}", f"{_figure(theirs * days)}{unit} a {name}"
 
 

@@ -175,3 +175,18 @@ def test_a_part_without_customers_is_answered_without_a_batch() -> None:
         assert recorder.batches == []
 
     run(main())
+
+
+def test_explanations_go_eight_at_a_time_on_a_lane_of_their_own() -> None:
+    async def main() -> None:
+        recorder = Recorder(pause_s=0.002)
+        batcher = Batcher(recorder.score)
+        many = asyncio.create_task(batcher.score(Part([str(i) for i in range(100)], reasons=5)))
+        await asyncio.sleep(0.004)
+        await asyncio.gather(batcher.score(ids(500, 501)), batcher.score(Part(["600"], reasons=5)))
+        assert not many.done()
+        assert (await many).table.tolist() == [[float(i)] for i in range(100)]
+        assert max(len(batch) for batch in recorder.batches) == 8
+        assert ["500"] in recorder.batches
+
+    run(main())

@@ -9,10 +9,12 @@ from typing import cast
 import numpy as np
 import pytest
 
+from feature_store.bundle import OFFERS
 from feature_store.definitions import Feature
 from feature_store.errors import StoreUnavailableError
 from feature_store.state import Floats, State, StateBatch, StateLayout
 from service.errors import Reason, RequestError
+from service.explanations import Explanation
 from service.models import Model
 from service.scorer import Part, Scorer, Scores
 
@@ -37,11 +39,24 @@ class FakeStore:
         return LAYOUT.pack(State(as_of, np.array([1.0])))
 
 
+class FakeExplainer:
+    """Says the age that it was told as the baseline; cannot explain what is three days old."""
+
+    def explain(
+        self, slots: Floats, age_s: Floats, answered: Floats, most: int
+    ) -> list[dict[str, Explanation] | RequestError]:
+        assert len(slots) == len(age_s) == len(answered)
+        assert answered.shape[1] == len(OFFERS)
+        error = RequestError(Reason.STATE_UNREADABLE, "cannot be explained", "customer_id")
+        return [error if age == 3 * 86_400 else {"churn": Explanation(age, [], most, exact=True)} for age in age_s]
+
+
 class FakeModel:
     """Says the margin it was given as every output, NaN for a customer whose state is a day old."""
 
     version = "v1"
     economics = np.array([0.25, *[1.0] * 10])
+    explainer = FakeExplainer()
 
     def run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         table = np.repeat(economics[:, :1], 6, axis=1)
@@ -105,3 +120,25 @@ def test_a_store_that_is_away_fails_the_whole_batch_as_unavailable() -> None:
 def test_no_error_repeats_a_customer_id() -> None:
     (scores,) = score(Part(["nobody-4711", "torn"], max_age_s=0.0))
     assert not any("4711" in error.message or "torn" in error.message for error in scores.errors.values())
+
+
+def test_only_scores_of_parts_that_ask_for_it_are_explained_each_with_its_own_age() -> None:
+    ids = ["known-5", "nobody", "known-61", "known-259200"]
+    plain, asked, strict = score(Part(ids), Part(ids, reasons=3), Part(ids, max_age_s=60.0, reasons=1))
+    assert plain.explanations is None
+    assert reasons(plain) == {1: Reason.CUSTOMER_UNKNOWN}
+    assert asked.explanations == {
+        0: {"churn": Explanation(5.0, [], 3, exact=True)},
+        2: {"churn": Explanation(61.0, [], 3, exact=True)},
+    }
+    assert reasons(asked) == {1: Reason.CUSTOMER_UNKNOWN, 3: Reason.STATE_UNREADABLE}
+    assert strict.explanations == {0: {"churn": Explanation(5.0, [], 1, exact=True)}}
+    assert set(strict.errors) == {1, 2, 3}
+
+
+def test_a_slice_asks_for_explanations_too_and_they_come_back_in_place() -> None:
+    part = Part(["known-1", "known-2", "nobody", "known-3"], reasons=2)
+    (first,), (second,) = score(part.slice(0, 2)), score(part.slice(2, 4))
+    joined = Scores.joined([first, second])
+    assert joined.explanations is not None
+    assert {at: why["churn"].baseline_probability for at, why in joined.explanations.items()} == {0: 1.0, 1: 2.0, 3: 3.0}
