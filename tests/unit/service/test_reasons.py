@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # sentences as they are read
 """Reason codes that programs can rely on, and sentences that people can read, for every kind of feature."""
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ WEEK = 1 / math.log(2)
 FEATURES = [LATEST, EARLIEST, COUNT, AMOUNT, DURATION, INCOME, REGION]
 
 
-def said(feature: Feature, value: float, typical: float, amount: float = 0.123, offer: str = "churn") -> tuple[str, str]:
+def said(
+    feature: Feature, value: float, typical: float, amount: float = 0.123, offer: str = "churn"
+) -> tuple[str, str]:
     (player,) = players_of([feature])
     found = say(offer, player, amount, [(feature, value, typical)])
     return found.reason_code, found.sentence
@@ -76,7 +79,13 @@ def test_values_are_told_in_units_that_a_program_can_use() -> None:
     assert (slot.value, slot.typical) == (pytest.approx(90 / 7), pytest.approx(600 / 7))
     (player,) = players_of([REGION])
     (slot,) = say("churn", player, 0.1, [(REGION, 1, math.nan)]).slots
-    assert (slot.value, slot.typical, slot.unit, slot.text, slot.typical_text) == (None, None, "", "'south'", "not known")
+    assert (slot.value, slot.typical, slot.unit, slot.text, slot.typical_text) == (
+        None,
+        None,
+        "",
+        "'south'",
+        "not known",
+    )
 
 
 def test_what_is_kept_of_one_event_by_one_measure_is_one_feature() -> None:

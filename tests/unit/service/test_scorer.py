@@ -141,4 +141,8 @@ def test_a_slice_asks_for_explanations_too_and_they_come_back_in_place() -> None
     (first,), (second,) = score(part.slice(0, 2)), score(part.slice(2, 4))
     joined = Scores.joined([first, second])
     assert joined.explanations is not None
-    assert {at: why["churn"].baseline_probability for at, why in joined.explanations.items()} == {0: 1.0, 1: 2.0, 3: 3.0}
+    assert {at: why["churn"].baseline_probability for at, why in joined.explanations.items()} == {
+        0: 1.0,
+        1: 2.0,
+        3: 3.0,
+    }
