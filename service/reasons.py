@@ -127,8 +127,8 @@ def _said(player: Player, feature: Feature, value: SlotValue) -> str:
         return f"{what} is {mine}, a typical customer's is {theirs}"
     whose = f"(half-life {feature.half_life_days:g} days), for a typical customer {theirs}"
     if player.measure == "count":
-        rate, _, span = mine.partition(" ")
-        return f"lately there were {rate} {what} events {span} {whose}"
+        rate, _, span = mine.rpartition(" a ")
+        return f"lately there were {rate} {what} events a {span} {whose}"
     measured = "the amount of" if player.measure == "amount" else "the time spent in"
     return f"lately {measured} {what} events was {mine} {whose}"
 

@@ -45,6 +45,7 @@ def said(
         (EARLIEST, -900 * DAY_S, NOT_YET, "PURCHASE_TENURE_HIGH", "The first purchase was 900 days ago, of a typical customer none is known"),
         (EARLIEST, -1900 * DAY_S, -90 * DAY_S, "PURCHASE_TENURE_HIGH", "The first purchase was 1,900 days ago, a typical customer's 90 days ago"),
         (COUNT, 0.0, 28 * 2.5 / math.log(2), "ADD_TO_CART_COUNT_LOW", "Lately there were 0 add to cart events a day (half-life 28 days), for a typical customer 2.5 a day"),
+        (COUNT, 1e-9, 28 / 30 / math.log(2), "ADD_TO_CART_COUNT_LOW", "Lately there were almost 0 add to cart events a month (half-life 28 days), for a typical customer 1 a month"),
         (AMOUNT, 80 * WEEK, 20 * WEEK, "PURCHASE_AMOUNT_HIGH", "Lately the amount of purchase events was 80 a week (half-life 7 days), for a typical customer 20 a week"),
         (AMOUNT, 0.7 * WEEK, 0.1 * WEEK, "PURCHASE_AMOUNT_HIGH", "Lately the amount of purchase events was 0.7 a week (half-life 7 days), for a typical customer 0.1 a week"),
         (DURATION, 90 * WEEK, 600 * WEEK, "VIEW_DURATION_LOW", "Lately the time spent in view events was 1.5 minutes a week (half-life 7 days), for a typical customer 10 minutes a week"),
