@@ -116,7 +116,7 @@ class Batcher:
             deliver(Scores(np.empty((0, 0)), {}, ""))
             return
         lane = self._small if rows <= SMALL_ROWS else self._large
-        if part.reasons:
+        if part.explain is not None:
             lane = self._explained
         lane.waiting.append(_Job(part, deliver, abandoned))
         if lane.idle:

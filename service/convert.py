@@ -23,7 +23,7 @@ from feature_store.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.events import text_fault
 from service import wire
-from service.convert_explain import explained, reasons
+from service.convert_explain import wanted
 from service.errors import DOMAIN, Reason, RequestError
 from service.scorer import Part, Scores
 
@@ -56,7 +56,7 @@ def decode_score(data: bytes) -> Part:
         raise error
     part = Part([customer_id], _economics(request), _max_age(request))
     if request.explain:
-        part.reasons = reasons(request, 1)
+        part.explain = wanted(request, 1)
     return part
 
 
@@ -75,7 +75,7 @@ def decode_batch(data: bytes) -> Part:
                 ids[at] = ""
     part = Part(ids, _economics(request), _max_age(request), refused)
     if request.explain:
-        part.reasons = reasons(request, count)
+        part.explain = wanted(request, count)
     return part
 
 
@@ -136,8 +136,8 @@ def encode_score(part: Part, scores: Scores) -> bytes:
     if scores.errors:
         raise scores.errors[0]
     version, note = _version(scores.model_version), scores.notes.get(0)
-    score = wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes)
-    return score if scores.explanations is None else explained(score, scores.explanations[0]).SerializeToString()
+    why = None if scores.explanations is None else scores.explanations[0]
+    return wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes, why)
 
 
 def encode_batch(part: Part, scores: Scores) -> bytes:
@@ -146,11 +146,10 @@ def encode_batch(part: Part, scores: Scores) -> bytes:
         return b""
     version = _version(scores.model_version)
     results = wire.results(part.customer_ids, scores, version)
-    for at, explanations in (scores.explanations or {}).items():
+    for at, why in (scores.explanations or {}).items():
         row = scores.table[at].tolist()
-        score = wire.score(part.customer_ids[at], row, version, scores.notes.get(at), scores.spikes)
-        result = scoring_pb2.CustomerResult(score=explained(score, explanations))
-        results[at] = scoring_pb2.BatchScoreCustomersResponse(results=[result]).SerializeToString()
+        score = wire.score(part.customer_ids[at], row, version, scores.notes.get(at), scores.spikes, why)
+        results[at] = wire.long_field(1, wire.long_field(1, score))
     for at, error in scores.errors.items():
         results[at] = wire.field(1, wire.field(2, status(error, at).SerializeToString()))
     return b"".join(results)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from tidemark.v1 import scoring_pb2
 
 from service.errors import Reason, RequestError
+from service.explain import Wanted
 from service.explanations import Contribution, Explanation
 
 MAX_EXPLAINED: Final = 100
@@ -15,31 +15,24 @@ MAX_EXPLAINED: Final = 100
 DEFAULT_REASONS: Final = 5
 
 
-def reasons(request: Any, customers: int) -> int:
-    """How many contributions a request wants to be told, which says explain; RequestError for too many customers."""
+def wanted(request: Any, customers: int) -> Wanted:
+    """What a request that says explain wants to be told; RequestError for too many customers."""
     if customers > MAX_EXPLAINED:
         message = (
             f"{customers} customers are too many to explain in one call: send at most {MAX_EXPLAINED} with explain"
         )
         raise RequestError(Reason.EXPLAIN_TOO_MANY, message, "customer_ids")
-    return int(request.max_reasons) or DEFAULT_REASONS
+    return Wanted(int(request.max_reasons) or DEFAULT_REASONS, encoded)
 
 
-def explained(score: bytes, explanations: Mapping[str, Explanation]) -> scoring_pb2.ScoreCustomerResponse:
-    """An encoded ScoreCustomerResponse with explanations by offer."""
-    response = scoring_pb2.ScoreCustomerResponse.FromString(score)
-    for offer, explanation in explanations.items():
-        getattr(response, offer).explanation.CopyFrom(_explanation(explanation))
-    return response
-
-
-def _explanation(explanation: Explanation) -> scoring_pb2.Explanation:
+def encoded(explanation: Explanation) -> bytes:
+    """An Explanation of the contract."""
     return scoring_pb2.Explanation(
         baseline_probability=explanation.baseline_probability,
         contributions=[_contribution(one) for one in explanation.contributions],
         other_contribution=explanation.other_contribution,
         exact=explanation.exact,
-    )
+    ).SerializeToString()
 
 
 def _contribution(contribution: Contribution) -> scoring_pb2.Contribution:

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,13 @@ class Attribution:
     exact: bool
 
 
+class Wanted(NamedTuple):
+    """How a caller wants to be told why: at most so many contributions one by one, and in which form."""
+
+    most: int
+    tell: Callable[[Explanation], bytes]
+
+
 class Explainer:
     """Explains the scores of one model against its typical customer."""
 
@@ -118,6 +125,15 @@ class Explainer:
         self._crowded: Final = np.zeros(len(layout.features), dtype=bool)
         for player in self.players:
             self._crowded[list(player.slots)] = len(player.slots) > 1
+
+    def tell(
+        self, slots: Floats, age_s: Floats, answered: Floats, wanted: Wanted
+    ) -> list[Mapping[str, bytes] | RequestError]:
+        """The same as :meth:`explain`, in the form that is wanted."""
+        return [
+            why if isinstance(why, RequestError) else {offer: wanted.tell(one) for offer, one in why.items()}
+            for why in self.explain(slots, age_s, answered, wanted.most)
+        ]
 
     def explain(
         self, slots: Floats, age_s: Floats, answered: Floats, most: int

@@ -29,7 +29,7 @@ from feature_store.errors import StoreUnavailableError
 from feature_store.record import LEAST_WEIGHT, Interest, Told
 from feature_store.state import Floats, StateBatch, finite
 from service.errors import Reason, RequestError
-from service.explanations import Explanation
+from service.explain import Wanted
 from service.models import Model
 from service.spikes import SpikeGuard
 
@@ -56,22 +56,22 @@ class Part:
     """Customers to score on the same terms: a request, or a slice of a large one. Not to be changed.
 
     economics: figures that replace a default, by column of the graph's input; max_age_s: None for any age; refused:
-    errors of ids found invalid before, by position (such an id is given as the empty string); reasons: how many
-    contributions are told of why a score is what it is, 0 for no explanation.
+    errors of ids found invalid before, by position (such an id is given as the empty string); explain: what is to be
+    told of why a score is what it is.
     """
 
     customer_ids: Sequence[str]
     economics: Mapping[int, float] = field(default_factory=dict)
     max_age_s: float | None = None
     refused: Mapping[int, RequestError] = field(default_factory=dict)
-    reasons: int = 0
+    explain: Wanted | None = None
 
     def slice(self, start: int, stop: int) -> Part:
         """Customers ``start`` to ``stop`` of this part."""
         if start == 0 and stop == len(self.customer_ids):
             return self
         refused = {at - start: error for at, error in self.refused.items() if start <= at < stop}
-        return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused, self.reasons)
+        return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused, self.explain)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,8 +106,8 @@ class Scores:
     A row of ``table``, float64 ``[n, 6]``, is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and
     thresholds 0 to 1, spend in the currency of the data), then the time in unix seconds up to which events are known.
     ``errors`` says by position why an id has no score: its row means nothing, but can be encoded. ``notes`` says by
-    position what there is to add, ``explanations`` by position and offer why a score is what it is, where that was
-    asked for.
+    position what there is to add, ``explanations`` by position and offer why a score is what it is, encoded, where
+    that was asked for.
     """
 
     table: Floats
@@ -115,7 +115,7 @@ class Scores:
     model_version: str
     notes: Mapping[int, Note] = field(default_factory=lambda: NO_NOTES)
     spikes: Spikes = NO_SPIKES
-    explanations: Mapping[int, Mapping[str, Explanation]] | None = None
+    explanations: Mapping[int, Mapping[str, bytes]] | None = None
 
     @staticmethod
     def joined(slices: Sequence[Scores]) -> Scores:
@@ -124,7 +124,7 @@ class Scores:
             return slices[0]
         errors: dict[int, RequestError] = {}
         notes: dict[int, Note] = {}
-        explanations: dict[int, Mapping[str, Explanation]] = {}
+        explanations: dict[int, Mapping[str, bytes]] = {}
         start = 0
         for scores in slices:
             errors.update({start + at: error for at, error in scores.errors.items()})
@@ -173,7 +173,7 @@ class Scorer:
         notes = self._notes(states.told, usable, now) if states.told else NO_NOTES
         scored = _Scored(states, table, usable, now, notes, self._spikes(table, usable, notes))
         shares = self._share_out(parts, scored)
-        if any(part.reasons for part in parts):
+        if any(part.explain for part in parts):
             await self._explain(parts, shares, scored)
         return shares
 
@@ -184,14 +184,11 @@ class Scorer:
         """
         loop, states, start = asyncio.get_running_loop(), scored.states, 0
         for part, share in zip(parts, shares, strict=True):
-            if part.reasons:
+            if part.explain is not None:
                 own = np.array([at for at in range(len(part.customer_ids)) if at not in share.errors], dtype=np.intp)
                 slots, age_s = states.slots[start + own], scored.now - states.as_of[start + own]
-                answered = share.table[own, : len(OFFERS)]
-                explain = partial(self._model.explainer.explain, slots, age_s, answered, part.reasons)
-                found = dict(
-                    zip(own.tolist(), await loop.run_in_executor(self._explaining_thread, explain), strict=True)
-                )
+                work = partial(self._model.explainer.tell, slots, age_s, share.table[own, : len(OFFERS)], part.explain)
+                found = dict(zip(own.tolist(), await loop.run_in_executor(self._explaining_thread, work), strict=True))
                 share.explanations = {at: why for at, why in found.items() if not isinstance(why, RequestError)}
                 share.errors = {**share.errors, **{at: e for at, e in found.items() if isinstance(e, RequestError)}}
             start += len(part.customer_ids)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from feature_store.definitions import Feature
 from feature_store.state import DAY_S, Floats, StateLayout
 from service.errors import Reason, RequestError
-from service.explain import EXACT_PLAYERS, SAMPLED_ROWS, Explainer, Mixtures, exact, mixtures, sampled
+from service.explain import EXACT_PLAYERS, SAMPLED_ROWS, Explainer, Mixtures, Wanted, exact, mixtures, sampled
 from service.explanations import Explanation
 
 MANY = 24
@@ -232,6 +232,13 @@ def test_a_mixture_without_a_finite_score_is_an_error_of_this_customer_alone() -
     assert isinstance(bad, RequestError)
     assert (bad.reason, bad.field) == (Reason.STATE_UNREADABLE, "customer_id")
     assert not isinstance(good, RequestError)
+
+
+def test_explanations_are_told_in_the_form_that_is_wanted() -> None:
+    model = Explainer(HISTORY, TYPICAL, lapsing)
+    slots = np.array([TYPICAL])
+    (found,) = model.tell(slots, np.zeros(1), lapsing(slots), Wanted(3, lambda why: b"%.2f" % why.baseline_probability))
+    assert found == {"churn": b"0.19", "propensity": b"0.81"}
 
 
 @given(

@@ -14,7 +14,7 @@ from feature_store.definitions import Feature
 from feature_store.errors import StoreUnavailableError
 from feature_store.state import Floats, State, StateBatch, StateLayout
 from service.errors import Reason, RequestError
-from service.explanations import Explanation
+from service.explain import Wanted
 from service.models import Model
 from service.scorer import Part, Scorer, Scores
 
@@ -40,15 +40,15 @@ class FakeStore:
 
 
 class FakeExplainer:
-    """Says the age that it was told as the baseline; cannot explain what is three days old."""
+    """Says the age that it was told, and what is wanted; cannot explain what is three days old."""
 
-    def explain(
-        self, slots: Floats, age_s: Floats, answered: Floats, most: int
-    ) -> list[dict[str, Explanation] | RequestError]:
+    def tell(
+        self, slots: Floats, age_s: Floats, answered: Floats, wanted: Wanted
+    ) -> list[dict[str, bytes] | RequestError]:
         assert len(slots) == len(age_s) == len(answered)
         assert answered.shape[1] == len(OFFERS)
         error = RequestError(Reason.STATE_UNREADABLE, "cannot be explained", "customer_id")
-        return [error if age == 3 * 86_400 else {"churn": Explanation(age, [], most, exact=True)} for age in age_s]
+        return [error if age == 3 * 86_400 else {"churn": f"{age:g} {wanted.most}".encode()} for age in age_s]
 
 
 class FakeModel:
@@ -122,27 +122,23 @@ def test_no_error_repeats_a_customer_id() -> None:
     assert not any("4711" in error.message or "torn" in error.message for error in scores.errors.values())
 
 
+def wanted(most: int) -> Wanted:
+    return Wanted(most, lambda _: b"")
+
+
 def test_only_scores_of_parts_that_ask_for_it_are_explained_each_with_its_own_age() -> None:
     ids = ["known-5", "nobody", "known-61", "known-259200"]
-    plain, asked, strict = score(Part(ids), Part(ids, reasons=3), Part(ids, max_age_s=60.0, reasons=1))
+    plain, asked, strict = score(Part(ids), Part(ids, explain=wanted(3)), Part(ids, max_age_s=60.0, explain=wanted(1)))
     assert plain.explanations is None
     assert reasons(plain) == {1: Reason.CUSTOMER_UNKNOWN}
-    assert asked.explanations == {
-        0: {"churn": Explanation(5.0, [], 3, exact=True)},
-        2: {"churn": Explanation(61.0, [], 3, exact=True)},
-    }
+    assert asked.explanations == {0: {"churn": b"5 3"}, 2: {"churn": b"61 3"}}
     assert reasons(asked) == {1: Reason.CUSTOMER_UNKNOWN, 3: Reason.STATE_UNREADABLE}
-    assert strict.explanations == {0: {"churn": Explanation(5.0, [], 1, exact=True)}}
+    assert strict.explanations == {0: {"churn": b"5 1"}}
     assert set(strict.errors) == {1, 2, 3}
 
 
 def test_a_slice_asks_for_explanations_too_and_they_come_back_in_place() -> None:
-    part = Part(["known-1", "known-2", "nobody", "known-3"], reasons=2)
+    part = Part(["known-1", "known-2", "nobody", "known-3"], explain=wanted(2))
     (first,), (second,) = score(part.slice(0, 2)), score(part.slice(2, 4))
     joined = Scores.joined([first, second])
-    assert joined.explanations is not None
-    assert {at: why["churn"].baseline_probability for at, why in joined.explanations.items()} == {
-        0: 1.0,
-        1: 2.0,
-        3: 3.0,
-    }
+    assert joined.explanations == {0: {"churn": b"1 2"}, 1: {"churn": b"2 2"}, 3: {"churn": b"3 2"}}
