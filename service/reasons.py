@@ -124,7 +124,7 @@ def _said(player: Player, feature: Feature, value: SlotValue) -> str:
     if player.measure in ("recency", "tenure"):
         return _said_of_time("last" if player.measure == "recency" else "first", what, value)
     if player.measure == ATTRIBUTE:
-        return f"{what} is {mine}, a typical customer's is {theirs}"
+        return f"the value of {what} is {mine}, a typical customer's is {theirs}"
     whose = f"(half-life {feature.half_life_days:g} days), for a typical customer {theirs}"
     if player.measure == "count":
         rate, _, span = mine.rpartition(" a ")

@@ -49,12 +49,12 @@ def said(
         (AMOUNT, 80 * WEEK, 20 * WEEK, "PURCHASE_AMOUNT_HIGH", "Lately the amount of purchase events was 80 a week (half-life 7 days), for a typical customer 20 a week"),
         (AMOUNT, 0.7 * WEEK, 0.1 * WEEK, "PURCHASE_AMOUNT_HIGH", "Lately the amount of purchase events was 0.7 a week (half-life 7 days), for a typical customer 0.1 a week"),
         (DURATION, 90 * WEEK, 600 * WEEK, "VIEW_DURATION_LOW", "Lately the time spent in view events was 1.5 minutes a week (half-life 7 days), for a typical customer 10 minutes a week"),
-        (INCOME, 46_213.5, 40_000, "INCOME_EUR_HIGH", "Income eur is 46,214, a typical customer's is 40,000"),
-        (INCOME, math.nan, 40_000, "INCOME_EUR_UNKNOWN", "Income eur is not known, a typical customer's is 40,000"),
-        (INCOME, 1, math.nan, "INCOME_EUR_KNOWN", "Income eur is 1, a typical customer's is not known"),
-        (REGION, 1, 0, "REGION_DIFFERS", "Region is 'south', a typical customer's is 'north'"),
-        (REGION, 2, 0, "REGION_DIFFERS", "Region is another one, a typical customer's is 'north'"),
-        (REGION, math.nan, 0, "REGION_UNKNOWN", "Region is not known, a typical customer's is 'north'"),
+        (INCOME, 46_213.5, 40_000, "INCOME_EUR_HIGH", "The value of income eur is 46,214, a typical customer's is 40,000"),
+        (INCOME, math.nan, 40_000, "INCOME_EUR_UNKNOWN", "The value of income eur is not known, a typical customer's is 40,000"),
+        (INCOME, 1, math.nan, "INCOME_EUR_KNOWN", "The value of income eur is 1, a typical customer's is not known"),
+        (REGION, 1, 0, "REGION_DIFFERS", "The value of region is 'south', a typical customer's is 'north'"),
+        (REGION, 2, 0, "REGION_DIFFERS", "The value of region is another one, a typical customer's is 'north'"),
+        (REGION, math.nan, 0, "REGION_UNKNOWN", "The value of region is not known, a typical customer's is 'north'"),
     ],
 )  # fmt: skip
 def test_a_contribution_in_words(feature: Feature, value: float, typical: float, code: str, sentence: str) -> None:
