@@ -80,6 +80,7 @@ class Manifest(BaseModel):
     metrics: dict[str, Any]
     economics: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     own_figures: list[str] = []
+    baseline: list[Annotated[float, Field(allow_inf_nan=False)] | None] | None = None
     model_sha256: str
     golden_sha256: str
     libraries: dict[str, str]
@@ -186,6 +187,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder.name}: {MANIFEST_FILE} is not valid: {first_problem(error)}") from error
     if fingerprint(manifest.features) != manifest.fingerprint:
         raise BundleError(f"{folder.name}: the fingerprint does not belong to the feature definitions")
+    if manifest.baseline is not None and len(manifest.baseline) != len(manifest.features):
+        raise BundleError(f"{folder.name}: the baseline is not one value per feature")
     if missing := set(ECONOMICS).difference(manifest.economics):
         raise BundleError(f"{folder.name}: the economics lack {', '.join(sorted(missing))}")
     if set(manifest.inputs) != set(INPUTS) or not set(OUTPUTS) <= set(manifest.outputs):

@@ -36,6 +36,12 @@ logger = logging.getLogger(__name__)
 SMALL_ROWS: Final = OFF_LOOP_ROWS
 """Parts up to here, and batches of them, run right on the loop."""
 
+EXPLAINED_ROWS: Final = 8
+"""Most customers that are explained in one go, some ten milliseconds of a thread: then other calls have their turn."""
+
+PATIENCE: Final = 10
+"""So many times longer may those wait whose scores are explained: a batch of them takes as much longer, and more."""
+
 MOMENT_S: Final = 0.1
 
 Deliver = Callable[[Scores | RequestError], None]
@@ -114,11 +120,11 @@ class _Lane:
 
 
 class Batcher:
-    """Turns submitted parts into batches for ``score``, in two lanes.
+    """Turns submitted parts into batches for ``score``, in two lanes, and a slow one for scores that are explained.
 
     Small parts, such as a call for one customer, share a batch that runs right on the loop. Large ones are cut into
     slices; two batches of them are under way, so that one waits for Redis or writes replies while the other runs its
-    graph. Neither lane waits for the other: ``interference_p99`` in the benchmark shows what that is worth.
+    graph. No lane waits for another: ``interference_p99`` in the benchmark shows what that is worth.
     """
 
     def __init__(
@@ -139,13 +145,14 @@ class Batcher:
         self._score = score
         self._slice_rows: Final = slice_rows
         self._turns: Final = turns
-        self._max_wait_s: Final = max_wait_s
         self._clock: Final = clock
         self._asked = -math.inf
         few, many = min(SMALL_ROWS, max_rows), max_rows
         small = Pace(max_wait_s, rows=few, standing=STANDING, clock=clock)
         self._small: Final = _Lane(1, few, slice_rows, small)
         self._large: Final = _Lane(2, many, slice_rows, Pace(max_wait_s, rows=many, workers=2, clock=clock))
+        slow = Pace(PATIENCE * max_wait_s, rows=min(EXPLAINED_ROWS, max_rows), clock=clock)
+        self._explained: Final = _Lane(1, min(EXPLAINED_ROWS, max_rows), slice_rows, slow)
         self.shed = self.refused = self.expired = self.cancelled = 0
         """Calls so far that were not scored: too much to do, too short a deadline, too late, nobody waits any more."""
         self.scored = 0
@@ -169,8 +176,10 @@ class Batcher:
             deliver(Scores(np.empty((0, 0)), {}, ""))
             return
         lane = self._small if rows <= SMALL_ROWS else self._large
+        if part.explain is not None:
+            lane = self._explained
         # Nearly all are taken in after a glance.
-        close = lane is self._large or lane.rows >= lane.pace.most_rows or deadline < now + lane.pace.surely_s
+        close = lane is not self._small or lane.rows >= lane.pace.most_rows or deadline < now + lane.pace.surely_s
         if close and (error := lane.refusal(rows, deadline - now)) is not None:
             self._count(error)
             deliver(error)
@@ -273,7 +282,12 @@ class Batcher:
             self.expired += 1
             self._end(job, expired())
             return True
-        if lane.pace.standing and now > job.came + self._max_wait_s and not job.taken and lane.rows > lane.most_rows:
+        if (
+            lane.pace.standing
+            and now > job.came + lane.pace.most_wait_s
+            and not job.taken
+            and lane.rows > lane.most_rows
+        ):
             # It came with a burst, or before a pause, and there are those behind it who have not waited for nothing.
             self.shed += 1
             self._end(job, overloaded(lane.pace.retry_s(len(job.part.customer_ids))))

@@ -20,9 +20,11 @@ import grpc
 from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
+from service.explanations import Contribution, Explanation, SlotValue
 from service.loopback import stays_here
 
 MAX_BATCH: Final = 1000
+MAX_EXPLAINED: Final = 100
 DEFAULT_TIMEOUT_S: Final = 1.0
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -81,7 +83,8 @@ class Alert:
     """A calibrated probability, the customer's own threshold, and whether to act now.
 
     repeated_view: the score's top interest was looked at often, and not bought; automated_response_off: the customer
-    does not allow to act; spike: far more answers alert than usually, so hold back what cannot be undone.
+    does not allow to act; spike: far more answers alert than usually, so hold back what cannot be undone; explanation:
+    where it was asked for.
     """
 
     probability: float
@@ -90,6 +93,7 @@ class Alert:
     repeated_view: bool = False
     automated_response_off: bool = False
     spike: bool = False
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)
@@ -196,17 +200,22 @@ class ScoringClient(Client):
         economics: Economics | None = None,
         max_feature_age: timedelta | None = None,
         allow_stale: timedelta | None = None,
+        explain: bool = False,
+        max_reasons: int = 0,
         timeout_s: float | None = None,
     ) -> Score:
         """Score one customer; CallFailedError where the server refuses or does not answer in time.
 
         ``allow_stale``: how old a score may be while the server's feature store is away, rather than none.
+        ``explain``: say with each alert why, by at most ``max_reasons`` contributions (0: the server's default).
         """
         request = scoring_pb2.ScoreCustomerRequest(
             customer_id=customer_id,
             economics=_economics(economics),
             max_feature_age=max_feature_age,
             allow_stale=allow_stale,
+            explain=explain,
+            max_reasons=max_reasons,
         )
         return _score(self._call(self._stub.ScoreCustomer, request, timeout_s))
 
@@ -217,21 +226,27 @@ class ScoringClient(Client):
         economics: Economics | None = None,
         max_feature_age: timedelta | None = None,
         allow_stale: timedelta | None = None,
+        explain: bool = False,
+        max_reasons: int = 0,
         timeout_s: float | None = None,
     ) -> list[Score | Problem]:
         """A score, or why there is none, for each customer, in order; in calls of at most 1000 customers.
 
+        With explain in calls of at most 100, for which a second may be too short.
         ``timeout_s`` bounds each call. CallFailedError where a whole call fails.
         """
         if isinstance(customer_ids, str):
             raise TypeError("customer_ids is one text: give a list of ids")
         results: list[Score | Problem] = []
-        for start in range(0, len(customer_ids), MAX_BATCH):
+        step = MAX_EXPLAINED if explain else MAX_BATCH
+        for start in range(0, len(customer_ids), step):
             request = scoring_pb2.BatchScoreCustomersRequest(
-                customer_ids=customer_ids[start : start + MAX_BATCH],
+                customer_ids=customer_ids[start : start + step],
                 economics=_economics(economics),
                 max_feature_age=max_feature_age,
                 allow_stale=allow_stale,
+                explain=explain,
+                max_reasons=max_reasons,
             )
             response = self._call(self._stub.BatchScoreCustomers, request, timeout_s)
             results += [_score(r.score) if r.HasField("score") else _problem(r.status) for r in response.results]
@@ -277,7 +292,24 @@ def _alert(alert: scoring_pb2.Alert) -> Alert:
         alert.repeated_view,
         alert.automated_response_off,
         alert.spike,
+        _explanation(alert.explanation) if alert.HasField("explanation") else None,
     )
+
+
+def _explanation(found: scoring_pb2.Explanation) -> Explanation:
+    contributions = [
+        Contribution(
+            one.feature, one.contribution, one.reason_code, one.sentence, [_slot_value(slot) for slot in one.slots]
+        )
+        for one in found.contributions
+    ]
+    return Explanation(found.baseline_probability, contributions, found.other_contribution, found.exact)
+
+
+def _slot_value(found: scoring_pb2.SlotValue) -> SlotValue:
+    value = found.value if found.HasField("value") else None
+    typical = found.typical if found.HasField("typical") else None
+    return SlotValue(found.slot, value, typical, found.unit, found.text, found.typical_text)
 
 
 def interest(found: scoring_pb2.Interest) -> Interest:

@@ -23,6 +23,7 @@ from feature_store.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.events import text_fault
 from service import wire
+from service.convert_explain import wanted
 from service.errors import DOMAIN, QuotaExceededError, Reason, RequestError
 from service.scorer import Part, Scores
 
@@ -57,7 +58,10 @@ def decode_score(data: bytes) -> Part:
     surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
     if not surely_good and (error := id_error(customer_id, "customer_id")):
         raise error
-    return Part([customer_id], _economics(request), _max_age(request), allow_stale_s=_allow_stale(request))
+    part = Part([customer_id], _economics(request), _max_age(request), allow_stale_s=_allow_stale(request))
+    if request.explain:
+        part.explain = wanted(request, 1)
+    return part
 
 
 def decode_batch(data: bytes) -> Part:
@@ -73,7 +77,10 @@ def decode_batch(data: bytes) -> Part:
             if error := id_error(customer_id, "customer_ids", at):
                 refused[at] = error
                 ids[at] = ""
-    return Part(ids, _economics(request), _max_age(request), refused, _allow_stale(request))
+    part = Part(ids, _economics(request), _max_age(request), refused, _allow_stale(request))
+    if request.explain:
+        part.explain = wanted(request, count)
+    return part
 
 
 def parsed(kind: Any, data: bytes) -> Any:
@@ -141,7 +148,8 @@ def encode_score(part: Part, scores: Scores) -> bytes:
     if scores.errors:
         raise scores.errors[0]
     version, note = _version(scores.model_version), scores.notes.get(0)
-    return wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes)
+    why = None if scores.explanations is None else scores.explanations[0]
+    return wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes, why)
 
 
 def encode_batch(part: Part, scores: Scores) -> bytes:
@@ -150,6 +158,10 @@ def encode_batch(part: Part, scores: Scores) -> bytes:
         return b""
     version = _version(scores.model_version) if scores.versions is None else [*map(_version, scores.versions)]
     results = wire.results(part.customer_ids, scores, version)
+    for at, why in (scores.explanations or {}).items():
+        row, mine = scores.table[at].tolist(), version if isinstance(version, bytes) else version[at]
+        score = wire.score(part.customer_ids[at], row, mine, scores.notes.get(at), scores.spikes, why)
+        results[at] = wire.long_field(1, wire.long_field(1, score))
     for at, error in scores.errors.items():
         results[at] = wire.field(1, wire.field(2, status(error, at).SerializeToString()))
     return b"".join(results)

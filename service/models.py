@@ -8,9 +8,11 @@ from typing import Final
 import numpy as np
 
 from feature_store import bundle
-from feature_store.bundle import OUTPUTS, BundleError, defaults
+from feature_store.baseline import baseline
+from feature_store.bundle import OFFERS, OUTPUTS, BundleError, defaults
 from feature_store.graph import Graph, open_bundle
 from feature_store.state import DAY_S, Floats, StateBatch, StateLayout
+from service.explain import Explainer
 
 WARM_ROWS: Final = (1, 256)
 """Sizes of the batches that it is warmed with."""
@@ -28,6 +30,7 @@ class Model:
         self.economics: Final = defaults(manifest)
         self._graph: Final[Graph] = open_bundle(loaded)
         self._warm()
+        self.explainer: Final = Explainer(self.layout, baseline(loaded, self.layout), self.probabilities)
 
     @classmethod
     def current(cls, registry: Path, version: str = bundle.CURRENT) -> Model:
@@ -65,3 +68,9 @@ class Model:
         table[:, :-1] = np.array([found[name] for name in OUTPUTS]).T
         table[:, -1] = states.as_of
         return table
+
+    def probabilities(self, slots: Floats) -> Floats:
+        """Probabilities float64 ``[n, offers]`` of states ``[n, slots]`` as of now."""
+        rows = len(slots)
+        found = self._graph.run(state=slots, age=np.zeros((rows, 1)), economics=np.tile(self.economics, (rows, 1)))
+        return np.array([found[f"{offer}_probability"] for offer in OFFERS], dtype=np.float64).T

@@ -18,16 +18,19 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.bundle import OFFERS
 from feature_store.errors import StoreUnavailableError
 from feature_store.record import LEAST_WEIGHT, Interest, Told
 from feature_store.state import Floats, Missing, StateBatch, finite
 from service.errors import Reason, RequestError
+from service.explain import Wanted
 from service.logs import customers
 from service.models import Model
 from service.spikes import SpikeGuard
@@ -60,7 +63,8 @@ class Part:
 
     economics: figures that replace a default, by column of the graph's input; max_age_s: None for any age; refused:
     errors of ids found invalid before, by position (such an id is given as the empty string); allow_stale_s: how long
-    ago a state may have been read where the store does not answer, None for never.
+    ago a state may have been read where the store does not answer, None for never; explain: what is to be told of why
+    a score is what it is.
     """
 
     customer_ids: Sequence[str]
@@ -68,13 +72,14 @@ class Part:
     max_age_s: float | None = None
     refused: Mapping[int, RequestError] = field(default_factory=dict)
     allow_stale_s: float | None = None
+    explain: Wanted | None = None
 
     def slice(self, start: int, stop: int) -> Part:
         """Customers ``start`` to ``stop`` of this part."""
         if start == 0 and stop == len(self.customer_ids):
             return self
         refused = {at - start: error for at, error in self.refused.items() if start <= at < stop}
-        return Part(self.customer_ids[start:stop], self.economics, self.max_age_s, refused, self.allow_stale_s)
+        return replace(self, customer_ids=self.customer_ids[start:stop], refused=refused)
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +115,8 @@ class Scores:
     A row of ``table``, float64 ``[n, 6]``, is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and
     thresholds 0 to 1, spend in the currency of the data), then the time in unix seconds up to which events are known.
     ``errors`` says by position why an id has no score: its row means nothing, but can be encoded. ``notes`` says by
-    position what there is to add. ``versions`` names the model of each row where not all are of ``model_version``.
+    position what there is to add, ``explanations`` by position and offer why a score is what it is, encoded, where
+    that was asked for. ``versions`` names the model of each row where not all are of ``model_version``.
     """
 
     table: Floats
@@ -119,6 +125,7 @@ class Scores:
     notes: Mapping[int, Note] = field(default_factory=lambda: NO_NOTES)
     spikes: Spikes = NO_SPIKES
     versions: Sequence[str] | None = None
+    explanations: Mapping[int, Mapping[str, bytes]] | None = None
 
     @staticmethod
     def joined(slices: Sequence[Scores]) -> Scores:
@@ -136,6 +143,7 @@ class Scores:
         """The scores of a part from groups of its customers, each with the positions that its rows belong to."""
         errors: dict[int, RequestError] = {}
         notes: dict[int, Note] = {}
+        explanations: dict[int, Mapping[str, bytes]] = {}
         last = groups[-1][1]
         rows = sum(len(scores.table) for _, scores in groups)
         table, versions = np.empty((rows, last.table.shape[1])), [""] * rows
@@ -143,10 +151,11 @@ class Scores:
             table[places] = scores.table
             errors.update({places[at]: error for at, error in scores.errors.items()})
             notes.update({places[at]: note for at, note in scores.notes.items()})
+            explanations.update({places[at]: why for at, why in (scores.explanations or {}).items()})
             for at, version in zip(places, scores.versions or [scores.model_version] * len(places), strict=True):
                 versions[at] = version
         several = None if versions.count(versions[0]) == rows else versions
-        return Scores(table, errors, versions[0], notes, last.spikes, several)
+        return Scores(table, errors, versions[0], notes, last.spikes, several, explanations or None)
 
 
 class Scorer:
@@ -170,6 +179,7 @@ class Scorer:
         self._graph_thread = ThreadPoolExecutor(1, "graph")
         self.stale_answers = 0
         """Scores given so far from states that were read before the store stopped answering."""
+        self._explaining_thread = ThreadPoolExecutor(1, "explain")
 
     @property
     def spikes(self) -> int:
@@ -208,7 +218,26 @@ class Scorer:
         if states.stale:
             notes = self._stale(notes, states.found if usable is None else usable)
         scored = _Scored(states, table, usable, now, notes, self._spikes(table, usable, notes))
-        return self._share_out(parts, scored)
+        shares = self._share_out(parts, scored)
+        if any(part.explain for part in parts):
+            await self._explain(parts, shares, scored)
+        return shares
+
+    async def _explain(self, parts: Sequence[Part], shares: Sequence[Scores], scored: _Scored) -> None:
+        """Add explanations to the scores of parts that want them, off the loop: each is a thousand rows of the graph.
+
+        A score that cannot be explained is an error.
+        """
+        loop, states, start = asyncio.get_running_loop(), scored.states, 0
+        for part, share in zip(parts, shares, strict=True):
+            if part.explain is not None:
+                own = np.array([at for at in range(len(part.customer_ids)) if at not in share.errors], dtype=np.intp)
+                slots, age_s = states.slots[start + own], scored.now - states.as_of[start + own]
+                work = partial(self._model.explainer.tell, slots, age_s, share.table[own, : len(OFFERS)], part.explain)
+                found = dict(zip(own.tolist(), await loop.run_in_executor(self._explaining_thread, work), strict=True))
+                share.explanations = {at: why for at, why in found.items() if not isinstance(why, RequestError)}
+                share.errors = {**share.errors, **{at: e for at, e in found.items() if isinstance(e, RequestError)}}
+            start += len(part.customer_ids)
 
     def _notes(self, told: Mapping[int, Told], usable: Usable | None, now: float) -> dict[int, Note]:
         """What there is to add for the customers who get a score and whose records say something."""

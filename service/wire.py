@@ -7,7 +7,7 @@ Field numbers are those of ``scoring.proto``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -28,16 +28,19 @@ _ALERT: Final = np.dtype(
         "itemsize": 26,
     }
 )
+_CHURN_AT: Final = 2
+_PROPENSITY_AT: Final = 30
 _FIGURES_TABLE: Final = np.dtype(
     {
         "names": ["churn", "propensity", "spend"],
         "formats": [_ALERT, _ALERT, "<f8"],
-        "offsets": [2, 30, 57],
+        "offsets": [_CHURN_AT, _PROPENSITY_AT, 57],
         "itemsize": _FIGURES.size,
     }
 )
 _STALE: Final = b"\x50\x01"
 """stale (10) is true."""
+_SPEND_BYTES: Final = 9
 _VARINTS: Final = [bytes([n]) if n < 0x80 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]  # noqa: PLR2004
 
 
@@ -46,8 +49,23 @@ def field(number: int, data: bytes) -> bytes:
     return b"%c%b%b" % (number << 3 | 2, _VARINTS[len(data)], data)
 
 
-def score(customer_id: str, row: Sequence[float], version: bytes, note: Note | None, spikes: Spikes) -> bytes:
-    """A ScoreCustomerResponse of one row of Scores; ``version`` is its encoded model_version field."""
+def long_field(number: int, data: bytes) -> bytes:
+    """A length-delimited field of any length, number below 16."""
+    return b"%c%b%b" % (number << 3 | 2, _varint(len(data)), data)
+
+
+def score(
+    customer_id: str,
+    row: Sequence[float],
+    version: bytes,
+    note: Note | None,
+    spikes: Spikes,
+    why: Mapping[str, bytes] | None = None,
+) -> bytes:
+    """A ScoreCustomerResponse of one row of Scores.
+
+    version: its encoded model_version field; why: encoded explanations, by offer.
+    """
     churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
     off = note is not None and note.off
     figures = _pack(
@@ -58,6 +76,8 @@ def score(customer_id: str, row: Sequence[float], version: bytes, note: Note | N
         ),
         spend,
     )
+    if why is not None:
+        figures = _explained(figures, why)
     return b"%b%b%b%b%b" % (field(1, customer_id.encode()), figures, _as_of(as_of), version, _noted(note))
 
 
@@ -109,6 +129,15 @@ def _pack(churn: _Alert, propensity: _Alert, spend: float) -> bytes:
         *(b"\x1a\x1a", b"\x09", b[0], b"\x11", b[1], b"\x18", b[2], b"\x20", b[3], b"\x28", b[4], b"\x30", b[5]),
         *(b"\x21", spend),
     )
+
+
+def _explained(figures: bytes, why: Mapping[str, bytes]) -> bytes:
+    """Figures whose alerts have their explanations (7)."""
+    alerts = []
+    for number, offer, start in ((2, "churn", _CHURN_AT), (3, "propensity", _PROPENSITY_AT)):
+        alert = figures[start : start + _ALERT.itemsize]
+        alerts.append(long_field(number, alert + long_field(7, why[offer]) if offer in why else alert))
+    return b"".join([*alerts, figures[-_SPEND_BYTES:]])
 
 
 _BLANK: Final = _pack((0, 0, False, False, False, False), (0, 0, False, False, False, False), 0)

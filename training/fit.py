@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from feature_store.baseline import told, typical
 from feature_store.bundle import Manifest, sha256
 from feature_store.graph import Graph
 from feature_store.offline import OfflineStore
+from feature_store.state import Floats
 from training import judge
 from training.audit import audit, stop_on_fatal
 from training.config import TrainingConfig
@@ -213,6 +215,7 @@ def _manifest(
         metrics=metrics,
         economics=dict(figures),
         own_figures=sorted(own_figures(config, layout)),
+        baseline=told(typical(layout, _newest(data, models))),
         model_sha256=sha256(model),
         golden_sha256=sha256(golden),
         libraries=library_versions(),
@@ -225,6 +228,12 @@ def _manifest(
             "test": _drawn(config),
         },
     )
+
+
+def _newest(data: Data, models: Models) -> Floats:
+    """States of the customers that the models were calibrated on: as they are now, or of a snapshot drawn by lot."""
+    offer = next(iter(models.probability))
+    return data.rows.state[data.splits[offer].final.calibration]
 
 
 def _drawn(config: TrainingConfig) -> str:

@@ -24,7 +24,7 @@ from service.convert import encode_batch
 from service.framing import HEAD, OK
 from service.http2 import Http2
 from service.scorer import Part, Scores
-from tests.benchmarks import events, front, models, outage, raw_load, states, training
+from tests.benchmarks import events, explain, front, models, outage, raw_load, states, training
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, cpu_of, customer_id, load_customers, paired
 
 ROUND: Final = 400
@@ -160,6 +160,8 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("batch_256_share", ">= 0.85", front.batch_256_share),
     ("workers_2", ">= 1.6", front.workers_2),
     ("interference_p99", "<= 3", front.interference_p99),
+    ("explain_ratio", "", explain.explain_ratio),
+    ("explain_p99", "<= 3", explain.explain_p99),
     ("http2_ratio", "<= 0.1", http2_ratio),
     ("redis_bytes_ratio", "<= 1.1", redis_bytes_ratio),
     ("encode_256_ratio", "<= 0.5", encode_256_ratio),

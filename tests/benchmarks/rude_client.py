@@ -1,4 +1,4 @@
-"""Calls of 1000 ids, one after the other without a pause, for so long; prints how many were answered."""
+"""Calls of 1000 ids, or of 100 to explain, one after the other without a pause; prints how many were answered."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import grpc
 from tests.benchmarks.setting import BATCH, batch_requests
 
 ROWS = 1000
+EXPLAINED_ROWS = 100
 
 
 @click.command()
 @click.option("--port", required=True, type=int)
 @click.option("--seconds", required=True, type=float)
-def main(port: int, seconds: float) -> None:
+@click.option("--explain", is_flag=True)
+def main(port: int, seconds: float, explain: bool) -> None:
     """Call."""
-    requests, calls = batch_requests(ROWS), 0
+    requests, calls = batch_requests(EXPLAINED_ROWS if explain else ROWS, explain=explain), 0
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call: Any = channel.unary_unary(BATCH)
         until = time.perf_counter() + seconds

@@ -108,12 +108,12 @@ def unary_requests(count: int = 4096) -> list[bytes]:
     return [scoring_pb2.ScoreCustomerRequest(customer_id=customer_id(i)).SerializeToString() for i in ids]
 
 
-def batch_requests(rows: int, count: int = 64) -> list[bytes]:
+def batch_requests(rows: int, count: int = 64, *, explain: bool = False) -> list[bytes]:
     """Requests for ``rows`` customers each."""
     rng = random.Random(3)
     return [
         scoring_pb2.BatchScoreCustomersRequest(
-            customer_ids=[customer_id(i) for i in rng.choices(range(CUSTOMERS), k=rows)]
+            customer_ids=[customer_id(i) for i in rng.choices(range(CUSTOMERS), k=rows)], explain=explain
         ).SerializeToString()
         for _ in range(count)
     ]

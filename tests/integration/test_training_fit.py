@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import training.fit
 from feature_store import bundle
+from feature_store.baseline import baseline, typical
 from feature_store.bundle import ECONOMICS, INPUTS, OFFERS, OUTPUTS, Arrays, Bundle
 from feature_store.config import load_config
 from feature_store.definitions import fingerprint, matches
@@ -230,6 +231,16 @@ def test_golden_rows_are_customers_of_the_test_cut_offs(made: Bundle, blocks: di
     real = {row.tobytes() for block in TESTS.values() for row in blocks[block].state}
     assert len(made.golden["input_state"]) >= 50
     assert all(row.tobytes() in real for row in made.golden["input_state"])
+
+
+def test_the_typical_customer_is_the_median_of_the_newest_cut_offs(
+    made: Bundle, blocks: dict[str, Rows], config: TrainingConfig
+) -> None:
+    newest = blocks["test"].at(sorted(moment(text) for text in made.manifest.cutoffs["test"])[-2:])
+    assert config.evaluation.calibration_cutoffs == 2
+    layout = StateLayout(made.manifest.features)
+    np.testing.assert_allclose(baseline(made, layout), typical(layout, newest.state), rtol=1e-9)
+    assert made.manifest.baseline is not None
 
 
 def test_scores_of_an_older_state_are_those_of_the_state_moved_to_now(made: Bundle, blocks: dict[str, Rows]) -> None:

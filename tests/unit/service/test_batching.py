@@ -11,6 +11,7 @@ import pytest
 
 from service.batching import Batcher
 from service.errors import Reason, RequestError
+from service.explain import Wanted
 from service.scorer import Part, Scores
 
 Score = Callable[[Sequence[Part]], Awaitable[list[Scores]]]
@@ -173,5 +174,21 @@ def test_a_part_without_customers_is_answered_without_a_batch() -> None:
         recorder = Recorder()
         assert (await Batcher(recorder.score).score(Part([]))).table.tolist() == []
         assert recorder.batches == []
+
+    run(main())
+
+
+def test_explanations_go_eight_at_a_time_on_a_lane_of_their_own() -> None:
+    async def main() -> None:
+        recorder = Recorder(pause_s=0.002)
+        batcher = Batcher(recorder.score)
+        wanted = Wanted(5, lambda _: b"")
+        many = asyncio.create_task(batcher.score(Part([str(i) for i in range(100)], explain=wanted)))
+        await asyncio.sleep(0.004)
+        await asyncio.gather(batcher.score(ids(500, 501)), batcher.score(Part(["600"], explain=wanted)))
+        assert not many.done()
+        assert (await many).table.tolist() == [[float(i)] for i in range(100)]
+        assert max(len(batch) for batch in recorder.batches) == 8
+        assert ["500"] in recorder.batches
 
     run(main())

@@ -15,7 +15,10 @@ from tidemark.v1 import scoring_pb2
 from feature_store.bundle import ECONOMICS
 from feature_store.record import Interest
 from service.convert import METHODS, decode_batch, decode_score, encode_batch, encode_score
+from service.convert_explain import encoded
 from service.errors import Reason, RequestError
+from service.explain import Wanted
+from service.explanations import Contribution, Explanation, SlotValue
 from service.scorer import Note, Part, Scores, Spikes
 
 ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
@@ -288,3 +291,63 @@ def test_the_error_of_a_single_customer_is_the_error_of_the_call() -> None:
     with pytest.raises(RequestError) as caught:
         encode_score(Part(["a"]), Scores(np.array([ROW]), {0: error}, "v"))
     assert caught.value is error
+
+
+def test_explanations_are_asked_for_with_five_reasons_or_as_many_as_wanted() -> None:
+    for decode, request in ((decode_score, {"customer_id": "a"}), (decode_batch, {"customer_ids": ["a"] * 100})):
+        made = score_request if decode is decode_score else batch_request
+        assert decode(made(**request)).explain is None
+        assert decode(made(**request, max_reasons=9)).explain is None
+        for asked, told in ((0, 5), (9, 9), (2**32 - 1, 2**32 - 1)):
+            assert decode(made(**request, explain=True, max_reasons=asked)).explain == Wanted(told, encoded)
+
+
+def test_more_than_a_hundred_customers_are_too_many_to_explain() -> None:
+    assert len(decode_batch(batch_request(customer_ids=["a"] * 101)).customer_ids) == 101
+    with pytest.raises(RequestError, match="at most 100") as caught:
+        decode_batch(batch_request(customer_ids=["a"] * 101, explain=True))
+    assert (caught.value.reason, caught.value.field) == (Reason.EXPLAIN_TOO_MANY, "customer_ids")
+
+
+WHY = Explanation(
+    0.2,
+    [
+        Contribution("age", 0.1, "AGE_UNKNOWN", "Why.", [SlotValue("age", None, 40.0, "", "not known", "40")]),
+        Contribution("region", -0.06, "REGION_DIFFERS", "Why not.", []),
+    ],
+    0.01,
+    exact=True,
+)
+
+
+def test_an_explanation_stands_with_its_alert() -> None:
+    note = Note(off=True, repeated_view=False, spike=False, top=Interest("shoe", 3, 1.0, 1.7e9))
+    plain = Scores(np.array([ROW]), {}, "v1", {0: note}, Spikes(churn=True, propensity=False))
+    scores = Scores(plain.table, {}, "v1", plain.notes, plain.spikes, explanations={0: {"churn": encoded(WHY)}})
+    reply = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(Part(["a"]), scores))
+    told = reply.churn.explanation
+    assert (told.baseline_probability, told.other_contribution, told.exact) == (0.2, 0.01, True)
+    assert [one.direction for one in told.contributions] == [1, 2]
+    assert [one.reason_code for one in told.contributions] == ["AGE_UNKNOWN", "REGION_DIFFERS"]
+    slot = told.contributions[0].slots[0]
+    assert (slot.HasField("value"), slot.typical, slot.text) == (False, 40.0, "not known")
+    assert not reply.propensity.HasField("explanation")
+    reply.churn.ClearField("explanation")
+    assert reply == scoring_pb2.ScoreCustomerResponse.FromString(encode_score(Part(["a"]), plain))
+
+
+def test_in_a_batch_each_has_its_own_explanation_or_error() -> None:
+    error, why = RequestError(Reason.CUSTOMER_UNKNOWN, "who", "customer_id"), encoded(WHY)
+    notes = {2: Note(off=False, repeated_view=True, spike=True, top=None)}
+    table, part = np.array([ROW, ROW, [0.5, *ROW[1:]]]), Part(["a", "b", "c"])
+    scores = Scores(table, {1: error}, "v1", notes, explanations={0: {"churn": why}, 2: {"propensity": why}})
+    results = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores)).results
+    assert [result.WhichOneof("result") for result in results] == ["score", "status", "score"]
+    assert results[0].score.churn.explanation.contributions[0].sentence == "Why."
+    assert results[2].score.propensity.explanation == results[0].score.churn.explanation
+    for result in results:
+        result.score.churn.ClearField("explanation")
+        result.score.propensity.ClearField("explanation")
+    plain = encode_batch(part, Scores(table, {}, "v1", notes))
+    expected = scoring_pb2.BatchScoreCustomersResponse.FromString(plain).results
+    assert [results[0], results[2]] == [expected[0], expected[2]]

@@ -9,11 +9,13 @@ from typing import cast
 import numpy as np
 import pytest
 
+from feature_store.bundle import OFFERS
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreUnavailableError
 from feature_store.record import Told
 from feature_store.state import Floats, Missing, State, StateBatch, StateLayout
 from service.errors import Reason, RequestError
+from service.explain import Wanted
 from service.models import Model
 from service.scorer import Part, Scorer, Scores
 
@@ -42,12 +44,25 @@ class FakeStore:
         return LAYOUT.pack(State(as_of, np.array([1.0])))
 
 
+class FakeExplainer:
+    """Says the age that it was told, and what is wanted; cannot explain what is three days old."""
+
+    def tell(
+        self, slots: Floats, age_s: Floats, answered: Floats, wanted: Wanted
+    ) -> list[dict[str, bytes] | RequestError]:
+        assert len(slots) == len(age_s) == len(answered)
+        assert answered.shape[1] == len(OFFERS)
+        error = RequestError(Reason.STATE_UNREADABLE, "cannot be explained", "customer_id")
+        return [error if age == 3 * 86_400 else {"churn": f"{age:g} {wanted.most}".encode()} for age in age_s]
+
+
 class FakeModel:
     """Says the margin it was given as every output, NaN for a customer whose state is a day old."""
 
     version = "v1"
     interests = Interests()
     economics = np.array([0.25, *[1.0] * 10])
+    explainer = FakeExplainer()
 
     def run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
         table = np.repeat(economics[:, :1], 6, axis=1)
@@ -172,3 +187,25 @@ def test_where_nothing_is_loaded_nobody_is_unknown() -> None:
 def test_no_error_repeats_a_customer_id() -> None:
     (scores,) = score(Part(["nobody-4711", "torn"], max_age_s=0.0))
     assert not any("4711" in error.message or "torn" in error.message for error in scores.errors.values())
+
+
+def wanted(most: int) -> Wanted:
+    return Wanted(most, lambda _: b"")
+
+
+def test_only_scores_of_parts_that_ask_for_it_are_explained_each_with_its_own_age() -> None:
+    ids = ["known-5", "nobody", "known-61", "known-259200"]
+    plain, asked, strict = score(Part(ids), Part(ids, explain=wanted(3)), Part(ids, max_age_s=60.0, explain=wanted(1)))
+    assert plain.explanations is None
+    assert reasons(plain) == {1: Reason.CUSTOMER_UNKNOWN}
+    assert asked.explanations == {0: {"churn": b"5 3"}, 2: {"churn": b"61 3"}}
+    assert reasons(asked) == {1: Reason.CUSTOMER_UNKNOWN, 3: Reason.STATE_UNREADABLE}
+    assert strict.explanations == {0: {"churn": b"5 1"}}
+    assert set(strict.errors) == {1, 2, 3}
+
+
+def test_a_slice_asks_for_explanations_too_and_they_come_back_in_place() -> None:
+    part = Part(["known-1", "known-2", "nobody", "known-3"], explain=wanted(2))
+    (first,), (second,) = score(part.slice(0, 2)), score(part.slice(2, 4))
+    joined = Scores.joined([first, second])
+    assert joined.explanations == {0: {"churn": b"1 2"}, 1: {"churn": b"2 2"}, 3: {"churn": b"3 2"}}
