@@ -43,7 +43,7 @@ Ended = Callable[[Call, Outcome | None], None]
 
 
 class Line(asyncio.Protocol):
-    """A connection. ``returned`` gets calls that the server has not begun, for another one; ``moved`` is told of room."""
+    """A connection. ``returned`` gets calls that the server has not begun, for another; ``moved`` is told of room."""
 
     def __init__(
         self,

@@ -106,15 +106,10 @@ class Plan:
             raise InputError("each process needs a connection: give more --connections, or fewer --processes")
         if not self.find and self.calls(self.rate) > MAX_CALLS:
             raise InputError(f"{self.calls(self.rate):,.0f} calls: at most {MAX_CALLS:,} are made in one test")
-        self.check_rate(self.rate)
-
-    def check_rate(self, rate: float) -> None:
-        """InputError where calls at this rate could pile up beyond bounds while the server says nothing."""
-        waiting = rate * self.deadline_s * (self.batch or 1)
-        if waiting > MAX_WAITING_IDS:
+        if self.rate > self._most_waiting:
             raise InputError(
-                f"up to {waiting:,.0f} customers could wait for an answer at a time, {MAX_WAITING_IDS:,} are the most: "
-                "lower --rate, --deadline-ms or --batch"
+                f"more than {MAX_WAITING_IDS:,} customers could wait for an answer at a time: lower --rate, "
+                "--deadline-ms or --batch"
             )
 
     def calls(self, rate: float) -> float:
@@ -123,13 +118,17 @@ class Plan:
 
     @property
     def most_rate(self) -> float:
-        """The highest rate of a step that stays within all bounds."""
-        each = self.duration_s + self.warm_up_s
-        return min(MAX_RATE, MAX_WAITING_IDS / (self.deadline_s * (self.batch or 1)), MAX_CALLS / (self.steps * each))
+        """The highest rate of a step that stays within all bounds, whatever the other steps are."""
+        return min(MAX_RATE, self._most_waiting, MAX_CALLS / (self.steps * (self.duration_s + self.warm_up_s)))
+
+    @property
+    def _most_waiting(self) -> float:
+        """The highest rate at which calls cannot pile up beyond bounds while the server says nothing."""
+        return MAX_WAITING_IDS / (self.deadline_s * (self.batch or 1))
 
 
 def find_target(text: str, *, allow_remote: bool) -> Target:
-    """HOST:PORT looked up; InputError where that is not possible, or it is not this machine and that was not allowed."""
+    """HOST:PORT, looked up; InputError where it is not found, or not on this machine and that was not allowed."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
@@ -141,7 +140,7 @@ def find_target(text: str, *, allow_remote: bool) -> Target:
     remote = not all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
     if remote and not allow_remote:
         raise InputError(
-            f"{text} is not on this machine: a load test may bring a server down, so --allow-remote has to say that you "
-            "may load this one"
+            f"{text} is not on this machine: a load test may bring a server down, so --allow-remote has to say that "
+            "you may load this one"
         )
     return Target(host, int(port), found[0], remote)

@@ -210,7 +210,7 @@ def _time_chart(result: Result, aim: float | None) -> Chart:
         for name, field in (("p50", "p50_ms"), ("p99", "p99_ms"), ("max", "max_ms"))
     }
     caption = "By the time at which calls should have begun."
-    return draw("Latency over time", caption, lines, ("s", "ms"), log_y=True, mark=aim)
+    return draw("Latency over time", caption, lines, ("seconds", "ms"), log_y=True, mark=aim)
 
 
 def _rate_chart(result: Result) -> Chart:
@@ -227,7 +227,7 @@ def _rate_chart(result: Result) -> Chart:
         "refused": rates(Kind.REFUSED),
         "failed or expired": rates(Kind.FAILED, Kind.EXPIRED),
     }
-    return draw("Rates over time", "By the time at which calls should have begun.", lines, ("s", "calls/s"))
+    return draw("Rates over time", "By the time at which calls should have begun.", lines, ("seconds", "calls/s"))
 
 
 Table = tuple[str, list[str], list[list[str]]]

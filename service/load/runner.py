@@ -101,7 +101,7 @@ class Crew:
 
     @contextmanager
     def _told(self) -> Iterator[list[float]]:
-        """Times of the signals that ask to stop. They must not come between two halves of a message; a second one may."""
+        """Times of signals that ask to stop. One must not come between two halves of a message; a second one may."""
         times: list[float] = []
 
         def hear(_number: int, _frame: FrameType | None) -> None:

@@ -114,9 +114,9 @@ def invalid(result: Result) -> str:
         return "NOT VALID: no call was made."
     never = f" and never began {result.unsent:,}" if result.unsent else ""
     return (
-        f"NOT VALID: {BOUND}. It began {result.late:,} of {result.offered:,} calls too late{never} ({_lag(result)}; at "
-        f"most {LATE_SHARE:.0%} may be), so the figures are not the server's. Give it more --processes, a lower --rate, "
-        "or a machine of its own."
+        f"NOT VALID: {BOUND}. It began {result.late:,} of {result.offered:,} calls too late{never} ({_lag(result)}; "
+        f"at most {LATE_SHARE:.0%} may be), so the figures are not the server's. Give it more --processes, a lower "
+        "--rate, or a machine of its own."
     )
 
 
