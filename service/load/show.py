@@ -22,6 +22,16 @@ SHOWN: Final = (50.0, 90.0, 99.0, 99.9, 100.0)
 BOUND: Final = "the load generator was the bottleneck"
 
 
+def begun(plan: Plan) -> str:
+    """What is about to happen, in a line."""
+    aim = f", to find the rate that holds a p99 of {plan.p99_ms:g} ms, in up to {plan.steps} steps" if plan.find else ""
+    what = f"{plan.rate:,.1f} calls/s" + (f" of {plan.batch} ids" if plan.batch else "")
+    return (
+        f"loading {plan.target} with {what} ({plan.arrivals}) for {plan.duration_s:g} s{aim}, by {plan.processes} "
+        f"processes on {plan.connections} connections; Ctrl-C ends it early"
+    )
+
+
 @contextmanager
 def progress(plan: Plan, rate: float, step: int, console: Console) -> Iterator[Seen]:
     """A table that follows a step."""

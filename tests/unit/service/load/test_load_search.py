@@ -10,12 +10,24 @@ from service.load.search import GROWTH, LEAST_RATE, NEAR, search
 RATES = st.floats(1, 100_000)
 
 
+class Server:
+    """Holds up to its capacity, and remembers what it was asked."""
+
+    def __init__(self, capacity: float) -> None:
+        self.capacity = capacity
+        self.asked: list[float] = []
+
+    def holds(self, rate: float) -> bool:
+        self.asked.append(rate)
+        return rate <= self.capacity
+
+
 @given(capacity=RATES, start=RATES, most=RATES, steps=st.integers(1, 40))
 def test_a_search_never_asks_too_often_too_much_or_twice(
     capacity: float, start: float, most: float, steps: int
 ) -> None:
-    asked: list[float] = []
-    found = search(lambda rate: asked.append(rate) or rate <= capacity, start, most, steps)
+    server = Server(capacity)
+    found, asked = search(server.holds, start, most, steps), server.asked
     assert len(asked) == found.steps <= steps
     assert len(set(asked)) == len(asked)
     assert min(asked) >= LEAST_RATE
@@ -39,9 +51,9 @@ def test_a_server_that_holds_everything_is_asked_for_the_most(most: float, start
 
 
 def test_a_server_that_holds_nothing_is_asked_for_less_and_less() -> None:
-    asked: list[float] = []
-    found = search(lambda rate: bool(asked.append(rate)), 8, 100, 40)
-    assert asked == [8, 4, 2, 1]
+    server = Server(0)
+    found = search(server.holds, 8, 100, 40)
+    assert server.asked == [8, 4, 2, 1]
     assert (found.held, found.broke) == (None, 1)
 
 
