@@ -13,7 +13,7 @@ from rich.console import Console
 
 from feature_store.errors import InputError
 from service.load import report
-from service.load.ids import from_file, from_redis
+from service.load.ids import from_file
 from service.load.plan import (
     MAX_BATCH,
     MAX_CONNECTIONS,
@@ -95,8 +95,6 @@ def load(
     Ends by itself; Ctrl-C ends it early, with a report of what there was. Exit code 1: the generator could not keep its
     times, or --p99-ms was not held.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)  # a background job inherits it ignored
     access = _access(tls=tls, ca=ca, certificate=certificate, key=key, token_file=token_file)
     found = find_target(target, allow_remote=allow_remote)
     if access.token and found.remote and not access.tls:
@@ -139,11 +137,15 @@ def _ids(url: str | None, registry: Path | None, ids_file: Path | None) -> tuple
         return ids, f"{len(ids):,} ids of a file"
     if url is None or registry is None:
         raise InputError("whom to ask for? Give --redis with --registry, or --ids")
+    from service.load.stored import from_redis  # noqa: PLC0415  # half of the time to start, where it is not needed
+
     ids = from_redis(url, registry)
     return ids, f"{len(ids):,} customers in Redis"
 
 
 def _run(plan: Plan, ids: list[str], console: Console) -> tuple[list[Result], Found | None]:
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a background job inherits it ignored
+        signal.signal(number, _interrupt)
     results: list[Result] = []
     with Crew(plan, ids) as crew:
         console.print(begun(plan), highlight=False, soft_wrap=True)

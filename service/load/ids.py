@@ -1,4 +1,4 @@
-"""The ids to ask for: those that are in Redis under the served bundle, or the lines of a file."""
+"""The ids to ask for, from a file. Those of Redis are in ``stored``, which takes longer to import than all the rest."""
 
 from __future__ import annotations
 
@@ -6,28 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from feature_store import bundle
 from feature_store.errors import InputError
-from feature_store.online import StateWriter
-from feature_store.state import StateLayout
 
 MOST_IDS: Final = 1_000_000
-
-
-def from_redis(url: str, registry: Path) -> list[str]:
-    """Ids of customers with a state under the registry's current bundle, a million at most, in one order.
-
-    InputError where there are none or the bundle cannot be read, StoreUnavailableError where Redis does not answer.
-    """
-    try:
-        features = bundle.read(registry).manifest.features
-    except bundle.BundleError as error:
-        raise InputError(str(error)) from error
-    with StateWriter(url, StateLayout(features)) as redis:
-        found = sorted(islice(redis.customer_ids(), MOST_IDS))
-    if not found:
-        raise InputError("Redis holds no customers of this registry's bundle: load them (python -m feature_store load)")
-    return found
 
 
 def from_file(path: Path) -> list[str]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing.connection
+import os
 import selectors
 import signal
+import ssl
 import time
 from array import array
 from collections import Counter, deque
@@ -78,6 +80,12 @@ def _loop() -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return os.strerror(error.errno) if error.errno and not isinstance(error, ssl.SSLError) else type(error).__name__
+
+
 class Sender:
     """The inside of the process."""
 
@@ -103,7 +111,7 @@ class Sender:
         try:
             await self._lines.open()
         except OSError as error:
-            self._pipe.send(f"cannot connect to {self._plan.target}: {error.strerror or type(error).__name__}")
+            self._pipe.send(f"cannot connect to {self._plan.target}: {_why(error)}")
             return
         self._pipe.send(READY)
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Step | None]()

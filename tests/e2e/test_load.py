@@ -145,7 +145,7 @@ def test_no_call_is_lost_when_the_server_asks_for_new_connections(server: Server
 
 
 def test_a_search_tells_the_highest_rate_that_held(server: ServerProcess, load: Load, tmp_path: Path) -> None:
-    options = ("--find", "--p99-ms", 9000, "--rate", 20, "--duration", 0.5, "--steps", 3, "--html", tmp_path / "a.html")
+    options = ("--find", "--p99-ms", 9000, "--rate", 20, "--duration", 0.3, "--steps", 3, "--html", tmp_path / "a.html")
     done, found = load(server.target, *options)
     assert done.code == 0, done.err
     assert [step["rate"] for step in found["steps"]] == [20, 40, 80]
@@ -163,12 +163,12 @@ def test_a_stall_of_the_server_shows_in_all_calls_that_it_kept_waiting(
 ) -> None:
     with own_server() as server:
         server.wait_for("health is SERVING")
-        stall = (1.0, lambda _: server.process.send_signal(signal.SIGSTOP))
+        stall = (0.7, lambda _: server.process.send_signal(signal.SIGSTOP))
         goes_on = (1.0, lambda _: server.process.send_signal(signal.SIGCONT))
-        options = ("--rate", 100, "--duration", 3.5, "--arrivals", "constant")
+        options = ("--rate", 100, "--duration", 2.5, "--arrivals", "constant")
         _, found = load(server.target, *options, meanwhile=[stall, goes_on])
     (step,) = found["steps"]
-    assert step["answered"] == step["offered"] == 350
+    assert step["answered"] == step["offered"] == 250
     # A second without answers at 100 calls a second: a hundred calls waited, half a second on average. A closed loop
     # over four connections would have seen four.
     assert step["latency_ms"]["p99"] > 700
@@ -180,18 +180,18 @@ def test_a_server_that_goes_away_is_told_and_the_test_ends(
 ) -> None:
     with own_server() as server:
         server.wait_for("health is SERVING")
-        options = ("--rate", 100, "--duration", 3, "--arrivals", "constant", "--deadline-ms", 2000)
-        done, found = load(server.target, *options, meanwhile=[(1.5, lambda _: server.process.kill())])
+        options = ("--rate", 100, "--duration", 2, "--arrivals", "constant", "--deadline-ms", 2000)
+        done, found = load(server.target, *options, meanwhile=[(1.0, lambda _: server.process.kill())])
     (step,) = found["steps"]
     assert done.code == 0, done.err
-    assert step["offered"] == 300
+    assert step["offered"] == 200
     assert step["answered"] > 0
-    assert step["failed"] > 50
+    assert step["failed"] > 20
     assert {code for code, _ in outcomes(step)} <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
 def test_ctrl_c_ends_it_with_a_report_of_what_there_was(server: ServerProcess, load: Load) -> None:
-    stop = (2.0, lambda process: process.send_signal(signal.SIGINT))
+    stop = (1.2, lambda process: process.send_signal(signal.SIGINT))
     done, found = load(server.target, "--rate", 50, "--duration", 60, meanwhile=[stop])
     assert done.code == 0, done.err
     (step,) = found["steps"]
@@ -222,23 +222,7 @@ def test_tls_is_spoken_with_an_authority_of_ones_own(
         assert "cannot connect" in done.err
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_is_told_in_a_line(load: Load, run_module: Run, tmp_path: Path) -> None:
-    elsewhere, _ = load("192.0.2.1:50051")
-    assert elsewhere.is_bad_input
-    assert "--allow-remote" in elsewhere.err
-    nobody, _ = load("127.0.0.1:1")
-    assert nobody.is_bad_input
-    assert "cannot connect to 127.0.0.1:1" in nobody.err
-    whom = run_module("service.load", "127.0.0.1:1")
-    assert whom.is_bad_input
-    assert "Give --redis with --registry, or --ids" in whom.err
-    (tmp_path / "token").write_text("s3cret")
-    clear, _ = load("192.0.2.1:50051", "--allow-remote", "--token-file", tmp_path / "token")
-    assert clear.is_bad_input
-    assert "in the clear" in clear.err
+# --- Locust ---------------------------------------------------------------------------------------------------------
 
 
 def test_locust_makes_the_same_calls(server: ServerProcess, ids: Path, tmp_path: Path) -> None:
