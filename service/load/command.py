@@ -57,7 +57,7 @@ OUTPUT = click.Path(path_type=Path, dir_okay=False, writable=True)
 )
 @click.option("--p99-ms", type=click.FloatRange(min=0.001), help="The aim: 99 % of all calls answered within this.")
 @click.option("--find", is_flag=True, help="Search the highest rate that holds --p99-ms.")
-@click.option("--steps", default=12, type=click.IntRange(1, MAX_STEPS), help="Most steps of a search.")
+@click.option("--steps", default=16, type=click.IntRange(1, MAX_STEPS), help="Most steps of a search.")
 @click.option(
     "--max-lag-ms", default=2.0, type=click.FloatRange(min=0.01), help="A call begun later is the generator's fault."
 )

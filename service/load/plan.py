@@ -88,7 +88,7 @@ class Plan:
     max_lag_ms: float = 2.0
     p99_ms: float | None = None
     find: bool = False
-    steps: int = 12
+    steps: int = 16
     seed: int = 1
 
     @property

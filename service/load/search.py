@@ -14,7 +14,7 @@ LEAST_RATE: Final = 1.0
 
 @dataclass(frozen=True)
 class Found:
-    """The highest rate that held, the least above it that did not, and how many steps it took; None: none such."""
+    """The highest rate that held, the least above it that twice did not, and the steps it took; None: none such."""
 
     held: float | None
     broke: float | None
@@ -24,17 +24,22 @@ class Found:
 def search(holds: Callable[[float], bool | None], start: float, most: float, steps: int) -> Found:
     """Ask at one rate after another whether it holds; None as an answer ends the search.
 
-    Never asks beyond ``most``, never more often than ``steps``, and never twice for the same rate.
+    A rate that does not hold is asked for once more, because machines have bad moments: both times count. Never asks
+    beyond ``most``, nor more often than ``steps``.
     """
     held: float | None = None
     broke: float | None = None
-    asked = 0
+    asked, again = 0, False
     rate = min(start, most)
     while asked < steps:
         answer = holds(rate)
         if answer is None:
             break
         asked += 1
+        if not answer and not again:
+            again = True
+            continue
+        again = False
         held, broke = (rate, broke) if answer else (held, rate)
         following = _following(held, broke, most)
         if following is None:

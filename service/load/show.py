@@ -28,7 +28,7 @@ def begun(plan: Plan) -> str:
     what = f"{plan.rate:,.1f} calls/s" + (f" of {plan.batch} ids" if plan.batch else "")
     return (
         f"loading {plan.target} with {what} ({plan.arrivals}) for {plan.duration_s:g} s{aim}, by {plan.processes} "
-        f"processes on {plan.connections} connections; Ctrl-C ends it early"
+        f"process{'es' * (plan.processes > 1)} on {plan.connections} connections; Ctrl-C ends it early"
     )
 
 
@@ -56,13 +56,13 @@ def _table(plan: Plan, rate: float, step: int, tally: Tally, gone_s: float) -> T
 def _row(title: str, cells: dict[str, str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in cells:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(*cells.values())
     return table
 
 
 def _latencies(found: dict[float, float]) -> dict[str, str]:
-    return {name_of(percent): milliseconds(value) for percent, value in found.items()}
+    return {f"{name_of(percent)} ms": milliseconds(value).removesuffix(" ms") for percent, value in found.items()}
 
 
 def name_of(percent: float) -> str:
@@ -91,8 +91,9 @@ def show(console: Console, plan: Plan, result: Result) -> None:
     """The table of a step, and what went wrong in it."""
     title = f"{result.rate:,.1f} calls/s for {result.seconds:.1f} s at {plan.target}"
     cells = {"offered": f"{result.offered:,}", **{kind.value: f"{result.calls(kind):,}" for kind in Kind}}
-    cells |= _latencies({p: v for p, v in result.percentiles.items() if p in SHOWN})
     console.print(_row(title, cells))
+    if result.percentiles:
+        console.print(_row("", _latencies({p: v for p, v in result.percentiles.items() if p in SHOWN})))
     for outcome, number in result.outcomes.items():
         if outcome.kind is not Kind.ANSWERED:
             console.print(f"{number:,} calls: {outcome.code} {outcome.reason}".rstrip(), highlight=False)
@@ -139,11 +140,11 @@ def _found(plan: Plan, results: Sequence[Result], found: Found) -> str:
     aim, word = f"a p99 of {plan.p99_ms:g} ms", "Stopped early. " if results[-1].stopped else ""
     broken = [result for result in results if result.rate == found.broke]
     if found.held is None:
-        why = f" {invalid(broken[0])}" if broken and not broken[0].valid else ""
+        why = f" {invalid(broken[0])}" if broken and not any(result.valid for result in broken) else ""
         return f"{word}No rate was found that holds {aim} in {found.steps} steps.{why}"
     if not broken:
         return f"{word}At least {found.held:,.1f} calls/s hold {aim}: no higher rate was tried."
-    if broken[0].valid:
+    if any(result.valid for result in broken):
         return f"{word}{found.held:,.1f} calls/s hold {aim}, {found.broke:,.1f} do not."
     return (
         f"{word}At least {found.held:,.1f} calls/s hold {aim}. At {found.broke:,.1f} {BOUND}: more --processes, or a "
