@@ -59,13 +59,30 @@ def test_training_imports_no_server() -> None:
     assert not found & {"service", "grpc", "tidemark", "uvloop"}
 
 
+def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
+    found = output_of(IMPORTED.format(module="service.load.command"))
+    assert {"rich", "numpy", "zttp", "hdrh"} <= found
+    assert not found & {"redis", "onnxruntime", "training", "sklearn", "onnx", "duckdb", "matplotlib", "grpc", "locust"}
+    assert "hdrh" not in output_of(IMPORTED.format(module="service.server"))
+    # Each process that sends waits for what it imports.
+    assert not output_of(IMPORTED.format(module="service.load.sender")) & {
+        "rich",
+        "jinja2",
+        "redis",
+        "pydantic",
+        "grpc",
+    }
+
+
 @pytest.mark.parametrize(
     ("library", "only"),
     [
-        ("zttp", ["http2.py"]),
+        ("zttp", ["http2.py", "load/connection.py"]),  # the server's side, and that of a load test
         ("redis", ["clients.py", "connections.py"]),  # for commands, and for the server
         ("hiredis", ["connections.py"]),
         ("onnxruntime", ["graph.py"]),
+        ("hdrh", ["load/tally.py"]),
+        ("locust", ["load/locustfile.py"]),
     ],
 )
 def test_few_modules_know_each_library_that_may_be_replaced(library: str, only: list[str]) -> None:
@@ -76,5 +93,10 @@ def test_few_modules_know_each_library_that_may_be_replaced(library: str, only: 
             name.partition(".")[0] for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
         }
 
-    modules = [path for package in (feature_store, service) for path in Path(package.__path__[0]).glob("*.py")]
-    assert sorted(path.name for path in modules if library in imports(path)) == only
+    found = [
+        path.relative_to(folder).as_posix()
+        for folder in (Path(feature_store.__path__[0]), Path(service.__path__[0]))
+        for path in folder.rglob("*.py")
+        if library in imports(path)
+    ]
+    assert sorted(found) == sorted(only)
