@@ -34,11 +34,17 @@ def cli() -> None:
 @cli.command()
 @click.argument("config")
 @click.option("--registry", required=True, type=click.Path(path_type=Path), help="Folder that takes the bundle.")
-def fit(config: str, registry: Path) -> None:
+@click.option(
+    "--activate/--no-activate",
+    default=True,
+    show_default=True,
+    help="Have servers go over to it; else it waits for ActivateModel or SetRollout.",
+)
+def fit(config: str, registry: Path, *, activate: bool) -> None:
     """Fit the models of CONFIG, check them on later data, and publish REGISTRY/<version>/.
 
     CONFIG is a TOML file or the name of a built-in one. The bundle is written whole or not at all, and
-    REGISTRY/current points at it afterwards.
+    REGISTRY/current points at it afterwards, unless it is not to be activated.
     """
     settings = load_config(TrainingConfig, config)
     if registry.exists() and not registry.is_dir():
@@ -53,7 +59,9 @@ def fit(config: str, registry: Path) -> None:
             except ParityError as error:
                 sys.exit(f"error: {error}")
     try:
-        folder = bundle.publish(registry, fitted.manifest, fitted.model, fitted.golden, fitted.beside)
+        folder = bundle.publish(
+            registry, fitted.manifest, fitted.model, fitted.golden, fitted.beside, activate=activate
+        )
     except OSError as error:
         raise InputError(f"--registry {registry} cannot be written: {error.strerror}") from error
     print_summary(console, fitted.manifest, folder)
