@@ -51,7 +51,7 @@ redis_option = click.option(
     "url",
     required=True,
     metavar="URL",
-    help="redis://host:port/db or unix:///path",
+    help="redis://host:port/db, unix:///path, redis+sentinel://… or redis+cluster://…",
     envvar="REDIS_URL",
 )
 
@@ -195,6 +195,8 @@ def archive(url: str, folder: Path, every: float, once: bool) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     with LogReader(url) as log, Archive(folder) as into:
+        if log.is_cluster:
+            raise InputError("a Redis cluster takes no live events, so there is nothing to archive: use a single Redis")
         if once:
             click.echo(f"archived {move(log, into):,} commits in {folder}, up to {into.position:,}")
             return

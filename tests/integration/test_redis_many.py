@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from feature_store.__main__ import cli
 from feature_store.address import parse
 from feature_store.cluster import Cluster
 from feature_store.commit import Group, Write
@@ -22,7 +23,7 @@ from feature_store.live import Fold
 from feature_store.online import Keys, Redis, StateReader, StateWriter
 from feature_store.record import Record
 from feature_store.state import Missing, State, StateLayout
-from tests.conftest import Store
+from tests.conftest import Call, Store
 from tests.redis_processes import Node, Watched, await_that, cluster, watched
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
@@ -179,6 +180,12 @@ def test_load_and_verify_work_in_a_cluster(store: Store, cluster_url: str) -> No
     verified = here("verify")
     assert verified.code == 0, verified.out
     assert "online equals offline" in verified.out
+
+
+def test_there_is_nothing_to_archive_in_a_cluster(call: Call, cluster_url: str, tmp_path: Path) -> None:
+    ended = call(cli, "archive", "--redis", cluster_url, "--folder", tmp_path / "archive", "--once")
+    assert ended.is_bad_input
+    assert "cluster" in ended.err
 
 
 def test_consent_and_deletion_work_in_a_cluster(cluster_url: str) -> None:
