@@ -24,7 +24,20 @@ from service.convert import encode_batch
 from service.framing import HEAD, OK
 from service.http2 import Http2
 from service.scorer import Part, Scores
-from tests.benchmarks import events, explain, front, load, models, outage, raw_load, states, training
+from tests.benchmarks import (
+    events,
+    explain,
+    front,
+    garbage,
+    load,
+    memory,
+    models,
+    outage,
+    raw_load,
+    rolling,
+    states,
+    training,
+)
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, cpu_of, customer_id, load_customers, paired
 
 ROUND: Final = 400
@@ -171,6 +184,9 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("score_p99_under_events", "<= 1.5", events.score_p99_under_events),
     ("live_bytes_ratio", "<= 2", events.live_bytes_ratio),
     ("load_ratio", "<= 0.6", load.load_ratio),
+    ("rolling_lost", "<= 0", rolling.rolling_lost),
+    ("worker_memory", "<= 1.1", memory.worker_memory),
+    ("garbage", "<= 0", garbage.garbage),
 )
 
 GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, Measured]]]]] = (

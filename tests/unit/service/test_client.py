@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import grpc
 import pytest
 from tidemark.rpc import status_pb2
+from tidemark.v1 import events_pb2
 
-from service.client import CallFailedError, ScoringClient, _problem
+from service.client import RETRY_POLICY, CallFailedError, ScoringClient, _problem
+from service.live_client import _Sent
 from service.loopback import stays_here
 from service.replay import replay
 from tests.conftest import Call
@@ -65,3 +72,29 @@ def test_a_replay_sends_its_token_nowhere_else_either(call: Call) -> None:
     assert done.is_bad_input
     assert "in the clear" in done.err
     assert "secret" not in done.err
+
+
+def test_the_retry_policy_of_the_readme_is_the_clients() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    found = re.search(r"```json\n(\{\n  \"methodConfig\".*?)```", readme, re.DOTALL)
+    assert found is not None
+    assert json.loads(found[1]) == RETRY_POLICY
+
+
+def test_messages_of_a_stream_are_drawn_once_and_sent_as_often_as_need_be() -> None:
+    drawn: list[int] = []
+
+    def messages() -> Iterator[events_pb2.StreamEventsRequest]:
+        for size in range(3):
+            drawn.append(size)
+            yield events_pb2.StreamEventsRequest(events=[events_pb2.Event()] * size)
+
+    sent = _Sent(messages())
+    first = sent.again()
+    assert [len(next(first).events) for _ in range(2)] == [0, 1]
+    assert drawn == [0, 1]
+    assert [len(message.events) for message in sent.again()] == [0, 1, 2]
+    assert [len(message.events) for message in first] == [2]
+    assert drawn == [0, 1, 2]
+    assert sent.events == 3
+    assert not _Sent(iter([]))
