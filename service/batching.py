@@ -178,6 +178,8 @@ class Batcher:
         lane = self._small if rows <= SMALL_ROWS else self._large
         if part.explain is not None:
             lane = self._explained
+        if lane.idle:
+            lane.pace.rested()
         # Nearly all are taken in after a glance.
         close = lane is not self._small or lane.rows >= lane.pace.most_rows or deadline < now + lane.pace.surely_s
         if close and (error := lane.refusal(rows, deadline - now)) is not None:
@@ -201,7 +203,7 @@ class Batcher:
     def shed_unread(self) -> float | None:
         """Shed a call for one customer before it is read: when it should come back, None where it is welcome now."""
         lane = self._small
-        if lane.rows < lane.pace.most_rows or not lane.full:
+        if lane.rows < lane.pace.most_rows:
             return None
         self.shed += 1
         return lane.pace.retry_s()

@@ -29,7 +29,7 @@ from service.framing import (
 )
 from service.handlers import Stream as RequestStream
 from service.handlers import Unary as Handler
-from service.http2 import Stream, headers_alone
+from service.http2 import Alone, Stream, headers_alone
 from service.pace import DEADLINE, overloaded
 from service.scorer import Scores
 
@@ -276,7 +276,7 @@ async def _handled(handler: Handler, request: bytes, deadline: float) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def shed_reply(retry_s: float) -> bytes:
+def shed_reply(retry_s: float) -> Alone:
     """What a call that is shed is told, made once for each time to come back: to shed has to cost next to nothing."""
     return headers_alone([*HEAD, *call_error(overloaded(retry_s)).headers()])
 

@@ -32,7 +32,7 @@ from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Scor
 from service.connection import HANDSHAKE_S, LINGER_S, TICK_S, Connection
 from service.convert import METHODS, Method
 from service.handlers import NO_HANDLERS, Handlers
-from service.http2 import Stream
+from service.http2 import Alone, Stream
 from service.settings import Settings
 from service.standard import SERVICES, Health, Reflection
 from service.watched import Watched
@@ -133,7 +133,7 @@ class LeanFront:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), seconds)
 
-    def _shed(self) -> bytes | None:
+    def _shed(self) -> Alone | None:
         retry_s = self.batcher.shed_unread()
         return None if retry_s is None else shed_reply(retry_s)
 

@@ -50,8 +50,10 @@ STATUS_200: Final = b"\x88"
 HEADERS_ALONE: Final = b"\1\5"
 """A frame of headers that are whole and end their stream."""
 
-Shed = Callable[[], bytes | None]
-"""The reply (:func:`headers_alone`) to a request that is not even looked at, None where it is welcome."""
+Alone = tuple[bytes, bytes]
+"""A reply of headers alone: what stands before the stream's id in its frame, and after it."""
+Shed = Callable[[], Alone | None]
+"""The reply to a request that is not even looked at, None where it is welcome."""
 NO_SHEDS: Final[Mapping[bytes, Shed]] = {}
 
 
@@ -97,7 +99,7 @@ class Http2:
         self._own_frames = b""
         self._sheds: Final = sheds
         self.shed: Final[list[bytes]] = []
-        """Frames of replies to requests that were shed."""
+        """Replies to requests that were shed, in pieces."""
         self._held: Final[dict[int, bytes]] = {}
         """Streams that have to wait, and the frames that would let them go on."""
         self.buffered = 0
@@ -122,7 +124,7 @@ class Http2:
         """Go on with bytes received before, for one turn."""
         moved: dict[int, Stream] = {}
         streams, sheds, next_event = self.streams, self._sheds, self._h2.next_event
-        shed: dict[int, bytes] = {}
+        shed: dict[int, Alone] = {}
         turn, idle, requests = TURN, 0, 0
         event: Any = None  # one of zttp's, told apart by its class: isinstance for each would cost more than parsing
         try:
@@ -266,9 +268,9 @@ class Http2:
             handle.reset(NO_ERROR)
         self._close(stream)
 
-    def _say_shed(self, stream_id: int, reply: bytes) -> None:
+    def _say_shed(self, stream_id: int, reply: Alone) -> None:
         """Answer a request that was shed. What zttp adds, a reset, is ignored where the request is whole."""
-        self.shed.append(b"%b%b%b%b" % (len(reply).to_bytes(3), HEADERS_ALONE, stream_id.to_bytes(4), reply))
+        self.shed += (reply[0], stream_id.to_bytes(4), reply[1])
         self._h2.stream(stream_id).reset(NO_ERROR)
 
     def _close(self, stream: Stream) -> None:
@@ -316,9 +318,10 @@ class Http2:
         return data
 
 
-def headers_alone(headers: Headers) -> bytes:
-    """A reply of headers alone in HPACK, so that it means the same on every connection: nothing goes by a table."""
-    return STATUS_200 + b"".join(b"\0%b%b" % (_text(name), _text(value)) for name, value in headers)
+def headers_alone(headers: Headers) -> Alone:
+    """A reply of headers alone that means the same on every connection: nothing in it goes by a table of HPACK."""
+    block = STATUS_200 + b"".join(b"\0%b%b" % (_text(name), _text(value)) for name, value in headers)
+    return len(block).to_bytes(3) + HEADERS_ALONE, block
 
 
 def _text(value: bytes) -> bytes:

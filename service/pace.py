@@ -6,7 +6,7 @@
                                                                         └─► and done ──► beyond its deadline: refused
 
 The bound has two sizes, as controlled delay has (Maurer, "Fail at Scale", ACM Queue 2015): a burst may fill the queue
-to the whole of it, but a queue that has not been empty for a while is no burst, and is held at a fifth.
+to the whole of it, but a queue that has not been empty for a while is no burst, and is held at a tenth.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FORGET: Final = 1.01
 """How the least time grows with each batch, so that it follows too."""
 FRESH_S: Final = 1.0
 """So long the least time is believed while nothing is done: then a call is let through to find out."""
-STANDING: Final = 0.2
+STANDING: Final = 0.1
 """Of the bound, once the queue has been standing."""
 INTERVAL_S: Final = 0.1
-"""After so long with a queue that was never empty it is standing."""
+"""After so long with a queue that was never empty it is standing, until nobody was shed for as long."""
 RETRY_SHARE: Final = 0.5
 """Of the pace that those who are sent away may come back at: the rest is for those who come first."""
 MOST_RETRY_S: Final = 5.0
@@ -74,6 +74,7 @@ class Pace:
         self._busy_since = math.inf
         self._back = -math.inf
         self._shed = self._sent_away = 0
+        self._shed_at = -math.inf
         self._retry_s = min(most_wait_s, MOST_RETRY_S)
         self.standing = False
         """Whether work has been waiting for longer than a burst would explain."""
@@ -89,26 +90,32 @@ class Pace:
         self.batch_s += WEIGHT * (min(seconds, max(OUTLIER * self.batch_s, self._before_s)) - self.batch_s)
         self._before_s = seconds
         self._least_s = min(seconds, FORGET * self._least_s)
-        if not waiting:
-            self._busy_since = math.inf
-        elif self._busy_since == math.inf:
-            self._busy_since = now
-        self.standing = now - self._busy_since > INTERVAL_S
-        self._bound()
+        self._busy_since = min(self._busy_since, now) if waiting else math.inf
         if self._sent_away:
             self._move_back(now)
+        if self.standing:
+            self.standing = waiting > 0 or now - self._shed_at <= INTERVAL_S
+        else:
+            self.standing = now - self._busy_since > INTERVAL_S
+        self._bound()
+
+    def rested(self) -> None:
+        """Work comes when none was under way: what stood before the rest is over."""
+        if self.standing and self._clock() - self._learnt > INTERVAL_S:
+            self.standing, self._busy_since = False, math.inf
+            self._bound()
 
     def _move_back(self, now: float) -> None:
         """Those sent away since the last batch come back in turn, behind those before them, at a share of the pace."""
         after_s = self._sent_away * self.batch_s / self._a_time / RETRY_SHARE
-        self._sent_away = 0
+        self._sent_away, self._shed_at = 0, now
         self._back = min(max(self._back, now) + after_s, now + MOST_RETRY_S)
         self._retry_s = float(f"{min(self.most_wait_s, MOST_RETRY_S) + self._back - now:.2g}")
 
     def _bound(self) -> None:
         wait_s = self._standing_wait_s if self.standing else self.most_wait_s
         # A batch may always wait: with less the workers would run dry.
-        self.most_rows = max(self._rows, wait_s / self.batch_s * self._a_time)
+        self.most_rows = max(self._rows, (wait_s / self.batch_s - 0.5) * self._a_time)
         self.surely_s = self.most_wait_s + 3 * self.batch_s
 
     def wait_s(self, ahead: int) -> float:

@@ -58,6 +58,10 @@ MOST_STREAMS: Final = 100
 """Until the server has said how many calls it takes at once on a connection."""
 
 
+Call = tuple[float, float]
+"""When it was due, and the seconds from then to its reply."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What came of a slice of load: calls by outcome, good ones a second, latencies of the good and the shed ones.
@@ -106,8 +110,8 @@ class Line:
         self._room -= self._requests.message_bytes * len(due)
         self._say(group)
 
-    def read(self, good: list[float], shed: list[float]) -> int:
-        """Take in replies: adds the seconds that good and refused calls took, returns how many failed otherwise."""
+    def read(self, good: list[Call], shed: list[Call]) -> int:
+        """Take in replies: adds good calls and those that were shed, returns how many failed otherwise."""
         try:
             new = self.socket.recv(READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -124,8 +128,8 @@ class Line:
                 break
             if kind == HEADERS:
                 ok = self._table.ok(data[at + HEAD : stop])
-                if flags & END_STREAM:
-                    (good if ok else shed).append(now - self.due.pop(stream, now))
+                if flags & END_STREAM and (due := self.due.pop(stream, None)) is not None:
+                    (good if ok else shed).append((due, now - due))
             elif kind == DATA:
                 self._eaten += stop - at - HEAD
             elif kind == RESET:
@@ -175,12 +179,16 @@ class Load:
         self._old: list[Line] = []
         self._rng = np.random.default_rng(os.getpid())
 
-    def run(self, rate: float, seconds: float) -> Seen:
-        """Offer ``rate`` calls a second for so long, then wait for what is still on its way."""
-        due: list[float] = np.cumsum(self._rng.exponential(1 / rate, int(rate * seconds))).tolist()
-        good: list[float] = []
-        shed: list[float] = []
-        late: list[float] = []
+    def run(self, rate: float, seconds: float, settle_s: float = 0.0) -> Seen:
+        """Offer ``rate`` calls a second for so long, then wait for what is still on its way.
+
+        Only those that were due in the last ``seconds`` count, before them as many a second for ``settle_s``.
+        """
+        calls = int(rate * (settle_s + seconds))
+        due: list[float] = np.cumsum(self._rng.exponential(1 / rate, calls)).tolist()
+        good: list[Call] = []
+        shed: list[Call] = []
+        late: list[Call] = []
         sent = failed = turn = 0
         cpu, start = time.thread_time(), time.perf_counter()
         due = [start + at for at in due]
@@ -194,7 +202,7 @@ class Load:
                 turn = (turn + 1) % len(self._lines)
                 if (count := min(stop - sent, self._lines[turn].room)) > 0:
                     self._lines[turn].send(due[sent : sent + count])
-                    late.append(now - due[sent])
+                    late.append((due[sent], now - due[sent]))
                     sent += count
             failed += self._read(good, shed)
             time.sleep(MOMENT_S)
@@ -206,20 +214,22 @@ class Load:
         failed += sum(len(line.due) for line in (*self._lines, *self._old))
         for line in (*self._lines, *self._old):
             line.due.clear()
+        begun = start + settle_s
+        counted, refused, lateness = (_settled(calls, begun) for calls in (good, shed, late))
         return Seen(
-            offered=len(due),
-            good=len(good),
-            shed=len(shed),
+            offered=sum(at >= begun for at in due),
+            good=len(counted),
+            shed=len(refused),
             failed=failed,
-            goodput=len(good) / (end - start),
-            p50_ms=_quantile_ms(good, 0.5),
-            p99_ms=_quantile_ms(good, 0.99),
-            shed_p99_ms=_quantile_ms(shed, 0.99),
-            late_ms=_quantile_ms(late, 0.99),
+            goodput=len(counted) / (end - begun),
+            p50_ms=_quantile_ms(counted, 0.5),
+            p99_ms=_quantile_ms(counted, 0.99),
+            shed_p99_ms=_quantile_ms(refused, 0.99),
+            late_ms=_quantile_ms(lateness, 0.99),
             cpu=cpu,
         )
 
-    def _read(self, good: list[float], shed: list[float]) -> int:
+    def _read(self, good: list[Call], shed: list[Call]) -> int:
         failed = 0
         for at, line in enumerate(self._lines):
             failed += line.read(good, shed)
@@ -235,6 +245,11 @@ class Load:
         return failed
 
 
+def _settled(calls: list[Call], begun: float) -> list[float]:
+    """The seconds of those that were due by then."""
+    return [seconds for due, seconds in calls if due >= begun]
+
+
 def _quantile_ms(seconds: list[float], share: float) -> float:
     return 1e3 * float(np.quantile(seconds, share)) if seconds else 0.0
 
@@ -245,11 +260,11 @@ class Apart:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, rate: float, seconds: float) -> Seen:
+    def run(self, rate: float, seconds: float, settle_s: float = 0.0) -> Seen:
         """As :meth:`Load.run`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{rate} {seconds}\n")
+        self._process.stdin.write(f"{rate} {seconds} {settle_s}\n")
         self._process.stdin.flush()
         return Seen(**json.loads(self._process.stdout.readline()))
 
@@ -266,11 +281,10 @@ def apart(port: int, connections: int = CONNECTIONS, customers: int = CUSTOMERS)
 
 
 def main() -> None:
-    """For each line of stdin, a rate and seconds, one of JSON."""
+    """For each line of stdin, a rate and seconds that count and that do not, one of JSON."""
     load = Load(*map(int, sys.argv[1:]))
     for line in sys.stdin:
-        rate, seconds = map(float, line.split())
-        print(json.dumps(asdict(load.run(rate, seconds))), flush=True)
+        print(json.dumps(asdict(load.run(*map(float, line.split())))), flush=True)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,8 @@ def check(callers: list[Caller], gate: Gate, batcher: Batcher) -> None:
             assert str(caller.number) not in whole
         else:
             assert caller.reason is Reason.DEADLINE_TOO_SHORT
-    small = [int(name.partition(":")[0]) for name in seen if callers[int(name.partition(":")[0])].rows <= 64]
+    begun = list(dict.fromkeys(int(name.partition(":")[0]) for name in seen))
+    small = [number for number in begun if callers[number].rows <= 64]
     assert small == sorted(small)
     reasons = [caller.reason for caller in callers if caller.told]
     assert batcher.shed == reasons.count(Reason.OVERLOADED)
@@ -199,15 +200,15 @@ def test_a_deadline_that_the_queue_leaves_no_time_for_is_refused_at_once() -> No
 def test_too_much_is_shed_before_it_is_read_and_room_lets_in_again() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, max_wait_s=0.004, clock=clock)
+        batcher = Batcher(gate.score, max_wait_s=0.005, clock=clock)
         Caller(0, 1).submit(batcher)
         await settle()
         welcome = 0
         while (retry_s := batcher.shed_unread()) is None:
             welcome += 1
             Caller(welcome, 1).submit(batcher)
-        assert welcome == 128  # two batches of 64 rows and 2 ms
-        assert 0.003 <= retry_s <= 0.005
+        assert welcome == 128  # two batches of 64 rows and 2 ms, and half of the one under way
+        assert 0.003 <= retry_s <= 0.007
         late = Caller(1000, 1)
         late.submit(batcher)
         assert late.reason is Reason.OVERLOADED
@@ -223,7 +224,7 @@ def test_too_much_is_shed_before_it_is_read_and_room_lets_in_again() -> None:
 def test_large_calls_are_shed_by_how_many_take_turns_not_by_how_large_they_are() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, max_wait_s=0.05, clock=clock)
+        batcher = Batcher(gate.score, max_wait_s=0.051, clock=clock)
         callers = [Caller(number, 1000) for number in range(150)]
         for caller in callers:
             caller.submit(batcher)

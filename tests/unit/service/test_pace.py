@@ -30,8 +30,8 @@ def paced(clock: Clock, batch_s: float = 0.001, *, standing: float = STANDING) -
 
 def test_the_bound_in_rows_follows_the_time_of_a_batch() -> None:
     clock = Clock()
-    assert paced(clock, 0.001).most_rows == pytest.approx(50 * 64, rel=0.01)
-    assert paced(clock, 0.010).most_rows == pytest.approx(5 * 64, rel=0.01)
+    assert paced(clock, 0.001).most_rows == pytest.approx(49.5 * 64, rel=0.01)  # the one under way is half done
+    assert paced(clock, 0.010).most_rows == pytest.approx(4.5 * 64, rel=0.01)
 
 
 def test_a_batch_may_always_wait_however_slow_they_are() -> None:
@@ -47,19 +47,36 @@ def test_one_pause_is_no_pace() -> None:
     assert pace.batch_s > 0.3  # it goes on
 
 
-def test_a_burst_may_fill_the_queue_and_a_standing_queue_is_held_at_a_fifth() -> None:
+def test_a_burst_may_fill_the_queue_and_a_standing_queue_is_held_at_a_tenth() -> None:
     clock = Clock()
     pace = paced(clock)
     for _ in range(int(INTERVAL_S / 0.001)):
         pace.took(0.001, 500)
         clock.now += 0.001
-    assert not pace.standing
-    assert pace.most_rows == pytest.approx(50 * 64, rel=0.01)
+    assert pace.most_rows == pytest.approx(49.5 * 64, rel=0.01)
     clock.now += 0.002
     pace.took(0.001, 500)
-    assert pace.most_rows == pytest.approx(10 * 64, rel=0.01)
-    pace.took(0.001, 0)  # it has been empty
-    assert pace.most_rows == pytest.approx(50 * 64, rel=0.01)
+    assert pace.most_rows == pytest.approx(4.5 * 64, rel=0.01)
+    pace.retry_s()  # somebody is shed
+    pace.took(0.001, 0)  # and then it is empty for a moment
+    assert pace.most_rows == pytest.approx(4.5 * 64, rel=0.01)
+    clock.now += INTERVAL_S + 0.001
+    pace.took(0.001, 0)
+    assert pace.most_rows == pytest.approx(49.5 * 64, rel=0.01)
+
+
+def test_after_a_rest_a_burst_is_a_burst_again() -> None:
+    clock = Clock()
+    pace = paced(clock)
+    for _ in range(300):
+        pace.retry_s()
+        pace.took(0.001, 500)
+        clock.now += 0.001
+    pace.rested()
+    assert pace.most_rows == pytest.approx(4.5 * 64, rel=0.01)
+    clock.now += INTERVAL_S
+    pace.rested()
+    assert pace.most_rows == pytest.approx(49.5 * 64, rel=0.01)
 
 
 def test_work_of_which_some_always_waits_keeps_the_whole_bound() -> None:
@@ -68,7 +85,7 @@ def test_work_of_which_some_always_waits_keeps_the_whole_bound() -> None:
     for _ in range(300):
         pace.took(0.001, 500)
         clock.now += 0.001
-    assert pace.most_rows == pytest.approx(50 * 64, rel=0.01)
+    assert pace.most_rows == pytest.approx(49.5 * 64, rel=0.01)
 
 
 def test_a_deadline_that_the_queue_does_not_leave_time_for_is_refused_and_told_what_is_needed() -> None:
