@@ -270,7 +270,7 @@ class Http2:
 
     def _say_shed(self, stream_id: int, reply: Alone) -> None:
         """Answer a request that was shed. What zttp adds, a reset, is ignored where the request is whole."""
-        self.shed += (reply[0], stream_id.to_bytes(4), reply[1])
+        self.shed.extend((reply[0], stream_id.to_bytes(4), reply[1]))
         self._h2.stream(stream_id).reset(NO_ERROR)
 
     def _close(self, stream: Stream) -> None:

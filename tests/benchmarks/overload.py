@@ -47,9 +47,11 @@ def overload(bench: Bench) -> dict[str, Measured]:
         ),
         "overload_p99": (
             statistics.median(slower),
-            f"at 80 % {_median(rounds, lambda one: one[1].p99_ms):.1f} ms, at twice the capacity"
-            f" {_median(rounds, lambda one: one[3].p99_ms):.1f} ms, told to come back within"
-            f" {_median(rounds, lambda one: one[3].shed_p99_ms):.1f} ms; {_spread(slower)}",
+            (
+                f"at 80 % {_median(rounds, lambda one: one[1].p99_ms):.1f} ms, at twice the capacity"
+                f" {_median(rounds, lambda one: one[3].p99_ms):.1f} ms, told to come back within"
+                f" {_median(rounds, lambda one: one[3].shed_p99_ms):.1f} ms; {_spread(slower)}"
+            ),
         ),
     }
 
