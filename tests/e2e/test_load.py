@@ -229,7 +229,7 @@ def test_locust_makes_the_same_calls(server: ServerProcess, ids: Path, tmp_path:
     if importlib.util.find_spec("locust") is None:
         pytest.skip("locust is not installed")
     file = Path(service.load.__path__[0]) / "locustfile.py"
-    options = ["--headless", "--users", "3", "--spawn-rate", "3", "--run-time", "2s", "--csv", str(tmp_path / "found")]
+    options = ["--headless", "--users", "3", "--spawn-rate", "3", "--run-time", "6s", "--csv", str(tmp_path / "found")]
     command = [sys.executable, "-m", "locust", "-f", str(file), "--host", server.target, "--ids", str(ids), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
