@@ -30,6 +30,7 @@ from service.handlers import Stream as RequestStream
 from service.handlers import Unary as Handler
 from service.http2 import Stream
 from service.scorer import Scores
+from service.stages import Trace
 
 if TYPE_CHECKING:  # a connection makes calls, and calls answer on their connection
     from service.connection import Connection
@@ -45,7 +46,7 @@ ENOUGH: Final = 32_768
 class Call:
     """A call on a stream, from its headers to its end."""
 
-    __slots__ = ("began", "connection", "deadline", "due", "encoding", "stream", "talking")
+    __slots__ = ("began", "connection", "deadline", "due", "encoding", "stream", "talking", "trace")
 
     def __init__(self, connection: Connection, stream: Stream) -> None:
         headers = stream.headers
@@ -60,6 +61,7 @@ class Call:
         """When to look after it: at its deadline, or when its request should be whole."""
         self.talking = False
         """Whether its headers are sent."""
+        self.trace: Trace | None = None
 
     def advance(self) -> None:
         """More of the request has come."""
@@ -134,7 +136,7 @@ class Score(Unary):
         self.part = self.method.decode(request)
         self.connection.scoring += 1
         self.submitted = True
-        self.connection.front.batcher.submit(self.part, self.deliver, self.abandoned)
+        self.connection.front.batcher.submit(self.part, self.deliver, self.abandoned, self.trace)
 
     def over(self) -> None:
         """No batch is waited for."""

@@ -14,6 +14,8 @@ DOMAIN: Final = "tidemark"
 class Code(IntEnum):
     """Canonical status codes in use (google.rpc.Code)."""
 
+    OK = 0
+    CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5

@@ -5,7 +5,10 @@ What the bytes mean is in ``convert``, what is done with them in ``batching``. T
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 import grpc
@@ -18,7 +21,9 @@ from service.batching import Batcher
 from service.convert import METHODS, Method, status
 from service.errors import Code, Reason, RequestError
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
+from service.metrics import Metrics
 from service.settings import Settings
+from service.stages import Trace, Tracer
 from service.standard import SERVICES
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -30,14 +35,28 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class AioFront:
     """A grpc.aio server with all services, health and reflection."""
 
-    def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        settings: Settings,
+        handlers: Handlers = NO_HANDLERS,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._batcher = batcher
         self._settings = settings
+        self._metrics = metrics
+        self._tracer = tracer
+        unary = {path: self._score(method) for path, method in METHODS.items()}
+        unary |= {path: _handle(handler) for path, handler in handlers.unary.items()}
         self._methods: dict[str, Any] = {
-            **{path: _unary(self._score(method)) for path, method in METHODS.items()},
-            **{path: _unary(_handle(handler)) for path, handler in handlers.unary.items()},
-            **{path: _stream(begin) for path, begin in handlers.streams.items()},
+            **{path: grpc.unary_unary_rpc_method_handler(self._told(path, handler)) for path, handler in unary.items()},
+            **{
+                path: grpc.stream_unary_rpc_method_handler(self._told(path, _take(begin)))
+                for path, begin in handlers.streams.items()
+            },
         }
+        self.serving = False
         self._health = health.aio.HealthServicer()
 
     async def start(self, port: int, *, share_port: bool = False) -> int:
@@ -47,6 +66,8 @@ class AioFront:
         self._server.add_generic_rpc_handlers([_Methods(self._methods)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        if self._metrics is not None:
+            self._server.add_generic_rpc_handlers([_Unknown(self._metrics)])
         await self.set_serving(False)
         address = f"{self._settings.host_of_address}:{port}"
         try:
@@ -74,6 +95,7 @@ class AioFront:
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health whether calls can be answered."""
+        self.serving = serving
         told = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", *SERVICES):
             await self._health.set(service, told)
@@ -86,11 +108,55 @@ class AioFront:
     def _score(self, method: Method) -> Handler:
         async def score(request: bytes, context: Context) -> bytes:
             part = method.decode(request)
-            return method.encode(part, await self._batcher.score(part, context.cancelled))
+            scores = await self._batcher.score(part, context.cancelled, TRACE.get())
+            began = time.monotonic()
+            reply = method.encode(part, scores)
+            if self._metrics is not None:
+                self._metrics.stages["encode"].observe(time.monotonic() - began)
+            return reply
 
         return score
 
+    def _told(self, path: str, handler: Handler) -> Any:
+        """The handler with every error told as a status, and every end to those who count or trace."""
 
+        async def told(request: Any, context: Context) -> bytes:
+            began, code, cause = time.monotonic(), Code.OK, None
+            trace = self._begin_trace(path, context, began)
+            try:
+                return await handler(request, context)
+            except asyncio.CancelledError:
+                code = _given_up(context)
+                raise
+            except RequestError as error:
+                code, cause = error.code, error
+                await _abort(context, error)
+            except Exception as error:  # nothing of the inside may reach the caller
+                code, cause = (
+                    Code.INTERNAL,
+                    RequestError(Reason.INTERNAL, f"the server failed ({type(error).__name__})"),
+                )
+                await _abort(context, cause)
+            finally:
+                if self._metrics is not None:
+                    self._metrics.ended(path, code, time.monotonic() - began, cause)
+                if trace is not None:
+                    trace.end(code, cause)
+            raise AssertionError("abort returns never")
+
+        return told
+
+    def _begin_trace(self, path: str, context: Context, began: float) -> Trace | None:
+        if self._tracer is None:
+            return None
+        headers: dict[str, Any] = dict(context.invocation_metadata() or ())
+        trace = self._tracer.begin(path, headers.get("traceparent"), headers.get("tracestate"), began)
+        TRACE.set(trace)
+        return trace
+
+
+TRACE: Final[ContextVar[Trace | None]] = ContextVar("TRACE", default=None)
+"""The trace of the call that the running task answers."""
 Handler = Callable[[Any, Context], Awaitable[bytes]]
 """Answers a call; RequestError where it fails."""
 
@@ -106,18 +172,25 @@ class _Methods(grpc.GenericRpcHandler):
         return self._methods.get(handler_call_details.method)
 
 
-def _unary(handler: Handler) -> Any:
-    return grpc.unary_unary_rpc_method_handler(_told(handler))
+class _Unknown(grpc.GenericRpcHandler):
+    """Asked last, so there is no such method. What grpcio's core refuses by itself is seen by nobody here."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Count the call; grpcio ends it."""
+        self._metrics.ended(handler_call_details.method, Code.UNIMPLEMENTED, 0.0)
 
 
-def _stream(begin: Callable[[], Stream]) -> Any:
+def _take(begin: Callable[[], Stream]) -> Handler:
     async def take(requests: AsyncIterator[bytes], _context: Context) -> bytes:
         stream = begin()
         async for request in requests:
             await stream.add(request)
         return stream.reply()
 
-    return grpc.stream_unary_rpc_method_handler(_told(take))
+    return take
 
 
 def _handle(handler: Unary) -> Handler:
@@ -127,19 +200,10 @@ def _handle(handler: Unary) -> Handler:
     return handle
 
 
-def _told(handler: Handler) -> Any:
-    """The handler with every error told as a status."""
-
-    async def told(request: Any, context: Context) -> bytes:
-        try:
-            return await handler(request, context)
-        except RequestError as error:
-            await _abort(context, error)
-        except Exception as error:  # nothing of the inside may reach the caller
-            await _abort(context, RequestError(Reason.INTERNAL, f"the server failed ({type(error).__name__})"))
-        raise AssertionError("abort returns never")
-
-    return told
+def _given_up(context: Context) -> Code:
+    """Why nobody waits for the call any more."""
+    left_s = context.time_remaining()
+    return Code.CANCELLED if left_s is None or left_s > 0 else Code.DEADLINE_EXCEEDED
 
 
 async def _abort(context: Context, error: RequestError) -> None:

@@ -30,7 +30,9 @@ from service.connection import HANDSHAKE_S, TICK_S, Connection
 from service.convert import METHODS
 from service.handlers import NO_HANDLERS, Handlers
 from service.http2 import Stream
+from service.metrics import Metrics
 from service.settings import Settings
+from service.stages import Tracer
 from service.standard import SERVICES, Health, Reflection
 
 logger = logging.getLogger(__name__)
@@ -39,9 +41,18 @@ logger = logging.getLogger(__name__)
 class LeanFront:
     """All services, health and reflection, on connections of our own."""
 
-    def __init__(self, batcher: Batcher, settings: Settings, handlers: Handlers = NO_HANDLERS) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        settings: Settings,
+        handlers: Handlers = NO_HANDLERS,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.batcher: Final = batcher
         self.settings: Final = settings
+        self.metrics: Final = metrics
+        self.tracer: Final = tracer
         self.health: Final = Health(("", *SERVICES))
         self.reflection: Final = Reflection((*SERVICES, health.SERVICE_NAME))
         self.calls: Final[dict[bytes, Callable[[Connection, Stream], Call]]] = {
@@ -52,6 +63,7 @@ class LeanFront:
             **{path.encode(): partial(Handled, handler) for path, handler in handlers.unary.items()},
             **{path.encode(): partial(Streamed, begin) for path, begin in handlers.streams.items()},
         }
+        self.serving = False
         self.connections: Final[set[Connection]] = set()
         self._unflushed: list[Connection] = []
         self._ticking: asyncio.TimerHandle | None = None
@@ -74,6 +86,7 @@ class LeanFront:
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health whether calls can be answered."""
+        self.serving = serving
         self.health.set_serving(serving)
 
     async def stop(self, grace_s: float) -> None:

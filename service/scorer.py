@@ -135,7 +135,15 @@ class Scorer:
         model: Model,
         clock: Callable[[], float] = time.time,
         guard: Callable[[], SpikeGuard] = SpikeGuard,
+        took: Callable[[str, float], None] = lambda _stage, _began: None,
+        aged: Callable[[Floats], None] | None = None,
     ) -> None:
+        """``took`` is told of each stage of a batch when it is done, with the time (monotonic) at which it began.
+
+        ``aged`` is told how old (seconds) the features of those customers were who get a score.
+        """
+        self._took: Final = took
+        self._aged: Final = aged
         self._store = store
         self._model = model
         self._clock = clock
@@ -152,14 +160,21 @@ class Scorer:
     async def score(self, parts: Sequence[Part]) -> list[Scores]:
         """Scores of each part; RequestError (UNAVAILABLE) where the store does not answer."""
         ids = [customer_id for part in parts for customer_id in part.customer_ids]
+        began = time.monotonic()
         try:
             states = await self._store.read(ids)
         except StoreUnavailableError as error:
             message = "the feature store does not answer: try again shortly"
             raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
-        now = self._clock()
+        finally:
+            self._took("redis", began)
+        now, began = self._clock(), time.monotonic()
         table = await self._run(states, now, self._economics(parts, len(ids)))
+        self._took("graph", began)
         usable = _usable(states, table)
+        if self._aged is not None:
+            ages = now - table[:, -1]
+            self._aged(ages if usable is None else ages[usable])
         notes = self._notes(states.told, usable, now) if states.told else NO_NOTES
         scored = _Scored(states, table, usable, now, notes, self._spikes(table, usable, notes))
         return self._share_out(parts, scored)

@@ -14,8 +14,9 @@ import gc
 import logging
 import signal
 from functools import partial
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -26,11 +27,14 @@ from feature_store.events import HOUR_S, Rules
 from feature_store.live import Fold
 from feature_store.online import Redis, StateReader
 from service.batching import Batcher
+from service.exposition import answer, exposed
 from service.front_aio import AioFront
 from service.front_lean import LeanFront
 from service.handlers import Customers, handlers
+from service.instruments import Instruments, watch_loop
 from service.logs import start_log
 from service.models import Model
+from service.readings import expose
 from service.recorder import Recorder
 from service.scorer import Scorer
 from service.settings import Settings
@@ -47,54 +51,79 @@ COUNTS_S: Final = 60.0
 logger: Final = logging.getLogger("tidemark")
 
 
-def work(settings: Settings, port: int, pipe: Connection) -> None:
-    """One of several workers on ``port``: serve until told to stop, or until the process at the pipe's end is gone."""
+def work(settings: Settings, port: int, pipe: Connection, asked: Connection) -> None:
+    """One of several workers on ``port``: serve until told to stop, or until the process at the pipe's end is gone.
+
+    At ``asked`` it is asked for its metrics.
+    """
     start_log(settings)
     try:
-        uvloop.run(serve(settings, port=port, pipe=pipe))
+        uvloop.run(serve(settings, asked, port=port, pipe=pipe))
     except (BundleError, InputError, OSError) as error:
         pipe.send(str(error))
 
 
-async def serve(settings: Settings, *, port: int | None = None, pipe: Connection | None = None) -> None:
+def serve_alone(settings: Settings) -> None:
+    """Serve in this process until SIGINT or SIGTERM; as :func:`serve`."""
+    ask, asked = Pipe()
+    with exposed(settings, lambda: {0: ask}):
+        uvloop.run(serve(settings, asked))
+
+
+async def serve(
+    settings: Settings, asked: Connection, *, port: int | None = None, pipe: Connection | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM; with a pipe as one of several workers, which share ``port``.
 
-    BundleError, InputError or OSError where serving cannot start.
+    Whoever asks at the other end of ``asked`` is told the metrics. BundleError, InputError or OSError where serving
+    cannot start.
     """
     model = Model.current(settings.registry)
     store = Redis(settings.redis, settings.redis_timeout_ms / 1000)
     guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
-    scorer = Scorer(StateReader(store, model.layout), model, guard=guard)
+    instruments = Instruments.of(settings)
+    metrics, tracer, stages = instruments.metrics, instruments.tracer, instruments.stages
+    seen: dict[str, Any] = {} if stages is None else {"took": stages.took, "aged": stages.aged}
+    scorer = Scorer(StateReader(store, model.layout), model, guard=guard, **seen)
     rules = _rules(settings)
     fold = Fold(model.layout, model.interests, rules)
     customers = CustomerStore(store, fold, most_waiting=settings.max_unarchived, durable=settings.durable)
     rows = {"max_rows": settings.max_batch_rows, "slice_rows": settings.slice_rows}
-    batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front])
+    batcher = Batcher(scorer.score, **rows, turns=TURNS[settings.front], stages=stages)
     recorder = Recorder(customers.record, rules, scoring=batcher.busy)
     methods = handlers(recorder, Customers(customers, model.layout, model.interests))
-    front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods)
+    front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods, metrics, tracer)
+    background = [_tell_counts(recorder, scorer)]
+    if metrics is not None:
+        expose(metrics, front, batcher, scorer, model, recorder)
+        answer(asked, metrics.snapshot)
+        background.append(watch_loop(metrics))
     stopping = _stop_signal()
     port = await front.start(settings.port if port is None else port, share_port=pipe is not None)
     # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_EVERY)
-    logger.info("model %s, fingerprint %s", model.version, model.layout.fingerprint)
+    told = {"model": model.version, "fingerprint": model.layout.fingerprint}
+    logger.info("model %s, fingerprint %s", *told.values(), extra=told)
     if pipe is None:
         logger.info("serving on %s:%d", settings.host_of_address, port)
     else:
         asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
-    counting = asyncio.create_task(_tell_counts(recorder, scorer))
+    others = [asyncio.create_task(work) for work in background]
     await stopping.wait()
-    counting.cancel()
+    for task in others:
+        task.cancel()
     logger.info("stopping: running calls have %g s", settings.grace_s)
     while not watching.done():  # a library in between may keep a cancellation to itself
         watching.cancel()
         await asyncio.wait([watching], timeout=0.1)
     await front.stop(settings.grace_s)
     await store.close()
+    if tracer is not None:
+        await tracer.close()
     if counts := _counts(recorder, scorer):
         logger.info(counts)
     logger.info("stopped")
@@ -127,6 +156,7 @@ async def _watch(store: Redis, customers: CustomerStore, front: AioFront | LeanF
                 "health is SERVING"
                 if answers
                 else f"health is NOT_SERVING: Redis does not answer as it has to ({why})",
+                extra={"serving": answers},
             )
             serving = answers
         await asyncio.sleep(interval_s)

@@ -19,12 +19,16 @@ from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from feature_store.errors import InputError
+from service.exposition import exposed
 from service.settings import Settings
 
 logger: Final = logging.getLogger("tidemark")
 
-Work = Callable[[Settings, int, Connection], None]
-"""Serves on a shared port until told to stop or the pipe closes; says READY, or why it cannot, into the pipe."""
+Work = Callable[[Settings, int, Connection, Connection], None]
+"""Serves on a shared port until told to stop or the first pipe closes; says READY, or why it cannot, into that pipe.
+
+At the second pipe it is asked for its metrics.
+"""
 
 READY: Final = "ready"
 AT_LEAST_S: Final = 5.0
@@ -36,6 +40,7 @@ CHECK_S: Final = 0.2
 class _Worker:
     process: SpawnProcess
     pipe: Connection
+    asking: Connection
     began: float
 
 
@@ -48,7 +53,7 @@ def supervise(settings: Settings, work: Work) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _frame: stopping.append(number))
     workers: list[_Worker] = []
-    with _held_port(settings) as held:
+    with _held_port(settings) as held, exposed(settings, lambda: dict(enumerate(w.asking for w in workers))):
         port = held.getsockname()[1]
         try:
             workers += [_start(settings, port, work) for _ in range(settings.workers)]
@@ -85,11 +90,12 @@ def _held_port(settings: Settings) -> socket.socket:
 
 def _start(settings: Settings, port: int, work: Work) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a fork would share threads' locks
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(settings, port, theirs))
+    (ours, theirs), (asking, asked) = context.Pipe(), context.Pipe()
+    process = context.Process(target=work, args=(settings, port, theirs, asked))
     process.start()
     theirs.close()
-    return _Worker(process, ours, time.monotonic())
+    asked.close()
+    return _Worker(process, ours, asking, time.monotonic())
 
 
 def _await_ready(worker: _Worker, stopping: list[int]) -> None:
@@ -111,6 +117,7 @@ def _replaced(worker: _Worker, settings: Settings, port: int, work: Work) -> _Wo
         raise InputError(f"a worker ended as soon as it had started, with code {code}")
     logger.error("a worker ended with code %s: starting another", code)
     worker.pipe.close()
+    worker.asking.close()
     return _start(settings, port, work)
 
 
