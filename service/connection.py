@@ -14,7 +14,7 @@ from typing import Final, Literal, Protocol, cast
 
 from service.batching import Batcher
 from service.calls import Call, call_error, too_late, too_slow
-from service.errors import Code
+from service.errors import Code, given_up
 from service.framing import HEAD, CallError
 from service.http2 import PREFACE, Headers, Http2, PeerError, Stream
 from service.metrics import Metrics
@@ -320,7 +320,7 @@ class Connection(asyncio.Protocol):
 
     def _given_up(self, call: Call) -> None:
         """Its client waits no longer."""
-        self._over(call, Code.CANCELLED if time.monotonic() < call.deadline else Code.DEADLINE_EXCEEDED)
+        self._over(call, given_up(call.deadline - time.monotonic()))
 
     def flush(self) -> None:
         """Write what there is to write."""

@@ -29,6 +29,15 @@ class Code(IntEnum):
     DATA_LOSS = 15
 
 
+LAST_S: Final = 0.02
+"""A client that gives up so shortly before its deadline has reached it: it counts from the other end of the wire."""
+
+
+def given_up(left_s: float | None) -> Code:
+    """The code of a call that its client waits for no longer, so many seconds (None: any) before the deadline."""
+    return Code.CANCELLED if left_s is None or left_s > LAST_S else Code.DEADLINE_EXCEEDED
+
+
 class Reason(StrEnum):
     """Why a request, or one customer of it, got no answer: the ``reason`` of its ErrorInfo."""
 

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from service import tls
 from service.batching import Batcher
 from service.convert import METHODS, Method, status
-from service.errors import Code, Reason, RequestError
+from service.errors import Code, Reason, RequestError, given_up
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
 from service.metrics import Metrics
 from service.settings import Settings
@@ -126,7 +126,7 @@ class AioFront:
             try:
                 return await handler(request, context)
             except asyncio.CancelledError:
-                code = _given_up(context)
+                code = given_up(context.time_remaining())
                 raise
             except RequestError as error:
                 code, cause = error.code, error
@@ -198,12 +198,6 @@ def _handle(handler: Unary) -> Handler:
         return await handler(request)
 
     return handle
-
-
-def _given_up(context: Context) -> Code:
-    """Why nobody waits for the call any more."""
-    left_s = context.time_remaining()
-    return Code.CANCELLED if left_s is None or left_s > 0 else Code.DEADLINE_EXCEEDED
 
 
 async def _abort(context: Context, error: RequestError) -> None:

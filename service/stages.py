@@ -116,14 +116,13 @@ class Stages:
             return
         if self._encodes:
             metrics.stages["encode"].observe(time.monotonic() - began)
-        rows, scored = metrics.rows, 0
-        for (_, start, stop), outcome in zip(batch, outcomes, strict=True):
+        rows, scored = metrics.rows, sum(stop - start for _, start, stop in batch)
+        for at in [at for at, told in enumerate(outcomes) if isinstance(told, RequestError) or told.errors]:
+            outcome, (_, start, stop) = outcomes[at], batch[at]
             if isinstance(outcome, RequestError):
                 rows[outcome.reason] += stop - start
-                continue
-            scored += stop - start
-            if outcome.errors:
+                scored -= stop - start
+            else:
+                rows.update(error.reason for error in outcome.errors.values())
                 scored -= len(outcome.errors)
-                for error in outcome.errors.values():
-                    rows[error.reason] += 1
         rows[SCORED] += scored

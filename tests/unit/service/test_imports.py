@@ -61,7 +61,14 @@ def test_training_imports_no_server() -> None:
 
 @pytest.mark.parametrize(
     ("library", "only"),
-    [("zttp", "http2.py"), ("redis", "online.py"), ("hiredis", "online.py"), ("onnxruntime", "graph.py")],
+    [
+        ("zttp", "http2.py"),
+        ("redis", "online.py"),
+        ("hiredis", "online.py"),
+        ("onnxruntime", "graph.py"),
+        ("prometheus_client", "exposition.py"),
+        ("opentelemetry", "tracing.py"),
+    ],
 )
 def test_one_module_alone_knows_each_library_that_may_be_replaced(library: str, only: str) -> None:
     def imports(path: Path) -> set[str]:
