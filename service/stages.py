@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from feature_store.state import Floats
 from service.errors import RequestError
 from service.metrics import Metrics
-from service.scorer import Part, Scores
+from service.scorer import Scores
 
 SCORED: Final = "scored"
 """The outcome of customers who got a score; the others' is a reason."""
@@ -43,11 +43,15 @@ class Tracer(Protocol):
 
 
 class Job(Protocol):
-    """What waits for a batch: when it began to, and its call's trace, where it has one."""
+    """What waits for a batch."""
 
-    part: Part
-    asked: float
-    trace: Trace | None
+    @property
+    def asked(self) -> float:
+        """When it began to."""
+
+    @property
+    def trace(self) -> Trace | None:
+        """Its call's, where it has one."""
 
 
 @dataclass(slots=True, eq=False)

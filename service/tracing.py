@@ -20,6 +20,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from opentelemetry import trace
@@ -92,10 +93,12 @@ class OtelTracer:
 
         def shut_down() -> None:
             self._provider.shutdown()
-            loop.call_soon_threadsafe(done.set)
+            with suppress(RuntimeError):  # nobody has waited, and the loop is closed
+                loop.call_soon_threadsafe(done.set)
 
         threading.Thread(target=shut_down, daemon=True).start()
-        await asyncio.wait([asyncio.ensure_future(done.wait())], timeout=FLUSH_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), FLUSH_S)
 
 
 def _sampled(parent: bytes | str) -> bool:

@@ -238,7 +238,7 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
     panels = DASHBOARD["panels"]
     ids = [panel["id"] for panel in panels]
     assert len(set(ids)) == len(ids)
-    places = set()
+    places: set[tuple[int, int]] = set()
     for panel in panels:
         box = panel["gridPos"]
         cells = {(x, y) for x in range(box["x"], box["x"] + box["w"]) for y in range(box["y"], box["y"] + box["h"])}
