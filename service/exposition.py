@@ -18,15 +18,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from feature_store.errors import InputError
-from service.metrics import Snapshot
 from service.settings import Settings
+
+if TYPE_CHECKING:  # the process that asks counts nothing, and needs neither numpy nor grpcio
+    from service.metrics import Snapshot
 
 ASK: Final = b"?"
 PATIENCE_S: Final = 2.0

@@ -93,11 +93,9 @@ async def serve(
     recorder = Recorder(customers.record, rules, scoring=batcher.busy)
     methods = handlers(recorder, Customers(customers, model.layout, model.interests))
     front = (LeanFront if settings.front == "lean" else AioFront)(batcher, settings, methods, metrics, tracer)
-    background = [_tell_counts(recorder, scorer)]
     if metrics is not None:
         expose(metrics, front, batcher, scorer, model, recorder)
         answer(asked, metrics.snapshot)
-        background.append(watch_loop(metrics))
     stopping = _stop_signal()
     port = await front.start(settings.port if port is None else port, share_port=pipe is not None)
     # What has been loaded stays: a collector that walks it all every now and then stops every call for that long.
@@ -112,7 +110,9 @@ async def serve(
         asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
         pipe.send(READY)
     watching = asyncio.create_task(_watch(store, customers, front, settings.health_interval_ms / 1000))
-    others = [asyncio.create_task(work) for work in background]
+    others = [asyncio.create_task(_tell_counts(recorder, scorer))]
+    if metrics is not None:
+        others.append(asyncio.create_task(watch_loop(metrics)))
     await stopping.wait()
     for task in others:
         task.cancel()
