@@ -183,8 +183,6 @@ class Batcher:
         lane = self._small if rows <= SMALL_ROWS else self._large
         if part.explain is not None:
             lane = self._explained
-        if lane.idle:
-            lane.pace.rested()
         # Nearly all are taken in after a glance.
         close = lane is not self._small or lane.rows >= lane.pace.most_rows or deadline < now + lane.pace.surely_s
         if close and (error := lane.refusal(rows, deadline - now)) is not None:
@@ -256,6 +254,7 @@ class Batcher:
                 for _ in range(self._turns):
                     await asyncio.sleep(0)
             if not (batch := self._take(lane)):
+                lane.pace.rest()
                 lane.idle.append(woken := loop.create_future())
                 await woken
                 continue

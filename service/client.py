@@ -28,7 +28,7 @@ MAX_EXPLAINED: Final = 100
 DEFAULT_TIMEOUT_S: Final = 1.0
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
-SERVICES: Final = ("ScoringService", "EventService", "CustomerService")
+SERVICES: Final = ("ScoringService", "EventService", "CustomerService", "ModelService")
 RETRIED: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 """CANCELLED is what grpcio's server says to a call that reaches it while it stops."""
 RETRY_POLICY: Final = {

@@ -123,8 +123,6 @@ CODES: Final = {
 RETRY_AFTER_S: Final = 0.5
 """What RetryInfo says with UNAVAILABLE: about the time in which health follows Redis."""
 RETRIED: Final = (Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED)
-PUSHED_BACK: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
-"""Codes with which gRPC's own retries are told as well when to come back; a conflict is better tried at their pace."""
 PUSHBACK: Final = "grpc-retry-pushback-ms"
 """The trailer that tells them."""
 
@@ -157,8 +155,11 @@ class RequestError(Exception):
 
     @property
     def pushback_ms(self) -> int | None:
-        """The same for gRPC's own retries, None where they are left to their own pace."""
-        retry_s = self.retry_after_s if self.code in PUSHED_BACK else None
+        """The same for gRPC's own retries where the server has had too much, None where they keep to their own pace.
+
+        What is away may be back sooner, and beside a server that stops there is another one.
+        """
+        retry_s = self.retry_after_s if self.code is Code.RESOURCE_EXHAUSTED else None
         return None if retry_s is None else max(1, math.ceil(retry_s * 1000))
 
 

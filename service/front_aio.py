@@ -109,7 +109,7 @@ class AioFront:
             found = add(address) if credentials is None else self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
-        self._server.add_insecure_port(self._lag.address)
+        self._server.add_insecure_port(self._lag.address())
         await self._server.start()
         self._lag.start()
         return int(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,9 +32,8 @@ class Lag:
         self._most_s: Final = most_s
         self._clock: Final = clock
         self._owed = 0.0
-        self._folder: Final = tempfile.TemporaryDirectory(prefix="tidemark-")  # of this user alone
-        self.address: Final = f"unix:{Path(self._folder.name) / 'probe'}"
-        """Where the server has to listen too."""
+        self._folder: Path | None = None
+        self._address = ""
         self._last_s = 0.0
         self._asked: float | None = None
         self._called = False
@@ -51,8 +51,14 @@ class Lag:
         self._owed = max(0.0, self._owed - shed)
         return shed
 
+    def address(self) -> str:
+        """Where the server has to listen too."""
+        self._folder = Path(tempfile.mkdtemp(prefix="tidemark-"))  # of this user alone
+        self._address = f"unix:{self._folder / 'probe'}"
+        return self._address
+
     def start(self) -> None:
-        """Begin, on the running loop."""
+        """Begin, on the running loop; the server listens."""
         self._task = asyncio.get_running_loop().create_task(self._measure())
 
     async def stop(self) -> None:
@@ -61,10 +67,11 @@ class Lag:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._folder.cleanup()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _measure(self) -> None:
-        async with grpc.aio.insecure_channel(self.address) as channel:
+        async with grpc.aio.insecure_channel(self._address) as channel:
             probe: Any = channel.unary_unary(PROBE)
             while True:
                 await asyncio.sleep(EVERY_S)

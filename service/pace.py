@@ -32,7 +32,7 @@ FRESH_S: Final = 1.0
 STANDING: Final = 0.1
 """Of the bound, once the queue has been standing."""
 INTERVAL_S: Final = 0.1
-"""After so long with a queue that was never empty it is standing, until nobody was shed for as long."""
+"""After so long with a queue that was never empty it is standing; until nobody was shed for as long, or all is done."""
 RETRY_SHARE: Final = 0.5
 """Of the pace that those who are sent away may come back at: the rest is for those who come first."""
 MOST_RETRY_S: Final = 5.0
@@ -71,7 +71,7 @@ class Pace:
         self._before_s = 0.0
         self._least_s = math.inf
         self._learnt = -math.inf
-        self._busy_since = math.inf
+        self._waits_since = math.inf
         self._back = -math.inf
         self._shed = self._sent_away = 0
         self._shed_at = -math.inf
@@ -85,24 +85,25 @@ class Pace:
         self._bound()
 
     def took(self, seconds: float, waiting: int) -> None:
-        """A batch took so long; so many rows were waiting when it was taken."""
+        """A batch took so long; so many rows were left waiting when it was formed."""
         self._learnt = now = self._clock()
         self.batch_s += WEIGHT * (min(seconds, max(OUTLIER * self.batch_s, self._before_s)) - self.batch_s)
         self._before_s = seconds
         self._least_s = min(seconds, FORGET * self._least_s)
-        self._busy_since = min(self._busy_since, now) if waiting else math.inf
         if self._sent_away:
             self._move_back(now)
-        if self.standing:
-            self.standing = waiting > 0 or now - self._shed_at <= INTERVAL_S
-        else:
-            self.standing = now - self._busy_since > INTERVAL_S
+        if waiting:
+            self._waits_since = min(self._waits_since, now)
+        elif not self.standing or now - self._shed_at > INTERVAL_S:
+            self._waits_since = math.inf
+        self.standing = now - self._waits_since > INTERVAL_S
         self._bound()
 
-    def rested(self) -> None:
-        """Work comes when none was under way: what stood before the rest is over."""
-        if self.standing and self._clock() - self._learnt > INTERVAL_S:
-            self.standing, self._busy_since = False, math.inf
+    def rest(self) -> None:
+        """There is no work: whatever comes next is a burst, and a bound that lets the workers run dry is too tight."""
+        self._waits_since = math.inf
+        if self.standing:
+            self.standing = False
             self._bound()
 
     def _move_back(self, now: float) -> None:

@@ -164,7 +164,7 @@ class Recorder:
 
     async def _record_waiting(self) -> None:
         while batch := self._take():
-            began, waiting = self._monotonic(), self._rows
+            began, left = self._monotonic(), self._rows
             events = [event for job, start, stop in batch for event in job.events[start:stop]]
             try:
                 outcomes = await self._record(events)
@@ -182,7 +182,7 @@ class Recorder:
                     job.finished.set_result(job.outcomes)
             if self._waiting and self._scoring():
                 await _give_way()
-            self._pace.took(self._monotonic() - began, waiting)
+            self._pace.took(self._monotonic() - began, left)
 
     def _take(self) -> list[tuple[_Job, int, int]]:
         """The next batch: some events of each waiting call in turn, as far as there is room."""

@@ -25,12 +25,12 @@ from tests.benchmarks import front, raw_load
 from tests.benchmarks.setting import Bench, Measured, tidemark_server
 
 SWITCHES: Final = 20
-RUN_S: Final = 5.0
-PAIRS: Final = 5
+RUN_S: Final = 12.5
+PAIRS: Final = 3
 LINES: Final = 64
 """Connections of the load."""
-LOOK_MS: Final = 50
-"""How often the server looks at the registry here: twenty times as often as by default."""
+LOOK_MS: Final = 100
+"""How often the server looks at the registry here: ten times as often as by default, so that it keeps up."""
 PATIENCE_S: Final = 10.0
 
 

@@ -40,26 +40,19 @@ def overload(bench: Bench) -> dict[str, Measured]:
     slower = [most.p99_ms / quiet.p99_ms for _, quiet, _, most in rounds]
     capacity = statistics.median(found for found, *_ in rounds)
     shed = statistics.median(most.shed / most.offered for *_, most in rounds)
-    return {
-        "overload_goodput": (
-            statistics.median(shares),
-            f"capacity {capacity:,.0f} a second, {shed:.0%} shed at twice that; {_load(rounds)}; {_spread(shares)}",
-        ),
-        "overload_p99": (
-            statistics.median(slower),
-            (
-                f"at 80 % {_median(rounds, lambda one: one[1].p99_ms):.1f} ms, at twice the capacity"
-                f" {_median(rounds, lambda one: one[3].p99_ms):.1f} ms, told to come back within"
-                f" {_median(rounds, lambda one: one[3].shed_p99_ms):.1f} ms; {_spread(slower)}"
-            ),
-        ),
-    }
+    goodput = f"capacity {capacity:,.0f} a second, {shed:.0%} shed at twice that; {_load(rounds)}; {_spread(shares)}"
+    quiet_ms, most_ms, shed_ms = (
+        _median(rounds, figure)
+        for figure in (lambda one: one[1].p99_ms, lambda one: one[3].p99_ms, lambda one: one[3].shed_p99_ms)
+    )
+    p99 = (
+        f"at 80 % {quiet_ms:.1f} ms, at twice the capacity {most_ms:.1f}, of the shed {shed_ms:.1f}; {_spread(slower)}"
+    )
+    return {"overload_goodput": (statistics.median(shares), goodput), "overload_p99": (statistics.median(slower), p99)}
 
 
 def _round(port: int, load: Apart) -> Round:
     closed = raw_load.run_apart(port, connections=CONNECTIONS, in_flight=IN_FLIGHT, seconds=SLICE_S)
-    if closed.failed:
-        raise RuntimeError(f"{closed.failed} calls failed below the bound")
     capacity = closed.calls / closed.seconds
     quiet, whole, most = (load.run(share * capacity, SLICE_S, SETTLE_S) for share in (0.8, 1.0, 2.0))
     if failed := quiet.failed + whole.failed + most.failed:

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import pytest
@@ -20,6 +20,7 @@ from tidemark.rpc import status_pb2
 from feature_store.embedded import redis_server_command
 from service.client import ScoringClient
 
+T = TypeVar("T")
 START_S = 30.0
 
 
@@ -165,6 +166,18 @@ def load_sample(url: str, registry: Path) -> None:
         "--shift-to-now",
     ]
     subprocess.run([sys.executable, "-m", *command], cwd=registry, check=True, capture_output=True)
+
+
+def until_answered(call: Callable[[], T], seconds: float = 5.0) -> T:
+    """What a call returns that is unavailable at first."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                raise
+        time.sleep(0.005)
 
 
 @contextmanager

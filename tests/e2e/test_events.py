@@ -17,7 +17,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import events_pb2
 
-from tests.e2e.conftest import RedisProcess, ServerProcess, refused
+from tests.e2e.conftest import RedisProcess, ServerProcess, refused, until_answered
 from tests.e2e.live import (
     EVENTS,
     HOUR_S,
@@ -517,7 +517,8 @@ def test_redis_away_ends_streams_and_calls_with_a_time_to_retry_and_heals(
             assert info_of(found[0]).reason == "FEATURE_STORE_UNAVAILABLE"
             assert may_retry(found[0])
         own_redis.start()
-        assert live.record(event(stream.customer, event_id="1", channel="web")).duplicates == 1
+        again = until_answered(lambda: live.record(event(stream.customer, event_id="1", channel="web")))
+        assert again.duplicates == 1
         assert live.record(event(stream.customer, event_id="after", channel="web")).accepted == 1
         assert 3 <= live.counted(stream.customer) <= stream.sent + 1
     assert "Traceback" not in server.log

@@ -21,7 +21,7 @@ from service.client import CallFailedError, Problem, Score, ScoringClient
 from service.live_client import CustomerClient, Event, EventClient
 from service.models import Model
 from tests.conftest import Trained
-from tests.e2e.conftest import RedisProcess, ServerProcess, refused
+from tests.e2e.conftest import RedisProcess, ServerProcess, refused, until_answered
 from tests.redis_processes import cluster
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -71,14 +71,16 @@ def shop(front: str, toy: Trained, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def moment(shop: Shop, toy: Trained) -> Iterator[int]:
     """When the states in Redis are as of; they are there, and the server knows it, before the test and after."""
-    yield fill(shop.redis.url, toy.registry)
+    found = fill(shop.redis.url, toy.registry)
+    with grpc.insecure_channel(shop.server.target, ONCE) as channel:
+        until_answered(lambda: one_score(channel))
+        health_becomes(channel, SERVING)
+    yield found
     shop.redis.resume()
     if shop.redis.process.poll() is not None:
         shop.redis.start()
     with redis.Redis.from_url(shop.redis.url) as connection:
         connection.flushall()
-    with grpc.insecure_channel(shop.server.target) as channel:
-        health_becomes(channel, SERVING)
 
 
 @pytest.fixture
@@ -121,19 +123,10 @@ def one_score(channel: grpc.Channel) -> scoring_pb2.ScoreCustomerResponse:
     return reply
 
 
-def until_it_works(call: Callable[[], object]) -> float:
-    """Seconds until a call works that is unavailable at first."""
+def seconds_until_answered(call: Callable[[], object]) -> float:
     start = time.monotonic()
-    while True:
-        try:
-            call()
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
-            assert time.monotonic() - start < 5.0
-            time.sleep(0.005)
-        else:
-            return time.monotonic() - start
+    until_answered(call)
+    return time.monotonic() - start
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
@@ -154,7 +147,7 @@ def test_an_outage_is_told_at_once_and_ends_by_itself(
         took.append(time.monotonic() - start)
     assert sorted(took)[10] < 0.02
     own_redis.start() if how == "kill" else own_redis.resume()
-    assert until_it_works(lambda: one_score(channel)) < 1.0
+    assert seconds_until_answered(lambda: one_score(channel)) < 1.0
     assert health_becomes(channel, SERVING) < 1.0
     assert "Traceback" not in running.log
 
@@ -247,7 +240,7 @@ def test_a_redis_that_comes_back_empty_makes_nobody_unknown(
         path.unlink()
     own_redis.start()
     with refused(grpc.StatusCode.FAILED_PRECONDITION) as told:
-        until_it_works(lambda: one_score(channel))
+        until_answered(lambda: one_score(channel))
     assert "FEATURES_NOT_LOADED" in str(told[0].details)
     assert health_becomes(channel, SERVING) < 1.0
     fill(own_redis.url, toy.registry)

@@ -21,7 +21,7 @@ from tidemark.v1 import scoring_pb2
 
 from service.client import CallFailedError, ScoringClient
 from tests.conftest import Run
-from tests.e2e.conftest import RedisProcess, ServerProcess, load_sample
+from tests.e2e.conftest import RedisProcess, ServerProcess, load_sample, until_answered
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -127,8 +127,8 @@ def test_redis_that_hangs_is_unavailable_within_its_timeout(fragile: tuple[Serve
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert time.monotonic() - start < 3.0
         redis.resume()
+        until_answered(lambda: call(request, timeout=5))
         await_health(channel, SERVING, 5.0)
-        call(request, timeout=5)
 
 
 def test_the_client_retries_unavailable_until_redis_is_back(fragile: tuple[ServerProcess, RedisProcess]) -> None:

@@ -227,6 +227,7 @@ def test_where_a_new_worker_cannot_start_the_old_ones_go_on(
     shutil.copytree(sample_registry, registry, symlinks=True)
     with ExitStack() as stack:
         server = starter(stack, registry, tmp_path, loaded_redis)("--workers", "2")
+        server.wait_for("serving on")  # all of them
         before = workers(server)
         (registry / bundle.CURRENT / "model.onnx").write_bytes(b"torn")
         server.process.send_signal(signal.SIGHUP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,18 @@ def test_the_redis_url_may_come_from_the_environment(
     assert len([key for key in keys if key.count(b":") > 1]) == 400
 
 
+def test_nothing_is_pruned_where_nobody_can_say_what_is_in_use(call: Call, store: Store, tmp_path: Path) -> None:
+    assert store("load").code == 0
+    before = store.keys()
+    registry = Path(shutil.copytree(store.trained.registry, tmp_path / "registry", symlinks=True))
+    (registry / "rollout.json").write_text("{")
+    for folder, options in ((registry, []), (tmp_path / "none", []), (store.trained.registry, ["--keep", "20200101"])):
+        done = call(cli, "prune", "--registry", folder, "--redis", store.url, *options)
+        assert done.is_bad_input, done
+        assert "nothing is removed" in done.err
+    assert store.keys() == before
+
+
 def every_command() -> list[tuple[str, click.Command, list[str]]]:
     groups = (("feature_store", cli), ("training", training_cli))
     return [
@@ -132,11 +145,12 @@ def test_every_command_explains_itself(call: Call, group: click.Command, argumen
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("Usage: ")
     named = {"archive": "--once", "init": "--events", "report": "DIR/VERSION", "compare": "DIR/A DIR/B"}
+    named["prune"] = "--keep"
     assert named.get("".join(arguments), "CONFIG" if arguments else "Commands:") in done.out
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
-    assert set(cli.commands) == {"load", "verify", "archive", "cost"}
+    assert set(cli.commands) == {"load", "verify", "prune", "archive", "cost"}
     assert set(training_cli.commands) == {"audit", "init", "fit", "report", "compare"}
 
 

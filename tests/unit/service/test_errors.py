@@ -61,6 +61,19 @@ def test_a_reason_maps_to_its_code(reason: str, code: str) -> None:
     assert GRPC_CODES[found.value] is getattr(grpc.StatusCode, code)
 
 
+def test_a_delay_of_its_own_is_told_to_callers_and_to_the_retries_of_grpc() -> None:
+    error = RequestError(Reason.OVERLOADED, "later", retry_s=1.25)
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status(error).details)
+    assert retry.retry_delay.ToTimedelta().total_seconds() == pytest.approx(1.25)
+    assert error.pushback_ms == 1250
+    usual = RequestError(Reason.FEATURE_STORE_UNAVAILABLE, "later")
+    assert usual.retry_after_s is not None
+    assert usual.pushback_ms == round(usual.retry_after_s * 1000)
+    assert RequestError(Reason.CONFLICT, "again").pushback_ms is None
+    assert RequestError(Reason.CUSTOMER_UNKNOWN, "who").pushback_ms is None
+
+
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_status_carries_one_error_info_and_says_when_to_retry(reason: Reason) -> None:
     found = status(RequestError(reason, "what and how to mend it", "customer_id"))

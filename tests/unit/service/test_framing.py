@@ -183,6 +183,12 @@ def test_messages_and_details_come_through_headers_as_clients_read_them(message:
     assert base64.b64decode(found + b"=" * (-len(found) % 4), validate=True) == details
 
 
+def test_when_to_come_back_is_a_trailer_of_its_own() -> None:
+    headers = dict(CallError(Code.RESOURCE_EXHAUSTED, "", b"", 120).headers())
+    assert headers[b"grpc-retry-pushback-ms"] == b"120"
+    assert b"grpc-retry-pushback-ms" not in dict(CallError(Code.RESOURCE_EXHAUSTED, "").headers())
+
+
 def test_only_what_must_be_is_encoded_in_a_message() -> None:
     headers = dict(CallError(Code.INTERNAL, "50 % of ~ is\nÄ").headers())
     assert headers[b"grpc-message"] == b"50 %25 of ~ is%0A%C3%84"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import h2.connection
 import h2.errors
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import http2
-from service.http2 import Headers, Http2, PeerError, Stream
+from service.http2 import Headers, Http2, PeerError, Shed, Stream, headers_alone
 
 REQUEST: Headers = [
     (b":method", b"POST"),
@@ -38,11 +38,11 @@ def raw(kind: int, payload: bytes = b"", *, stream: int = 0, flags: int = 0) -> 
 class Pair:
     """A client of h2, which is strict, and our side."""
 
-    def __init__(self, most: int = MOST, *, window: int = 65_535) -> None:
+    def __init__(self, most: int = MOST, *, window: int = 65_535, sheds: Mapping[bytes, Shed] = http2.NO_SHEDS) -> None:
         self.client = h2.connection.H2Connection()
         self.client.initiate_connection()
         self.client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
-        self.server = Http2(most)
+        self.server = Http2(most, sheds)
         self.events: list[h2.events.Event] = []
         self.to_server()
         self.to_client()
@@ -450,3 +450,43 @@ def test_the_parser_is_the_one_that_was_examined() -> None:
     assert found[codes.MAX_HEADER_LIST_SIZE] == 65_536
     assert found[codes.HEADER_TABLE_SIZE] == 4096
     assert found[codes.MAX_FRAME_SIZE] == 16_384
+
+
+SHED: Headers = [(b"content-type", b"application/grpc"), (b"grpc-status", b"8"), (b"details", b"x" * 300)]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 400))
+def test_who_is_shed_gets_headers_alone_and_is_never_seen(welcome: list[bool], cut: int) -> None:
+    turns = iter(welcome)
+    pair = Pair(sheds={b"/s/m": lambda: None if next(turns) else headers_alone(SHED)})
+    asked, seen = [], set()
+    for _ in welcome:
+        asked.append(stream := pair.client.get_next_available_stream_id())
+        pair.client.send_headers(stream, REQUEST)
+        pair.client.send_data(stream, b"body", end_stream=True)
+    data = pair.client.data_to_send()
+    for at in range(0, len(data), cut):
+        for one in list(pair.server.receive(data[at : at + cut])):
+            seen.add(one.id)
+            if one.ended:
+                pair.server.send(one, HEAD, b"reply", OK)
+        pair.to_client()
+    assert seen == {stream for stream, let in zip(asked, welcome, strict=True) if let}
+    told = {e.stream_id: dict(e.headers or []) for e in pair.events if isinstance(e, h2.events.ResponseReceived)}
+    assert set(told) == set(asked)
+    ended = [e.stream_id for e in pair.events if isinstance(e, h2.events.StreamEnded)]
+    assert sorted(ended) == asked
+    for stream, let in zip(asked, welcome, strict=True):
+        assert told[stream] == {b":status": b"200", **dict(HEAD if let else SHED)}
+    assert not pair.server.streams
+
+
+def test_more_may_be_shed_on_a_connection_than_may_be_open_at_once() -> None:
+    pair = Pair(sheds={b"/s/m": lambda: headers_alone(SHED)})
+    for _ in range(1000):
+        stream = pair.client.get_next_available_stream_id()
+        pair.client.send_headers(stream, REQUEST)
+        pair.client.send_data(stream, b"body", end_stream=True)
+        pair.to_server()
+        pair.to_client()
+    assert sum(isinstance(event, h2.events.StreamEnded) for event in pair.events) == 1000

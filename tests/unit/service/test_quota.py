@@ -14,7 +14,7 @@ from tidemark.v1 import events_pb2, scoring_pb2
 from service import convert, convert_events
 from service.calls import call_error
 from service.convert import METHODS
-from service.errors import Code, QuotaExceededError, Reason, RequestError
+from service.errors import CODES, Code, QuotaExceededError, Reason, RequestError
 from service.handlers import Handlers
 from service.quota import MOST_WAITING, Bucket, metered_handlers, metered_scores
 
@@ -186,6 +186,6 @@ def test_grpcs_own_retries_are_told_as_well(wait_s: float, told: bytes) -> None:
     assert trailers[b"grpc-retry-pushback-ms"] == told
 
 
-@pytest.mark.parametrize("reason", [reason for reason in Reason if reason not in ("ARCHIVE_BEHIND", "QUOTA_EXCEEDED")])
+@pytest.mark.parametrize("reason", [reason for reason in Reason if CODES[reason] is not Code.RESOURCE_EXHAUSTED])
 def test_nobody_is_pushed_back_but_for_too_much(reason: Reason) -> None:
     assert b"grpc-retry-pushback-ms" not in dict(call_error(RequestError(reason, "why")).headers())

@@ -1,0 +1,121 @@
+"""Events past capacity: calls are shed by the time they would wait, and what is late or given up is not recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+from tidemark.v1 import events_pb2
+
+from feature_store.events import Event, Rules
+from feature_store.live import ACCEPTED, Outcome
+from service.errors import Reason, RequestError
+from service.handlers import EventStream
+from service.pace import DEADLINE
+from service.recorder import BATCH, Recorder
+
+NOW = 1_800_000_000.0
+RULES = Rules(max_lateness_s=1e6, max_future_s=10, cap_type_hour=9, cap_hour=9, cap_total=9, keep_text=False)
+FULL = [Event(f"c{number}", "view", NOW) for number in range(BATCH)]
+
+
+class Gate:
+    """A store whose batches end when it is let go, and a clock."""
+
+    def __init__(self) -> None:
+        self.recorded: list[str] = []
+        self.open = asyncio.Event()
+        self.now = 100.0
+
+    async def record(self, events: Sequence[Event]) -> list[Outcome]:
+        self.recorded += [event.customer_id for event in events]
+        await self.open.wait()
+        return [ACCEPTED] * len(events)
+
+    def recorder(self, max_wait_s: float = 0.004) -> Recorder:
+        return Recorder(self.record, RULES, lambda: NOW, max_wait_s=max_wait_s, monotonic=lambda: self.now)
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 10))
+
+
+async def record(recorder: Recorder, events: Sequence[Event], deadline: float = math.inf) -> int:
+    """As a handler does it."""
+    DEADLINE.set(deadline)
+    recorder.admit()
+    return (await recorder.record(events)).accepted
+
+
+async def busy(recorder: Recorder) -> list[asyncio.Task[int]]:
+    """Both workers have a batch under way."""
+    tasks = []
+    for _ in range(2):
+        tasks.append(asyncio.create_task(record(recorder, FULL)))
+        await asyncio.sleep(0.001)
+    return tasks
+
+
+def test_calls_that_would_wait_too_long_are_shed_and_the_others_recorded() -> None:
+    async def main() -> None:
+        gate = Gate()
+        recorder = gate.recorder()
+        tasks = [*await busy(recorder), *(asyncio.create_task(record(recorder, FULL)) for _ in range(10))]
+        await asyncio.sleep(0.001)
+        gate.open.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        shed = [one for one in outcomes if isinstance(one, RequestError)]
+        assert {error.reason for error in shed} == {Reason.OVERLOADED}
+        assert all(error.retry_after_s and error.pushback_ms for error in shed)
+        assert len(shed) == recorder.shed == 7  # two and a half batches of 2 ms, for two workers
+        assert len(gate.recorded) == 5 * BATCH
+
+    run(main())
+
+
+def test_only_the_first_message_of_a_stream_is_shed() -> None:
+    async def main() -> None:
+        gate = Gate()
+        recorder = gate.recorder(0.001)
+        empty = events_pb2.StreamEventsRequest().SerializeToString()
+        begun, late = EventStream(recorder), EventStream(recorder)
+        await begun.add(empty)
+        tasks = [*await busy(recorder), asyncio.create_task(record(recorder, FULL))]
+        await asyncio.sleep(0.001)
+        await begun.add(empty)
+        with pytest.raises(RequestError) as caught:
+            await late.add(empty)
+        assert caught.value.reason is Reason.OVERLOADED
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        await late.add(empty)
+
+    run(main())
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_and_one_that_went_by_is_not_recorded() -> None:
+    async def main() -> None:
+        gate = Gate()
+        recorder = gate.recorder(math.inf)
+        tasks = await busy(recorder)
+        late = asyncio.create_task(record(recorder, [Event("late", "view", NOW)], gate.now + 1))
+        leaver = asyncio.create_task(record(recorder, [Event("leaver", "view", NOW)]))
+        await asyncio.sleep(0.001)
+        with pytest.raises(RequestError) as caught:
+            await asyncio.create_task(record(recorder, FULL, gate.now + 0.001))
+        assert caught.value.reason is Reason.DEADLINE_TOO_SHORT
+        leaver.cancel()
+        gate.now += 2
+        gate.open.set()
+        outcomes = await asyncio.gather(*tasks, late, leaver, return_exceptions=True)
+        assert outcomes[:2] == [BATCH, BATCH]
+        assert isinstance(outcomes[2], RequestError)
+        assert outcomes[2].reason is Reason.DEADLINE_TOO_SHORT
+        assert not {"late", "leaver"} & set(gate.recorded)
+        assert (recorder.refused, recorder.expired, recorder.cancelled) == (1, 1, 1)
+        assert recorder._rows == 0
+
+    run(main())
