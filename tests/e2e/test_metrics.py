@@ -8,8 +8,9 @@ import re
 import socket
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,18 +202,19 @@ def expressions() -> list[str]:
     return targets
 
 
-def selectors(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """The metrics that an expression reads, each with the labels that it matches on; ValueError where it is none."""
-    parsed = promql_parser.parse(expression.replace("$__rate_interval", "5m"))
-    found: list[tuple[str, set[str]]] = []
+def selectors(expression: str) -> dict[str, set[str]]:
+    """The metrics that an expression reads, each with the labels that it matches on or groups by; ValueError or not."""
+    found: dict[str, set[str]] = defaultdict(set)
 
-    def visit(node: promql_parser.Expr) -> bool:
+    def visit(node: promql_parser.Expr, grouped: Sequence[str] = ()) -> bool:
         if isinstance(node, promql_parser.VectorSelector):
-            found.append((str(node.name), {matcher.name for matcher in node.matchers.matchers}))
+            found[str(node.name)] |= {matcher.name for matcher in node.matchers.matchers} | set(grouped)
+        elif isinstance(node, promql_parser.AggregateExpr) and node.modifier:
+            promql_parser.walk(node.expr, partial(visit, grouped=node.modifier.labels))
         return True
 
-    promql_parser.walk(parsed, visit)
-    yield from found
+    promql_parser.walk(promql_parser.parse(expression.replace("$__rate_interval", "5m")), visit)
+    return found
 
 
 def test_the_dashboard_reads_only_what_is_exposed(watched: Seen, front: str) -> None:
@@ -224,11 +226,10 @@ def test_the_dashboard_reads_only_what_is_exposed(watched: Seen, front: str) -> 
     labels |= {name: {"worker"} | OF_PROMETHEUS for name in LEAN_ONLY if front != "lean"}
     read = set()
     for expression in expressions():
-        grouped = {label for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(", ")}
-        metrics = dict(selectors(expression))
+        metrics = selectors(expression)
         assert metrics, expression
-        for name, matched in metrics.items():
-            assert matched | grouped <= labels[name], expression
+        for name, wanted in metrics.items():
+            assert wanted <= labels[name], expression
         read |= {re.sub("_(bucket|sum|count)$", "", name) for name in metrics}
     unread = set(watched.families()) - read
     assert not unread, "metrics that no panel shows"
@@ -264,7 +265,7 @@ def test_calls_that_are_given_up_and_a_redis_that_is_away_are_told(
 ) -> None:
     found = seen(tmp_path, sample_registry, own_redis.url, "--redis-timeout-ms", "1000")
     with found.server, grpc.insecure_channel(found.server.target) as channel:
-        assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN)) is grpc.StatusCode.NOT_FOUND
+        assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN)) is grpc.StatusCode.FAILED_PRECONDITION  # it is empty
         own_redis.pause()
         late = bytes_call(channel, f"/{SCORE}", asked_for(KNOWN), timeout=0.3)
         assert late is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -275,9 +276,16 @@ def test_calls_that_are_given_up_and_a_redis_that_is_away_are_told(
         assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN), timeout=10) is grpc.StatusCode.UNAVAILABLE
         found.server.wait_for("health is NOT_SERVING")
         counts = found.counts("tidemark_calls_total", "code")
-        assert counts == {("NOT_FOUND",): 1, ("DEADLINE_EXCEEDED",): 1, ("CANCELLED",): 1, ("UNAVAILABLE",): 1}
+        assert counts == {
+            ("FAILED_PRECONDITION",): 1,
+            ("DEADLINE_EXCEEDED",): 1,
+            ("CANCELLED",): 1,
+            ("UNAVAILABLE",): 1,
+        }
         assert found.counts("tidemark_serving") == {(): 0}
         assert found.counts("tidemark_errors_total", "reason")["FEATURE_STORE_UNAVAILABLE",] == 1
+        assert found.counts("tidemark_breaker_open") == {(): 1}
+        assert found.counts("tidemark_breaker_opened_total") == {(): 1}
 
 
 def test_workers_are_asked_at_once_and_told_apart(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> None:
