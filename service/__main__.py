@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import uvloop
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
@@ -26,14 +25,14 @@ def main() -> None:
         end_with(str(error), 2)
     # The C core of gRPC has a log of its own, in a format of its own; what matters of it comes back as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from service.server import serve, work  # noqa: PLC0415  # reads that variable when it is imported
+    from service.server import serve_alone, work  # noqa: PLC0415  # reads that variable when it is imported
 
     start_log(settings)
     try:
         if settings.workers > 1 or settings.supervised:
             supervise(settings, work)
         else:
-            uvloop.run(serve(settings))
+            serve_alone(settings)
     except (BundleError, InputError, OSError) as error:
         end_with(str(error), 2)
 

@@ -30,6 +30,7 @@ import numpy as np
 from service.errors import Reason, RequestError
 from service.pace import STANDING, Pace, expired, overloaded
 from service.scorer import OFF_LOOP_ROWS, Part, Scores
+from service.stages import Stages, Trace
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,14 @@ Deliver = Callable[[Scores | RequestError], None]
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A submitted part: how far it has been taken, its finished slices by start, and whom to tell."""
+    """A submitted part: since when it waits, how far it has been taken, its finished slices by start, whom to tell."""
 
     part: Part
     deliver: Deliver
     abandoned: Callable[[], bool]
     deadline: float
-    came: float
+    asked: float
+    trace: Trace | None = None
     taken: int = 0
     finished: dict[int, Scores] = field(default_factory=dict)
     over: bool = False
@@ -136,12 +138,14 @@ class Batcher:
         turns: int = 0,
         max_wait_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        stages: Stages | None = None,
     ) -> None:
         """``turns`` is for fronts that take several turns of the loop to bring a call in, as grpc.aio does.
 
         With 64 calls in flight 16 turns make batches of 5 and more out of 2.4, and save a third of the CPU.
-        ``max_wait_s``: what would wait longer is shed.
+        ``max_wait_s``: what would wait longer is shed; ``stages``: who wants to know of batches.
         """
+        self._stages: Final = stages
         self._score = score
         self._slice_rows: Final = slice_rows
         self._turns: Final = turns
@@ -164,6 +168,7 @@ class Batcher:
         deliver: Deliver,
         abandoned: Callable[[], bool] = lambda: False,
         deadline: float = math.inf,
+        trace: Trace | None = None,
     ) -> None:
         """Score ``part`` with the next batch and hand its scores, or the error of all of it, to ``deliver``.
 
@@ -184,7 +189,7 @@ class Batcher:
             self._count(error)
             deliver(error)
             return
-        lane.waiting.append(_Job(part, deliver, abandoned, deadline, now))
+        lane.waiting.append(_Job(part, deliver, abandoned, deadline, now, trace))
         lane.rows += rows
         if lane.idle:
             lane.idle.pop().set_result(None)
@@ -215,8 +220,17 @@ class Batcher:
         """Whether scores were asked for a moment ago."""
         return self._clock() < self._asked + MOMENT_S
 
+    def waiting(self) -> dict[str, float]:
+        """Calls that wait for a batch, by the kind of call that the lane is for."""
+        lanes = {"small": self._small, "large": self._large, "explained": self._explained}
+        return {name: len(lane.waiting) for name, lane in lanes.items()}
+
     async def score(
-        self, part: Part, abandoned: Callable[[], bool] = lambda: False, deadline: float = math.inf
+        self,
+        part: Part,
+        abandoned: Callable[[], bool] = lambda: False,
+        deadline: float = math.inf,
+        trace: Trace | None = None,
     ) -> Scores:
         """Like :meth:`submit`, for a front that waits."""
         future: asyncio.Future[Scores | RequestError] = asyncio.get_running_loop().create_future()
@@ -225,7 +239,7 @@ class Batcher:
             if not future.done():
                 future.set_result(outcome)
 
-        self.submit(part, deliver, lambda: future.done() or abandoned(), deadline)
+        self.submit(part, deliver, lambda: future.done() or abandoned(), deadline, trace)
         outcome = await future
         if isinstance(outcome, RequestError):
             raise outcome
@@ -246,13 +260,18 @@ class Batcher:
                 continue
             lane.crowded = len(batch) > 1
             left = lane.rows
+            if self._stages is not None:
+                self._stages.taken(batch)
             outcomes = await self._outcomes([job.part.slice(start, stop) for job, start, stop in batch])
+            scored = time.monotonic()
             for (job, start, _), outcome in zip(batch, outcomes, strict=True):
                 try:
                     job.finish(start, outcome)
                 except Exception as error:  # a front that cannot deliver: the others still get theirs
                     logger.error("an answer could not be delivered: %s", type(error).__name__)
             lane.pace.took(self._clock() - began, left)
+            if self._stages is not None:
+                self._stages.answered(batch, outcomes, scored)
 
     def _take(self, lane: _Lane) -> list[tuple[_Job, int, int]]:
         """The next batch: a slice of each waiting job in turn, as far as there is room."""
@@ -285,7 +304,7 @@ class Batcher:
             return True
         if (
             lane.pace.standing
-            and now > job.came + lane.pace.most_wait_s
+            and now > job.asked + lane.pace.most_wait_s
             and not job.taken
             and lane.rows > lane.most_rows
         ):

@@ -32,6 +32,7 @@ from service.handlers import Unary as Handler
 from service.http2 import Alone, Stream, headers_alone
 from service.pace import DEADLINE, overloaded
 from service.scorer import Scores
+from service.stages import Trace
 
 if TYPE_CHECKING:  # a connection makes calls, and calls answer on their connection
     from service.connection import Connection
@@ -47,7 +48,7 @@ ENOUGH: Final = 32_768
 class Call:
     """A call on a stream, from its headers to its end."""
 
-    __slots__ = ("began", "connection", "deadline", "due", "encoding", "stream", "talking")
+    __slots__ = ("began", "connection", "deadline", "due", "encoding", "stream", "talking", "trace")
 
     def __init__(self, connection: Connection, stream: Stream) -> None:
         headers = stream.headers
@@ -62,6 +63,7 @@ class Call:
         """When to look after it: at its deadline, or when its request should be whole."""
         self.talking = False
         """Whether its headers are sent."""
+        self.trace: Trace | None = None
 
     def advance(self) -> None:
         """More of the request has come."""
@@ -136,7 +138,7 @@ class Score(Unary):
         self.part = self.method.decode(request)
         self.connection.scoring += 1
         self.submitted = True
-        self.connection.front.batcher.submit(self.part, self.deliver, self.abandoned, self.deadline)
+        self.connection.front.batcher.submit(self.part, self.deliver, self.abandoned, self.deadline, self.trace)
 
     def over(self) -> None:
         """No batch is waited for."""

@@ -15,10 +15,12 @@ from typing import Final, Literal, Protocol, cast
 
 from service.batching import Batcher
 from service.calls import Call, call_error, too_late, too_slow
-from service.errors import Code, server_stopping
+from service.errors import Code, given_up, server_stopping
 from service.framing import HEAD, CallError
 from service.http2 import PREFACE, Headers, Http2, PeerError, Shed, Stream
+from service.metrics import Metrics
 from service.settings import Settings
+from service.stages import Tracer
 from service.standard import Health, Reflection
 from service.tls import certificate_names
 
@@ -68,6 +70,14 @@ class Front(Protocol):
     @property
     def sheds(self) -> Mapping[bytes, Shed]:
         """By path, what sheds a call before it is read."""
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Where calls are counted."""
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """What begins traces."""
 
     @property
     def connections(self) -> set[Connection]:
@@ -151,7 +161,7 @@ class Connection(asyncio.Protocol):
         self.front.lost(self)
         for call in list(self._calls.values()):
             call.stream.reset = True
-            call.over()
+            self._given_up(call)
         self._calls.clear()
 
     def pause_writing(self) -> None:
@@ -220,7 +230,8 @@ class Connection(asyncio.Protocol):
 
     def _serve(self, stream: Stream) -> None:
         if stream.reset:
-            self._forget(stream)
+            if (given_up := self._calls.pop(stream.id, None)) is not None:
+                self._given_up(given_up)
             return
         call = self._calls.get(stream.id)
         try:
@@ -249,6 +260,9 @@ class Connection(asyncio.Protocol):
         call = begin(self, stream)
         if call.deadline <= call.began:
             raise too_late()
+        if (tracer := self.front.tracer) is not None:
+            headers = stream.headers
+            call.trace = tracer.begin(stream.path, headers.get(b"traceparent"), headers.get(b"tracestate"), call.began)
         self._calls[stream.id] = call
         return call
 
@@ -257,8 +271,8 @@ class Connection(asyncio.Protocol):
         if stream.id not in self._h2.streams:
             return
         self._h2.send(stream, head, body, trailers)
-        if trailers is not None:
-            self._forget(stream)
+        if trailers is not None and (call := self._calls.pop(stream.id, None)) is not None:
+            self._over(call, Code.OK)
         self._flush_soon()
 
     def _refuse(self, stream: Stream, status: int, headers: Headers) -> None:
@@ -272,10 +286,15 @@ class Connection(asyncio.Protocol):
 
     def fail(self, stream: Stream, error: Exception) -> None:
         """End a call with a status that is not OK; trailers alone where nothing has been sent yet."""
-        headers = call_error(error).headers()
-        call = self._forget(stream)
+        told = call_error(error)
+        headers, call = told.headers(), self._calls.pop(stream.id, None)
+        cause = None if isinstance(error, CallError) else error
+        if call is not None:
+            self._over(call, told.code, cause)
         if stream.id not in self._h2.streams:
             return
+        if call is None and self.front.metrics is not None:  # refused before it was one
+            self.front.metrics.ended(stream.path, told.code, 0.0, cause)
         if call is not None and call.talking:
             self._h2.send(stream, None, b"", headers)
             self._flush_soon()
@@ -307,11 +326,17 @@ class Connection(asyncio.Protocol):
         if stream.id in self._h2.streams:
             self._h2.hold(stream, wanted=wanted)
 
-    def _forget(self, stream: Stream) -> Call | None:
-        """The stream's call, which has ended."""
-        if (call := self._calls.pop(stream.id, None)) is not None:
-            call.over()
-        return call
+    def _over(self, call: Call, code: int, error: Exception | None = None) -> None:
+        """A call has ended."""
+        call.over()
+        if (metrics := self.front.metrics) is not None:
+            metrics.ended(call.stream.path, code, time.monotonic() - call.began, error)
+        if call.trace is not None:
+            call.trace.end(code, error)
+
+    def _given_up(self, call: Call) -> None:
+        """Its client waits no longer."""
+        self._over(call, given_up(call.deadline - time.monotonic()))
 
     def flush(self) -> None:
         """Write what there is to write."""

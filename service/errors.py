@@ -15,6 +15,8 @@ DOMAIN: Final = "tidemark"
 class Code(IntEnum):
     """Canonical status codes in use (google.rpc.Code)."""
 
+    OK = 0
+    CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
@@ -27,6 +29,15 @@ class Code(IntEnum):
     UNAVAILABLE = 14
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
+
+
+LAST_S: Final = 0.02
+"""A client that gives up so shortly before its deadline has reached it: it counts from the other end of the wire."""
+
+
+def given_up(left_s: float | None) -> Code:
+    """The code of a call that its client waits for no longer, so many seconds (None: any) before the deadline."""
+    return Code.CANCELLED if left_s is None or left_s > LAST_S else Code.DEADLINE_EXCEEDED
 
 
 class Reason(StrEnum):

@@ -11,6 +11,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 import grpc
@@ -21,12 +22,14 @@ from service import tls
 from service.access import Access, Gate
 from service.batching import Batcher
 from service.convert import METHODS, Method, status
-from service.errors import PUSHBACK, Code, Reason, RequestError, server_stopping
+from service.errors import PUSHBACK, Code, Reason, RequestError, given_up, server_stopping
 from service.framing import CallError
 from service.handlers import NO_HANDLERS, Handlers, Stream, Unary
 from service.lag import Lag
+from service.metrics import Metrics
 from service.pace import DEADLINE, overloaded
 from service.settings import Settings
+from service.stages import Trace, Tracer
 from service.standard import SERVICES, Health, Reflection
 from service.watched import Watched
 
@@ -35,6 +38,8 @@ MOST_MS: Final = 2**31 - 1
 TELL_S: Final = 1.0
 """At a stop, those who watch health must have taken the news by then, and calls that are given up their status."""
 MOST_STREAMS: Final = 128
+UNARY: Final = grpc.unary_unary_rpc_method_handler
+STREAM: Final = grpc.stream_unary_rpc_method_handler
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -49,25 +54,32 @@ class AioFront:
         handlers: Handlers = NO_HANDLERS,
         certificates: Watched[tls.Tls] | None = None,
         access: Access | None = None,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """``certificates``: for TLS; ``access``: who may call, where that is not everybody."""
         self._batcher = batcher
         self._settings = settings
+        self._metrics = metrics
+        self._tracer = tracer
+        self.serving = False
         self._lag = Lag(settings.max_queue_ms / 1000)
         self._certificates = certificates
         own = self._handlers(METHODS, handlers)
         if access is not None:
             gate = Gate(access, self._handlers, handlers)
             own = {path: _admitted(gate, path) for path in own}
-        self._methods: dict[str, Any] = {
-            **{path: (_stream if path in handlers.streams else _unary)(handler) for path, handler in own.items()},
+        kinds: dict[str, tuple[Any, Handler]] = {
+            **{path: (STREAM if path in handlers.streams else UNARY, handler) for path, handler in own.items()},
             # Not the servicer of grpcio-health-checking: there all watchers are forgotten when one of them leaves.
-            "/grpc.health.v1.Health/Check": _unary(self._check),
-            "/grpc.health.v1.Health/Watch": grpc.unary_stream_rpc_method_handler(_told(self._watch)),
-            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-                _told(self._reflect)
+            "/grpc.health.v1.Health/Check": (UNARY, self._check),
+            "/grpc.health.v1.Health/Watch": (grpc.unary_stream_rpc_method_handler, self._watch),
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": (
+                grpc.stream_stream_rpc_method_handler,
+                self._reflect,
             ),
         }
+        self._methods = {path: kind(self._told(path, handler)) for path, (kind, handler) in kinds.items()}
         self._health = Health(("", *SERVICES))
         self._reflection = Reflection((*SERVICES, health.SERVICE_NAME))
         self._watches: set[asyncio.Queue[bytes | None]] = set()
@@ -90,7 +102,7 @@ class AioFront:
         credentials = None if self._certificates is None else tls.server_credentials(self._certificates)
         self._server = grpc.aio.server(options=self._options(listener is not None))
         sheds = dict.fromkeys(METHODS, self._shed_unread)
-        self._server.add_generic_rpc_handlers([_Methods(self._methods, sheds)])
+        self._server.add_generic_rpc_handlers([_Methods(self._methods, sheds, self._metrics)])
         address = f"{self._settings.host_of_address}:{port}"
         try:
             add = self._server.add_insecure_port
@@ -121,6 +133,7 @@ class AioFront:
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health whether calls can be answered."""
+        self.serving = serving
         self._health.set_serving(serving)
         if not serving and self._watches:
             with contextlib.suppress(TimeoutError):
@@ -185,9 +198,53 @@ class AioFront:
     def _score(self, method: Method) -> Handler:
         async def score(request: bytes, context: Context) -> bytes:
             part = method.decode(request)
-            return method.encode(part, await self._batcher.score(part, context.cancelled, _deadline(context)))
+            scores = await self._batcher.score(part, context.cancelled, _deadline(context), TRACE.get())
+            began = time.monotonic()
+            reply = method.encode(part, scores)
+            if self._metrics is not None:
+                self._metrics.stages["encode"].observe(time.monotonic() - began)
+            return reply
 
         return score
+
+    def _told(self, path: str, handler: Handler) -> Handler:
+        """The handler with every error told as a status, and every end to those who count or trace."""
+
+        async def told(request: Any, context: Context) -> Any:
+            began, code, cause = time.monotonic(), Code.OK, None
+            trace = self._begin_trace(path, context, began)
+            try:
+                return await handler(request, context)
+            except asyncio.CancelledError:
+                code = given_up(context.time_remaining())
+                raise
+            except CallError as error:
+                code = Code(error.code)
+                await context.abort(GRPC_CODES[code.value], error.message)
+            except Exception as error:  # nothing of the inside may reach the caller
+                cause = _as_told(error)
+                code = cause.code
+                await _abort(context, cause)
+            finally:
+                if self._metrics is not None:
+                    self._metrics.ended(path, code, time.monotonic() - began, cause)
+                if trace is not None:
+                    trace.end(code, cause)
+            raise AssertionError("abort returns never")
+
+        return told
+
+    def _begin_trace(self, path: str, context: Context, began: float) -> Trace | None:
+        if self._tracer is None:
+            return None
+        headers: dict[str, Any] = dict(context.invocation_metadata() or ())
+        trace = self._tracer.begin(path, headers.get("traceparent"), headers.get("tracestate"), began)
+        TRACE.set(trace)
+        return trace
+
+
+TRACE: Final[ContextVar[Trace | None]] = ContextVar("TRACE", default=None)
+"""The trace of the call that the running task answers."""
 
 
 def _deadline(context: Context) -> float:
@@ -203,20 +260,23 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 class _Methods(grpc.GenericRpcHandler):
     """Methods by path. No serializers: the front passes bytes."""
 
-    def __init__(self, methods: Mapping[str, Any], sheds: Mapping[str, Callable[[], float | None]]) -> None:
+    def __init__(
+        self, methods: Mapping[str, Any], sheds: Mapping[str, Callable[[], float | None]], metrics: Metrics | None
+    ) -> None:
         self._methods = methods
         self._sheds = sheds
+        self._metrics = metrics
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The method of a call, None where there is none; where it is shed, what says so without reading it."""
         path = handler_call_details.method
         if (shed := self._sheds.get(path)) is not None and (retry_s := shed()) is not None:
+            if self._metrics is not None:
+                self._metrics.shed(path)
             return _refused(overloaded(retry_s))
-        return self._methods.get(path)
-
-
-def _unary(handler: Handler) -> Any:
-    return grpc.unary_unary_rpc_method_handler(_told(handler))
+        if (method := self._methods.get(path)) is None and self._metrics is not None:
+            self._metrics.ended(path, Code.UNIMPLEMENTED, 0.0)
+        return method
 
 
 def _refused(error: RequestError) -> Any:
@@ -225,10 +285,6 @@ def _refused(error: RequestError) -> Any:
         raise AssertionError("abort returns never")
 
     return grpc.stream_unary_rpc_method_handler(refuse)  # of a stream nothing need be read
-
-
-def _stream(handler: Handler) -> Any:
-    return grpc.stream_unary_rpc_method_handler(_told(handler))
 
 
 async def _taken(stream: Stream, requests: AsyncIterator[bytes]) -> bytes:
@@ -256,21 +312,11 @@ def _handle(handler: Unary) -> Handler:
     return handle
 
 
-def _told(handler: Handler) -> Any:
-    """The handler with every error told as a status."""
-
-    async def told(request: Any, context: Context) -> Any:
-        try:
-            return await handler(request, context)
-        except RequestError as error:
-            await _abort(context, error)
-        except CallError as error:
-            await context.abort(GRPC_CODES[Code(error.code).value], error.message)
-        except Exception as error:  # nothing of the inside may reach the caller
-            await _abort(context, RequestError(Reason.INTERNAL, f"the server failed ({type(error).__name__})"))
-        raise AssertionError("abort returns never")
-
-    return told
+def _as_told(error: Exception) -> RequestError:
+    """The error as its caller is told of it."""
+    if isinstance(error, RequestError):
+        return error
+    return RequestError(Reason.INTERNAL, f"the server failed ({type(error).__name__})")
 
 
 async def _abort(context: Context, error: RequestError) -> None:

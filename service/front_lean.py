@@ -33,7 +33,9 @@ from service.connection import HANDSHAKE_S, LINGER_S, TICK_S, Connection
 from service.convert import METHODS, Method
 from service.handlers import NO_HANDLERS, Handlers
 from service.http2 import Alone, Stream
+from service.metrics import Metrics
 from service.settings import Settings
+from service.stages import Tracer
 from service.standard import SERVICES, Health, Reflection
 from service.watched import Watched
 
@@ -56,10 +58,14 @@ class LeanFront:
         handlers: Handlers = NO_HANDLERS,
         certificates: Watched[tls.Tls] | None = None,
         access: Access | None = None,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """``certificates``: for TLS; ``access``: who may call, where that is not everybody."""
         self.batcher: Final = batcher
         self.settings: Final = settings
+        self.metrics: Final = metrics
+        self.tracer: Final = tracer
         self.health: Final = Health(("", *SERVICES))
         self.reflection: Final = Reflection((*SERVICES, health.SERVICE_NAME))
         own = _begins(METHODS, handlers)
@@ -72,8 +78,11 @@ class LeanFront:
             b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Reflect,
             **{path.encode(): begin for path, begin in own.items()},
         }
-        self.sheds: Final = {path.encode(): self._shed for path, method in METHODS.items() if method.single}
+        self.sheds: Final = {
+            path.encode(): partial(self._shed, path) for path, method in METHODS.items() if method.single
+        }
         self._certificates: Final = certificates
+        self.serving = False
         self.connections: Final[set[Connection]] = set()
         self._unflushed: list[Connection] = []
         self._later: set[Connection] = set()
@@ -97,11 +106,12 @@ class LeanFront:
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health whether calls can be answered."""
+        self.serving = serving
         self.health.set_serving(serving)
 
     async def stop(self, grace_s: float) -> None:
         """Take no new connections, ask clients to go, and give running calls time to finish."""
-        self.health.set_serving(False)
+        await self.set_serving(False)
         await self._close_listener()
         self._gone = asyncio.Event()
         for connection in list(self.connections):
@@ -133,9 +143,12 @@ class LeanFront:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), seconds)
 
-    def _shed(self) -> Alone | None:
-        retry_s = self.batcher.shed_unread()
-        return None if retry_s is None else shed_reply(retry_s)
+    def _shed(self, path: str) -> Alone | None:
+        if (retry_s := self.batcher.shed_unread()) is None:
+            return None
+        if self.metrics is not None:
+            self.metrics.shed(path)
+        return shed_reply(retry_s)
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""

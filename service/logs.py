@@ -1,15 +1,17 @@
-"""The log: lines on stderr, without stack traces, and with customers under a hash where one is meant."""
+"""The log: lines on stderr, text or JSON, without stack traces, and with customers under a hash where one is meant."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import logging
 import secrets
 import sys
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from service.settings import Settings
@@ -20,13 +22,32 @@ HASH_DIGITS: Final = 16
 """64 bits: no two customers of a shop have the same, more or less."""
 MOST_A_MINUTE: Final = 10
 MINUTE_S: Final = 60.0
+OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""What every record has; the rest was given as ``extra``."""
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, process, and the fields that came as ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        told = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "process": record.process,
+        }
+        fields = {name: value for name, value in vars(record).items() if name not in OWN}
+        return json.dumps(told | fields | told, default=str)  # its own first, and no other under their names
 
 
 def start_log(settings: Settings) -> None:
     """Log to stderr; with several workers each line says which."""
     process = "%(process)d " if settings.workers > 1 else ""
+    text = logging.Formatter(f"%(asctime)s {process}%(levelname)s %(message)s")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {process}%(levelname)s %(message)s"))
+    handler.setFormatter(JsonLines() if settings.log_format == "json" else text)
     handler.addFilter(without_trace)
     logging.basicConfig(level=settings.log_level, handlers=[handler])
     if settings.log_key is not None:

@@ -202,7 +202,8 @@ class RegistryWatch:
         self.serving.lineup = lineup.with_active(self._served(model))
         self.since = self._clock()
         self.counts["switches"] += 1
-        logger.info("model %s, fingerprint %s, serves from now on", model.version, model.layout.fingerprint)
+        told = {"model": model.version, "fingerprint": model.layout.fingerprint}
+        logger.info("model %s, fingerprint %s, serves from now on", *told.values(), extra=told)
         if self.rollout.version == model.version:  # it is not tried out any more, whatever the registry says
             await self._apply(NO_ROLLOUT)
         await self._remember(model)

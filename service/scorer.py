@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -168,8 +169,20 @@ class Scorer:
         clock: Callable[[], float] = time.time,
         guard: Callable[[], SpikeGuard] = SpikeGuard,
         on_loop_rows: int = OFF_LOOP_ROWS,
+        *,
+        took: Callable[[str, float], None] = lambda _stage, _began: None,
+        aged: Callable[[Floats], None] | None = None,
+        counts: Counter[str] | None = None,
     ) -> None:
-        """``on_loop_rows``: larger batches leave the loop."""
+        """``on_loop_rows``: larger batches leave the loop; ``counts``: where to count scores, with those of others.
+
+        ``took`` is told of each stage of a batch when it is done, with the time (monotonic) at which it began.
+        ``aged`` is told how old (seconds) the features of those customers were who get a score.
+        """
+        self._took: Final = took
+        self._aged: Final = aged
+        self.counts: Final[Counter[str]] = Counter() if counts is None else counts
+        """Scores so far that were ``stale``, of states read before the store went away, or ``explained``."""
         self._store = store
         self._model = model
         self._clock = clock
@@ -177,8 +190,6 @@ class Scorer:
         self._churn_guard, self._propensity_guard = guard(), guard()
         self._defaults = np.tile(model.economics, (OFF_LOOP_ROWS, 1))
         self._graph_thread = ThreadPoolExecutor(1, "graph")
-        self.stale_answers = 0
-        """Scores given so far from states that were read before the store stopped answering."""
         self._explaining_thread = ThreadPoolExecutor(1, "explain")
 
     @property
@@ -193,10 +204,13 @@ class Scorer:
         RequestError (UNAVAILABLE) where the store does not answer and no part may be stale.
         """
         ids = [customer_id for part in parts for customer_id in part.customer_ids]
+        began = time.monotonic()
         try:
             states = await self._store.read(ids)
         except StoreUnavailableError as error:
+            self._took("redis", began)
             return await self._without_store(parts, store_error(error))
+        self._took("redis", began)
         return await self._score(parts, states)
 
     async def _without_store(self, parts: Sequence[Part], error: RequestError) -> list[Scores | RequestError]:
@@ -211,16 +225,22 @@ class Scorer:
         return [error if part.allow_stale_s is None else next(scores) for part in parts]
 
     async def _score(self, parts: Sequence[Part], states: StateBatch) -> list[Scores]:
-        now = self._clock()
+        now, began = self._clock(), time.monotonic()
         table = await self._run(states, now, self._economics(parts, len(states.found)))
+        self._took("graph", began)
         usable = _usable(states, table)
+        if self._aged is not None:
+            ages = now - table[:, -1]
+            self._aged(ages if usable is None else ages[usable])
         notes = self._notes(states.told, usable, now) if states.told else NO_NOTES
         if states.stale:
             notes = self._stale(notes, states.found if usable is None else usable)
         scored = _Scored(states, table, usable, now, notes, self._spikes(table, usable, notes))
         shares = self._share_out(parts, scored)
         if any(part.explain for part in parts):
+            began = time.monotonic()
             await self._explain(parts, shares, scored)
+            self._took("explain", began)
         return shares
 
     async def _explain(self, parts: Sequence[Part], shares: Sequence[Scores], scored: _Scored) -> None:
@@ -236,6 +256,7 @@ class Scorer:
                 work = partial(self._model.explainer.tell, slots, age_s, share.table[own, : len(OFFERS)], part.explain)
                 found = dict(zip(own.tolist(), await loop.run_in_executor(self._explaining_thread, work), strict=True))
                 share.explanations = {at: why for at, why in found.items() if not isinstance(why, RequestError)}
+                self.counts["explained"] += len(share.explanations)
                 share.errors = {**share.errors, **{at: e for at, e in found.items() if isinstance(e, RequestError)}}
             start += len(part.customer_ids)
 
@@ -255,7 +276,7 @@ class Scorer:
     def _stale(self, notes: Mapping[int, Note], usable: Usable) -> dict[int, Note]:
         """The notes, with one for every score, that says that it is stale."""
         rows = np.flatnonzero(usable).tolist()
-        self.stale_answers += len(rows)
+        self.counts["stale"] += len(rows)
         marked = {row: notes.get(row) or Note(off=False, repeated_view=False, spike=False, top=None) for row in rows}
         for note in marked.values():
             note.stale = True

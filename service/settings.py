@@ -140,9 +140,26 @@ class Settings(BaseSettings):
         SecretStr | None,
         Field(description="Key under which the log has hashes of customer ids; without one another at each start."),
     ] = None
+    metrics_port: Annotated[
+        int, Field(ge=0, le=65535, description="Port for metrics over HTTP, of all workers together; 0: none.")
+    ] = 0
+    metrics_host: Annotated[str, Field(description="Address to listen on for metrics.")] = "127.0.0.1"
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^/\s]+/?$",
+            description="Collector that traces go to: http(s)://host:port of OTLP over gRPC. Needs the extra otel.",
+        ),
+    ] = None
+    trace_share: Annotated[
+        float, Field(ge=0, le=1, description="Share of calls to trace, of those that come without a caller's trace.")
+    ] = 0.0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least severity that is logged.")
     ] = "INFO"
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="How lines of the log look: for people, or one JSON object each.")
+    ] = "text"
 
     @property
     def host_of_address(self) -> str:

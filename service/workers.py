@@ -22,18 +22,23 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from feature_store.errors import InputError
+from service.exposition import exposed
 from service.settings import Settings
 
 logger: Final = logging.getLogger("tidemark")
 
-Work = Callable[[Settings, socket.socket, Connection], None]
-"""Serves on a shared port until told to stop or the pipe closes; says READY, or why it cannot, into the pipe."""
+Work = Callable[[Settings, socket.socket, Connection, Connection], None]
+"""Serves on a shared port until told to stop or the first pipe closes; says READY, or why it cannot, into that pipe.
+
+At the second pipe it is asked for its metrics.
+"""
 
 READY: Final = "ready"
 AT_LEAST_S: Final = 5.0
@@ -49,6 +54,7 @@ class _Worker:
 
     process: SpawnProcess
     pipe: Connection
+    asking: Connection
     since: float
 
 
@@ -57,14 +63,16 @@ def supervise(settings: Settings, work: Work) -> None:
 
     InputError or OSError where they cannot start.
     """
-    listeners = _listeners(settings)
-    supervisor = _Supervisor(settings, work, listeners)
-    try:
-        supervisor.run()
-    finally:
-        for listener in listeners:  # from now on nobody is let in but by workers that still take calls
-            listener.close()
-        supervisor.stop()
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in _listeners(settings)]
+        supervisor = _Supervisor(settings, work, listeners)
+        stack.enter_context(exposed(settings, supervisor.asking))
+        try:
+            supervisor.run()
+        finally:
+            for listener in listeners:  # from now on nobody is let in but by workers that still take calls
+                listener.close()
+            supervisor.stop()
 
 
 class _Supervisor:
@@ -83,6 +91,11 @@ class _Supervisor:
 
     def _stopping(self) -> bool:
         return bool(self._told - {signal.SIGHUP})
+
+    def asking(self) -> dict[int, Connection]:
+        """By place, where the worker that has it is asked for its metrics."""
+        # Nobody closes these: a thread may be waiting at one when its worker is replaced.
+        return {at: worker.asking for at, worker in enumerate(self._workers)}
 
     def run(self) -> None:
         """Start the workers, and look after them until told to stop."""
@@ -114,11 +127,12 @@ class _Supervisor:
     def _start(self, at: int) -> _Worker:
         """A process on the listener of that number."""
         context = multiprocessing.get_context("spawn")  # a fork would share threads' locks
-        ours, theirs = context.Pipe()
-        process = context.Process(target=self._work, args=(self._settings, self._listeners[at], theirs))
+        (ours, theirs), (asking, asked) = context.Pipe(), context.Pipe()
+        process = context.Process(target=self._work, args=(self._settings, self._listeners[at], theirs, asked))
         process.start()
         theirs.close()
-        return _Worker(process, ours, time.monotonic())
+        asked.close()
+        return _Worker(process, ours, asking, time.monotonic())
 
     def _problem(self, worker: _Worker, limit_s: float = math.inf) -> str:
         """Why a worker cannot start; empty when it is ready, or is not waited for any more."""

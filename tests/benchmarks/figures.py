@@ -170,6 +170,7 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("fronts_1", "<= 1", front.fronts_1),
     ("unary_64_clients", "<= 0.3", partial(front.unary_clients, "lean")),
     ("unary_64_aio", "<= 2.2", partial(front.unary_clients, "grpcio")),
+    ("metrics_cost", "<= 1.05", front.metrics_cost),
     ("front_share", "<= 0.40", front.front_share),
     ("batch_256_share", ">= 0.85", front.batch_256_share),
     ("workers_2", ">= 1.6", front.workers_2),

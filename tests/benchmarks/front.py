@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -108,6 +110,23 @@ def latency(target: Server, requests: raw_load.Pool) -> float:
             line = raw_load.Calls(target.port, 1, requests)
     line.socket.close()
     return statistics.median(taken)
+
+
+def metrics_cost(bench: Bench) -> Measured:
+    """Server CPU per unary call with metrics, which are scraped once a slice, over without, 64 in flight."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    with (
+        tidemark_server(bench.registry, bench.url, "--metrics-port", str(port)) as seen,
+        tidemark_server(bench.registry, bench.url) as unseen,
+    ):
+
+        def scraped() -> float:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SLICE_S).read()
+            return cost(seen, 64)
+
+        found_ratio = paired(scraped, lambda: cost(unseen, 64), pairs=15)
+    return found_ratio.median, f"CPU per call; without {found_ratio.unit * 1e6:.1f} µs; {found_ratio.spread}"
 
 
 def front_share(bench: Bench) -> Measured:

@@ -83,6 +83,8 @@ def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
         ("onnxruntime", ["graph.py"]),
         ("hdrh", ["load/tally.py"]),
         ("locust", ["load/locustfile.py"]),
+        ("prometheus_client", ["exposition.py"]),
+        ("opentelemetry", ["tracing.py"]),
     ],
 )
 def test_few_modules_know_each_library_that_may_be_replaced(library: str, only: list[str]) -> None:

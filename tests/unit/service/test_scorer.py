@@ -139,7 +139,7 @@ class Remembering(FakeStore):
 
 def without_store(*parts: Part) -> tuple[Sequence[Scores | RequestError], int]:
     scorer = Scorer(Remembering(), cast("Model", FakeModel()), clock=lambda: NOW)
-    return asyncio.run(scorer.score(parts)), scorer.stale_answers
+    return asyncio.run(scorer.score(parts)), scorer.counts["stale"]
 
 
 def test_while_the_store_is_away_who_allows_it_gets_what_was_read_lately() -> None:
