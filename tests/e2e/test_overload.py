@@ -282,7 +282,7 @@ class Watch(threading.Thread):
 
 
 def test_health_and_customers_get_through_while_the_server_is_overloaded(front: str, start: Start) -> None:
-    server: ServerProcess = start()
+    server: ServerProcess = start("--max-queue-ms", "50")
     target = server.target
     watches = [
         Watch(target, "/grpc.health.v1.Health/Check", b""),
