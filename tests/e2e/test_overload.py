@@ -213,7 +213,7 @@ async def told(call: Any) -> str:
 def test_events_are_shed_by_the_time_they_would_wait_and_streams_wait_themselves(
     start: Start, redis: RedisProcess
 ) -> None:
-    server = start(*PATIENT, "--max-events-queue-ms", "1")
+    server = start(*PATIENT, "--max-events-queue-ms", "10")
 
     async def main() -> None:
         async with Calls(server.target) as calls:
