@@ -115,8 +115,8 @@ class Pace:
 
     def _bound(self) -> None:
         wait_s = self._standing_wait_s if self.standing else self.most_wait_s
-        # A batch may always wait: with less the workers would run dry.
-        self.most_rows = max(self._rows, (wait_s / self.batch_s - 0.5) * self._a_time)
+        # A batch may always wait, beside those that workers take at once: with less they would run dry.
+        self.most_rows = max(self._rows + self._a_time, (wait_s / self.batch_s - 0.5) * self._a_time)
         self.surely_s = self.most_wait_s + 3 * self.batch_s
 
     def wait_s(self, ahead: int) -> float:

@@ -36,7 +36,7 @@ def test_the_bound_in_rows_follows_the_time_of_a_batch() -> None:
 
 
 def test_a_batch_may_always_wait_however_slow_they_are() -> None:
-    assert paced(Clock(), 3.0).most_rows == 64
+    assert paced(Clock(), 3.0).most_rows == 64 + 64  # the worker may not have taken the first yet
 
 
 def test_one_pause_is_no_pace() -> None:

@@ -83,7 +83,7 @@ def test_only_the_first_message_of_a_stream_is_shed() -> None:
         empty = events_pb2.StreamEventsRequest().SerializeToString()
         begun, late = EventStream(recorder), EventStream(recorder)
         await begun.add(empty)
-        tasks = [*await busy(recorder), asyncio.create_task(record(recorder, FULL))]
+        tasks = [*await busy(recorder), *(asyncio.create_task(record(recorder, FULL)) for _ in range(3))]
         await asyncio.sleep(0.001)
         await begun.add(empty)
         with pytest.raises(RequestError) as caught:
