@@ -40,7 +40,7 @@ SMALL_ROWS: Final = OFF_LOOP_ROWS
 EXPLAINED_ROWS: Final = 8
 """Most customers that are explained in one go, some ten milliseconds of a thread: then other calls have their turn."""
 
-PATIENCE: Final = 10
+PATIENCE: Final = 40
 """So many times longer may those wait whose scores are explained: a batch of them takes as much longer, and more."""
 
 MOMENT_S: Final = 0.1
