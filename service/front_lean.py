@@ -32,7 +32,7 @@ from service.calls import Call, Handled, HealthCheck, HealthWatch, Reflect, Scor
 from service.connection import HANDSHAKE_S, LINGER_S, TICK_S, Connection
 from service.convert import METHODS, Method
 from service.handlers import NO_HANDLERS, Handlers
-from service.http2 import Alone, Stream
+from service.http2 import Alone, Shed, Stream
 from service.metrics import Metrics
 from service.settings import Settings
 from service.stages import Tracer
@@ -78,7 +78,7 @@ class LeanFront:
             b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Reflect,
             **{path.encode(): begin for path, begin in own.items()},
         }
-        self.sheds: Final = {
+        self.sheds: Final[dict[bytes, Shed]] = {
             path.encode(): partial(self._shed, path) for path, method in METHODS.items() if method.single
         }
         self._certificates: Final = certificates

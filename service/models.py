@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,8 @@ class Model:
         self.economics: Final = defaults(manifest)
         self._graph: Final[Graph] = open_bundle(loaded)
         self._warm()
+        # Nothing that refers to the model itself: a replaced one is freed when the last batch is done with it.
+        self.probabilities: Final = partial(_probabilities, self._graph, self.economics)
         self.explainer: Final = Explainer(self.layout, baseline(loaded, self.layout), self.probabilities)
 
     @classmethod
@@ -69,8 +72,9 @@ class Model:
         table[:, -1] = states.as_of
         return table
 
-    def probabilities(self, slots: Floats) -> Floats:
-        """Probabilities float64 ``[n, offers]`` of states ``[n, slots]`` as of now."""
-        rows = len(slots)
-        found = self._graph.run(state=slots, age=np.zeros((rows, 1)), economics=np.tile(self.economics, (rows, 1)))
-        return np.array([found[f"{offer}_probability"] for offer in OFFERS], dtype=np.float64).T
+
+def _probabilities(graph: Graph, economics: Floats, slots: Floats) -> Floats:
+    """Probabilities float64 ``[n, offers]`` of states ``[n, slots]`` as of now."""
+    rows = len(slots)
+    found = graph.run(state=slots, age=np.zeros((rows, 1)), economics=np.tile(economics, (rows, 1)))
+    return np.array([found[f"{offer}_probability"] for offer in OFFERS], dtype=np.float64).T

@@ -178,6 +178,7 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("explain_ratio", "", explain.explain_ratio),
     ("explain_p99", "<= 3", explain.explain_p99),
     ("http2_ratio", "<= 0.1", http2_ratio),
+    ("shed_ratio", "<= 0.3", overload.shed_ratio),
     ("redis_bytes_ratio", "<= 1.1", redis_bytes_ratio),
     ("encode_256_ratio", "<= 0.5", encode_256_ratio),
     ("mget_256_ratio", "<= 0.8", mget_256_ratio),

@@ -7,13 +7,22 @@ late for longer than half the latency that it measured, or took more than three 
 
 from __future__ import annotations
 
+import asyncio
 import statistics
-from collections.abc import Callable
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
 
+from service.batching import Batcher
+from service.connection import Connection
+from service.front_lean import LeanFront
+from service.http2 import Shed
+from service.scorer import Part, Scores
+from service.settings import Settings
 from tests.benchmarks import open_load, raw_load
 from tests.benchmarks.open_load import Apart, Seen
-from tests.benchmarks.setting import Bench, Measured, tidemark_server
+from tests.benchmarks.setting import Bench, Measured, cpu_of, paired, tidemark_server
 
 CONNECTIONS: Final = 16
 IN_FLIGHT: Final = 8
@@ -23,6 +32,9 @@ SLICE_S: Final = 1.0
 SETTLE_S: Final = 0.4
 """Of a slice before it counts: a queue takes so long to be known as a standing one."""
 MOST_CPU: Final = 0.75
+CALLS: Final = 2000
+"""Of a connection, which ends after 3,000."""
+AT_ONCE: Final = 20
 
 Round = tuple[float, Seen, Seen, Seen]
 """Capacity in calls a second, and what came of 80 % of it, of all of it and of twice as much."""
@@ -49,6 +61,60 @@ def overload(bench: Bench) -> dict[str, Measured]:
         f"at 80 % {quiet_ms:.1f} ms, at twice the capacity {most_ms:.1f}, of the shed {shed_ms:.1f}; {_spread(slower)}"
     )
     return {"overload_goodput": (statistics.median(shares), goodput), "overload_p99": (statistics.median(slower), p99)}
+
+
+class _Nowhere:
+    """A transport whose bytes nobody reads."""
+
+    def get_extra_info(self, _name: str) -> None:
+        return None
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, _data: bytes) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+def shed_ratio(_bench: Bench) -> Measured:
+    """CPU of shedding calls before they are read, over refusing them as all other errors are told."""
+    requests = raw_load.Requests(0)
+    first = b"".join([raw_load.PREFACE, requests.first_headers, requests.group(1, 1)[raw_load.DATA_AT :]])
+    rest = bytes(requests.group(3, CALLS))
+    step = len(rest) // CALLS * AT_ONCE
+    parts = [first, *(rest[at : at + step] for at in range(0, len(rest), step))]
+    loop = asyncio.new_event_loop()
+    front = LeanFront(Batcher(_never, max_wait_s=1e-3), Settings(registry=Path(), redis="redis://nowhere"))
+    lane: Any = front.batcher._small
+    lane.rows, lane.waiting = 10**6, deque([None] * 10**5)  # full, with nobody who works on it
+    sheds = dict(front.sheds)
+
+    async def refuse(by: Mapping[bytes, Shed]) -> None:
+        front.sheds.clear()
+        front.sheds.update(by)
+        connection = Connection(front)
+        connection.connection_made(cast("asyncio.Transport", _Nowhere()))
+        for part in parts:
+            connection.data_received(part)
+            await asyncio.sleep(0)
+        front.lost(connection)
+
+    found = paired(
+        lambda: cpu_of(lambda: loop.run_until_complete(refuse(sheds)), 3),
+        lambda: cpu_of(lambda: loop.run_until_complete(refuse({})), 3),
+    )
+    loop.close()
+    return found.median, f"CPU per call; refused like any other {found.unit / CALLS * 1e6:.1f} µs; {found.spread}"
+
+
+async def _never(_parts: Sequence[Part]) -> list[Scores]:
+    raise AssertionError
 
 
 def _round(port: int, load: Apart) -> Round:

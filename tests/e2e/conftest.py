@@ -126,6 +126,9 @@ def front(request: pytest.FixtureRequest) -> Iterator[str]:
     name = str(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIDEMARK_FRONT", name)
+        # Nothing is shed, however slow the machine is; who tests that gives options of its own.
+        patch.setenv("TIDEMARK_MAX_QUEUE_MS", "60000")
+        patch.setenv("TIDEMARK_MAX_EVENTS_QUEUE_MS", "60000")
         yield name
 
 

@@ -111,11 +111,12 @@ def tear(folder: Path) -> None:
 
 
 def tamper(folder: Path) -> None:
-    """Another graph, with the manifest's hash put right: only the golden rows tell."""
+    """Another graph, with the manifest's hashes put right: only the golden rows tell."""
     found = json.loads((folder / bundle.MANIFEST_FILE).read_text())
     changed = (folder / bundle.MODEL_FILE).read_bytes().replace(b"propensity", b"propensitz")
     (folder / bundle.MODEL_FILE).write_bytes(changed)
     found["model_sha256"] = bundle.sha256(changed)
+    found[bundle.OWN_HASH] = bundle.own_hash(found)
     (folder / bundle.MANIFEST_FILE).write_text(json.dumps(found))
 
 

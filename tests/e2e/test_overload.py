@@ -213,7 +213,7 @@ async def told(call: Any) -> str:
 def test_events_are_shed_by_the_time_they_would_wait_and_streams_wait_themselves(
     start: Start, redis: RedisProcess
 ) -> None:
-    server = start(*PATIENT, "--max-events-queue-ms", "1")
+    server = start(*PATIENT, "--max-events-queue-ms", "10")
 
     async def main() -> None:
         async with Calls(server.target) as calls:
@@ -282,7 +282,7 @@ class Watch(threading.Thread):
 
 
 def test_health_and_customers_get_through_while_the_server_is_overloaded(front: str, start: Start) -> None:
-    server: ServerProcess = start()
+    server: ServerProcess = start("--max-queue-ms", "50")
     target = server.target
     watches = [
         Watch(target, "/grpc.health.v1.Health/Check", b""),

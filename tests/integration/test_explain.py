@@ -25,7 +25,8 @@ def rewrite(registry: Path, **changes: Any) -> None:
     """Change fields of the manifest; None removes one."""
     path = registry / bundle.CURRENT / bundle.MANIFEST_FILE
     manifest = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({name: value for name, value in manifest.items() if value is not None}))
+    fields = {name: value for name, value in manifest.items() if value is not None}
+    path.write_text(json.dumps(fields | {bundle.OWN_HASH: bundle.own_hash(fields)}))
 
 
 def golden(registry: Path) -> Floats:
