@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +25,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from tidemark.v1 import scoring_pb2
 
 import service
+from feature_store import bundle
+from feature_store.__main__ import cli as feature_store_cli
 from service.client import CallFailedError, ScoringClient
-from tests.conftest import Run
+from tests.conftest import Call, Run, Shop
 from tests.e2e.conftest import RedisProcess, ServerProcess
 from tests.e2e.live import ALONE, Live, event
+from tests.e2e.models import Models, republished, until
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DASHBOARD = json.loads((Path(service.__file__).parent / "dashboard.json").read_text())
@@ -303,6 +307,39 @@ def test_workers_are_asked_at_once_and_told_apart(loaded_redis: str, sample_regi
         assert found.counts("tidemark_workers") == {(): 2}
         assert set(found.counts("tidemark_model_info", "worker")) == {("0",), ("1",)}
         assert found.server.stop() == 0
+
+
+def test_explanations_stale_scores_and_changes_of_the_model_are_counted(
+    registry: Path, own_redis: RedisProcess, call: Call, shop: Shop, tmp_path: Path
+) -> None:
+    done = call(feature_store_cli, "load", shop.config, "--registry", registry, "--redis", own_redis.url)
+    assert done.code == 0, done.err
+    options = ("--registry-interval-ms", "50", "--stale-cache-bytes", "100000")
+    found = seen(tmp_path, registry, own_redis.url, *options)
+    with found.server, ScoringClient(found.server.target) as client, grpc.insecure_channel(found.server.target) as to:
+        models = Models(to)
+        first = str(models.serving().version)
+        assert found.counts("tidemark_model_info", "version", "role") == {(first, "active"): 1}
+        client.score("c0001", explain=True)
+        assert found.counts("tidemark_explained_total") == {(): 1}
+        assert found.counts("tidemark_stage_seconds_count", "stage")["explain",] == 1
+        models.roll_out(shadow=republished(registry, activate=False))
+        client.score("c0001")
+        until(lambda: found.counts("tidemark_shadow_rows_total", "outcome")["compared",] == 1)
+        assert found.counts("tidemark_model_info", "role") == {("active",): 1, ("shadow",): 1}
+        bad, later = (republished(registry, activate=False) for _ in range(2))
+        (registry / bad / bundle.MODEL_FILE).write_bytes(b"torn")
+        bundle.point(registry, bundle.CURRENT, bad)
+        until(lambda: found.counts("tidemark_model_refusals_total") == {(): 1})
+        bundle.point(registry, bundle.CURRENT, later)
+        until(lambda: found.counts("tidemark_model_switches_total") == {(): 1})
+        assert found.counts("tidemark_model_info", "version", "role")[later, "active"] == 1
+        client.score("c0001")  # each model has its own cache
+        assert found.counts("tidemark_recent_states") == {(): 1}
+        own_redis.kill()
+        until(lambda: found.counts("tidemark_breaker_open") == {(): 1})
+        assert client.score("c0001", allow_stale=timedelta(minutes=1)).stale
+        assert found.counts("tidemark_stale_total") == {(): 1}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
