@@ -369,6 +369,7 @@ class Connection(asyncio.Protocol):
     def _say_goodbye(self) -> None:
         """Write no more, and take in what still comes for a while: a socket closed before loses what was sent."""
         self._leaving, self._left = "gone", time.monotonic() + LINGER_S
+        self.flush()
         self._mute = True
         if self._transport.can_write_eof():
             self._transport.write_eof()

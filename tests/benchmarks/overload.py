@@ -1,6 +1,7 @@
 """Past capacity: what is still answered, and how quickly, with open-loop arrivals on the lean front.
 
-Capacity is the most that the server answers in a second with 128 calls always in flight, a number that is never shed.
+Capacity is what a server that sheds nothing answers in a second of calls that come far too fast, by the same load over
+the same connections: groups of calls cost less than calls one by one, so another load would find another capacity.
 The load is a process of its own, which tells how late it was and how much of a core it took: a round in which it was
 late for longer than half the latency that it measured, or took more than three quarters of a core, says so in the note.
 """
@@ -25,13 +26,15 @@ from tests.benchmarks.open_load import Apart, Seen
 from tests.benchmarks.setting import Bench, Measured, cpu_of, paired, tidemark_server
 
 CONNECTIONS: Final = 16
-IN_FLIGHT: Final = 8
-"""On each."""
+FAR_TOO_MANY: Final = 100_000.0
+"""Calls a second; as many as the server allows at once, 2,048, are always in flight then."""
+NO_BOUND: Final = ("--max-queue-ms", "600000")
 ROUNDS: Final = 7
 SLICE_S: Final = 1.0
 SETTLE_S: Final = 0.4
 """Of a slice before it counts: a queue takes so long to be known as a standing one."""
 MOST_CPU: Final = 0.75
+SATURATE_S: Final = 0.3
 CALLS: Final = 2000
 """Of a connection, which ends after 3,000."""
 AT_ONCE: Final = 20
@@ -44,10 +47,12 @@ def overload(bench: Bench) -> dict[str, Measured]:
     """Goodput at twice the capacity over that at capacity, and p99 of accepted calls there over p99 at 80 %."""
     with (
         tidemark_server(bench.registry, bench.url) as ours,
+        tidemark_server(bench.registry, bench.url, *NO_BOUND) as patient,
         open_load.apart(ours.port, CONNECTIONS) as load,
+        open_load.apart(patient.port, CONNECTIONS) as unbound,
     ):
-        _round(ours.port, load)
-        rounds = [_round(ours.port, load) for _ in range(ROUNDS)]
+        _round(unbound, load)
+        rounds = [_round(unbound, load) for _ in range(ROUNDS)]
     shares = [most.goodput / whole.goodput for _, _, whole, most in rounds]
     slower = [most.p99_ms / quiet.p99_ms for _, quiet, _, most in rounds]
     capacity = statistics.median(found for found, *_ in rounds)
@@ -117,9 +122,8 @@ async def _never(_parts: Sequence[Part]) -> list[Scores]:
     raise AssertionError
 
 
-def _round(port: int, load: Apart) -> Round:
-    closed = raw_load.run_apart(port, connections=CONNECTIONS, in_flight=IN_FLIGHT, seconds=SLICE_S)
-    capacity = closed.calls / closed.seconds
+def _round(unbound: Apart, load: Apart) -> Round:
+    capacity = unbound.run(FAR_TOO_MANY, SATURATE_S).answered
     quiet, whole, most = (load.run(share * capacity, SLICE_S, SETTLE_S) for share in (0.8, 1.0, 2.0))
     if failed := quiet.failed + whole.failed + most.failed:
         raise RuntimeError(f"{failed} calls failed otherwise than by being shed")
