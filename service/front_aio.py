@@ -37,7 +37,6 @@ GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 MOST_MS: Final = 2**31 - 1
 TELL_S: Final = 1.0
 """At a stop, those who watch health must have taken the news by then, and calls that are given up their status."""
-MOST_STREAMS: Final = 128
 UNARY: Final = grpc.unary_unary_rpc_method_handler
 STREAM: Final = grpc.stream_unary_rpc_method_handler
 
@@ -120,8 +119,6 @@ class AioFront:
         return [
             # On by default: a second server on the same port would start without a word and take half of the calls.
             ("grpc.so_reuseport", int(share_port)),
-            # What waits within grpcio cannot be seen. Bounded as on the lean front, the rest waits with the client.
-            ("grpc.max_concurrent_streams", MOST_STREAMS),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), MOST_MS)),

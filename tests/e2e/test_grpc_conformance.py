@@ -87,8 +87,8 @@ def start(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> Iterator[
 
 @pytest.fixture
 def patient(start: Start, stoppable: RedisProcess) -> Iterator[ServerProcess]:
-    """A server that waits for its Redis, however long that takes."""
-    yield start("--redis-timeout-ms", "20000", redis=stoppable.url)
+    """A server that waits for its Redis, however long that takes, and asks it nothing of its own meanwhile."""
+    yield start("--redis-timeout-ms", "20000", "--health-interval-ms", "60000", redis=stoppable.url)
     stoppable.resume()
 
 
