@@ -369,7 +369,6 @@ class Connection(asyncio.Protocol):
     def _say_goodbye(self) -> None:
         """Write no more, and take in what still comes for a while: a socket closed before loses what was sent."""
         self._leaving, self._left = "gone", time.monotonic() + LINGER_S
-        self.flush()
         self._mute = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -436,6 +435,7 @@ class Connection(asyncio.Protocol):
             self.abort()  # all is answered, and taken too slowly
         elif self._leaving == "told" and not self._h2.streams and not self._unsent:
             self.flush()  # the last reply may wait for the end of this turn
+            self.flush()  # replies to calls that were shed
             self._say_goodbye()
         elif self._leaving == "told" and self._h2.streams:  # a stream may go on for long, and its peer be gone
             self._keep_alive(now)
