@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.benchmarks import garbage
-from tests.conftest import Trained
 
 
 @pytest.mark.parametrize(("front", "bundles"), [("lean", 40), ("grpcio", 0)])
-def test_garbage_gets_a_defined_status_or_a_right_score(toy: Trained, front: str, bundles: int) -> None:
-    found = garbage.feed(toy.registry, 1200, 30, bundles, "--front", front)
+def test_garbage_gets_a_defined_status_or_a_right_score(registry: Path, front: str, bundles: int) -> None:
+    found = garbage.feed(registry, 1200, 30, bundles, "--front", front)
     assert found.faults == {}, found.said()
     assert found.counts["scores computed again"] > 50
     assert found.counts["values refused"] > 10
