@@ -28,13 +28,17 @@ MAX_EXPLAINED: Final = 100
 DEFAULT_TIMEOUT_S: Final = 1.0
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
-SERVICES: Final = ("ScoringService", "EventService", "CustomerService", "ModelService")
 RETRIED: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 """CANCELLED is what grpcio's server says to a call that reaches it while it stops."""
 RETRY_POLICY: Final = {
     "methodConfig": [
         {
-            "name": [{"service": f"tidemark.v1.{name}"} for name in SERVICES],
+            "name": [
+                {"service": "tidemark.v1.ScoringService"},
+                {"service": "tidemark.v1.EventService", "method": "RecordEvents"},
+                {"service": "tidemark.v1.CustomerService"},
+                {"service": "tidemark.v1.ModelService"},
+            ],
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.05s",
@@ -49,13 +53,17 @@ RETRY_POLICY: Final = {
 """gRPC's own retries, within the deadline, and fewer where most calls fail: a service config for any language.
 
 To try again is safe: a score changes nothing, an event has an id by which it is counted once, and what is done to a
-customer is the same when it is done twice. With it no call is lost while the workers of a server are replaced."""
+customer is the same when it is done twice. With it no call is lost while the workers of a server are replaced.
+StreamEvents is not among them: see NO_RETRIES."""
 OPTIONS: Final = (
     ("grpc.service_config", json.dumps(RETRY_POLICY)),
     # A second, by default, before a connection is tried again: longer than all retries together.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
+NO_RETRIES: Final = ("grpc.enable_retries", 0)
+"""For streams of requests: where gRPC's C core repeats one, of its own accord too, it may leave out messages and report
+OK, or end the process (grpc#40283, seen with grpcio 1.81.1 and 1.85.1)."""
 
 
 @dataclass(frozen=True)
@@ -156,15 +164,18 @@ class Client:
 
         ``token`` goes along with each call; ValueError where it would leave this machine without TLS.
         """
-        options = list(OPTIONS)
+        self._target, self._credentials = target, credentials
         self._metadata = bearing(token, target, secure=credentials is not None)
-        if token is not None and credentials is None:
-            options.append(("grpc.enable_http_proxy", 0))  # which would be elsewhere
         self._timeout_s = timeout_s
-        self._channel = (
-            grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
-        )
+        self._channel = self._connect(*OPTIONS)
         self._stub = self._make_stub(self._channel)
+
+    def _connect(self, *options: tuple[str, Any]) -> grpc.Channel:
+        if self._credentials is not None:
+            return grpc.secure_channel(self._target, self._credentials, options)
+        if self._metadata is not None:
+            options = (*options, ("grpc.enable_http_proxy", 0))  # a token in the clear, which a proxy takes elsewhere
+        return grpc.insecure_channel(self._target, options)
 
     @staticmethod
     def _make_stub(channel: grpc.Channel) -> Any:

@@ -14,13 +14,15 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import islice
 from typing import Any, Final
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import customers_pb2, customers_pb2_grpc, events_pb2, events_pb2_grpc
 
-from service.client import RETRIED, CallFailedError, Client, Interest, interest
+from service.client import NO_RETRIES, OPTIONS, RETRIED, CallFailedError, Client, Interest, Problem, interest
 
 MAX_EVENTS: Final = 1000
 MAX_MESSAGES: Final = 100
@@ -102,6 +104,17 @@ class EventClient(Client):
 
     _make_stub = staticmethod(events_pb2_grpc.EventServiceStub)
 
+    @cached_property
+    def _streaming(self) -> grpc.Channel:
+        """A connection for streams, which are repeated here and nowhere else."""
+        return self._connect(*OPTIONS, NO_RETRIES)
+
+    def close(self) -> None:
+        """Close the channels."""
+        super().close()
+        if "_streaming" in vars(self):
+            self._streaming.close()
+
     def record(self, events: Sequence[Event], *, timeout_s: float | None = None) -> Recorded:
         """Record events, in calls of at most 1000, each bounded by ``timeout_s``; CallFailedError where one fails."""
         accepted, duplicates = 0, 0
@@ -119,8 +132,8 @@ class EventClient(Client):
         """Record any number of events, in as few calls as that takes, within ``timeout_s`` all together.
 
         Only the first 1000 of a call that were refused or guarded are told. A call that breaks because its server
-        stops, or is too busy, is sent again: what had been recorded of it then counts among the duplicates.
-        CallFailedError where time is up.
+        stops, or is too busy, or of which not all arrived, is sent again: what had been recorded of it then counts
+        among the duplicates. CallFailedError where time is up.
         """
         end, found, start = time.monotonic() + timeout_s, Recorded(0, 0, [], []), 0
         rest = _parts(events)
@@ -137,13 +150,20 @@ class EventClient(Client):
 
     def _stream(self, sent: _Sent, end: float) -> Any:
         """The reply to a StreamEvents call, which is made again until ``end`` where that may help."""
+        method = self._make_stub(self._streaming).StreamEvents
         while True:
             try:
-                return self._call(self._stub.StreamEvents, sent.again(), max(0.0, end - time.monotonic()))
+                reply = self._call(method, sent.again(), max(0.0, end - time.monotonic()))
+                if (arrived := reply.accepted + reply.duplicates + reply.rejected_count) == sent.events:
+                    return reply
+                failed = CallFailedError(_missing(arrived, sent.events))
             except CallFailedError as error:
-                if error.problem.code not in RETRIED or time.monotonic() + PAUSE_S > end:
+                if error.problem.code not in RETRIED:
                     raise
-                time.sleep(PAUSE_S)
+                failed = error
+            if time.monotonic() + PAUSE_S > end:
+                raise failed
+            time.sleep(PAUSE_S)
 
 
 class CustomerClient(Client):
@@ -229,6 +249,11 @@ class _Sent:
             if at == len(self._drawn):
                 self._drawn += islice(self._rest, 1)
             return self._drawn[at] if at < len(self._drawn) else None
+
+
+def _missing(arrived: int, sent: int) -> Problem:
+    message = f"the server heard of {arrived} events out of {sent}: send them again, with the same ids"
+    return Problem(grpc.StatusCode.DATA_LOSS, "EVENTS_MISSING", message)
 
 
 def _timestamp(moment: datetime) -> Timestamp:

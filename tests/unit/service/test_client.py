@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -13,7 +15,7 @@ from tidemark.rpc import status_pb2
 from tidemark.v1 import events_pb2
 
 from service.client import RETRY_POLICY, CallFailedError, ScoringClient, _problem
-from service.live_client import _Sent
+from service.live_client import Event, EventClient, _Sent
 from service.loopback import stays_here
 from service.replay import replay
 from tests.conftest import Call
@@ -98,3 +100,50 @@ def test_messages_of_a_stream_are_drawn_once_and_sent_as_often_as_need_be() -> N
     assert drawn == [0, 1, 2]
     assert sent.events == 3
     assert not _Sent(iter([]))
+
+
+def streaming(answer: Callable[[list[Any]], events_pb2.StreamEventsResponse]) -> EventClient:
+    """A client whose streams are answered here."""
+    stub: Any = SimpleNamespace(StreamEvents=lambda messages, **_: answer(list(messages)))
+    client = EventClient("127.0.0.1:1")
+    client._make_stub = lambda _: stub  # type: ignore[assignment]
+    return client
+
+
+def test_a_stream_of_which_not_all_arrived_is_sent_again() -> None:
+    calls: list[int] = []
+
+    def answer(messages: list[Any]) -> events_pb2.StreamEventsResponse:
+        calls.append(sum(len(message.events) for message in messages))
+        if len(calls) == 1:
+            return events_pb2.StreamEventsResponse(accepted=1000, rejected_count=1)
+        return events_pb2.StreamEventsResponse(accepted=498, duplicates=1001, rejected_count=1)
+
+    with streaming(answer) as client:
+        recorded = client.stream([Event("a", "view")] * 1500, timeout_s=10)
+    assert calls == [1500, 1500]
+    assert (recorded.accepted, recorded.duplicates) == (498, 1001)
+
+
+def test_a_stream_that_never_arrives_whole_fails_in_the_end() -> None:
+    client = streaming(lambda _: events_pb2.StreamEventsResponse(accepted=1))
+    with client, pytest.raises(CallFailedError, match="1 events out of 2") as caught:
+        client.stream([Event("a", "view")] * 2, timeout_s=0.15)
+    assert caught.value.problem.code is grpc.StatusCode.DATA_LOSS
+
+
+def test_grpc_does_not_repeat_a_stream_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, Any]] = []
+    real = grpc.insecure_channel
+
+    def noting(target: str, given: Any) -> grpc.Channel:
+        options.append(dict(given))
+        return real(target, given)
+
+    monkeypatch.setattr(grpc, "insecure_channel", noting)
+    with EventClient("127.0.0.1:1") as client, pytest.raises(CallFailedError):
+        client.stream([Event("a", "view")], timeout_s=0.05)
+    assert [found.get("grpc.enable_retries") for found in options] == [None, 0]
+    config: Any = RETRY_POLICY["methodConfig"]
+    events = [name for one in config for name in one["name"] if name["service"].endswith("EventService")]
+    assert events == [{"service": "tidemark.v1.EventService", "method": "RecordEvents"}]
