@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,24 +23,31 @@ WARM_ROWS: Final = (1, 256)
 class Model:
     """A bundle ready to serve: its golden rows came out right. BundleError where they did not."""
 
-    def __init__(self, loaded: bundle.Bundle) -> None:
+    def __init__(self, loaded: bundle.Bundle, rest: Callable[[], None] = lambda: None) -> None:
+        """``rest`` is called between the steps that this takes."""
         manifest = loaded.manifest
         self.version: Final = manifest.version
         self.created: Final = manifest.created
         self.layout: Final = StateLayout(manifest.features)
         self.interests: Final = manifest.interests
         self.economics: Final = defaults(manifest)
+        rest()
         self._graph: Final[Graph] = open_bundle(loaded)
+        rest()
         self._warm()
+        rest()
         # Nothing that refers to the model itself: a replaced one is freed when the last batch is done with it.
         self.probabilities: Final = partial(_probabilities, self._graph, self.economics)
         self.explainer: Final = Explainer(self.layout, baseline(loaded, self.layout), self.probabilities)
 
     @classmethod
-    def current(cls, registry: Path, version: str = bundle.CURRENT) -> Model:
-        """The registry's current model, or another one; BundleError where it must not be served."""
+    def current(cls, registry: Path, version: str = bundle.CURRENT, rest: Callable[[], None] = lambda: None) -> Model:
+        """The registry's current model, or another one; BundleError where it must not be served.
+
+        ``rest`` is called between the steps that this takes.
+        """
         try:
-            model = cls(bundle.read(registry, version))
+            model = cls(bundle.read(registry, version), rest)
         except BundleError:
             raise
         except Exception as error:  # whatever may be in those files, it is not what training writes

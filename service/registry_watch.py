@@ -5,14 +5,16 @@
     current, rollout.json ─► changed? ─► files, hashes ─► fingerprint ─► states there? ─► graph, golden rows ─► lineup
                                                 └──────────────┴───────────────┴────────────────┴─ refused: the old
                                                                                                   one goes on
-Files are read and graphs are made in a thread, so calls go on meanwhile. What was refused is tried again when its files
-change, or when the states that it lacks are there.
+Files are read and graphs are made in a thread that leaves cores and interpreter to others, so calls go on meanwhile.
+What was refused is tried again when its files change, or when the states that it lacks are there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -43,6 +45,9 @@ from service.serving import Lineup, Served, Serving
 from service.shadow import Shadow
 
 logger: Final = logging.getLogger("tidemark")
+
+REST_S: Final = 0.01
+"""Between the steps of loading a model, so that calls that had to wait for one of them are done before the next."""
 
 T = TypeVar("T")
 
@@ -102,7 +107,7 @@ class RegistryWatch:
         self._clock = clock
         self._files: dict[str, Stamp] = {}
         self._one_at_a_time = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "models")
+        self._thread = ThreadPoolExecutor(1, "models", _behind_all_others)
 
     # --- following ----------------------------------------------------------------------------------------------
 
@@ -258,7 +263,7 @@ class RegistryWatch:
                 raise RefusedError(known.reason)
         try:
             await self._check_states(version, files)
-            model = await self.aside(Model.current, self.registry, version)
+            model = await self.aside(Model.current, self.registry, version, _rest)
         except BundleError as error:
             raise self._refuse(version, str(error), files) from None  # its frames hold the bundle
         self.refused.pop(version, None)
@@ -290,6 +295,15 @@ class RegistryWatch:
     async def aside(self, function: Callable[..., T], *arguments: object) -> T:
         """The result of something that reads or writes files, in the thread for that."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments))
+
+
+def _behind_all_others() -> None:
+    """Let the calling thread have what others leave of the cores: nobody waits for it."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _rest() -> None:
+    time.sleep(REST_S)
 
 
 async def first_model(registry: Path, is_ready: Callable[[str], Awaitable[bool]]) -> Model:

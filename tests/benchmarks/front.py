@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -226,7 +227,8 @@ def paced_all(
 ) -> tuple[list[float], int]:
     """The same, and how many failed."""
     poll, taken = select.epoll(), []
-    free = [raw_load.Calls(port, 1, requests) for _ in range(lines)]
+    # In turn: the one that was used last would soon have had as many calls as a connection may have.
+    free = deque(raw_load.Calls(port, 1, requests) for _ in range(lines))
     busy: dict[int, tuple[raw_load.Calls, float]] = {}
     for line in free:
         poll.register(line.socket, select.EPOLLIN)
@@ -234,8 +236,10 @@ def paced_all(
     while begun < count or busy:
         now = time.perf_counter()
         while free and begun < count and (due := start + begun / rate) <= now:
-            line = free.pop()
+            line = free.popleft()
             line.send()
+            if not line.pending:
+                raise RuntimeError("the server asked for a new connection: use more of them")
             busy[line.socket.fileno()] = line, due
             begun += 1
         wait = start + begun / rate - now if free and begun < count else raw_load.PATIENCE_S

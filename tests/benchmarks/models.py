@@ -1,7 +1,8 @@
 """Models that change under load: whether a call fails, and what the slowest ones notice.
 
 ``python -m tests.benchmarks.models`` is the other side: it points the registry at one of two bundles and the other in
-turn, and waits each time until the server answers from it, from a process of its own.
+turn, and waits each time until the server answers from it, from a process of its own, which is there before the calls
+that are compared begin.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +28,11 @@ from tests.benchmarks import front, raw_load
 from tests.benchmarks.setting import Bench, Measured, tidemark_server
 
 SWITCHES: Final = 20
-RUN_S: Final = 12.5
+RUN_S: Final = 25.0
+"""The server looks at the registry once a second, so that it takes so long to switch 20 times."""
 PAIRS: Final = 3
-LINES: Final = 64
+LINES: Final = 96
 """Connections of the load."""
-LOOK_MS: Final = 100
-"""How often the server looks at the registry here: ten times as often as by default, so that it keeps up."""
 PATIENCE_S: Final = 10.0
 
 
@@ -40,13 +42,14 @@ def switches(bench: Bench) -> dict[str, Measured]:
     with tempfile.TemporaryDirectory() as folder:
         registry = Path(folder) / "registry"
         two_versions(bench, registry)
-        with tidemark_server(registry, bench.url, "--registry-interval-ms", str(LOOK_MS)) as ours:
+        with tidemark_server(registry, bench.url) as ours:
             half = raw_load.run(ours.port, connections=16, in_flight=1, seconds=1.0).calls / 2
             count = int(half * RUN_S)
             for _ in range(PAIRS):
-                before, lost = front.paced_all(ours.port, raw_load.Requests(ours.port), half, count, LINES)
-                failed += lost
-                with switching(registry, ours.port) as other:
+                with switching(registry, ours.port) as (other, go):
+                    before, lost = front.paced_all(ours.port, raw_load.Requests(ours.port), half, count, LINES)
+                    failed += lost
+                    go()
                     during, lost = front.paced_all(ours.port, raw_load.Requests(ours.port), half, count, LINES)
                     failed += lost
                     if other.wait(PATIENCE_S):
@@ -67,11 +70,21 @@ def two_versions(bench: Bench, registry: Path) -> None:
         bundle.publish(registry, manifest, found.model, golden)
 
 
-def switching(registry: Path, port: int) -> subprocess.Popen[bytes]:
-    """The switches, from another process, spread over most of a run."""
+@contextmanager
+def switching(registry: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
+    """What makes the switches, spread over most of a run, and what has it begin."""
     options = {"registry": registry, "port": port, "seconds": 0.8 * RUN_S}
     given = [f"--{name}={value}" for name, value in options.items()]
-    return subprocess.Popen([sys.executable, "-m", "tests.benchmarks.models", *given])
+    command = [sys.executable, "-m", "tests.benchmarks.models", *given]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdout.readline()
+        try:
+            yield process, stdin.close
+        finally:
+            process.kill()
 
 
 @click.command()
@@ -80,9 +93,12 @@ def switching(registry: Path, port: int) -> subprocess.Popen[bytes]:
 @click.option("--seconds", required=True, type=float)
 def main(registry: Path, port: int, seconds: float) -> None:
     """Switch 20 times between the two bundles of a registry, evenly, and see that the server follows."""
-    start = time.monotonic()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = models_pb2_grpc.ModelServiceStub(channel)
+        stub.GetServingModel(models_pb2.GetServingModelRequest())
+        click.echo("ready")
+        sys.stdin.read()
+        start = time.monotonic()
         for number in range(SWITCHES):
             serving = stub.GetServingModel(models_pb2.GetServingModelRequest()).version
             (other,) = {*versions(registry)} - {serving}
