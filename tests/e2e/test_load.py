@@ -74,6 +74,13 @@ def own_server(
     return lambda *more: ServerProcess(tmp_path_factory.mktemp("server"), *options, *more)
 
 
+@pytest.fixture
+def one_front(front: str) -> None:
+    """For what the load itself does, whoever answers."""
+    if front != "lean":
+        pytest.skip("nothing here depends on the front")
+
+
 # --- what is counted ------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +151,7 @@ def test_no_call_is_lost_when_the_server_asks_for_new_connections(server: Server
     assert step["offered"] > 2400
 
 
+@pytest.mark.usefixtures("one_front")
 def test_a_search_tells_the_highest_rate_that_held(server: ServerProcess, load: Load, tmp_path: Path) -> None:
     options = ("--find", "--p99-ms", 9000, "--rate", 20, "--duration", 0.3, "--steps", 3, "--html", tmp_path / "a.html")
     done, found = load(server.target, *options)
@@ -158,6 +166,7 @@ def test_a_search_tells_the_highest_rate_that_held(server: ServerProcess, load: 
 # --- servers in trouble ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_front")
 def test_a_stall_of_the_server_shows_in_all_calls_that_it_kept_waiting(
     own_server: Callable[..., ServerProcess], load: Load
 ) -> None:
@@ -190,6 +199,7 @@ def test_a_server_that_goes_away_is_told_and_the_test_ends(
     assert {code for code, _ in outcomes(step)} <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
+@pytest.mark.usefixtures("one_front")
 def test_ctrl_c_ends_it_with_a_report_of_what_there_was(server: ServerProcess, load: Load) -> None:
     stop = (1.2, lambda process: process.send_signal(signal.SIGINT))
     done, found = load(server.target, "--rate", 50, "--duration", 60, meanwhile=[stop])
@@ -201,6 +211,7 @@ def test_ctrl_c_ends_it_with_a_report_of_what_there_was(server: ServerProcess, l
     assert "Stopped early." in done.out
 
 
+@pytest.mark.usefixtures("one_front")
 def test_tls_is_spoken_with_an_authority_of_ones_own(
     own_server: Callable[..., ServerProcess], load: Load, tmp_path: Path
 ) -> None:

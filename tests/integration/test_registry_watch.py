@@ -93,9 +93,9 @@ def test_what_was_refused_is_not_tried_again_until_its_files_change(
 ) -> None:
     read: list[str] = []
 
-    def current(registry: Path, version: str) -> Model:
+    def current(registry: Path, version: str, rest: Callable[[], None]) -> Model:
         read.append(version)
-        return honest(registry, version)
+        return honest(registry, version, rest)
 
     async def act(watch: RegistryWatch) -> None:
         before, bad = serving(watch), republished(worker.registry)
