@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Final, Protocol, TypeVar
 
 from feature_store.bundle import CURRENT, BundleError, point, read_manifest
@@ -303,7 +304,7 @@ def _behind_all_others() -> None:
 
 
 def _rest() -> None:
-    time.sleep(REST_S)
+    sleep(REST_S)
 
 
 async def first_model(registry: Path, is_ready: Callable[[str], Awaitable[bool]]) -> Model:

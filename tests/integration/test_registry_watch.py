@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from feature_store.registry import (
     versions,
     write_rollout,
 )
+from service import registry_watch
 from service.errors import Reason, RequestError
 from service.models import Model
 from service.registry_watch import Hooks, RegistryWatch, first_model
@@ -117,6 +119,20 @@ def test_what_was_refused_is_not_tried_again_until_its_files_change(
         assert (read, watch.counts["switches"]) == ([], 1)
 
     honest = Model.current
+    worker.run(act)
+
+
+def test_a_model_is_loaded_behind_all_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+
+    async def act(watch: RegistryWatch) -> None:
+        assert os.getpriority(os.PRIO_PROCESS, await watch.aside(threading.get_native_id)) == 19
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19
+        republished(worker.registry)
+        monkeypatch.setattr(registry_watch, "sleep", rests.append)
+        await watch.look()
+        assert rests == [registry_watch.REST_S] * 3
+
     worker.run(act)
 
 
