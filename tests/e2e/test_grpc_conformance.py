@@ -319,7 +319,7 @@ def test_expired_work_is_not_done(patient: ServerProcess, stoppable: RedisProces
         before = keys_asked(stoppable.url)
         stoppable.pause()
         asked = [raw.call(SCORE, ONE)]  # at Redis already, as is a call of the other lane
-        raw.look(seconds=0.1)
+        raw.look(seconds=0.7)
         late = [raw.call(SCORE, ONE, [("grpc-timeout", "100m")]) for _ in range(20)]
         began = time.monotonic()
         for stream in late:
@@ -337,7 +337,7 @@ def test_cancelled_work_is_not_done(patient: ServerProcess, stoppable: RedisProc
         before = keys_asked(stoppable.url)
         stoppable.pause()
         asked = [raw.call(SCORE, ONE)]
-        raw.look(seconds=0.1)
+        raw.look(seconds=0.7)
         for stream in [raw.call(SCORE, ONE) for _ in range(20)]:
             raw.cancel(stream)
         for _ in range(20):
@@ -414,7 +414,7 @@ def test_a_ping_is_answered_also_while_calls_wait(patient: ServerProcess, stoppa
         raw.ping()
         stoppable.pause()
         waiting = raw.call(SCORE, ONE)
-        raw.look(seconds=0.1)
+        raw.look(seconds=0.7)
         began = time.monotonic()
         raw.ping()
         assert time.monotonic() - began < 1
@@ -426,7 +426,7 @@ def test_a_request_comes_in_while_another_waits_for_redis(patient: ServerProcess
     with RawClient(patient.target) as raw:
         stoppable.pause()
         waiting = raw.call(SCORE, ONE)
-        raw.look(seconds=0.1)
+        raw.look(seconds=0.7)
         late = raw.begin(BATCH, [("grpc-timeout", "9S")])
         began = time.monotonic()
         raw.send(late, framed(LONG))  # needs the server's windows to be opened again and again
