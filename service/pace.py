@@ -6,7 +6,7 @@
                                                                         └─► and done ──► beyond its deadline: refused
 
 The bound has two sizes, as controlled delay has (Maurer, "Fail at Scale", ACM Queue 2015): a burst may fill the queue
-to the whole of it, but a queue that has not been empty for a while is no burst, and is held at a tenth.
+to the whole of it, but a queue that has not been empty for a while is no burst, and is held at a fifth.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORGET: Final = 1.01
 """How the least time grows with each batch, so that it follows too."""
 FRESH_S: Final = 1.0
 """So long the least time is believed while nothing is done: then a call is let through to find out."""
-STANDING: Final = 0.1
+STANDING: Final = 0.2
 """Of the bound, once the queue has been standing."""
 INTERVAL_S: Final = 0.1
 """After so long with a queue that was never empty it is standing; until nobody was shed for as long, or all is done."""

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=10_000, description="Most customers of one call in one graph run; the rest takes turns.")
     ] = 128
     max_queue_ms: Annotated[
-        float, Field(gt=0, description="Scores that would wait longer are shed; a tenth, once the queue is standing.")
+        float, Field(gt=0, description="Scores that would wait longer are shed; a fifth, once the queue is standing.")
     ] = 50.0
     max_events_queue_ms: Annotated[float, Field(gt=0, description="Events that would wait longer are shed.")] = 500.0
     max_message_bytes: Annotated[
