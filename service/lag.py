@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,15 +74,23 @@ class Lag:
         async with grpc.aio.insecure_channel(self._address) as channel:
             probe: Any = channel.unary_unary(PROBE)
             while True:
-                await asyncio.sleep(EVERY_S)
-                if not self._called:
-                    self._last_s = 0.0
-                    continue
-                self._called, self._asked = False, self._clock()
-                try:
-                    await probe(b"")
-                    self._last_s = self._clock() - self._asked
-                except grpc.aio.AioRpcError:  # the server stops
-                    self._last_s = 0.0
-                finally:
-                    self._asked = None
+                await asyncio.sleep(0 if self._beyond else EVERY_S)
+                await self._look(lambda: probe(b""))
+
+    @property
+    def _beyond(self) -> bool:
+        return self._last_s > self._most_s
+
+    async def _look(self, probe: Callable[[], Awaitable[object]]) -> None:
+        """Measure once, where calls came since the last look, or are shed: when a pause is known it may be over."""
+        if not (self._called or self._beyond):
+            self._last_s = 0.0
+            return
+        self._called, self._asked = False, self._clock()
+        try:
+            await probe()
+            self._last_s = self._clock() - self._asked
+        except grpc.aio.AioRpcError:  # the server stops
+            self._last_s = 0.0
+        finally:
+            self._asked = None

@@ -46,6 +46,27 @@ def test_after_a_quiet_time_nothing_is_owed() -> None:
     assert shed_of(lag, 1) == 0
 
 
+def test_a_pause_that_is_over_is_looked_at_again_although_no_call_came() -> None:
+    clock = Clock()
+    lag = Lag(0.05, clock)
+
+    async def probe(takes_s: float) -> None:
+        clock.now += takes_s
+
+    async def main() -> None:
+        await lag._look(lambda: probe(0.2))
+        assert lag.seconds() == 0, "nobody called: there was nothing to measure for"
+        await lag._look(lambda: probe(0.2))
+        assert lag.seconds() == pytest.approx(0.2)
+        lag._called = False
+        assert lag._beyond
+        await lag._look(lambda: probe(0.001))
+        assert lag.seconds() == pytest.approx(0.001)
+        assert not lag._beyond
+
+    asyncio.run(main())
+
+
 def test_without_a_server_nothing_is_shed_and_nothing_is_left_behind() -> None:
     async def main() -> None:
         lag = Lag(0.05)
