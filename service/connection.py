@@ -434,8 +434,7 @@ class Connection(asyncio.Protocol):
         if self._leaving == "told" and not self._h2.streams and self._unsent and now > self._left:
             self.abort()  # all is answered, and taken too slowly
         elif self._leaving == "told" and not self._h2.streams and not self._unsent:
-            self.flush()  # the last reply may wait for the end of this turn
-            self.flush()  # replies to calls that were shed
+            self.flush()  # the last reply, and those to calls that were shed, may wait for the end of this turn
             self._say_goodbye()
         elif self._leaving == "told" and self._h2.streams:  # a stream may go on for long, and its peer be gone
             self._keep_alive(now)

@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import sleep
 from typing import Final, Protocol, TypeVar
 
 from feature_store.bundle import CURRENT, BundleError, point, read_manifest
@@ -47,7 +46,7 @@ from service.shadow import Shadow
 
 logger: Final = logging.getLogger("tidemark")
 
-REST_S: Final = 0.01
+REST: Final = partial(time.sleep, 0.01)
 """Between the steps of loading a model, so that calls that had to wait for one of them are done before the next."""
 
 T = TypeVar("T")
@@ -264,7 +263,7 @@ class RegistryWatch:
                 raise RefusedError(known.reason)
         try:
             await self._check_states(version, files)
-            model = await self.aside(Model.current, self.registry, version, _rest)
+            model = await self.aside(Model.current, self.registry, version, REST)
         except BundleError as error:
             raise self._refuse(version, str(error), files) from None  # its frames hold the bundle
         self.refused.pop(version, None)
@@ -301,10 +300,6 @@ class RegistryWatch:
 def _behind_all_others() -> None:
     """Let the calling thread have what others leave of the cores: nobody waits for it."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def _rest() -> None:
-    sleep(REST_S)
 
 
 async def first_model(registry: Path, is_ready: Callable[[str], Awaitable[bool]]) -> Model:
