@@ -332,7 +332,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(ROOT / "tests" / "clients", tmp_path_factory.mktemp("node") / "clients"))
     command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "--fetch-retries=1"]
     try:
-        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     except subprocess.TimeoutExpired:
         pytest.skip("the npm registry did not answer in time")
     if silent := re.search(NO_ANSWER, ended.stderr):
@@ -347,7 +347,7 @@ def _run(folder: Path, *arguments: object) -> Outcome:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=3600,  # a hang, not slowness
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

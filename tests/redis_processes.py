@@ -15,7 +15,7 @@ import redis
 
 from feature_store.embedded import redis_server_command
 
-START_S = 20.0
+START_S = 300.0
 SLOTS = 16384
 
 

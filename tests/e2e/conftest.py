@@ -21,7 +21,7 @@ from feature_store.embedded import redis_server_command
 from service.client import ScoringClient
 
 T = TypeVar("T")
-START_S = 30.0
+START_S = 300.0
 
 
 class ServerProcess:
@@ -62,7 +62,7 @@ class ServerProcess:
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=300)
 
     def __enter__(self) -> Self:
         return self

@@ -105,7 +105,7 @@ def load(target: str) -> Iterator[list[Client]]:
 
 def await_more(clients: list[Client]) -> None:
     """Until something more has been acknowledged, and something else is on its way."""
-    before, deadline = sum(len(client.sent) for client in clients), time.monotonic() + 20
+    before, deadline = sum(len(client.sent) for client in clients), time.monotonic() + 300
     while sum(len(client.sent) for client in clients) == before:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -242,7 +242,7 @@ def test_locust_makes_the_same_calls(server: ServerProcess, ids: Path, tmp_path:
     file = Path(service.load.__path__[0]) / "locustfile.py"
     options = ["--headless", "--users", "3", "--spawn-rate", "3", "--run-time", "6s", "--csv", str(tmp_path / "found")]
     command = [sys.executable, "-m", "locust", "-f", str(file), "--host", server.target, "--ids", str(ids), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     header, row, *_ = (tmp_path / "found_stats.csv").read_text().splitlines()
     found = dict(zip(header.split(","), row.split(","), strict=True))

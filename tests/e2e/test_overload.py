@@ -94,7 +94,7 @@ class Calls:
 
 async def first_refused(calls: list[Any]) -> Any:
     """The first of the calls that is refused, while others wait."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for call in calls:
             if call.done() and await call.code() is not grpc.StatusCode.OK:

@@ -101,7 +101,7 @@ def test_archive_goes_on_until_it_is_told_to_stop_and_moves_the_rest_then(
     with subprocess.Popen(command, env={**os.environ, "REDIS_URL": clean_redis}, stderr=subprocess.PIPE) as process:
         try:
             record(clean_redis, toy, visits(20))
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 300
             while not (folder / "position.json").exists() or rows(folder) < 20:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -118,7 +118,7 @@ def test_two_archivers_do_not_write_one_archive(call: Call, clean_redis: str, tm
     command = [sys.executable, "-m", "feature_store", "archive", "--folder", str(folder), "--redis", clean_redis]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 300
             while not (folder / "position.json").exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

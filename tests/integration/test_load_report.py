@@ -58,7 +58,7 @@ def seen(node_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     unpacked.mkdir()
     plan = {"url": page.as_uri(), "folder": str(unpacked), "looks": LOOKS}
     command = ["node", str(node_folder / "report.mjs")]
-    ended = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, timeout=200, check=False)
+    ended = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, timeout=600, check=False)
     shutil.rmtree(unpacked)
     assert (ended.returncode, ended.stderr) == (0, "")
     found_there: dict[str, Any] = json.loads(ended.stdout)
