@@ -13,21 +13,21 @@ from typing import Any
 
 import click
 
-from feature_store import bundle
-from feature_store.archive import Archive
-from feature_store.archiver import move, run
+from feature_store.archive.mover import move, run
+from feature_store.archive.writer import Archive
+from feature_store.bundles import bundle
+from feature_store.bundles.registry import in_use
+from feature_store.capacity import measure
 from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
-from feature_store.cost import measure
 from feature_store.definitions import matches
 from feature_store.errors import InputError
-from feature_store.events import HOUR_S
-from feature_store.layouts import Pruner
-from feature_store.loading import REMEMBER_S, TOLERANCE, load_states, verify_states
-from feature_store.offline import OfflineStore, SourceSummary, iso
-from feature_store.online import LogReader, StateWriter
-from feature_store.registry import in_use
-from feature_store.state import StateLayout
+from feature_store.loading.load import REMEMBER_S, TOLERANCE, load_states, verify_states
+from feature_store.offline.store import OfflineStore, SourceSummary, iso
+from feature_store.online.active_layouts import Pruner
+from feature_store.online.store import LogReader, StateWriter
+from feature_store.state.events import HOUR_S
+from feature_store.state.layout import StateLayout
 
 MONTH_US = 30 * 86_400e6
 

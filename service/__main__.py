@@ -7,7 +7,7 @@ import os
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from feature_store.bundle import BundleError
+from feature_store.bundles.bundle import BundleError
 from feature_store.config import first_problem
 from feature_store.errors import InputError, end_with
 from service.logs import start_log

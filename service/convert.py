@@ -19,9 +19,9 @@ from google.protobuf.message import DecodeError
 from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2
 
-from feature_store.bundle import ECONOMICS
+from feature_store.bundles.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
-from feature_store.events import text_fault
+from feature_store.state.events import text_fault
 from service import wire
 from service.convert_explain import wanted
 from service.errors import DOMAIN, QuotaExceededError, Reason, RequestError

@@ -9,10 +9,10 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import customers_pb2, scoring_pb2
 
-from feature_store.customers import Customer
 from feature_store.definitions import Feature
-from feature_store.record import Interest, Record
-from feature_store.state import DAY_S
+from feature_store.online.customer_store import Customer
+from feature_store.state.layout import DAY_S
+from feature_store.state.profile import Interest, Record
 from service.convert import id_error, parsed
 from service.errors import Reason, RequestError
 

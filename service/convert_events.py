@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tidemark.v1 import events_pb2
 
-from feature_store.events import Event
+from feature_store.state.events import Event
 from service.convert import MAX_NANOS, parsed
 from service.errors import Reason, RequestError
 from service.recorder import Noted, Recorded

@@ -9,8 +9,8 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import models_pb2
 
-from feature_store.bundle import Manifest
-from feature_store.registry import NO_ROLLOUT, Rollout, is_version
+from feature_store.bundles.bundle import Manifest
+from feature_store.bundles.registry import NO_ROLLOUT, Rollout, is_version
 from service.convert import parsed
 from service.errors import Reason, RequestError
 from service.registry_watch import Refusal

@@ -29,12 +29,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from feature_store.cli import run_cli
-from feature_store.embedded import embedded_redis
+from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError
-from feature_store.online import StateWriter
-from feature_store.state import StateLayout
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import StateLayout
 from service.client import Alert, Problem, Score, ScoringClient
 from service.live_client import CustomerClient, Event, EventClient
 

@@ -26,8 +26,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.bundle import OFFERS
-from feature_store.state import Floats, StateLayout
+from feature_store.bundles.bundle import OFFERS
+from feature_store.state.layout import Floats, StateLayout
 from service.errors import Reason, RequestError
 from service.explanations import Contribution, Explanation
 from service.reasons import Player, players_of, say

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
-from feature_store.customers import ConflictError, CustomerStore, MergeRefusedError, UnknownCustomerError
 from feature_store.definitions import Interests
 from feature_store.errors import NotInClusterError, StoreUnavailableError
-from feature_store.record import LEAST_WEIGHT, UnreadableRecordError
+from feature_store.online.customer_store import ConflictError, CustomerStore, MergeRefusedError, UnknownCustomerError
+from feature_store.state.profile import LEAST_WEIGHT, UnreadableRecordError
 from service import convert_customers, convert_events, convert_models
 from service.errors import Reason, RequestError
 from service.model_handlers import Models

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import grpc
 import numpy as np
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from service.errors import Code, Reason, RequestError
 
 CODES: Final[Mapping[int, str]] = {code.value[0]: code.name for code in grpc.StatusCode}

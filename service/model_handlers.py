@@ -7,8 +7,8 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Final
 
-from feature_store.bundle import BundleError, Manifest, read_manifest
-from feature_store.registry import Rollout, Stamp, stamp, versions
+from feature_store.bundles.bundle import BundleError, Manifest, read_manifest
+from feature_store.bundles.registry import Rollout, Stamp, stamp, versions
 from service import convert_models
 from service.errors import Reason, RequestError
 from service.registry_watch import RegistryWatch

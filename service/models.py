@@ -9,11 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from feature_store import bundle
-from feature_store.baseline import baseline
-from feature_store.bundle import OFFERS, OUTPUTS, BundleError, defaults
-from feature_store.graph import Graph, open_bundle
-from feature_store.state import DAY_S, Floats, StateBatch, StateLayout
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import OFFERS, OUTPUTS, BundleError, defaults
+from feature_store.bundles.onnx_session import Graph, open_bundle
+from feature_store.bundles.typical_customer import baseline
+from feature_store.state.layout import DAY_S, Floats, StateBatch, StateLayout
 from service.explain import Explainer
 
 WARM_ROWS: Final = (1, 256)

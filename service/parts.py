@@ -17,13 +17,13 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
 
-from feature_store.customers import CustomerStore
 from feature_store.errors import InputError
-from feature_store.events import HOUR_S, Rules
-from feature_store.layouts import is_ready
-from feature_store.live import Fold
-from feature_store.online import Redis, StateReader
-from feature_store.recent import RecentStates
+from feature_store.online.active_layouts import is_ready
+from feature_store.online.customer_store import CustomerStore
+from feature_store.online.stale_cache import RecentStates
+from feature_store.online.store import Redis, StateReader
+from feature_store.state.events import HOUR_S, Rules
+from feature_store.state.folding import Fold
 from service import tls
 from service.access import Access
 from service.batching import Batcher

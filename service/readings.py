@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from service.batching import Batcher
 from service.errors import Reason
 from service.front_aio import AioFront

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from feature_store.definitions import Feature
-from feature_store.state import DAY_S
+from feature_store.state.layout import DAY_S
 from service.explanations import Contribution, SlotValue
 
 MEASURES: Final = {"latest": "recency", "earliest": "tenure", "count": "count"}

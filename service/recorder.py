@@ -22,10 +22,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from feature_store.customers import ConflictError
 from feature_store.errors import ArchiveBehindError, NotInClusterError, StoreUnavailableError
-from feature_store.events import Event, Problem, Rules, problem
-from feature_store.live import Outcome, Verdict
+from feature_store.online.customer_store import ConflictError
+from feature_store.state.events import Event, Problem, Rules, problem
+from feature_store.state.folding import Outcome, Verdict
 from service.errors import Reason, RequestError
 from service.pace import DEADLINE, Pace, expired, overloaded
 from service.store_errors import not_in_cluster, store_error

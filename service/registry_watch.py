@@ -24,9 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from feature_store.bundle import CURRENT, BundleError, point, read_manifest
-from feature_store.errors import StoreUnavailableError
-from feature_store.registry import (
+from feature_store.bundles.bundle import CURRENT, BundleError, point, read_manifest
+from feature_store.bundles.registry import (
     NO_ROLLOUT,
     ROLLOUT_FILE,
     SERVING,
@@ -38,6 +37,7 @@ from feature_store.registry import (
     stamp,
     write_rollout,
 )
+from feature_store.errors import StoreUnavailableError
 from service.errors import Reason, RequestError
 from service.models import Model
 from service.scorer import Scorer

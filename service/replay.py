@@ -21,7 +21,7 @@ from tidemark.v1 import events_pb2
 from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
+from feature_store.offline.store import OfflineStore
 from service.client import bearing
 
 PER_CALL: Final = 1000

@@ -26,10 +26,10 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import StoreUnavailableError
-from feature_store.record import LEAST_WEIGHT, Interest, Told
-from feature_store.state import Floats, Missing, StateBatch, finite
+from feature_store.state.layout import Floats, Missing, StateBatch, finite
+from feature_store.state.profile import LEAST_WEIGHT, Interest, Told
 from service.errors import Reason, RequestError
 from service.explain import Wanted
 from service.logs import customers

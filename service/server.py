@@ -16,9 +16,9 @@ from typing import Final
 
 import uvloop
 
-from feature_store.bundle import BundleError
-from feature_store.customers import CustomerStore
+from feature_store.bundles.bundle import BundleError
 from feature_store.errors import InputError, ReadOnlyStoreError, StoreUnavailableError
+from feature_store.online.customer_store import CustomerStore
 from service.exposition import answer, exposed
 from service.instruments import watch_loop
 from service.logs import log_loop_error, start_log

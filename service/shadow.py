@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from service.errors import RequestError
 from service.models import Model
 from service.scorer import Part, Scorer, Scores

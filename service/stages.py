@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from service.errors import RequestError
 from service.metrics import Metrics
 from service.scorer import Scores

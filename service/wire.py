@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from feature_store.record import Interest
+from feature_store.state.profile import Interest
 from service.scorer import Note, Scores, Spikes
 
 # churn (2) and propensity (3), each an Alert of 26 bytes, and expected_spend (4). What is false is written out as well,

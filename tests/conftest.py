@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.cli import run_cli
-from feature_store.embedded import embedded_redis
+from feature_store.embedded_redis import embedded_redis
 
 ROOT = Path(__file__).parents[1]
 NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREACH|E5\d\d)\b"

@@ -41,8 +41,8 @@ from hyperframe import frame as frames
 from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 
 from feature_store.errors import StoreUnavailableError
-from feature_store.events import Event, Rules
-from feature_store.live import ACCEPTED, Outcome
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import ACCEPTED, Outcome
 from service import calls, connection, convert_customers, convert_events, front_lean
 from service.batching import Batcher
 from service.errors import Reason, RequestError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_store.bundle import ECONOMICS, INPUTS, MANIFEST_FILE, OFFERS, OUTPUTS, Manifest, publish, sha256
+from feature_store.bundles.bundle import ECONOMICS, INPUTS, MANIFEST_FILE, OFFERS, OUTPUTS, Manifest, publish, sha256
 from feature_store.definitions import Feature, fingerprint
 from training.config import Offer
 from training.evaluate import policy_metrics, probability_metrics

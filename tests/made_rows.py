@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from feature_store.definitions import Feature
-from feature_store.state import Floats, StateLayout
+from feature_store.state.layout import Floats, StateLayout
 from training.config import TrainingConfig
 from training.dataset import Rows
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from feature_store.embedded import redis_server_command
+from feature_store.embedded_redis import redis_server_command
 
 START_S = 300.0
 SLOTS = 16384

@@ -11,11 +11,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from feature_store.cli import run_cli
 from feature_store.config import load_config
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
+from feature_store.offline.store import OfflineStore
 from training.config import TrainingConfig
 from training.export import ParityError
 from training.fit import fit as fit_bundle

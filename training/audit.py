@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
+from feature_store.offline.store import OfflineStore
 from training.audit_events import audit_events
 from training.audit_snapshot import audit_snapshot
 from training.config import TrainingConfig

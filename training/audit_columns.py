@@ -7,8 +7,8 @@ from typing import Final
 
 import duckdb
 
-from feature_store.canonical import NUMERIC
 from feature_store.definitions import MAX_CATEGORIES
+from feature_store.offline.source import NUMERIC
 from training.config import Treatment
 from training.evidence import Finding
 

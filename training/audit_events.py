@@ -9,7 +9,7 @@ from typing import Final
 import duckdb
 
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
+from feature_store.offline.store import OfflineStore
 from training.audit_columns import audit_columns, columns_of, text_list, treatment_columns
 from training.audit_time import Days, audit_times, count_days
 from training.audit_types import audit_types, count_types

@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.state import DAY_S
+from feature_store.state.layout import DAY_S
 from training.evidence import Finding
 
 OLDEST_DAY: Final = 7_305

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 
 RESAMPLES: Final = 500
 INTERVAL: Final = (2.5, 97.5)

@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
-from feature_store.canonical import NUMERIC
 from feature_store.definitions import MAX_CATEGORIES, Candidates, Feature
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
+from feature_store.offline.source import NUMERIC
+from feature_store.offline.store import OfflineStore
 from training.config import Overdue, TrainingConfig, check_overdue
 from training.dataset import quoted
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from feature_store.definitions import Feature
-from feature_store.offline import OfflineStore
+from feature_store.offline.store import OfflineStore
 
 QUANTILE = 0.999
 FACTOR = 2.0

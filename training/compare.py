@@ -17,8 +17,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from feature_store import bundle
-from feature_store.bundle import OFFERS, BundleError, Manifest
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import OFFERS, BundleError, Manifest
 from feature_store.errors import InputError
 from training.config import Offer
 from training.evidence import Floats, TestRows, read_evidence, terms

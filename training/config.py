@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from feature_store.config import FeatureConfig
 from feature_store.definitions import Feature
 

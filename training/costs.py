@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from feature_store.bundle import ECONOMICS, OFFERS
-from feature_store.state import Floats, StateLayout
+from feature_store.bundles.bundle import ECONOMICS, OFFERS
+from feature_store.state.layout import Floats, StateLayout
 from training.config import TrainingConfig
 from training.onnx_graph import GraphBuilder
 from training.thresholds import CustomerOffer, Terms

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from feature_store.errors import InputError
-from feature_store.state import DAY_S
+from feature_store.state.layout import DAY_S
 from training.config import TrainingConfig
 
 TEST_STEP_DAYS = 14.0

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from feature_store.config import Snapshot
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStates, OfflineStore
-from feature_store.point_in_time import sampled
-from feature_store.state import DAY_S, Floats, StateLayout
+from feature_store.offline.point_in_time import sampled
+from feature_store.offline.store import OfflineStates, OfflineStore
+from feature_store.state.layout import DAY_S, Floats, StateLayout
 from training.config import TrainingConfig
 
 Index = npt.NDArray[np.intp]

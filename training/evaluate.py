@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, mean_poisson_deviance, roc_auc_score
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.thresholds import Terms, gain
 
 Metrics = dict[str, float]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from feature_store.bundle import OFFERS, Manifest
+from feature_store.bundles.bundle import OFFERS, Manifest
 from feature_store.errors import InputError
 from training.thresholds import CustomerOffer
 

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from feature_store.bundle import ECONOMICS, OFFERS, OUTPUTS, Arrays
-from feature_store.graph import Graph, beyond_tolerance, largest_differences
-from feature_store.state import Floats
+from feature_store.bundles.bundle import ECONOMICS, OFFERS, OUTPUTS, Arrays
+from feature_store.bundles.onnx_session import Graph, beyond_tolerance, largest_differences
+from feature_store.state.layout import Floats
 from training.config import TrainingConfig
 from training.costs import add_own_costs, terms_of
 from training.features import add_features

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.graph import Graph
-from feature_store.state import DAY_S, Floats, StateLayout
+from feature_store.bundles.onnx_session import Graph
+from feature_store.state.layout import DAY_S, Floats, StateLayout
 from training.config import Overdue
 from training.onnx_graph import GraphBuilder
 

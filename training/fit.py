@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from feature_store.baseline import told, typical
-from feature_store.bundle import Manifest, sha256
-from feature_store.graph import Graph
-from feature_store.offline import OfflineStore
-from feature_store.state import Floats
+from feature_store.bundles.bundle import Manifest, sha256
+from feature_store.bundles.onnx_session import Graph
+from feature_store.bundles.typical_customer import told, typical
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import Floats
 from training import judge
 from training.audit import audit, stop_on_fatal
 from training.config import TrainingConfig

@@ -12,11 +12,11 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import train_test_split
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
+from feature_store.bundles.onnx_session import Graph
 from feature_store.errors import InputError
-from feature_store.graph import Graph
-from feature_store.offline import OfflineStore
-from feature_store.state import Floats
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import Floats
 from training import evaluate, policy
 from training.config import TrainingConfig
 from training.costs import own_figures, terms_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import xlogy
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.dataset import Index
 
 

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from feature_store.bundle import OFFERS
-from feature_store.state import Floats
+from feature_store.bundles.bundle import OFFERS
+from feature_store.state.layout import Floats
 from training import spend
 from training.config import TrainingConfig
 from training.dataset import Rows

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.bootstrap import RESAMPLES, interval, resampled_totals
 from training.config import Offer
 from training.evidence import Cell, Policy

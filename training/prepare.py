@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from feature_store.definitions import Feature
-from feature_store.offline import OfflineStore
-from feature_store.state import StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import StateLayout
 from training import candidates, splits
 from training.clips import learn_clips
 from training.config import TrainingConfig

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from feature_store.errors import InputError
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.onnx_graph import GraphBuilder
 from training.splits import Split
 from training.trees import tree_parameters

@@ -12,7 +12,7 @@ import duckdb
 
 from feature_store.config import Source, parse_config
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore, iso
+from feature_store.offline.store import OfflineStore, iso
 from training import propose_toml as toml
 from training.audit_columns import quoted, text_list
 from training.config import Economics, TrainingConfig

@@ -7,7 +7,7 @@ from typing import Final
 
 import duckdb
 
-from feature_store.canonical import NUMERIC
+from feature_store.offline.source import NUMERIC
 from training.audit_columns import quoted
 
 READ_SHARE: Final = 0.99

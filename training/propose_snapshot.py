@@ -9,9 +9,9 @@ from typing import Final
 
 import duckdb
 
-from feature_store.canonical import read_attributes
 from feature_store.config import Snapshot, Source
 from feature_store.errors import InputError
+from feature_store.offline.source import read_attributes
 from training import propose_toml as toml
 from training.audit_columns import columns_of, is_number, is_text, quoted, text_list
 from training.audit_snapshot import audit_snapshot

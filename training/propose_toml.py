@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from training.config import Economics
 
 BARE_KEY: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")

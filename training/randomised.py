@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.errors import InputError
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.evidence import Finding, Value
 
 Z_95: Final = 1.959964

@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from feature_store.archive_reader import fill_table
-from feature_store.offline import OfflineStore
-from feature_store.state import Floats
+from feature_store.archive.reader import fill_table
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import Floats
 from training.dataset import Rows
 from training.evidence import Damage
 from training.judge import Judged, offers

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.config import Offer
 from training.policy import Scored, tuned_threshold
 from training.thresholds import Terms, threshold

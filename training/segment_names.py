@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.traits import MONTH_DAYS, Role, Trait
 
 EVERYBODY: Final = "all customers"

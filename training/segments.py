@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.evidence import Segment
 from training.features import FeatureSpec
 from training.onnx_graph import GraphBuilder

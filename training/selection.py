@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from scipy.special import expit
 
-from feature_store.bundle import OFFERS
-from feature_store.state import Floats
+from feature_store.bundles.bundle import OFFERS
+from feature_store.state.layout import Floats
 from training import probability, spend
 from training.dataset import Index, Rows
 from training.evidence import Rung, Trial

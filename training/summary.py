@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from feature_store.bundle import OFFERS, Manifest
+from feature_store.bundles.bundle import OFFERS, Manifest
 
 
 def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_store.bundle import ECONOMICS, OFFER_FIGURES
-from feature_store.state import Floats
+from feature_store.bundles.bundle import ECONOMICS, OFFER_FIGURES
+from feature_store.state.layout import Floats
 from training.config import Offer
 from training.onnx_graph import GraphBuilder
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.definitions import Aggregate, Feature
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.features import FeatureSpec
 
 Role = Literal["recency", "tenure", "frequency", "monetary", "attribute", "missing"]

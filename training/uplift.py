@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.evidence import Value
 from training.randomised import Experiment, experiment, influences, policy_values
 

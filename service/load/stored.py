@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from feature_store.errors import InputError
-from feature_store.online import StateWriter
-from feature_store.state import StateLayout
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import StateLayout
 from service.load.ids import MOST_IDS
 
 

@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from feature_store import bundle
-from feature_store.embedded import embedded_redis
+from feature_store.bundles import bundle
+from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError
 from tests.benchmarks.figures import FIGURES, GROUPS, Figure
 from tests.benchmarks.setting import Bench, load_customers

@@ -27,14 +27,14 @@ import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import events_pb2, scoring_pb2
 
-from feature_store import bundle
-from feature_store.bundle import Bundle
-from feature_store.customers import CustomerStore
-from feature_store.embedded import embedded_redis
-from feature_store.events import Event, Rules
-from feature_store.live import Fold, Known
-from feature_store.online import Keys, Redis
-from feature_store.state import DAY_S, StateLayout
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import Bundle
+from feature_store.embedded_redis import embedded_redis
+from feature_store.online.customer_store import CustomerStore
+from feature_store.online.store import Keys, Redis
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import Fold, Known
+from feature_store.state.layout import DAY_S, StateLayout
 from service import recorder
 from tests.benchmarks import front, raw_load
 from tests.benchmarks.setting import (

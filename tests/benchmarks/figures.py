@@ -17,9 +17,9 @@ import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import scoring_pb2
 
-from feature_store.embedded import embedded_redis
-from feature_store.online import Keys, Redis, StateReader, StateWriter
-from feature_store.state import StateLayout
+from feature_store.embedded_redis import embedded_redis
+from feature_store.online.store import Keys, Redis, StateReader, StateWriter
+from feature_store.state.layout import StateLayout
 from service.convert import encode_batch
 from service.framing import HEAD, OK
 from service.http2 import Http2

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import redis
 
-from feature_store import bundle
-from feature_store.embedded import embedded_redis
-from feature_store.online import StateWriter
+from feature_store.bundles import bundle
+from feature_store.embedded_redis import embedded_redis
+from feature_store.online.store import StateWriter
 from service.live_client import CustomerClient, Event, EventClient
 from service.models import Model
 from tests.benchmarks.garbage_made import FED, SURE, TIMEOUT_S, Tally

@@ -13,8 +13,8 @@ import grpc.aio
 import numpy as np
 from tidemark.v1 import scoring_pb2
 
-from feature_store.online import StateWriter
-from feature_store.state import Floats, StateBatch
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import Floats, StateBatch
 from service.convert import decode_batch, decode_score
 from service.models import Model
 from service.scorer import Part

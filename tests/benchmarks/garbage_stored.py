@@ -17,10 +17,10 @@ import numpy as np
 import redis
 from tidemark.v1 import scoring_pb2
 
-from feature_store import bundle
-from feature_store.bundle import BundleError
-from feature_store.online import Keys
-from feature_store.state import Floats, StateBatch
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import BundleError
+from feature_store.online.store import Keys
+from feature_store.state.layout import Floats, StateBatch
 from service.models import Model
 from tests.benchmarks.garbage_made import GOOD, NUMBERS, TIMEOUT_S, Tally
 from tests.benchmarks.garbage_requests import TOLERANCE, Oracle

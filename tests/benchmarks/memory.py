@@ -13,7 +13,7 @@ from typing import Any, Final
 import grpc
 from tidemark.v1 import scoring_pb2
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from tests.benchmarks import million
 from tests.benchmarks.setting import UNARY, Bench, Measured, Server, customer_id, tidemark_server
 

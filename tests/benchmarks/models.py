@@ -22,8 +22,8 @@ import grpc
 import numpy as np
 from tidemark.v1 import models_pb2, models_pb2_grpc
 
-from feature_store import bundle
-from feature_store.registry import versions
+from feature_store.bundles import bundle
+from feature_store.bundles.registry import versions
 from tests.benchmarks import front, raw_load
 from tests.benchmarks.setting import Bench, Measured, tidemark_server
 

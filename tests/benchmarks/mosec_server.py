@@ -20,7 +20,7 @@ import numpy as np
 import redis
 from mosec import Server, Worker
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from service import wire
 from service.models import Model
 from service.scorer import NO_SPIKES

@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 import redis
 
-from feature_store.embedded import redis_server_command
+from feature_store.embedded_redis import redis_server_command
 from tests.benchmarks.setting import UNARY, Bench, Measured, load_customers, tidemark_server, unary_requests
 
 BEFORE_S: Final = 1.0

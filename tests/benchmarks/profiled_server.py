@@ -18,9 +18,9 @@ from service.__main__ import main
 
 EVERY_S: Final = 0.001
 OWNERS: Final = {
-    "feature_store/online.py": "redis",
-    "feature_store/state.py": "states",
-    "feature_store/graph.py": "graph",
+    "feature_store/online/store.py": "redis",
+    "feature_store/state/layout.py": "states",
+    "feature_store/bundles/onnx_session.py": "graph",
     "service/models.py": "graph",
     "service/convert.py": "protobuf",
     "service/wire.py": "protobuf",

@@ -23,9 +23,9 @@ import psutil
 from rich.console import Console
 from tidemark.v1 import scoring_pb2
 
-from feature_store.bundle import Bundle
-from feature_store.online import StateWriter
-from feature_store.state import StateLayout
+from feature_store.bundles.bundle import Bundle
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import StateLayout
 
 Measured = tuple[float, str]
 """A figure, and how it came about."""

@@ -23,8 +23,8 @@ import duckdb
 
 from feature_store.config import Source
 from feature_store.definitions import Feature
-from feature_store.offline import OfflineStore
-from feature_store.state import DAY_S, StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import DAY_S, StateLayout
 from tests.benchmarks.setting import Bench, Measured, paired
 
 EVENTS: Final = 20_000_000

@@ -17,12 +17,12 @@ import numpy.typing as npt
 from lightgbm import LGBMClassifier
 from sklearn.metrics import roc_auc_score
 
-from feature_store.bundle import OFFERS, defaults
+from feature_store.bundles.bundle import OFFERS, defaults
+from feature_store.bundles.onnx_session import open_bundle
 from feature_store.config import load_config
 from feature_store.definitions import Feature
-from feature_store.graph import open_bundle
-from feature_store.offline import OfflineStore
-from feature_store.state import Floats, StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import Floats, StateLayout
 from tests.benchmarks.setting import Bench, Measured, cpu_of
 from training.candidates import candidates
 from training.clips import learn_clips

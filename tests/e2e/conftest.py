@@ -17,7 +17,7 @@ import grpc
 import pytest
 from tidemark.rpc import status_pb2
 
-from feature_store.embedded import redis_server_command
+from feature_store.embedded_redis import redis_server_command
 from service.client import ScoringClient
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from typing import Any, Final
 import grpc
 from tidemark.v1 import models_pb2, models_pb2_grpc
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from feature_store.definitions import fingerprint
 
 _numbers = itertools.count(1)

@@ -11,8 +11,8 @@ import pytest
 import redis
 from tidemark.v1 import customers_pb2
 
-from feature_store.record import MOST_ALIASES, Record
-from feature_store.seal import sealed
+from feature_store.state.checksum import sealed
+from feature_store.state.profile import MOST_ALIASES, Record
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import CUSTOMERS, HOUR_S, Live, calling, event, info_of, may_retry, someone, told_of
 

@@ -25,9 +25,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_the_demo_answers_and_stops_cleanly(
-    stop: signal.Signals, sample_registry: Path, tmp_path: Path
-) -> None:
+def test_the_demo_answers_and_stops_cleanly(stop: signal.Signals, sample_registry: Path, tmp_path: Path) -> None:
     port, said = free_port(), tmp_path / "said.txt"
     command = ["service.demo", "complete_journey", "--registry", str(sample_registry), "--port", str(port)]
     start = time.monotonic()

@@ -25,8 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tidemark.v1 import scoring_pb2
 
 import service
-from feature_store import bundle
 from feature_store.__main__ import cli as feature_store_cli
+from feature_store.bundles import bundle
 from service.client import CallFailedError, ScoringClient
 from tests.conftest import Call, Run, Shop
 from tests.e2e.conftest import RedisProcess, ServerProcess

@@ -14,10 +14,10 @@ import grpc
 import pytest
 import redis
 
-from feature_store import bundle
 from feature_store.__main__ import cli as feature_store_cli
-from feature_store.online import FOLDED, Keys
-from feature_store.registry import ROLLOUT_FILE, SERVING
+from feature_store.bundles import bundle
+from feature_store.bundles.registry import ROLLOUT_FILE, SERVING
+from feature_store.online.store import FOLDED, Keys
 from service.serving import drawn
 from tests.conftest import Call, Outcome, Shop
 from tests.e2e.conftest import ServerProcess, refused

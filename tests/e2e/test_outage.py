@@ -15,8 +15,8 @@ import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
-from feature_store.online import StateWriter
-from feature_store.state import State, StateLayout
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import State, StateLayout
 from service.client import CallFailedError, Problem, Score, ScoringClient
 from service.live_client import CustomerClient, Event, EventClient
 from service.models import Model

@@ -20,9 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 
-from feature_store import bundle
-from feature_store.online import StateWriter
-from feature_store.state import StateLayout
+from feature_store.bundles import bundle
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import StateLayout
 from service.errors import PUSHBACK
 from tests.benchmarks import open_load
 from tests.benchmarks.setting import customer_id

@@ -33,7 +33,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import events_pb2, scoring_pb2
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from tests.e2e.conftest import RedisProcess, ServerProcess
 from tests.e2e.live import EVENTS, calling, event, someone
 

@@ -13,11 +13,11 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from feature_store.config import FeatureConfig, load_config
-from feature_store.offline import OfflineStore
-from feature_store.online import StateWriter
-from feature_store.state import StateBatch, StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import StateBatch, StateLayout
 from service.client import Economics, Offer, Problem, Score, ScoringClient
 from service.models import Model
 from tests.e2e.conftest import refused

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidemark.rpc import status_pb2
 from tidemark.v1 import events_pb2, scoring_pb2
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from service.client import ScoringClient
 from service.live_client import CustomerClient, Event, EventClient
 from tests.benchmarks.rolling import KEPT, Load

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from feature_store import bundle
-from feature_store.customers import CustomerStore
+from feature_store.bundles import bundle
 from feature_store.errors import StoreUnavailableError
-from feature_store.events import Event, Rules
-from feature_store.live import Fold, Verdict
-from feature_store.online import Redis
-from feature_store.state import StateLayout
+from feature_store.online.customer_store import CustomerStore
+from feature_store.online.store import Redis
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import Fold, Verdict
+from feature_store.state.layout import StateLayout
 from tests.conftest import Trained
 
 

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 import redis
 
-from feature_store.commit import Group, Write
-from feature_store.customers import (
+from feature_store.definitions import Feature, Interests
+from feature_store.embedded_redis import embedded_redis
+from feature_store.errors import ArchiveBehindError, StoreUnavailableError
+from feature_store.online.commit import Group, Write
+from feature_store.online.customer_store import (
     ALREADY,
     CYCLE,
     ITSELF,
@@ -27,15 +30,12 @@ from feature_store.customers import (
     MergeRefusedError,
     UnknownCustomerError,
 )
-from feature_store.definitions import Feature, Interests
-from feature_store.embedded import embedded_redis
-from feature_store.errors import ArchiveBehindError, StoreUnavailableError
-from feature_store.events import Event, Rules
-from feature_store.live import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, Fold, Outcome, Verdict
-from feature_store.online import ARCHIVED, FOLDED, LAYOUTS, LOG, TAG, Keys, Redis, StateReader, StateWriter
-from feature_store.record import MOST_ALIASES, Record, UnreadableRecordError
-from feature_store.seal import opened, sealed
-from feature_store.state import DAY_S, State, StateBatch, StateLayout
+from feature_store.online.store import ARCHIVED, FOLDED, LAYOUTS, LOG, TAG, Keys, Redis, StateReader, StateWriter
+from feature_store.state.checksum import opened, sealed
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, Fold, Outcome, Verdict
+from feature_store.state.layout import DAY_S, State, StateBatch, StateLayout
+from feature_store.state.profile import MOST_ALIASES, Record, UnreadableRecordError
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from feature_store import bundle
-from feature_store.baseline import baseline, told, typical
-from feature_store.bundle import BundleError, Manifest
-from feature_store.state import Floats
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import BundleError, Manifest
+from feature_store.bundles.typical_customer import baseline, told, typical
+from feature_store.state.layout import Floats
 from service.explain import EXACT_PLAYERS, Mixtures, exact, sampled
 from service.explanations import Explanation
 from service.models import Model

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_store.archive import Archive
-from feature_store.archive_reader import COLUMNS, POSITION_FILE, Snapshot, read_archive
+from feature_store.archive.reader import COLUMNS, POSITION_FILE, Snapshot, read_archive
+from feature_store.archive.writer import Archive
 from feature_store.errors import InputError
 
 START = 1.7e9

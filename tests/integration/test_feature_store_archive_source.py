@@ -12,13 +12,13 @@ import duckdb
 import numpy as np
 import pytest
 
-from feature_store import bundle
-from feature_store.archive import Archive
+from feature_store.archive.writer import Archive
+from feature_store.bundles import bundle
 from feature_store.config import Source, load_config
 from feature_store.definitions import Feature
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
-from feature_store.state import StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import StateLayout
 from training.__main__ import cli
 from training.config import TrainingConfig
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from feature_store import bundle
-from feature_store.bundle import ECONOMICS, INPUTS, OUTPUTS, BundleError, Manifest
-from feature_store.graph import Graph, open_bundle
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import ECONOMICS, INPUTS, OUTPUTS, BundleError, Manifest
+from feature_store.bundles.onnx_session import Graph, open_bundle
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -208,7 +208,7 @@ def test_a_publish_stopped_half_way_leaves_nothing_that_could_be_served(registry
     before = contents(registry)
     script = f"""
 import os, pathlib
-from feature_store import bundle
+from feature_store.bundles import bundle
 registry = pathlib.Path({str(registry)!r})
 found = bundle.read(registry)
 calls = []

@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import duckdb
 import pytest
 
-from feature_store.archive import Archive
-from feature_store.archiver import move
+from feature_store.archive.mover import move
+from feature_store.archive.writer import Archive
 from feature_store.config import Source
-from feature_store.customers import CustomerStore
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import InputError
-from feature_store.events import Event, Rules
-from feature_store.live import Fold, Outcome, Verdict
-from feature_store.loading import LoadSummary, Verification, load_states, verify_states
-from feature_store.offline import OfflineStore
-from feature_store.online import LogReader, Redis, StateWriter
-from feature_store.state import StateLayout
+from feature_store.loading.load import LoadSummary, Verification, load_states, verify_states
+from feature_store.offline.store import OfflineStore
+from feature_store.online.customer_store import CustomerStore
+from feature_store.online.store import LogReader, Redis, StateWriter
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import Fold, Outcome, Verdict
+from feature_store.state.layout import StateLayout
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="visit"),

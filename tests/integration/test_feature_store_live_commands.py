@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from feature_store import bundle
 from feature_store.__main__ import cli
-from feature_store.archive_reader import read_archive
-from feature_store.customers import CustomerStore
+from feature_store.archive.reader import read_archive
+from feature_store.bundles import bundle
 from feature_store.definitions import Interests
-from feature_store.events import Event, Rules
-from feature_store.live import Fold
-from feature_store.online import LogReader, Redis
-from feature_store.state import StateLayout
+from feature_store.online.customer_store import CustomerStore
+from feature_store.online.store import LogReader, Redis
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import Fold
+from feature_store.state.layout import StateLayout
 from tests.conftest import Call, Shop, Trained
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from feature_store import bundle
-from feature_store.online import StateWriter
-from feature_store.state import DAY_S, State, StateLayout
+from feature_store.bundles import bundle
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import DAY_S, State, StateLayout
 
 if TYPE_CHECKING:
     from tests.conftest import Outcome, Shop, Store, Trained

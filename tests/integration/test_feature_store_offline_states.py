@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_store import point_in_time
 from feature_store.config import Source
 from feature_store.definitions import Feature
 from feature_store.errors import InputError
-from feature_store.events import Event
-from feature_store.offline import OfflineStates, OfflineStore, iso
-from feature_store.point_in_time import sampled
-from feature_store.state import DAY_S, StateLayout
+from feature_store.offline import point_in_time
+from feature_store.offline.point_in_time import sampled
+from feature_store.offline.store import OfflineStates, OfflineStore, iso
+from feature_store.state.events import Event
+from feature_store.state.layout import DAY_S, StateLayout
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="it's a visit"),

@@ -15,10 +15,10 @@ import pytest
 import redis
 
 from feature_store.definitions import Feature
-from feature_store.embedded import embedded_redis
+from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online import CHUNK, Keys, Redis, StateReader, StateWriter
-from feature_store.state import State, StateBatch, StateLayout
+from feature_store.online.store import CHUNK, Keys, Redis, StateReader, StateWriter
+from feature_store.state.layout import State, StateBatch, StateLayout
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
 OTHER = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=8)])
@@ -180,7 +180,7 @@ def read_for_a_while(url: str) -> None:
 def test_an_embedded_redis_does_not_outlive_a_killed_process(tmp_path: Path) -> None:
     script = """
 import os, signal
-from feature_store.embedded import embedded_redis
+from feature_store.embedded_redis import embedded_redis
 with embedded_redis() as url:
     print(url.removeprefix("unix://"), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

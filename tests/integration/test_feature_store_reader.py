@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from feature_store.definitions import Feature
-from feature_store.embedded import embedded_redis
+from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online import Redis, StateReader, StateWriter
-from feature_store.state import State, StateLayout
+from feature_store.online.store import Redis, StateReader, StateWriter
+from feature_store.state.layout import State, StateLayout
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
 CUSTOMERS = [f"c{i}" for i in range(100)]

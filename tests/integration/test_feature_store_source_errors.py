@@ -9,8 +9,8 @@ import pytest
 from feature_store.config import Source
 from feature_store.definitions import Feature
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
-from feature_store.state import StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import StateLayout
 
 GOOD = "SELECT 'a' AS customer_id, TIMESTAMP '2024-01-01' AS event_time, 'purchase' AS event_type"
 AGE = StateLayout([Feature(name="age", aggregate="attribute")])

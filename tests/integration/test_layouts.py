@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import redis
 
-from feature_store import layouts
-from feature_store.commit import Group
-from feature_store.customers import CustomerStore
 from feature_store.definitions import Feature, Interests
-from feature_store.events import Event, Rules
-from feature_store.layouts import Pruner, announce
-from feature_store.live import Fold, Verdict
-from feature_store.online import FOLDED, LAYOUTS, TAG, Committed, Keys, LogReader, Redis, StateReader, StateWriter
-from feature_store.state import State, StateLayout
+from feature_store.online import active_layouts as layouts
+from feature_store.online.active_layouts import Pruner, announce
+from feature_store.online.commit import Group
+from feature_store.online.customer_store import CustomerStore
+from feature_store.online.store import FOLDED, LAYOUTS, TAG, Committed, Keys, LogReader, Redis, StateReader, StateWriter
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import Fold, Verdict
+from feature_store.state.layout import State, StateLayout
 from service.recorder import Recorder
 
 NOW = 1_800_000_000.0

@@ -19,16 +19,16 @@ import redis
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from feature_store.commit import Group
 from feature_store.config import Source
-from feature_store.customers import ALREADY, CYCLE, ITSELF, CustomerStore, MergeRefusedError
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreUnavailableError
-from feature_store.events import HOUR_S, Event, Rules
-from feature_store.live import Fold, Outcome, Verdict
-from feature_store.offline import OfflineStore
-from feature_store.online import LOG, Committed, Keys, Redis, StateReader
-from feature_store.state import StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.online.commit import Group
+from feature_store.online.customer_store import ALREADY, CYCLE, ITSELF, CustomerStore, MergeRefusedError
+from feature_store.online.store import LOG, Committed, Keys, Redis, StateReader
+from feature_store.state.events import HOUR_S, Event, Rules
+from feature_store.state.folding import Fold, Outcome, Verdict
+from feature_store.state.layout import StateLayout
 
 START = 1_750_000_000.0
 CLIP = 90.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from service.load.command import load
 from tests.conftest import Call
 from tests.made_evidence import made_bundle, made_rows

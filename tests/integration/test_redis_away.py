@@ -11,8 +11,6 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from feature_store.commit import Group, Write
-from feature_store.customers import CustomerStore
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import (
     ReadOnlyStoreError,
@@ -20,11 +18,13 @@ from feature_store.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
-from feature_store.events import Rules
-from feature_store.live import Fold
-from feature_store.online import Keys, Redis, StateReader, StateWriter
-from feature_store.recent import RecentStates
-from feature_store.state import Missing, State, StateLayout
+from feature_store.online.commit import Group, Write
+from feature_store.online.customer_store import CustomerStore
+from feature_store.online.stale_cache import RecentStates
+from feature_store.online.store import Keys, Redis, StateReader, StateWriter
+from feature_store.state.events import Rules
+from feature_store.state.folding import Fold
+from feature_store.state.layout import Missing, State, StateLayout
 from tests.redis_processes import DATA, Node, await_that
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
@@ -155,7 +155,7 @@ def test_a_read_has_one_budget_however_often_it_asks(node: Node) -> None:
 
 
 def aliased(root: str) -> bytes:
-    from feature_store.record import Record  # noqa: PLC0415
+    from feature_store.state.profile import Record  # noqa: PLC0415
 
     return Record(alias_of=root).pack()
 

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from feature_store.__main__ import cli
-from feature_store.address import parse
-from feature_store.cluster import Cluster
-from feature_store.commit import Group, Write
-from feature_store.connections import slot_of
-from feature_store.customers import CustomerStore, UnknownCustomerError
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import InputError, NotInClusterError, StoreAwayError, StoreUnavailableError
-from feature_store.events import Event, Rules
-from feature_store.live import Fold
-from feature_store.online import Keys, Redis, StateReader, StateWriter
-from feature_store.record import Record
-from feature_store.state import Missing, State, StateLayout
+from feature_store.online.commit import Group, Write
+from feature_store.online.customer_store import CustomerStore, UnknownCustomerError
+from feature_store.online.store import Keys, Redis, StateReader, StateWriter
+from feature_store.online.transport.address import parse
+from feature_store.online.transport.cluster import Cluster
+from feature_store.online.transport.connections import slot_of
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import Fold
+from feature_store.state.layout import Missing, State, StateLayout
+from feature_store.state.profile import Record
 from tests.conftest import Call, Store
 from tests.redis_processes import Node, Watched, await_that, cluster, watched
 

@@ -16,11 +16,9 @@ from typing import Any, cast
 
 import pytest
 
-from feature_store import bundle
-from feature_store.bundle import BundleError
-from feature_store.definitions import fingerprint
-from feature_store.errors import StoreUnavailableError
-from feature_store.registry import (
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import BundleError
+from feature_store.bundles.registry import (
     NO_ROLLOUT,
     ROLLOUT_FILE,
     SERVING,
@@ -32,6 +30,8 @@ from feature_store.registry import (
     versions,
     write_rollout,
 )
+from feature_store.definitions import fingerprint
+from feature_store.errors import StoreUnavailableError
 from service import registry_watch
 from service.errors import Reason, RequestError
 from service.models import Model

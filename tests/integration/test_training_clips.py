@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from feature_store.config import FeatureConfig, load_config
 from feature_store.definitions import Feature, matches
-from feature_store.offline import OfflineStore
-from feature_store.state import StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import StateLayout
 from tests.conftest import TOY_DAYS, TOY_START, Run, Shop
 from training.clips import learn_clips, rounded_up
 

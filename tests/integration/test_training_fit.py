@@ -13,14 +13,14 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 import training.fit
-from feature_store import bundle
-from feature_store.baseline import baseline, typical
-from feature_store.bundle import ECONOMICS, INPUTS, OFFERS, OUTPUTS, Arrays, Bundle
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import ECONOMICS, INPUTS, OFFERS, OUTPUTS, Arrays, Bundle
+from feature_store.bundles.onnx_session import Graph, open_bundle
+from feature_store.bundles.typical_customer import baseline, typical
 from feature_store.config import load_config
 from feature_store.definitions import fingerprint, matches
-from feature_store.graph import Graph, open_bundle
-from feature_store.offline import OfflineStore
-from feature_store.state import DAY_S, StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import DAY_S, StateLayout
 from training.__main__ import cli
 from training.config import TrainingConfig
 from training.dataset import Rows, build_rows

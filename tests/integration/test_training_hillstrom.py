@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.evidence import Value
 from training.randomised import check_chance, experiment, measured_rates
 from training.uplift import ABOVE_COST, EVERYBODY, NOBODY, evaluate_treatment

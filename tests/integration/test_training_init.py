@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import duckdb
 import pytest
 
-from feature_store.canonical import read_attributes
 from feature_store.config import load_config
-from feature_store.offline import OfflineStore
+from feature_store.offline.source import read_attributes
+from feature_store.offline.store import OfflineStore
 from tests.conftest import write_shop
 from training.__main__ import cli
 from training.config import TrainingConfig

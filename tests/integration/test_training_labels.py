@@ -10,8 +10,8 @@ import pytest
 
 from feature_store.config import Source
 from feature_store.definitions import Feature
-from feature_store.offline import OfflineStore
-from feature_store.state import DAY_S, StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import DAY_S, StateLayout
 from training.config import TrainingConfig
 from training.dataset import Rows, build_rows
 

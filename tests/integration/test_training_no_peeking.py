@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from feature_store import bundle
+from feature_store.bundles import bundle
 from feature_store.config import load_config
-from feature_store.offline import OfflineStore
-from feature_store.state import StateLayout
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import StateLayout
 from tests.conftest import DAY_S, TOY_DAYS, TOY_START, Shop
 from training.__main__ import cli
 from training.candidates import candidates, overdue

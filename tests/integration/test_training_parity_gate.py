@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import training.fit
-from feature_store import bundle
-from feature_store.bundle import OUTPUTS, Arrays
-from feature_store.graph import Graph
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import OUTPUTS, Arrays
+from feature_store.bundles.onnx_session import Graph
 from training.__main__ import cli
 from training.export import ParityError, check_parity, expected_outputs
 from training.onnx_graph import GraphBuilder

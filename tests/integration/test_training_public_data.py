@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from feature_store import bundle
 from feature_store.__main__ import cli as feature_store_cli
-from feature_store.bundle import OFFERS
-from feature_store.graph import open_bundle
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import OFFERS
+from feature_store.bundles.onnx_session import open_bundle
 from training.__main__ import cli
 
 if TYPE_CHECKING:

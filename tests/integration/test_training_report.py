@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from tests.conftest import Call
 from tests.made_evidence import made_bundle, made_evidence, made_rows
 from training.__main__ import cli

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from feature_store import bundle
 from feature_store.__main__ import cli
-from feature_store.bundle import OFFERS, OUTPUTS, Manifest
-from feature_store.graph import beyond_tolerance, open_bundle
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import OFFERS, OUTPUTS, Manifest
+from feature_store.bundles.onnx_session import beyond_tolerance, open_bundle
 
 if TYPE_CHECKING:
     from tests.conftest import Call

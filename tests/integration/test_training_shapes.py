@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pytest
 
 from feature_store.__main__ import cli as feature_store_cli
-from feature_store.bundle import OUTPUTS
-from feature_store.online import StateWriter
+from feature_store.bundles.bundle import OUTPUTS
+from feature_store.online.store import StateWriter
 from service.models import Model
 from training.__main__ import cli
 from training.evidence import read_evidence

@@ -9,8 +9,8 @@ from typing import Final
 
 from jinja2 import Environment, StrictUndefined
 
-from feature_store import bundle
-from feature_store.bundle import OFFERS, BundleError, Manifest
+from feature_store.bundles import bundle
+from feature_store.bundles.bundle import OFFERS, BundleError, Manifest
 from feature_store.errors import InputError
 from training.evidence import Evidence, TestRows, read_evidence
 from training.report.drawing import plain

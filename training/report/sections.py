@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from feature_store.bundle import Manifest
+from feature_store.bundles.bundle import Manifest
 from training.evidence import Evidence, Policy, TestRows
 from training.report import plots_groups, plots_models, plots_money, plots_rows
 from training.report.drawing import Picture, compact, plain

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from feature_store.bundle import Manifest
+from feature_store.bundles.bundle import Manifest
 from training.evidence import Evidence, Floats, Policy, Rung, TestRows, terms
 from training.paired import row_losses
 from training.report import curves

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.address import Kind, parse
 from feature_store.errors import InputError
+from feature_store.online.transport.address import Kind, parse
 
 
 @pytest.mark.parametrize("url", ["redis://h:1/2", "rediss://u:p@h", "unix:///tmp/redis.sock?db=7", "nonsense"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from feature_store.archive_log import Aliases, replay
+from feature_store.archive.replay import Aliases, replay
 from feature_store.errors import InputError
 
 EVENT = ["e", "ann", 1.7e9, "purchase", 9.5, None, "shoe", "web", "e1", "great", ""]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.baseline import told, typical
+from feature_store.bundles.typical_customer import told, typical
 from feature_store.definitions import Feature
-from feature_store.state import StateLayout
+from feature_store.state.layout import StateLayout
 
 LAYOUT = StateLayout(
     [

@@ -5,7 +5,13 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from feature_store.breaker import FIRST_REST_S, LONGEST_REST_S, PROBE_EVERY_S, STEADY_S, Breaker
+from feature_store.online.transport.circuit_breaker import (
+    FIRST_REST_S,
+    LONGEST_REST_S,
+    PROBE_EVERY_S,
+    STEADY_S,
+    Breaker,
+)
 
 
 class Clock:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.definitions import MAX_ID_BYTES, MAX_NAME_BYTES
-from feature_store.events import (
+from feature_store.state.events import (
     CAPPED,
     HOUR_S,
     MAX_AMOUNT,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from feature_store.bundle import Arrays
-from feature_store.graph import beyond_tolerance, largest_differences
+from feature_store.bundles.bundle import Arrays
+from feature_store.bundles.onnx_session import beyond_tolerance, largest_differences
 
 
 def of(name: str, *values: float) -> Arrays:

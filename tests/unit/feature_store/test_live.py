@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.definitions import Feature, Interests
-from feature_store.events import CAPPED, HOUR_S, Event, Rules
-from feature_store.live import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, Change, Fold, Known, Outcome, Verdict
-from feature_store.record import Interest, Record
-from feature_store.state import DAY_S, State, StateBatch, StateLayout
+from feature_store.state.events import CAPPED, HOUR_S, Event, Rules
+from feature_store.state.folding import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, Change, Fold, Known, Outcome, Verdict
+from feature_store.state.layout import DAY_S, State, StateBatch, StateLayout
+from feature_store.state.profile import Interest, Record
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout(

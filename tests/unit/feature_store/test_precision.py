@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_store.loading import TOLERANCE
+from feature_store.loading.load import TOLERANCE
 
 FOLDS = 1000
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import tracemalloc
 
-from feature_store.recent import RecentStates
-from feature_store.record import Interest, Told
+from feature_store.online.stale_cache import RecentStates
+from feature_store.state.profile import Interest, Told
 
 WITHHELD = Told(scoring=False, automated_response=True, top=None)
 FOREVER = 1e9

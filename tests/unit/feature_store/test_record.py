@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feature_store.definitions import Interests
-from feature_store.record import (
+from feature_store.state.profile import (
     ALIAS,
     FLAGS,
     LEAST_WEIGHT,

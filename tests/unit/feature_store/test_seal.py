@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.commit import Write, position_of
 from feature_store.definitions import Feature
-from feature_store.record import Interest, Record, UnreadableRecordError, told
-from feature_store.seal import opened, sealed
-from feature_store.state import State, StateLayout
+from feature_store.online.commit import Write, position_of
+from feature_store.state.checksum import opened, sealed
+from feature_store.state.layout import State, StateLayout
+from feature_store.state.profile import Interest, Record, UnreadableRecordError, told
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
 KEY, RECORD_KEY = b"tm:00000000:c", b"tm:live:c"

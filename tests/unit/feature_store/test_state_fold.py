@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.definitions import Feature
-from feature_store.events import Event
-from feature_store.state import DAY_S, Floats, StateLayout
+from feature_store.state.events import Event
+from feature_store.state.layout import DAY_S, Floats, StateLayout
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="visit"),

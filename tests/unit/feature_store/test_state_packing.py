@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.commit import position_of
 from feature_store.definitions import Feature
-from feature_store.state import State, StateLayout
+from feature_store.online.commit import position_of
+from feature_store.state.layout import State, StateLayout
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="visit"),

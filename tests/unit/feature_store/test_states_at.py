@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store import point_in_time
 from feature_store.definitions import Feature
-from feature_store.point_in_time import STEP_S, Fold, sampled, step_ends
-from feature_store.state import DAY_S, StateLayout
+from feature_store.offline import point_in_time
+from feature_store.offline.point_in_time import STEP_S, Fold, sampled, step_ends
+from feature_store.state.layout import DAY_S, StateLayout
 
 SPEND = Feature(name="spend", aggregate="sum", event="b", field="amount", half_life_days=1, clip=10)
 LAYOUT = StateLayout(

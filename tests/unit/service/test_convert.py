@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tidemark.v1 import scoring_pb2
 
-from feature_store.bundle import ECONOMICS
-from feature_store.record import Interest
+from feature_store.bundles.bundle import ECONOMICS
+from feature_store.state.profile import Interest
 from service.convert import METHODS, decode_batch, decode_score, encode_batch, encode_score
 from service.convert_explain import encoded
 from service.errors import Reason, RequestError

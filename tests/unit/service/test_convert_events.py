@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import events_pb2
 
-from feature_store.events import Event, Problem, Rules, problem
+from feature_store.state.events import Event, Problem, Rules, problem
 from service.convert_events import MAX_EVENTS, decode_events, encode_recorded, encode_streamed
 from service.errors import Reason, RequestError
 from service.recorder import Noted, Recorded

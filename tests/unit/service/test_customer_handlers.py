@@ -13,7 +13,9 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import customers_pb2, scoring_pb2
 
-from feature_store.customers import (
+from feature_store.definitions import Feature, Interests
+from feature_store.errors import NotInClusterError, StoreFullError, StoreUnavailableError
+from feature_store.online.customer_store import (
     ALREADY,
     CYCLE,
     ITSELF,
@@ -24,10 +26,8 @@ from feature_store.customers import (
     MergeRefusedError,
     UnknownCustomerError,
 )
-from feature_store.definitions import Feature, Interests
-from feature_store.errors import NotInClusterError, StoreFullError, StoreUnavailableError
-from feature_store.record import Interest, Record, UnreadableRecordError
-from feature_store.state import DAY_S, State, StateLayout
+from feature_store.state.layout import DAY_S, State, StateLayout
+from feature_store.state.profile import Interest, Record, UnreadableRecordError
 from service.errors import Code, Reason, RequestError
 from service.handlers import REFUSED, Customers
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_store.definitions import Feature
-from feature_store.state import DAY_S, Floats, StateLayout
+from feature_store.state.layout import DAY_S, Floats, StateLayout
 from service.errors import Reason, RequestError
 from service.explain import EXACT_PLAYERS, SAMPLED_ROWS, Explainer, Mixtures, Wanted, exact, mixtures, sampled
 from service.explanations import Explanation

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from feature_store.breaker import Breaker
+from feature_store.online.transport.circuit_breaker import Breaker
 from service.batching import Batcher
 from service.convert import METHODS
 from service.errors import Reason

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.definitions import Feature
-from feature_store.state import DAY_S
+from feature_store.state.layout import DAY_S
 from service.reasons import players_of, say
 
 NEVER, NOT_YET = -math.inf, math.inf

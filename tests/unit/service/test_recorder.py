@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tidemark.v1 import events_pb2
 
-from feature_store.customers import ConflictError
 from feature_store.errors import (
     ArchiveBehindError,
     NotInClusterError,
@@ -21,8 +20,9 @@ from feature_store.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
-from feature_store.events import Event, Problem, Rules
-from feature_store.live import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
+from feature_store.online.customer_store import ConflictError
+from feature_store.state.events import Event, Problem, Rules
+from feature_store.state.folding import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
 from service.errors import Code, Reason, RequestError
 from service.handlers import MOST_TOLD, EventStream
 from service.recorder import BATCH, WORKERS, Noted, Recorded, Recorder

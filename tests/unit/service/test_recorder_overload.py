@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tidemark.v1 import events_pb2
 
-from feature_store.events import Event, Rules
-from feature_store.live import ACCEPTED, Outcome
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import ACCEPTED, Outcome
 from service.errors import Reason, RequestError
 from service.handlers import EventStream
 from service.pace import DEADLINE

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from feature_store.events import Event, Rules
-from feature_store.live import ACCEPTED, DUPLICATE, Outcome
+from feature_store.state.events import Event, Rules
+from feature_store.state.folding import ACCEPTED, DUPLICATE, Outcome
 from service.recorder import BATCH, BESIDE_SCORES, TURNS, WORKERS, Recorder
 
 

@@ -9,11 +9,11 @@ from typing import cast
 import numpy as np
 import pytest
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreUnavailableError
-from feature_store.record import Told
-from feature_store.state import Floats, Missing, State, StateBatch, StateLayout
+from feature_store.state.layout import Floats, Missing, State, StateBatch, StateLayout
+from feature_store.state.profile import Told
 from service.errors import Reason, RequestError
 from service.explain import Wanted
 from service.models import Model

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from feature_store.definitions import Feature, Interests
-from feature_store.record import LEAST_WEIGHT, Interest, Told
-from feature_store.state import Floats, State, StateBatch, StateLayout
+from feature_store.state.layout import Floats, State, StateBatch, StateLayout
+from feature_store.state.profile import LEAST_WEIGHT, Interest, Told
 from service.errors import Code, Reason, RequestError
 from service.models import Model
 from service.scorer import Note, Part, Scorer, Scores, Spikes

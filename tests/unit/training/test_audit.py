@@ -11,7 +11,7 @@ from rich.console import Console
 
 from feature_store.config import Snapshot, Source
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
+from feature_store.offline.store import OfflineStore
 from training.audit import audit, is_fatal, print_findings, stop_on_fatal, totals
 from training.audit_events import SAMPLE_EVENTS, sample_of_customers
 from training.audit_snapshot import audit_snapshot

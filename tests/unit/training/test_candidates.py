@@ -9,8 +9,8 @@ import pytest
 
 from feature_store.definitions import Candidates, Feature
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
-from feature_store.state import DAY_S
+from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import DAY_S
 from tests.made_rows import OFFER, made_config
 from training.candidates import candidates, cost_columns, not_to_learn_from, overdue, slug
 from training.config import Overdue, TrainingConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import InputError
 from tests.made_evidence import CUTOFFS, OFFER, logistic, made_manifest, made_rows
 from training.compare import Comparison, compare_rows

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.bundle import ECONOMICS, OFFERS
-from feature_store.graph import Graph
-from feature_store.state import Floats
+from feature_store.bundles.bundle import ECONOMICS, OFFERS
+from feature_store.bundles.onnx_session import Graph
+from feature_store.state.layout import Floats
 from tests.made_rows import OFFER, attributes, made_config
 from training.costs import add_own_costs, own_figures, terms_of
 from training.export import graph_inputs

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.errors import InputError
-from feature_store.state import DAY_S
+from feature_store.state.layout import DAY_S
 from training.config import TrainingConfig
 from training.cutoffs import Cutoffs, Plan, lay_out
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_store.bundles.onnx_session import Graph
 from feature_store.definitions import Feature
-from feature_store.graph import Graph
-from feature_store.state import DAY_S, Floats, StateLayout
+from feature_store.state.layout import DAY_S, Floats, StateLayout
 from training.config import Overdue
 from training.features import MAX_DAYS, FeatureMatrix, FeatureSpec, add_features, filled_matrix
 from training.onnx_graph import GraphBuilder

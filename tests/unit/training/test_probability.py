@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from feature_store.bundles.onnx_session import Graph
 from feature_store.errors import InputError
-from feature_store.graph import Graph
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training import spend
 from training.onnx_graph import GraphBuilder
 from training.probability import (

@@ -12,7 +12,7 @@ import pytest
 
 from feature_store.config import Source
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
+from feature_store.offline.store import OfflineStore
 from training import propose_toml as toml
 from training.config import Economics, TrainingConfig
 from training.cutoffs import lay_out

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-from feature_store.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS
 from tests.made_evidence import made_evidence, made_manifest, made_rows
 from training.evidence import Evidence, Finding, Segment, Tag, TestRows
 from training.report import curves, render_report

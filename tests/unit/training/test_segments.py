@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
+from feature_store.bundles.onnx_session import Graph
 from feature_store.definitions import Feature
-from feature_store.graph import Graph
-from feature_store.state import Floats, StateLayout
+from feature_store.state.layout import Floats, StateLayout
 from training import rfm
 from training.features import FeatureSpec
 from training.onnx_graph import GraphBuilder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from tests.made_rows import attributes, made_rows
 from training import selection
 from training.dataset import Rows

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from feature_store.state import DAY_S
+from feature_store.state.layout import DAY_S
 from tests.made_rows import made_config, made_rows
 from training.cutoffs import TARGETS, Plan, lay_out
 from training.dataset import Index, Rows

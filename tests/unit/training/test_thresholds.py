@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.bundle import ECONOMICS, OFFERS
-from feature_store.graph import Graph
-from feature_store.state import Floats
+from feature_store.bundles.bundle import ECONOMICS, OFFERS
+from feature_store.bundles.onnx_session import Graph
+from feature_store.state.layout import Floats
 from training.config import Offer
 from training.onnx_graph import GraphBuilder
 from training.thresholds import add_thresholds, budget_price, gain, threshold

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_store.bundle import ECONOMICS
+from feature_store.bundles.bundle import ECONOMICS
 from feature_store.config import parse_config
 from feature_store.errors import InputError
 from training.config import TrainingConfig

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.errors import InputError
-from feature_store.state import Floats
+from feature_store.state.layout import Floats
 from training.evidence import Value
 from training.randomised import Experiment, check_chance, experiment, influences, measured_rates, policy_values
 from training.uplift import ABOVE_COST, EVERYBODY, NOBODY, crossfit, evaluate_treatment, policies

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from sys import getsizeof
 from typing import Final, NamedTuple
 
-from feature_store.record import Told
+from feature_store.state.profile import Told
 
 ENTRY_BYTES: Final = 280
 """What an entry takes beside its id and its value, and some more: its tuple and time, and its place in the order."""

@@ -3,8 +3,8 @@
 Every packed value has at bytes 8 to 15 the position of the commit that wrote it. A write says which position it was
 computed from; where another one is found, its group (a customer, or two who merge) is left as it is, and the caller
 reads and computes again. So nothing is lost however many write, and the fold stays in one place, outside of Redis.
-The same goes for which layouts live events are folded into (``feature_store.layouts``): a commit names the tag of those
-that it was computed for, and where there is another one by now, nothing of it is written.
+The same goes for which layouts live events are folded into (``feature_store.online.active_layouts``): a commit names
+the tag of those that it was computed for, and where there is another one by now, nothing of it is written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final
 
 from feature_store.errors import NotInClusterError
-from feature_store.seal import sealed
+from feature_store.state.checksum import sealed
 
 POSITION: Final = slice(8, 16)
 ANY: Final = b"any"

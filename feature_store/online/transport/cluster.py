@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from feature_store.address import Address, Host
-from feature_store.connections import SLOTS, Command, Link, RedisError, Server, refusal, slot_of
 from feature_store.errors import StoreAwayError, StoreUnavailableError
+from feature_store.online.transport.address import Address, Host
+from feature_store.online.transport.connections import SLOTS, Command, Link, RedisError, Server, refusal, slot_of
 
 MGET: Final = b"MGET"
 ASKING: Final = (b"ASKING",)

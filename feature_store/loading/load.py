@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from feature_store.commit import Group, Write, position_of
 from feature_store.errors import InputError
-from feature_store.events import HOUR_S
-from feature_store.history import Cut, History
-from feature_store.layouts import announce
-from feature_store.ledger import Ledger
-from feature_store.offline import OfflineStore, iso
-from feature_store.online import Keys, StateWriter
-from feature_store.record import Record, UnreadableRecordError, hashed, hashed_type, hour_of
-from feature_store.state import Floats, StateBatch, StateLayout
+from feature_store.loading.event_history import Cut, History
+from feature_store.loading.expected_states import Ledger
+from feature_store.offline.store import OfflineStore, iso
+from feature_store.online.active_layouts import announce
+from feature_store.online.commit import Group, Write, position_of
+from feature_store.online.store import Keys, StateWriter
+from feature_store.state.events import HOUR_S
+from feature_store.state.layout import Floats, StateBatch, StateLayout
+from feature_store.state.profile import Record, UnreadableRecordError, hashed, hashed_type, hour_of
 
 TOLERANCE = 1e-6
 """Largest relative difference between a stored and a recomputed slot."""

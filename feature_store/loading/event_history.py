@@ -15,13 +15,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.archive_log import Aliases, replay
-from feature_store.archive_reader import Snapshot, fill_table, holds_archive, read_archive
-from feature_store.canonical import LOG_ID
+from feature_store.archive.reader import Snapshot, fill_table, holds_archive, read_archive
+from feature_store.archive.replay import Aliases, replay
 from feature_store.errors import InputError
-from feature_store.offline import OfflineStore
-from feature_store.online import StateWriter
-from feature_store.state import Floats, StateLayout
+from feature_store.offline.source import LOG_ID
+from feature_store.offline.store import OfflineStore
+from feature_store.online.store import StateWriter
+from feature_store.state.layout import Floats, StateLayout
 
 LIVE: Final = {
     "seq": "BIGINT",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from feature_store.bundle import (
+from feature_store.bundles.bundle import (
     ECONOMICS,
     OUTPUTS,
     PROBABILITY_TOLERANCE,

@@ -22,7 +22,6 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError as RedisError  # noqa: PLC0414  # what is answered may be one of these
 from redis.exceptions import ResponseError
 
-from feature_store.address import Address, Host, Kind
 from feature_store.errors import (
     InputError,
     ReadOnlyStoreError,
@@ -30,6 +29,7 @@ from feature_store.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
+from feature_store.online.transport.address import Address, Host, Kind
 
 Command = tuple[bytes, ...]
 SLOTS: Final = REDIS_CLUSTER_HASH_SLOTS

@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 
 from feature_store.errors import InputError
-from feature_store.events import Event
-from feature_store.history import Cut, History
-from feature_store.online import StateWriter
-from feature_store.state import Floats, State, StateLayout
+from feature_store.loading.event_history import Cut, History
+from feature_store.online.store import StateWriter
+from feature_store.state.events import Event
+from feature_store.state.layout import Floats, State, StateLayout
 
 EVENT_ID: Final = 8
 """Its place in an item of the log."""

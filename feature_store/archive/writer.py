@@ -22,8 +22,7 @@ from typing import Final, Self
 
 import duckdb
 
-from feature_store.archive_log import Aliases, Changes, Row, replay
-from feature_store.archive_reader import (
+from feature_store.archive.reader import (
     ALIAS_COLUMNS,
     COLUMNS,
     POSITION_FILE,
@@ -35,6 +34,7 @@ from feature_store.archive_reader import (
     quoted,
     read_commit,
 )
+from feature_store.archive.replay import Aliases, Changes, Row, replay
 from feature_store.errors import InputError
 
 ROWS_PER_FILE: Final = 1_000_000

@@ -6,9 +6,9 @@ import logging
 import threading
 from typing import Final
 
-from feature_store.archive import Archive
+from feature_store.archive.writer import Archive
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online import LogReader
+from feature_store.online.store import LogReader
 
 logger: Final = logging.getLogger("tidemark")
 

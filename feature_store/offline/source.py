@@ -15,7 +15,7 @@ from typing import Final
 
 import duckdb
 
-from feature_store.archive_reader import ALIAS_COLUMNS, Snapshot, parquet_sql, read_archive
+from feature_store.archive.reader import ALIAS_COLUMNS, Snapshot, parquet_sql, read_archive
 from feature_store.config import Source
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.errors import InputError

@@ -1,7 +1,7 @@
 """Offline feature store: canonical events in DuckDB, and states as of any times.
 
 They follow the same definitions as the online fold, so that both sides compute the same state from the same events
-(``python -m feature_store verify`` proves it); how, is in ``feature_store.point_in_time``.
+(``python -m feature_store verify`` proves it); how, is in ``feature_store.offline.point_in_time``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.canonical import NUMERIC, count_left_out, merge_attributes, read_attributes, read_events
 from feature_store.config import Source
 from feature_store.definitions import Feature
 from feature_store.errors import InputError
-from feature_store.point_in_time import states_at
-from feature_store.state import Floats, StateLayout
+from feature_store.offline.point_in_time import states_at
+from feature_store.offline.source import NUMERIC, count_left_out, merge_attributes, read_attributes, read_events
+from feature_store.state.layout import Floats, StateLayout
 
 
 @dataclass(frozen=True)

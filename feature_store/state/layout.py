@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.definitions import STATE_FORMAT, Feature, fingerprint
-from feature_store.events import Event
-from feature_store.record import Told
+from feature_store.state.events import Event
+from feature_store.state.profile import Told
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +43,8 @@ class State:
     """One customer's state.
 
     as_of: unix seconds up to which events are known, and as of which the slots are meant; slots: float64 ``[slots]`` in
-    the order of the feature lines; position: of the newest log entry that it knows (``feature_store.customers``).
+    the order of the feature lines; position: of the newest log entry that it knows
+    (``feature_store.online.customer_store``).
     """
 
     as_of: float

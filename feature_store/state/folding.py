@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from feature_store.definitions import Interests
-from feature_store.events import CAPPED, HOUR_S, Event, Problem, Rules, event_item
-from feature_store.record import Record, UnreadableRecordError, hashed, hashed_type, hour_of
-from feature_store.state import StateLayout
+from feature_store.state.events import CAPPED, HOUR_S, Event, Problem, Rules, event_item
+from feature_store.state.layout import StateLayout
+from feature_store.state.profile import Record, UnreadableRecordError, hashed, hashed_type, hour_of
 
 WITHHELD: Final = Problem("customer_id", "CONSENT_WITHHELD: the customer does not allow scoring: ask for consent first")
 UNREADABLE: Final = Problem(

@@ -21,7 +21,7 @@ from hashlib import blake2b
 from typing import Final, NamedTuple
 
 from feature_store.definitions import Interests
-from feature_store.events import HOUR_S
+from feature_store.state.events import HOUR_S
 
 VERSION: Final = 2
 NO_SCORING: Final = 1
@@ -52,7 +52,7 @@ FLAGS: Final = 3
 INTERESTS: Final = 36
 """Where they stand in the head."""
 ZEROS: Final = bytes(4)
-"""After the flags: stored they are mixed with a check over all of it (``feature_store.seal``)."""
+"""After the flags: stored they are mixed with a check over all of it (``feature_store.state.checksum``)."""
 
 
 class UnreadableRecordError(Exception):

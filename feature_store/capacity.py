@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from feature_store.customers import CustomerStore
 from feature_store.definitions import Interests
-from feature_store.embedded import embedded_redis
-from feature_store.events import HOUR_S, Event, Rules
-from feature_store.live import Fold, Known
-from feature_store.online import Redis, StateReader, StateWriter
-from feature_store.record import Record
-from feature_store.state import DAY_S, StateLayout
+from feature_store.embedded_redis import embedded_redis
+from feature_store.online.customer_store import CustomerStore
+from feature_store.online.store import Redis, StateReader, StateWriter
+from feature_store.state.events import HOUR_S, Event, Rules
+from feature_store.state.folding import Fold, Known
+from feature_store.state.layout import DAY_S, StateLayout
+from feature_store.state.profile import Record
 
 CUSTOMERS: Final = 20_000
 DIFFERENT: Final = 100

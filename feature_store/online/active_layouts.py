@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from feature_store.definitions import Feature
-from feature_store.online import CHUNK, FOLDED, LAYOUTS, TAG, Keys, LogReader, Redis
-from feature_store.state import StateLayout
+from feature_store.online.store import CHUNK, FOLDED, LAYOUTS, TAG, Keys, LogReader, Redis
+from feature_store.state.layout import StateLayout
 
 logger: Final = logging.getLogger(__name__)
 

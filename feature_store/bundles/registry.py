@@ -3,7 +3,7 @@
 ================= ===========================================================================================
 name              what
 ================= ===========================================================================================
-``<version>/``    a bundle (``feature_store.bundle``)
+``<version>/``    a bundle (``feature_store.bundles.bundle``)
 ``current``       symbolic link: the version to serve
 ``serving``       symbolic link: the version that servers went over to last, kept by them for their next start
 ``rollout.json``  the version that is tried out, if there is one: ``{"shadow": …}`` or ``{"canary": …, "share": …}``
@@ -24,7 +24,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from feature_store.bundle import (
+from feature_store.bundles.bundle import (
     CURRENT,
     GOLDEN_FILE,
     MANIFEST_FILE,

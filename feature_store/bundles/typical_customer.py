@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from feature_store.bundle import Bundle
-from feature_store.state import DAY_S, Floats, StateLayout
+from feature_store.bundles.bundle import Bundle
+from feature_store.state.layout import DAY_S, Floats, StateLayout
 
 
 def typical(layout: StateLayout, slots: Floats) -> Floats:

@@ -14,15 +14,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from feature_store import layouts
-from feature_store.commit import Group, Write
 from feature_store.definitions import Interests
 from feature_store.errors import LayoutsChangedError, NotInClusterError, StoreUnavailableError
-from feature_store.events import Event, erase_item, merge_item
-from feature_store.live import Change, Fold, Known, Outcome, Verdict
-from feature_store.online import ARCHIVED, LAYOUTS, Committed, Keys, Redis
-from feature_store.record import MOST_ALIASES, Record, UnreadableRecordError, alias_of
-from feature_store.state import State, StateBatch, StateLayout
+from feature_store.online import active_layouts as layouts
+from feature_store.online.commit import Group, Write
+from feature_store.online.store import ARCHIVED, LAYOUTS, Committed, Keys, Redis
+from feature_store.state.events import Event, erase_item, merge_item
+from feature_store.state.folding import Change, Fold, Known, Outcome, Verdict
+from feature_store.state.layout import State, StateBatch, StateLayout
+from feature_store.state.profile import MOST_ALIASES, Record, UnreadableRecordError, alias_of
 
 ATTEMPTS: Final = 100
 """So often somebody else may be faster; each time at least one commit got through."""

@@ -9,8 +9,8 @@ import redis.cluster
 import redis.sentinel
 from redis.exceptions import RedisClusterException, RedisError
 
-from feature_store.address import Address, Kind
-from feature_store.connections import clear_url_errors, options_of
+from feature_store.online.transport.address import Address, Kind
+from feature_store.online.transport.connections import clear_url_errors, options_of
 
 CONNECT_S: Final = 5.0
 FAILURES: Final = (RedisError, RedisClusterException, OSError, UnicodeError)

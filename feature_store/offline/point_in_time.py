@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.definitions import Feature
-from feature_store.state import DAY_S, Floats, StateLayout
+from feature_store.state.layout import DAY_S, Floats, StateLayout
 
 AT_ONCE: Final = 2_000_000
 """Events read at once, about; each takes some 150 bytes while it is."""

@@ -5,19 +5,20 @@ Only connections (for the server) and clients (for commands), on which it stands
 ========================== ==================================================================================
 key                        value
 ========================== ==================================================================================
-``tm:<fingerprint>:<id>``  a customer's state (``feature_store.state``); those of other definitions live beside
+``tm:<fingerprint>:<id>``  a customer's state (``feature_store.state.layout``); those of other definitions live beside
 ``tm:<fingerprint>``       hash: what was loaded last
 ``tm:layouts``             set: the fingerprints that there are states of
 ``{tm:layouts}:folded``    hash: the features, by fingerprint, whose states live events are folded into
 ``{tm:layouts}:tag``       another one whenever that hash changes
-``tm:live:<id>``           a customer's record (``feature_store.record``), or whose alias this id is
+``tm:live:<id>``           a customer's record (``feature_store.state.profile``), or whose alias this id is
 ``tm:log``                 position of the newest commit, which counts all that changed customers
-``tm:log:<position>``      what a commit has for the archive (``feature_store.events``), until it is there
+``tm:log:<position>``      what a commit has for the archive (``feature_store.state.events``), until it is there
 ``tm:archived``            position up to which the archive has everything; there is an archive if this is there
 ``tm:held``                position after which the log forgets nothing, because a load is under way
 ========================== ==================================================================================
 
-States and records are sealed (``feature_store.seal``): they are opened when they are read, here and nowhere else.
+States and records are sealed (``feature_store.state.checksum``): they are opened when they are read, here
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from hashlib import sha1
 from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol, Self
 
-from feature_store.address import Kind, parse
-from feature_store.breaker import Breaker
-from feature_store.clients import FAILURES, client_at
-from feature_store.cluster import Cluster
-from feature_store.commit import SCRIPT, Group, each_write, keys_and_arguments, overtaken
-from feature_store.connections import Command, RedisError, link_to
 from feature_store.errors import ArchiveBehindError, LayoutsChangedError, StoreAwayError, StoreUnavailableError
-from feature_store.recent import RecentStates
-from feature_store.record import Told, UnreadableRecordError, told
-from feature_store.seal import opened, sealed
-from feature_store.state import Missing, StateBatch, StateLayout
+from feature_store.online.commit import SCRIPT, Group, each_write, keys_and_arguments, overtaken
+from feature_store.online.stale_cache import RecentStates
+from feature_store.online.transport.address import Kind, parse
+from feature_store.online.transport.circuit_breaker import Breaker
+from feature_store.online.transport.clients import FAILURES, client_at
+from feature_store.online.transport.cluster import Cluster
+from feature_store.online.transport.connections import Command, RedisError, link_to
+from feature_store.state.checksum import opened, sealed
+from feature_store.state.layout import Missing, StateBatch, StateLayout
+from feature_store.state.profile import Told, UnreadableRecordError, told
 
 CHUNK: Final = 1000
 DISK_S: Final = 3.0

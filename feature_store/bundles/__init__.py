@@ -1,0 +1,1 @@
+"""Bundles: the model graph with its manifest, and the registry folder that holds them."""

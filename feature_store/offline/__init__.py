@@ -1,0 +1,1 @@
+"""Offline: reads a shop's source with DuckDB and computes customer states as of any time."""

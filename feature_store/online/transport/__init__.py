@@ -1,0 +1,1 @@
+"""Connections to Redis: addresses, Sentinel, Cluster, and the circuit breaker."""

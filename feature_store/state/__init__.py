@@ -1,0 +1,1 @@
+"""The packed values per customer and how events are folded into them."""
