@@ -12,7 +12,7 @@ import numpy as np
 from feature_store.bundles.bundle import ECONOMICS, INPUTS, MANIFEST_FILE, OFFERS, OUTPUTS, Manifest, publish, sha256
 from feature_store.definitions import Feature, fingerprint
 from training.config import Offer
-from training.evaluate import policy_metrics, probability_metrics
+from training.evaluation.metrics import policy_metrics, probability_metrics
 from training.evidence import (
     ROWS_FILE,
     TABLES_FILE,
@@ -34,7 +34,7 @@ from training.evidence import (
     hashed_ids,
     pack_rows,
 )
-from training.thresholds import threshold
+from training.graph.thresholds import threshold
 
 DAY_S = 86_400.0
 CUTOFFS = (1_509_940_880.0, 1_511_150_480.0, 1_512_360_080.0)

@@ -10,7 +10,7 @@ import numpy as np
 from feature_store.definitions import Feature
 from feature_store.state.layout import Floats, StateLayout
 from training.config import TrainingConfig
-from training.dataset import Rows
+from training.data.dataset import Rows
 
 OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
 

@@ -15,12 +15,12 @@ from feature_store.bundles import bundle
 from feature_store.cli import run_cli
 from feature_store.config import load_config
 from feature_store.errors import InputError
+from feature_store.files import write_new, write_over
 from feature_store.offline.store import OfflineStore
 from training.config import TrainingConfig
-from training.export import ParityError
 from training.fit import fit as fit_bundle
-from training.output import write_new, write_over
-from training.summary import print_summary
+from training.models.export import ParityError
+from training.report.console import print_summary
 
 PIPED_WIDTH = 160
 """Columns of a table that goes to a file or a pipe, where nobody has said how wide it may be."""
@@ -75,8 +75,8 @@ def audit(config: str, file: Path | None) -> int:
 
     Exit code 1 where something is fatal, so that nothing could be fitted, else 0.
     """
-    from training.audit import audit as audit_source  # noqa: PLC0415 - other commands start without it
-    from training.audit import is_fatal, print_findings  # noqa: PLC0415
+    from training.audit.findings import audit as audit_source  # noqa: PLC0415 - other commands start without it
+    from training.audit.findings import is_fatal, print_findings  # noqa: PLC0415
 
     settings = load_config(TrainingConfig, config)
     with OfflineStore(settings.source) as source:
@@ -106,8 +106,8 @@ def init(
 
     Whatever is a guess is said in comments and on stderr; figures of economics are placeholders for you to replace.
     """
-    from training.propose import propose_events  # noqa: PLC0415 - other commands start without it
-    from training.propose_snapshot import propose_snapshot  # noqa: PLC0415
+    from training.scaffold.events import propose_events  # noqa: PLC0415 - other commands start without it
+    from training.scaffold.snapshot import propose_snapshot  # noqa: PLC0415
 
     if output is not None and output.exists() and not force:
         raise InputError(f"{output} is there already: name another file, or say --force")
@@ -147,8 +147,8 @@ def compare(first: Path, second: Path, json_file: Path | None) -> None:
 
     Decided on log loss, by resampled customers. The exit code is 0 whatever the verdict.
     """
-    from training.compare import compare as compare_bundles  # noqa: PLC0415  # as above
-    from training.compare import print_comparison  # noqa: PLC0415
+    from training.evaluation.compare import compare as compare_bundles  # noqa: PLC0415  # as above
+    from training.evaluation.compare import print_comparison  # noqa: PLC0415
 
     found = compare_bundles(first, second)
     if json_file:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feature_store.bundles.bundle import OFFERS, Manifest
 from feature_store.errors import InputError
-from training.thresholds import CustomerOffer
+from training.graph.thresholds import CustomerOffer
 
 TABLES_FILE: Final = "evidence.json"
 ROWS_FILE: Final = "evidence.npz"

@@ -15,13 +15,18 @@ from feature_store.bundles.onnx_session import Graph
 from feature_store.bundles.typical_customer import told, typical
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import Floats
-from training import judge
-from training.audit import audit, stop_on_fatal
+from training.audit.findings import audit, stop_on_fatal
 from training.config import TrainingConfig
-from training.costs import own_figures, terms_of
-from training.dataset import Rows
+from training.data.dataset import Rows
+from training.data.training_table import Data, Progress, prepare
+from training.evaluation import evaluate as judge
+from training.evaluation.evaluate import Judged
+from training.evaluation.robustness import DAMAGES, robustness
 from training.evidence import ROWS_FILE, TABLES_FILE, Evidence, Finding, TestRows, pack_rows
-from training.export import (
+from training.graph.customer_costs import own_figures, terms_of
+from training.graph.features import filled_matrix
+from training.graph.thresholds import budget_price
+from training.models.export import (
     build_graph,
     check_parity,
     expected_outputs,
@@ -29,13 +34,8 @@ from training.export import (
     graph_inputs,
     library_versions,
 )
-from training.features import filled_matrix
-from training.judge import Judged
-from training.models import EVALUATION, FINAL, Models, fit_models
-from training.prepare import Data, Progress, prepare
-from training.robustness import DAMAGES, robustness
-from training.selection import Chosen, choose_learners, learners_of
-from training.thresholds import budget_price
+from training.models.model_set import EVALUATION, FINAL, Models, fit_models
+from training.selection.backward_elimination import Chosen, choose_learners, learners_of
 
 
 @dataclass(frozen=True)

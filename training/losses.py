@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import xlogy
 
 from feature_store.state.layout import Floats
-from training.dataset import Index
+from training.data.dataset import Index
 
 
 def log_losses(label: Floats, probability: Floats) -> Floats:

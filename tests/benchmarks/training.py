@@ -24,14 +24,14 @@ from feature_store.definitions import Feature
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import Floats, StateLayout
 from tests.benchmarks.setting import Bench, Measured, cpu_of
-from training.candidates import candidates
-from training.clips import learn_clips
 from training.config import TrainingConfig
-from training.cutoffs import lay_out
-from training.dataset import Rows, build_rows
+from training.data.candidate_features import candidates
+from training.data.clipping import learn_clips
+from training.data.cutoffs import lay_out
+from training.data.dataset import Rows, build_rows
+from training.data.splits import Splits, in_time
 from training.evidence import Evidence, read_evidence
-from training.features import FeatureMatrix, FeatureSpec
-from training.splits import Splits, in_time
+from training.graph.features import FeatureMatrix, FeatureSpec
 
 SAMPLE: Final = "complete_journey"
 CORES: Final = 2

@@ -14,7 +14,7 @@ from feature_store.definitions import Feature, matches
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
 from tests.conftest import TOY_DAYS, TOY_START, Run, Shop
-from training.clips import learn_clips, rounded_up
+from training.data.clipping import learn_clips, rounded_up
 
 END = TOY_START + TOY_DAYS * 86_400.0
 SPEND = Feature(name="spend_56d", aggregate="sum", event="purchase", field="amount", half_life_days=56)

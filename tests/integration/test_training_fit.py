@@ -23,10 +23,10 @@ from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import DAY_S, StateLayout
 from training.__main__ import cli
 from training.config import TrainingConfig
-from training.dataset import Rows, build_rows
+from training.data.dataset import Rows, build_rows
 from training.evidence import TestRows, hashed_ids, read_evidence
-from training.export import check_parity, graph_inputs
-from training.thresholds import threshold
+from training.graph.thresholds import threshold
+from training.models.export import check_parity, graph_inputs
 
 if TYPE_CHECKING:
     from tests.conftest import Call, Trained

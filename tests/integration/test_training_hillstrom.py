@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from feature_store.state.layout import Floats
+from training.evaluation.off_policy import check_chance, experiment, measured_rates
+from training.evaluation.uplift import ABOVE_COST, EVERYBODY, NOBODY, evaluate_treatment
 from training.evidence import Value
-from training.randomised import check_chance, experiment, measured_rates
-from training.uplift import ABOVE_COST, EVERYBODY, NOBODY, evaluate_treatment
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "hillstrom" / "hillstrom.csv"
 

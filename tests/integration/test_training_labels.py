@@ -13,7 +13,7 @@ from feature_store.definitions import Feature
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import DAY_S, StateLayout
 from training.config import TrainingConfig
-from training.dataset import Rows, build_rows
+from training.data.dataset import Rows, build_rows
 
 CUTOFF = 1_700_000_000.0
 SECOND = 1 / DAY_S

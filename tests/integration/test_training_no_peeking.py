@@ -20,13 +20,13 @@ from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
 from tests.conftest import DAY_S, TOY_DAYS, TOY_START, Shop
 from training.__main__ import cli
-from training.candidates import candidates, overdue
-from training.clips import learn_clips
 from training.config import TrainingConfig
-from training.cutoffs import Plan, lay_out
-from training.dataset import Rows, build_rows
-from training.features import FeatureSpec, filled_matrix
-from training.probability import Features
+from training.data.candidate_features import candidates, overdue
+from training.data.clipping import learn_clips
+from training.data.cutoffs import Plan, lay_out
+from training.data.dataset import Rows, build_rows
+from training.graph.features import FeatureSpec, filled_matrix
+from training.models.probability import Features
 
 if TYPE_CHECKING:
     from tests.conftest import Call, Trained

@@ -15,9 +15,9 @@ from feature_store.bundles import bundle
 from feature_store.bundles.bundle import OUTPUTS, Arrays
 from feature_store.bundles.onnx_session import Graph
 from training.__main__ import cli
-from training.export import ParityError, check_parity, expected_outputs
-from training.onnx_graph import GraphBuilder
-from training.spend import LEAST, SpendModel
+from training.graph.builder import GraphBuilder
+from training.models.export import ParityError, check_parity, expected_outputs
+from training.models.spend import LEAST, SpendModel
 
 if TYPE_CHECKING:
     from tests.conftest import Call, Trained

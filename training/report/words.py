@@ -10,11 +10,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from feature_store.bundles.bundle import Manifest
+from training.evaluation.paired_bootstrap import row_losses
 from training.evidence import Evidence, Floats, Policy, Rung, TestRows, terms
-from training.paired import row_losses
+from training.graph.thresholds import gain
 from training.report import curves
 from training.report.drawing import compact, plain
-from training.thresholds import gain
 
 HONEST: Final = 0.05
 """Largest calibration error of probabilities that thresholds may rest on."""

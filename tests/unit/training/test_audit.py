@@ -12,9 +12,9 @@ from rich.console import Console
 from feature_store.config import Snapshot, Source
 from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
-from training.audit import audit, is_fatal, print_findings, stop_on_fatal, totals
-from training.audit_events import SAMPLE_EVENTS, sample_of_customers
-from training.audit_snapshot import audit_snapshot
+from training.audit.events import SAMPLE_EVENTS, sample_of_customers
+from training.audit.findings import audit, is_fatal, print_findings, stop_on_fatal, totals
+from training.audit.snapshot import audit_snapshot
 from training.config import TrainingConfig, Treatment
 from training.evidence import Finding
 

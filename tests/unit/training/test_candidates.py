@@ -12,8 +12,8 @@ from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import DAY_S
 from tests.made_rows import OFFER, made_config
-from training.candidates import candidates, cost_columns, not_to_learn_from, overdue, slug
 from training.config import Overdue, TrainingConfig
+from training.data.candidate_features import candidates, cost_columns, not_to_learn_from, overdue, slug
 
 START = 1_700_000_000.0
 # Type, how many, days after the start of the first one, whether they have an amount, a duration.

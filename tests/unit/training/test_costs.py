@@ -13,10 +13,10 @@ from feature_store.bundles.bundle import ECONOMICS, OFFERS
 from feature_store.bundles.onnx_session import Graph
 from feature_store.state.layout import Floats
 from tests.made_rows import OFFER, attributes, made_config
-from training.costs import add_own_costs, own_figures, terms_of
-from training.export import graph_inputs
-from training.onnx_graph import GraphBuilder
-from training.thresholds import CustomerOffer, add_thresholds, threshold
+from training.graph.builder import GraphBuilder
+from training.graph.customer_costs import add_own_costs, own_figures, terms_of
+from training.graph.thresholds import CustomerOffer, add_thresholds, threshold
+from training.models.export import graph_inputs
 
 SNAPSHOT = {"table": "", "label": "left"}
 ECONOMY = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from feature_store.errors import InputError
 from feature_store.state.layout import DAY_S
 from training.config import TrainingConfig
-from training.cutoffs import Cutoffs, Plan, lay_out
+from training.data.cutoffs import Cutoffs, Plan, lay_out
 
 OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
 

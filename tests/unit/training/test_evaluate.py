@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from training.config import Offer
-from training.evaluate import calibration_error, policy_metrics, probability_metrics, recency_probability, spend_metrics
+from training.evaluation.metrics import (
+    calibration_error,
+    policy_metrics,
+    probability_metrics,
+    recency_probability,
+    spend_metrics,
+)
 
 LABELS = np.array([True, False, True, False])
 OFFER = Offer(contact_cost=1.0, offer_cost=2.0, success_rate=0.5, redemption_rate=0.1, budget_share=0.5)

@@ -15,8 +15,8 @@ from feature_store.bundles.onnx_session import Graph
 from feature_store.definitions import Feature
 from feature_store.state.layout import DAY_S, Floats, StateLayout
 from training.config import Overdue
-from training.features import MAX_DAYS, FeatureMatrix, FeatureSpec, add_features, filled_matrix
-from training.onnx_graph import GraphBuilder
+from training.graph.builder import GraphBuilder
+from training.graph.features import MAX_DAYS, FeatureMatrix, FeatureSpec, add_features, filled_matrix
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="visit"),

@@ -10,13 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import policy
-from training.bootstrap import resampled_totals
 from training.config import Offer
+from training.evaluation import policies as policy
+from training.evaluation.cost_metrics import cost_matrix, cost_metrics, expected_maximum_profit
+from training.evaluation.policies import (
+    DYNAMIC,
+    EVERYBODY,
+    HINDSIGHT,
+    RANDOM,
+    RECENCY,
+    RFM,
+    SINGLE,
+    TIMES_VALUE,
+    TUNED,
+    Scored,
+)
 from training.evidence import Cell, Policy
-from training.policy import DYNAMIC, EVERYBODY, HINDSIGHT, RANDOM, RECENCY, RFM, SINGLE, TIMES_VALUE, TUNED, Scored
-from training.savings import cost_matrix, cost_metrics, expected_maximum_profit
-from training.thresholds import CustomerOffer, budget_price, gain, threshold
+from training.graph.thresholds import CustomerOffer, budget_price, gain, threshold
+from training.statistics import resampled_totals
 
 OFFER = Offer(contact_cost=0.1, offer_cost=3.0, success_rate=0.2, redemption_rate=0.1, budget_share=0.1)
 AS_MANY = {DYNAMIC, SINGLE, TIMES_VALUE, RECENCY, RFM, RANDOM}

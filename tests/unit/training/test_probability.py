@@ -9,9 +9,10 @@ from scipy.special import expit
 from feature_store.bundles.onnx_session import Graph
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
-from training import spend
-from training.onnx_graph import GraphBuilder
-from training.probability import (
+from training.data.splits import Split
+from training.graph.builder import GraphBuilder
+from training.models import spend
+from training.models.probability import (
     LEARNERS,
     Features,
     Learner,
@@ -21,7 +22,6 @@ from training.probability import (
     check_outcomes,
     fit_probability,
 )
-from training.splits import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
 

@@ -13,16 +13,16 @@ import pytest
 from feature_store.config import Source
 from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
-from training import propose_toml as toml
 from training.config import Economics, TrainingConfig
-from training.cutoffs import lay_out
-from training.propose import check, find_kinds, named, propose_events
-from training.propose_forms import number_form, time_form
-from training.propose_names import BUYING, VIEWING, candidates, parts, snake
-from training.propose_rhythm import Rhythm, measure, plan
-from training.propose_roles import Roles, find_roles
-from training.propose_snapshot import propose_snapshot
-from training.propose_table import Given
+from training.data.cutoffs import lay_out
+from training.scaffold import toml_text as toml
+from training.scaffold.cadence import Rhythm, measure, plan
+from training.scaffold.column_roles import Roles, find_roles
+from training.scaffold.events import check, find_kinds, named, propose_events
+from training.scaffold.formats import number_form, time_form
+from training.scaffold.snapshot import propose_snapshot
+from training.scaffold.synonyms import BUYING, VIEWING, candidates, parts, snake
+from training.scaffold.tables import Given
 
 DAY = 86_400
 START = 1_600_000_000.0

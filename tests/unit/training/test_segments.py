@@ -14,10 +14,10 @@ from sklearn.cluster import KMeans
 from feature_store.bundles.onnx_session import Graph
 from feature_store.definitions import Feature
 from feature_store.state.layout import Floats, StateLayout
-from training import rfm
-from training.features import FeatureSpec
-from training.onnx_graph import GraphBuilder
-from training.segments import Segments, add_segments, fit_segments, profile
+from training.graph.builder import GraphBuilder
+from training.graph.features import FeatureSpec
+from training.models import rfm
+from training.models.segments import Segments, add_segments, fit_segments, profile
 
 Features = npt.NDArray[np.float32]
 

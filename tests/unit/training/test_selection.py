@@ -10,11 +10,11 @@ from scipy.special import expit
 
 from feature_store.state.layout import Floats
 from tests.made_rows import attributes, made_rows
-from training import selection
-from training.dataset import Rows
-from training.features import FeatureSpec, filled_matrix
-from training.selection import Chosen, choose_learners, climb, learners_of, rungs_of, shuffled
-from training.splits import Splits, by_lot
+from training.data.dataset import Rows
+from training.data.splits import Splits, by_lot
+from training.graph.features import FeatureSpec, filled_matrix
+from training.selection import backward_elimination as selection
+from training.selection.backward_elimination import Chosen, choose_learners, climb, learners_of, rungs_of, shuffled
 
 USEFUL, USELESS = tuple(f"tells_{i}" for i in range(4)), tuple(f"noise_{i}" for i in range(8))
 LAYOUT = attributes([*USELESS[:4], *USEFUL, *USELESS[4:]])

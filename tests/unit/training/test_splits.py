@@ -9,9 +9,9 @@ import pytest
 
 from feature_store.state.layout import DAY_S
 from tests.made_rows import made_config, made_rows
-from training.cutoffs import TARGETS, Plan, lay_out
-from training.dataset import Index, Rows
-from training.splits import Split, by_lot, in_time
+from training.data.cutoffs import TARGETS, Plan, lay_out
+from training.data.dataset import Index, Rows
+from training.data.splits import Split, by_lot, in_time
 
 PLAN = lay_out(made_config(), 0.0, 365 * DAY_S)
 

@@ -10,7 +10,7 @@ import pytest
 from mlxtend.frequent_patterns import apriori, association_rules  # type: ignore[import-untyped]
 from pandas import DataFrame  # type: ignore[import-untyped]
 
-from training.tags import find_rules, is_tag_table, propose_tags, tag_columns
+from training.selection.redundant_tags import find_rules, is_tag_table, propose_tags, tag_columns
 
 Bools = npt.NDArray[np.bool_]
 

@@ -11,8 +11,8 @@ from feature_store.bundles.bundle import ECONOMICS, OFFERS
 from feature_store.bundles.onnx_session import Graph
 from feature_store.state.layout import Floats
 from training.config import Offer
-from training.onnx_graph import GraphBuilder
-from training.thresholds import add_thresholds, budget_price, gain, threshold
+from training.graph.builder import GraphBuilder
+from training.graph.thresholds import add_thresholds, budget_price, gain, threshold
 
 LEAST = 0.01
 

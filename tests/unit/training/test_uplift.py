@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
+from training.evaluation.off_policy import (
+    Experiment,
+    check_chance,
+    experiment,
+    influences,
+    measured_rates,
+    policy_values,
+)
+from training.evaluation.uplift import ABOVE_COST, EVERYBODY, NOBODY, crossfit, evaluate_treatment, policies
 from training.evidence import Value
-from training.randomised import Experiment, check_chance, experiment, influences, measured_rates, policy_values
-from training.uplift import ABOVE_COST, EVERYBODY, NOBODY, crossfit, evaluate_treatment, policies
 
 COST = 0.05
 SIMULATIONS = 150

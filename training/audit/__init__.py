@@ -1,0 +1,1 @@
+"""Audit: checks a source or snapshot before anything is fitted, and lists findings with their fixes."""

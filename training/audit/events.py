@@ -1,0 +1,217 @@
+"""What may be wrong with events: what is missing, comes twice, is out of proportion, or does not fit the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+
+import duckdb
+
+from feature_store.errors import InputError
+from feature_store.offline.store import OfflineStore
+from training.audit.columns import audit_columns, columns_of, text_list, treatment_columns
+from training.audit.event_times import Days, audit_times, count_days
+from training.audit.event_types import audit_types, count_types
+from training.audit.event_values import audit_values
+from training.config import TrainingConfig
+from training.data.cutoffs import lay_out
+from training.evidence import Finding
+
+SAMPLE_EVENTS: Final = 2_000_000
+"""Duplicates and quantiles are looked for in so many events, all of some customers: that bounds memory and time."""
+
+MISSING_SHARE: Final = 0.05
+"""Rows lost up to here hardly move a rate; beyond, those that are left may be others than those that are lost."""
+
+DUPLICATE_SHARE: Final = 0.01
+"""A few equal rows are two equal purchases on one day; one in a hundred is a load or a join that ran twice."""
+
+LEAST_CUSTOMERS: Final = 50
+"""With fewer no block of cut-offs holds enough of both outcomes to learn and to check anything."""
+
+FEW_CUSTOMERS: Final = 200
+"""With fewer an AUC on later data is uncertain by 0.1 and more: no choice between models can be made."""
+
+HEAVY_SHARE: Final = 0.01
+HEAVY_FACTOR: Final = 50
+"""Nobody does 50 times what customers do on average and makes up 1 % of all events: a bot, or an account of many."""
+
+ONE_PURCHASE_SHARES: Final = (0.5, 0.9)
+"""Share of one-time buyers from which it is noted, as usual in shops, and from which churn is nearly everybody."""
+
+LEFT_OUT: Final = {
+    "without a usable customer_id": (
+        "events.customer_id",
+        "no usable customer_id",
+        "join visitors to customers where the shop knows them: nothing is learnt of the others",
+    ),
+    "without an event_time": ("events.event_time", "no event_time", "look whether its format is read everywhere"),
+    "without an event_type": ("events.event_type", "no event_type", "give them one in SQL, such as 'other'"),
+    "in the future": (
+        "events.event_time",
+        "a time more than a day in the future",
+        "look whether day and month, or seconds and milliseconds, are swapped",
+    ),
+}
+"""Where, what and the mend of the reasons for which the source leaves out rows."""
+
+
+def audit_events(config: TrainingConfig, source: OfflineStore) -> list[Finding]:
+    """Everything found in the events and attributes of a source."""
+    connection, summary = source.connection, source.summary
+    sample = sample_of_customers(summary.events)
+    days = count_days(connection)
+    types = count_types(connection, config, sample)
+    return list(
+        chain(
+            _history(config, summary.start, summary.end),
+            audit_types(config, types, _span(days)),
+            _customers(connection, config.churn.event),
+            _left_out(connection, summary.left_out),
+            _duplicates(connection, sample),
+            audit_times(days),
+            audit_values(connection, config.economics.event, types, sample),
+            _attributes(config, connection),
+        )
+    )
+
+
+def sample_of_customers(events: int) -> str:
+    """SQL for the events of as many customers as have about SAMPLE_EVENTS of them, the same ones each time."""
+    parts = -(-events // SAMPLE_EVENTS)
+    return "events" if parts <= 1 else f"(FROM events WHERE hash(customer_id) % {parts} = 0)"
+
+
+def _span(days: Days) -> tuple[float, float]:
+    """First and last second of the days with events, without a lone few."""
+    day = days.day[days.body()]
+    return (float(day[0]) * 86_400, float(day[-1] + 1) * 86_400) if len(day) else (0.0, 0.0)
+
+
+def _history(config: TrainingConfig, start: float, end: float) -> Iterator[Finding]:
+    try:
+        lay_out(config, start, end)
+    except InputError as error:
+        message, _, mend = str(error).partition(": ")
+        yield Finding(severity="fatal", check="history", where="evaluation", message=message, mend=mend)
+
+
+def _left_out(connection: duckdb.DuckDBPyConnection, left_out: dict[str, int]) -> Iterator[Finding]:
+    rows = connection.execute("SELECT count(*) FROM read").fetchall()[0][0]
+    for reason, number in left_out.items():
+        where, what, mend = LEFT_OUT.get(reason, ("source.events", reason, "look why"))
+        yield Finding(
+            severity="warning" if number > MISSING_SHARE * rows else "note",
+            check="completeness",
+            where=where,
+            message=f"{number:,} of {rows:,} rows ({number / rows:.1%}) have {what} and are left out",
+            mend=mend,
+            share=number / rows,
+        )
+
+
+def _duplicates(connection: duckdb.DuckDBPyConnection, sample: str) -> Iterator[Finding]:
+    rows, copies, with_id, repeated = connection.execute(
+        f"""SELECT count(*), count(*) - count(DISTINCT hash(customer_id, t, event_type, amount, duration_s, item_id,
+            event_id)), count(event_id), count(event_id) - count(DISTINCT hash(customer_id, event_id))
+            FILTER (event_id IS NOT NULL) FROM {sample}"""
+    ).fetchall()[0]
+    if copies:
+        yield Finding(
+            severity="warning" if copies > DUPLICATE_SHARE * rows else "note",
+            check="duplicates",
+            where="source.events",
+            message=f"{copies / rows:.2%} of the events repeat another one in every column",
+            mend="SELECT DISTINCT if a load or a join ran twice; it is fine where customers do the same thing twice",
+            share=copies / rows,
+        )
+    if repeated:
+        yield Finding(
+            severity="warning",
+            check="duplicates",
+            where="events.event_id",
+            message=f"{repeated / with_id:.2%} of the event_ids of a customer repeat another one",
+            mend="make it name one event (for lines of an order, sum them up or append the line): live, a repeated id "
+            "counts once, so that features would differ",
+            share=repeated / with_id,
+        )
+
+
+def _customers(connection: duckdb.DuckDBPyConnection, purchase: str) -> Iterator[Finding]:
+    customers, most, events, buyers, once = connection.execute(
+        """SELECT count(*), max(events), sum(events), count(*) FILTER (bought > 0), count(*) FILTER (bought = 1)
+            FROM (SELECT customer_id, count(*) AS events, count(*) FILTER (event_type = $purchase) AS bought
+                FROM events GROUP BY customer_id)""",
+        {"purchase": purchase},
+    ).fetchall()[0]
+    if 0 < buyers < FEW_CUSTOMERS:
+        yield Finding(
+            severity="fatal" if buyers < LEAST_CUSTOMERS else "warning",
+            check="customers",
+            where="source.events",
+            message=f"{buyers:,} customers have a '{purchase}', at least {LEAST_CUSTOMERS} are needed and "
+            f"{FEW_CUSTOMERS} make sense",
+            mend="bring more customers, or change churn.event",
+        )
+    if most > max(HEAVY_SHARE * events, HEAVY_FACTOR * events / customers):
+        yield Finding(
+            severity="warning",
+            check="heavy customer",
+            where="events.customer_id",
+            message=f"one customer has {most / events:.1%} of all events, {most / (events / customers):,.0f} times the "
+            "average",
+            mend="leave out bots, tests and the account that guests share (WHERE customer_id <> …)",
+            share=float(most / events),
+        )
+    noted, nearly_all = ONE_PURCHASE_SHARES
+    if buyers and once > noted * buyers:
+        yield Finding(
+            severity="warning" if once > nearly_all * buyers else "note",
+            check="one purchase",
+            where=f"events of type '{purchase}'",
+            message=f"{once / buyers:.0%} of the customers with a '{purchase}' have just one",
+            mend="look whether ids change with the device or the order; otherwise a longer history shows more who "
+            "come back",
+            share=once / buyers,
+        )
+
+
+def _attributes(config: TrainingConfig, connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
+    used = {feature.name for feature in config.feature if feature.aggregate == "attribute"}
+    tried = () if config.candidates is None else config.candidates.attributes or ()
+    named = [(f"feature '{name}'", name) for name in sorted(used)]
+    named += [("candidates.attributes", name) for name in tried]
+    named += treatment_columns(config.treatment)
+    columns = {} if config.source.attributes is None else columns_of(connection)
+    for where, name in named:
+        if name not in columns:
+            yield Finding(
+                severity="fatal",
+                check="config",
+                where=where,
+                message=f"source.attributes has no column '{name}'",
+                mend=f"select it there; it has {text_list(columns)}",
+            )
+    if not columns:
+        return
+    yield from _without_attributes(connection)
+    if config.candidates is not None:
+        used |= set(tried or columns)
+    yield from audit_columns(connection, {name: columns[name] for name in columns if name in used}, "attributes")
+
+
+def _without_attributes(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
+    customers, without = connection.execute(
+        """SELECT count(*), count(*) FILTER (attributes.customer_id IS NULL)
+            FROM (SELECT DISTINCT customer_id FROM events) LEFT JOIN attributes USING (customer_id)"""
+    ).fetchall()[0]
+    if without:
+        yield Finding(
+            severity="warning" if without > MISSING_SHARE * customers else "note",
+            check="completeness",
+            where="source.attributes",
+            message=f"{without:,} of {customers:,} customers with events ({without / customers:.1%}) are not in it",
+            mend="look whether both sides write ids alike (leading zeros, upper case), and how old the table is",
+            share=without / customers,
+        )

@@ -1,0 +1,1 @@
+"""Evaluation: what the models and the decisions are worth on later data."""

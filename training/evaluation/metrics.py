@@ -1,0 +1,82 @@
+"""How good the models are on the test cut-offs, which lie later than everything they were made from."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, mean_poisson_deviance, roc_auc_score
+
+from feature_store.state.layout import Floats
+from training.graph.thresholds import Terms, gain
+
+Metrics = dict[str, float]
+
+CALIBRATION_BINS: Final = 10
+
+
+def probability_metrics(labels: npt.NDArray[np.bool_], probability: Floats) -> Metrics:
+    """AUC, average precision, Brier score, log loss, expected calibration error (bins of equal size), base rate."""
+    return {
+        "auc": float(roc_auc_score(labels, probability)),
+        "average_precision": float(average_precision_score(labels, probability)),
+        "brier": float(brier_score_loss(labels, probability)),
+        "log_loss": float(log_loss(labels, probability)),
+        "calibration_error": calibration_error(labels, probability),
+        "base_rate": float(labels.mean()),
+    }
+
+
+def calibration_error(labels: npt.NDArray[np.bool_], probability: Floats) -> float:
+    """Mean distance between predicted and observed share, over bins of equal size."""
+    bins = np.array_split(np.argsort(probability, kind="stable"), CALIBRATION_BINS)
+    return float(sum(abs(labels[b].mean() - probability[b].mean()) * len(b) for b in bins if len(b)) / len(labels))
+
+
+def recency_probability(recency_days: Floats, labels: npt.NDArray[np.bool_], recency_days_test: Floats) -> Floats:
+    """The baseline: the days since the last purchase alone, as a probability."""
+    model = LogisticRegression().fit(np.log1p(recency_days)[:, np.newaxis], labels)
+    return np.asarray(model.predict_proba(np.log1p(recency_days_test)[:, np.newaxis])[:, 1])
+
+
+def spend_metrics(spend: Floats, expected: Floats) -> Metrics:
+    """Mean absolute error, Poisson deviance, predicted over actual total, and actual mean."""
+    return {
+        "mean_absolute_error": float(np.abs(spend - expected).mean()),
+        "poisson_deviance": float(mean_poisson_deviance(spend, expected)),
+        "total_ratio": float(expected.sum() / max(spend.sum(), 1e-9)),
+        "mean": float(spend.mean()),
+    }
+
+
+def policy_metrics(
+    labels: npt.NDArray[np.bool_], probability: Floats, value: Floats, threshold: Floats, offer: Terms
+) -> Metrics:
+    """Profit of acting, with the outcomes that came, for policies that contact equally many customers.
+
+    The dynamic threshold decides how many; the others contact the same number, best first by their own ranking. The
+    gain of a contact uses the outcome for the probability, and the model's value and the config's rates for the rest,
+    so it is expected profit: what the contacts themselves change is not in observational data.
+    """
+    alerts = probability >= threshold
+    contacts = int(alerts.sum())
+    realised = gain(labels.astype(np.float64), value, offer)
+
+    def best(ranking: Floats) -> npt.NDArray[np.bool_]:
+        chosen = np.zeros(len(labels), dtype=bool)
+        chosen[np.argsort(-ranking, kind="stable")[:contacts]] = True
+        return chosen
+
+    def profit(chosen: npt.NDArray[np.bool_]) -> float:
+        return float(realised[chosen].sum())
+
+    return {
+        "alert_share": float(alerts.mean()),
+        "contacts": float(contacts),
+        "profit_dynamic_threshold": profit(alerts),
+        "profit_single_threshold": profit(best(probability)),
+        "profit_probability_times_value": profit(best(probability * value)),
+        "precision": float(labels[alerts].mean()) if contacts else 0.0,
+    }

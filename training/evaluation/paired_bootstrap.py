@@ -1,0 +1,123 @@
+"""Paired differences of two models on the same rows, and how far they vary when customers are drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from training.evidence import Floats, TestRows
+from training.graph.thresholds import Terms, gain
+
+RESAMPLES: Final = 1000
+SEED: Final = 7
+
+Indices = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Common rows of an offer, each ``[n]``, in the order of a and of b."""
+
+    a: TestRows
+    b: TestRows
+    owner: Indices
+
+    @property
+    def label(self) -> npt.NDArray[np.bool_]:
+        """What happened; the same in both."""
+        return self.a.label
+
+
+def row_losses(label: npt.NDArray[np.bool_], probability: Floats) -> Floats:
+    """Log loss of each row, in nats."""
+    said = np.where(label, probability, 1 - probability)
+    return np.asarray(-np.log(np.clip(said, np.finfo(np.float64).eps, 1)))
+
+
+class Statistics:
+    """What resampling needs of an offer, so that a resample is a few sums.
+
+    Mean losses and profit are sums by customer. AUC is the share of pairs in order: rows are sorted once, and a
+    resample only changes how often each counts.
+    """
+
+    def __init__(self, pair: Pairs, customers: int, offer: Terms) -> None:
+        self.pair = pair
+        self.rows = np.bincount(pair.owner, minlength=customers).astype(np.float64)
+        value = (pair.a.value + pair.b.value) / 2
+        realised = gain(pair.label.astype(np.float64), value, offer)
+        self.by_row = {
+            "log_loss": [row_losses(pair.label, rows.probability) for rows in (pair.a, pair.b)],
+            "brier": [(rows.probability - pair.label) ** 2 for rows in (pair.a, pair.b)],
+            "profit": [np.where(rows.probability >= rows.threshold, realised, 0.0) for rows in (pair.a, pair.b)],
+        }
+        self.sums = {
+            measure: np.bincount(pair.owner, b - a, minlength=customers).astype(np.float64)
+            for measure, (a, b) in self.by_row.items()
+        }
+        self.auc = [Ranks(pair.label, rows.probability, pair.owner) for rows in (pair.a, pair.b)]
+
+    def differences(self, weight: Floats) -> dict[str, float]:
+        """B minus A where each customer counts ``weight`` times ``[customers]``."""
+        count = _dot(weight, self.rows)
+        found = {measure: _dot(weight, sums) / max(count, 1.0) for measure, sums in self.sums.items()}
+        found["profit"] *= len(self.pair.label)
+        a, b = (ranks.auc(weight) for ranks in self.auc)
+        return found | {"auc": b - a}
+
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """Each measure of A and of B on all rows, the one that decides first."""
+        everybody = np.ones(len(self.rows))
+        means = {measure: (float(a.mean()), float(b.mean())) for measure, (a, b) in self.by_row.items()}
+        earned = self.by_row["profit"]
+        return {
+            "log_loss": means["log_loss"],
+            "brier": means["brier"],
+            "auc": (self.auc[0].auc(everybody), self.auc[1].auc(everybody)),
+            "profit": (float(earned[0].sum()), float(earned[1].sum())),
+        }
+
+
+class Ranks:
+    """AUC of a score for any weights of the customers: for each positive the weight of the negatives below it."""
+
+    def __init__(self, label: npt.NDArray[np.bool_], score: Floats, owner: Indices) -> None:
+        positive, negative = np.flatnonzero(label), np.flatnonzero(~label)
+        positive = positive[np.argsort(score[positive], kind="stable")]
+        negative = negative[np.argsort(score[negative], kind="stable")]
+        self.positive, self.negative = owner[positive], owner[negative]
+        self.below = np.searchsorted(score[negative], score[positive], "left")
+        upto = np.searchsorted(score[negative], score[positive], "right")
+        self.upto = None if np.array_equal(upto, self.below) else upto
+
+    def auc(self, weight: Floats) -> float:
+        """Share of pairs in order, ties half; 0.5 where one kind is missing."""
+        positive = weight[self.positive]
+        lighter = np.concatenate([[0.0], np.cumsum(weight[self.negative])])
+        pairs = positive.sum() * lighter[-1]
+        if not pairs:
+            return 0.5
+        ordered = lighter[self.below] if self.upto is None else (lighter[self.below] + lighter[self.upto]) / 2
+        return _dot(positive, ordered) / float(pairs)
+
+
+def resample(customers: int, statistics: Mapping[str, Statistics], resamples: int) -> dict[str, dict[str, Floats]]:
+    """Differences of each offer and measure in so many draws of the customers, ``[resamples]``."""
+    random = np.random.default_rng(SEED)
+    drawn: list[dict[str, dict[str, float]]] = []
+    for _ in range(resamples):
+        weight = np.bincount(random.integers(0, customers, customers), minlength=customers).astype(np.float64)
+        drawn.append({name: found.differences(weight) for name, found in statistics.items()})
+    return {
+        name: {measure: np.array([draw[name][measure] for draw in drawn]) for measure in drawn[0][name]}
+        for name in statistics
+    }
+
+
+def _dot(a: Floats, b: Floats) -> float:
+    """Without BLAS: its threads wait for each other, for milliseconds where the machine has other work."""
+    return float(np.einsum("i,i->", a, b))

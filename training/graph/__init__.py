@@ -1,0 +1,1 @@
+"""The served computation as ONNX nodes, each with its NumPy twin."""

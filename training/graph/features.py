@@ -1,0 +1,143 @@
+"""From state to model features, as graph nodes: decay to now, ages in days, logarithms, categories, time overdue.
+
+The same nodes produce the training matrix and the served features, so the two cannot drift apart. What is missing is
+filled in here too, so a model never sees that a number is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_store.bundles.onnx_session import Graph
+from feature_store.state.layout import DAY_S, Floats, StateLayout
+from training.config import Overdue
+from training.graph.builder import GraphBuilder
+
+MAX_DAYS: Final = 3650.0
+"""Ages are cut here: a latest event that never happened counts as this old (and an earliest one as new)."""
+
+CHUNK_ROWS: Final = 65_536
+"""Rows at a time, so that what is computed on the way stays small."""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What is made of a state: a number per slot, flags for categories and for what may be missing, and ratios.
+
+    fill: what stands for a feature that is missing, in order of ``names``; None while it is not learnt.
+    """
+
+    layout: StateLayout
+    overdue: Sequence[Overdue] = ()
+    fill: tuple[float, ...] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the model's features, in order."""
+        features = self.layout.features
+        found = [f"log1p({features[i].name})" for i in self.numbers]
+        found += [f"missing({features[i].name})" for i in self.attributes]
+        found += [f"{features[i].name}={(*(features[i].categories or ()), 'other')[code]}" for i, code in self.codes]
+        return found + [line.name for line in self.overdue]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Slots whose value is a size."""
+        return [i for i, feature in enumerate(self.layout.features) if feature.categories is None]
+
+    @property
+    def attributes(self) -> list[int]:
+        """Slots of attributes."""
+        return [i for i, feature in enumerate(self.layout.features) if feature.aggregate == "attribute"]
+
+    @property
+    def codes(self) -> list[tuple[int, int]]:
+        """Slot and code of each category, and of all others that a slot has."""
+        features = self.layout.features
+        return [(i, code) for i, feature in enumerate(features) for code in range(_codes(feature.categories))]
+
+    def narrowed(self, slots: Sequence[int]) -> FeatureSpec:
+        """The same with some of the slots, and the ratios that they still allow."""
+        features = [self.layout.features[i] for i in slots]
+        names = {feature.name for feature in features}
+        overdue = [line for line in self.overdue if {line.latest, line.rate} <= names]
+        return FeatureSpec(StateLayout(features), overdue)
+
+
+def _codes(categories: Sequence[str] | None) -> int:
+    return len(categories) + 1 if categories else 0
+
+
+def add_features(graph: GraphBuilder, spec: FeatureSpec) -> str:
+    """Nodes from the graph's ``state`` and ``age`` (days since the reference) to float32 features ``[n, names]``.
+
+    Computed in float64 and rounded once at the end, because the models are trained on float32.
+    """
+    features = spec.layout.features
+    timed = np.array([f.aggregate in ("latest", "earliest") for f in features])
+    decay = np.array([-np.log(2) / f.half_life_days if f.half_life_days else 0.0 for f in features])
+    value = "state"
+    if any(feature.decayed for feature in features):
+        value = graph.add("Mul", value, graph.add("Exp", graph.add("Mul", "age", graph.constant(decay))))
+    if timed.any():
+        days = graph.add("Sub", "age", graph.add("Mul", "state", graph.constant(np.array([1 / DAY_S]))))
+        within = graph.add("Clip", days, graph.constant(np.array(0.0)), graph.constant(np.array(MAX_DAYS)))
+        value = graph.add("Where", graph.constant(timed), within, value)
+
+    parts = []
+    if spec.numbers:
+        number = value if len(spec.numbers) == len(features) else graph.columns(value, spec.numbers)
+        size = graph.add("Log", graph.add("Add", graph.add("Abs", number), graph.constant(np.array([1.0]))))
+        parts.append(graph.add("Mul", graph.add("Sign", number), size))
+    if spec.attributes:
+        flags = graph.add("IsNaN", graph.columns(value, spec.attributes))
+        parts.append(graph.add("Cast", flags, to=graph.float64))
+    if spec.codes:
+        codes = graph.constant(np.array([float(code) for _, code in spec.codes]))
+        same = graph.add("Equal", graph.columns(value, [i for i, _ in spec.codes]), codes)
+        parts.append(graph.add("Cast", same, to=graph.float64))
+    if spec.overdue:
+        parts.append(_add_overdue(graph, spec, value))
+    whole = graph.add("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
+    if spec.fill is not None:
+        whole = graph.add("Where", graph.add("IsNaN", whole), graph.constant(np.array(spec.fill)), whole)
+    return graph.add("Cast", whole, to=graph.float32)
+
+
+def _add_overdue(graph: GraphBuilder, spec: FeatureSpec, value: str) -> str:
+    slots = {feature.name: i for i, feature in enumerate(spec.layout.features)}
+    away = [slots[line.latest] for line in spec.overdue]
+    rate = [slots[line.rate] for line in spec.overdue]
+    # A decayed count of n at a constant rate stands for n * ln 2 / half-life events a day.
+    per_day = np.array([np.log(2) / (spec.layout.features[i].half_life_days or np.inf) for i in rate])
+    usual = graph.add("Mul", graph.columns(value, rate), graph.constant(per_day))
+    return graph.add("Mul", graph.columns(value, away), usual)
+
+
+class FeatureMatrix:
+    """The feature nodes on their own, for training."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        graph = GraphBuilder()
+        graph.input("state", len(spec.layout.features))
+        graph.input("age", 1)
+        graph.output("features", add_features(graph, spec), columns=len(spec.names))
+        self.spec: Final = spec
+        self._graph = Graph(graph.build("features"))
+
+    def __call__(self, state: Floats) -> npt.NDArray[np.float32]:
+        """Features float32 ``[n, names]`` of states ``[n, slots]`` as of their own reference."""
+        parts = [state[at : at + CHUNK_ROWS] for at in range(0, max(len(state), 1), CHUNK_ROWS)]
+        return np.concatenate([self._graph.run(state=part, age=np.zeros((len(part), 1)))["features"] for part in parts])
+
+
+def filled_matrix(spec: FeatureSpec, state: Floats) -> FeatureMatrix:
+    """The nodes with what to fill in learnt from states ``[n, slots]``: the median of a feature where it is known."""
+    known = np.ma.masked_invalid(FeatureMatrix(replace(spec, fill=None))(state))
+    fill = np.ma.filled(np.ma.median(known, axis=0), 0.0)  # type: ignore[no-untyped-call]  # numpy's own
+    return FeatureMatrix(replace(spec, fill=tuple(float(np.float32(value)) for value in fill)))

@@ -1,0 +1,88 @@
+"""The dynamic threshold: from which probability on acting pays, for each customer and offer.
+
+For a calibrated probability p, value v = margin * expected spend, contact cost c, offer cost d, success rate s (share
+of the customers meant whom the offer wins), redemption rate r (share of the others who redeem it) and budget price b,
+acting gains ``p * s * (v - d) - (1 - p) * r * d - c``. Acting where the gain is at least b gives
+
+    threshold = (c + b + r * d) / (s * (v - d) + r * d)    clipped to [threshold_min, 1];  1 (never) where v <= d
+
+At b = 0 this is the cost-sensitive optimum of Elkan (2001) with costs of each example's own: contact and offer cost may
+be one figure for all customers (Offer) or one for each (CustomerOffer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_store.bundles.bundle import ECONOMICS, OFFER_FIGURES
+from feature_store.state.layout import Floats
+from training.config import Offer
+from training.graph.builder import GraphBuilder
+
+
+@dataclass(frozen=True)
+class CustomerOffer:
+    """An offer whose costs are each customer's own, ``[n]`` like the probabilities and values they come with."""
+
+    contact_cost: Floats
+    offer_cost: Floats
+    success_rate: float
+    redemption_rate: float
+    budget_share: float
+
+
+Terms = Offer | CustomerOffer
+
+
+def gain(probability: Floats, value: Floats, offer: Terms) -> Floats:
+    """Expected gain of acting on each customer, before the budget's price."""
+    won = probability * offer.success_rate * (value - offer.offer_cost)
+    given_away = (1 - probability) * offer.redemption_rate * offer.offer_cost
+    return won - given_away - offer.contact_cost
+
+
+def threshold(value: Floats, offer: Terms, budget_price: float, threshold_min: float) -> Floats:
+    """The formula above for values ``[n]``, in plain NumPy: what the graph's nodes are checked against."""
+    given_away = offer.redemption_rate * offer.offer_cost
+    least = offer.contact_cost + budget_price + given_away
+    most = offer.success_rate * (value - offer.offer_cost) + given_away
+    possible = (value > offer.offer_cost) & (most > 0)
+    return np.where(possible, np.clip(least / np.where(possible, most, 1.0), threshold_min, 1.0), 1.0)
+
+
+def budget_price(probability: Floats, value: Floats, offer: Terms, threshold_min: float) -> float:
+    """The price b >= 0 at which the offer's budget share of these customers is alerted; 0 where fewer pay at all.
+
+    It lies midway between the last gain inside the budget and the first one outside, so that rounding moves nobody.
+    """
+    possible = (value > offer.offer_cost) & (probability >= threshold_min)
+    ranked = np.sort(np.where(possible, gain(probability, value, offer), -np.inf))[::-1]
+    inside = round(offer.budget_share * len(ranked))
+    if inside >= len(ranked) or ranked[inside] < 0:
+        return 0.0
+    first_out = float(ranked[inside])
+    better = ranked[ranked > first_out]  # customers of equal gain are inside all together or not at all
+    return (float(better[-1]) + first_out) / 2 if len(better) else first_out + 1.0
+
+
+def add_thresholds(graph: GraphBuilder, spend: str, economics: str, offers: Sequence[str], threshold_min: float) -> str:
+    """Add the formula for ``spend`` float64 [n, 1] and ``economics`` float64 [n, figures].
+
+    Returns the name of float64 ``[n, offers]``.
+    """
+    contact, cost, success, redemption, price = (
+        graph.columns(economics, [ECONOMICS.index(f"{offer}.{name}") for offer in offers]) for name in OFFER_FIGURES
+    )
+    zero, one = graph.constant(np.array([0.0])), graph.constant(np.array([1.0]))
+    value = graph.add("Mul", graph.columns(economics, [ECONOMICS.index("margin")]), spend)
+    given_away = graph.add("Mul", redemption, cost)
+    least = graph.add("Add", graph.add("Add", contact, price), given_away)
+    beyond = graph.add("Sub", value, cost)
+    most = graph.add("Add", graph.add("Mul", success, beyond), given_away)
+    possible = graph.add("And", graph.add("Greater", beyond, zero), graph.add("Greater", most, zero))
+    ratio = graph.add("Div", least, graph.add("Where", possible, most, one))
+    clipped = graph.add("Max", graph.add("Min", ratio, one), graph.constant(np.array([threshold_min])))
+    return graph.add("Where", possible, clipped, one)

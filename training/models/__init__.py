@@ -1,0 +1,1 @@
+"""Models: learners, calibration, spend, segments, and their export to ONNX."""

@@ -1,0 +1,87 @@
+"""The models of a bundle together: what they are fitted on, and what they say about customers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from feature_store.bundles.bundle import OFFERS
+from feature_store.state.layout import Floats
+from training.config import TrainingConfig
+from training.data.dataset import Rows
+from training.data.splits import Split, Splits
+from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
+from training.models import spend
+from training.models.probability import Features, Learner, Probability, check_outcomes, fit_probability
+from training.models.segments import Segments, fit_segments
+
+EVALUATION: Final = "evaluation"
+FINAL: Final = "final"
+
+
+@dataclass(frozen=True)
+class Models:
+    """Fitted models: a calibrated probability per offer (of a snapshot only its own), expected spend, and segments."""
+
+    matrix: FeatureMatrix
+    probability: Mapping[str, Probability]
+    spend: spend.SpendModel
+    segments: Segments
+
+    def predict(self, offer: str, features: Features) -> Floats:
+        """Probability [n]; 0 for an offer that nothing was learnt about."""
+        model = self.probability.get(offer)
+        return np.zeros(len(features)) if model is None else model.predict(features)
+
+
+def check_splits(rows: Rows, splits: Mapping[str, Splits]) -> None:
+    """InputError where a block has too few outcomes to learn from or to judge by."""
+    for target, split in splits.items():
+        labels = rows.label(target)
+        if target not in OFFERS:
+            spend.check_spend(labels[split.evaluation.fit])
+            continue
+        blocks = {"fit": split.evaluation.fit, "calibration": split.evaluation.calibration, "test": split.test}
+        for block, index in blocks.items():
+            check_outcomes(target, block, labels[index])
+
+
+def fit_models(
+    config: TrainingConfig,
+    spec: FeatureSpec,
+    rows: Rows,
+    splits: Mapping[str, Splits],
+    learners: Mapping[str, Learner],
+    stage: str,
+) -> Models:
+    """The chosen learners, fitted for the ``evaluation`` (nothing of the test is seen) or as the ``final`` ones."""
+    parts: dict[str, Split] = {target: getattr(split, stage) for target, split in splits.items()}
+    seen = np.unique(np.concatenate([part.everything for part in parts.values()]))
+    matrix = filled_matrix(spec, rows.state[seen])
+    features, seed = matrix(rows.state), config.evaluation.seed
+    probability: dict[str, Probability] = {
+        offer: fit_probability(learners[offer], features, rows.label(offer), parts[offer], seed)
+        for offer in OFFERS
+        if offer in parts
+    }
+    if "spend" in parts:
+        mine = parts["spend"].everything
+        spends = spend.fit_spend(learners["spend"], features[mine], rows.spend[mine], seed)
+    else:
+        spends = spend.same_for_all(config.economics.value or 0.0)
+    # The newest rows that may be seen, of whichever offer there is: segments are of customers as they are now.
+    offer = next(iter(probability))
+    newest = features[parts[offer].calibration]
+    likely = probability[offer].predict(newest)
+    segments = fit_segments(
+        newest,
+        matrix.spec,
+        config.churn.event,
+        value=spends.predict(newest),
+        risk=likely if offer == "churn" else 1 - likely,
+        seed=seed,
+    )
+    return Models(matrix, probability, spends, segments)

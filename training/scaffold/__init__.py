@@ -1,0 +1,1 @@
+"""Scaffold: ``training init`` proposes a config from a file or a query."""

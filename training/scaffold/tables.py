@@ -1,0 +1,161 @@
+"""Tables as users have them, a CSV, Parquet or JSON file or a SELECT: each becomes SQL for a config."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import duckdb
+
+from feature_store.errors import InputError
+from training.audit.columns import quoted
+
+READERS: Final = {
+    ".parquet": "read_parquet",
+    ".pq": "read_parquet",
+    ".json": "read_json",
+    ".jsonl": "read_json",
+    ".ndjson": "read_json",
+}
+"""What reads a file, by the end of its name; everything else is CSV, whatever separates its columns."""
+
+SHEETS: Final = (".xlsx", ".xls", ".ods")
+
+CSV_ATTEMPTS: Final = ("", ", sample_size = -1", ", encoding = 'latin-1'", ", encoding = 'latin-1', sample_size = -1")
+"""Options to try in turn: a look at the first rows, at all of them, and files that are no UTF-8."""
+
+WHOLE: Final = ("SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A table as given.
+
+    sql: what stands after FROM, as a config says it (folders as ``${name}``); paths: those folders, relative to the
+    config; table: the table of the connection that holds it; columns: their DuckDB types by name.
+    """
+
+    sql: str
+    paths: dict[str, str]
+    table: str
+    columns: dict[str, str]
+
+
+def read_given(connection: duckdb.DuckDBPyConnection, given: str, base: Path, name: str) -> Given:
+    """Read a file or a SELECT into the table ``name``; ``base`` is the folder that the config will be in."""
+    if re.match(r"\s*(SELECT|FROM|WITH)\b", given, re.IGNORECASE):
+        query = given.strip().removesuffix(";")
+        _create(connection, f"({query}\n)", name, "the SQL")
+        return Given("(\n" + query.replace("$", "$$") + "\n)", {}, name, _columns(connection, name))
+    path = Path(given)
+    found = sorted(path.parent.glob(path.name)) if not path.exists() and re.search(r"[*?\[]", path.name) else [path]
+    if not found or not found[0].is_file():
+        more = f": it is a folder, name its files, such as '{given}/*.csv'" if path.is_dir() else ""
+        raise InputError(f"'{given}' is neither a file nor SQL that begins with SELECT, FROM or WITH{more}")
+    return _read_file(connection, path, base, name)
+
+
+def _read_file(connection: duckdb.DuckDBPyConnection, path: Path, base: Path, name: str) -> Given:
+    """Read a file, or all files that a pattern in the name stands for."""
+    ending = path.suffix.lower()
+    if ending in SHEETS:
+        raise InputError(f"'{path}' is a spreadsheet: save the sheet as CSV")
+    file = _literal_pattern(path.name) if path.exists() else path.name
+    absolute = f"{_literal_pattern(str(path.parent.resolve()))}/{file}".replace("'", "''")
+    if ending in READERS:
+        call = READERS[ending] + "('{file}')"
+        _create(connection, call.replace("{file}", absolute), name, f"'{path}'")
+    else:
+        call = _csv(connection, absolute, name, path)
+    folder, paths = _folder(path, base, name)
+    escaped = file.replace("'", "''").replace("$", "$$")
+    shown = call.replace("$", "$$").replace("{file}", f"{folder}/{escaped}")
+    return Given(shown, paths, name, _columns(connection, name))
+
+
+def _folder(path: Path, base: Path, name: str) -> tuple[str, dict[str, str]]:
+    """How the SQL names the folder of a file, and the config's paths for it."""
+    folder = path.parent.resolve()
+    if re.search(r"['*?\[]", str(folder)):  # a path is put between quotes as it is, so this one has to be written out
+        return _literal_pattern(str(folder)).replace("'", "''").replace("$", "$$"), {}
+    return f"${{{name}}}", {name: Path(os.path.relpath(folder, base.resolve())).as_posix()}
+
+
+def _literal_pattern(text: str) -> str:
+    """A name that DuckDB, which looks for patterns in names, takes as it is."""
+    return re.sub(r"([*?\[])", r"[\1]", text)
+
+
+def _csv(connection: duckdb.DuckDBPyConnection, file: str, name: str, path: Path) -> str:
+    """Read a CSV file into a table: the call that did, with ``{file}`` for the file."""
+    problem = ""
+    for options in CSV_ATTEMPTS:
+        try:
+            connection.execute(f"CREATE OR REPLACE TABLE {name} AS FROM read_csv('{file}'{options})")
+        except duckdb.Error as error:
+            problem = _first_line(error)
+            continue
+        columns = _columns(connection, name)
+        if len(columns) == 1 and len(next(iter(columns)).split()) > 1:
+            return _blank_separated(connection, file, name, next(iter(columns)).split())
+        as_text = _columns_to_read_as_text(connection, file, options, columns)
+        if not as_text:
+            return "read_csv('{file}'" + options + ")"
+        types = ", types = {" + ", ".join(f"{_text(column)}: 'VARCHAR'" for column in as_text) + "}"
+        _create(connection, f"read_csv('{file}'{options}{types})", name, f"'{path}'")
+        return "read_csv('{file}'" + options + types + ")"
+    raise InputError(f"'{path}' cannot be read as CSV: {problem}")
+
+
+def _columns_to_read_as_text(
+    connection: duckdb.DuckDBPyConnection, file: str, options: str, columns: dict[str, str]
+) -> list[str]:
+    """Columns of which reading would lose something: leading zeros, and which of two numbers is the month."""
+    numbers = [column for column, kind in columns.items() if kind in WHOLE]
+    times = [column for column, kind in columns.items() if kind == "DATE" or kind.startswith("TIMESTAMP")]
+    if not numbers and not times:
+        return []
+    rules = [f"bool_or({quoted(column)} LIKE '0_%')" for column in numbers]
+    rules += [f"bool_or(NOT regexp_matches({quoted(column)}, '^\\s*\\d{{4}}\\D'))" for column in times]
+    query = f"SELECT {', '.join(rules)} FROM read_csv('{file}'{options}, all_varchar = true)"
+    lost = connection.execute(query).fetchall()[0]
+    return [column for column, loses in zip(numbers + times, lost, strict=True) if loses]
+
+
+def _blank_separated(connection: duckdb.DuckDBPyConnection, file: str, name: str, header: Sequence[str]) -> str:
+    """Read lines of words between blanks, which DuckDB's CSV reader does not know."""
+    words = ", ".join(f"word[{i}] AS {quoted(column)}" for i, column in enumerate(header, 1))
+    call = f"""(
+    SELECT {words}
+    FROM (
+        SELECT string_split_regex(trim(line), '\\s+') AS word
+        FROM read_csv('{{file}}', columns = {{'line': 'VARCHAR'}}, header = false, skip = 1, delim = '\\x01',
+            quote = '', escape = '', auto_detect = false)
+    )
+)"""
+    _create(connection, call.replace("{file}", file), name, "the blank-separated text")
+    return call
+
+
+def _create(connection: duckdb.DuckDBPyConnection, sql: str, name: str, where: str) -> None:
+    try:
+        connection.execute(f"CREATE OR REPLACE TABLE {name} AS FROM {sql}")
+    except duckdb.Error as error:
+        raise InputError(f"{where} cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0]
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, name: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in connection.execute(f"DESCRIBE {name}").fetchall()}
+
+
+def _text(value: str) -> str:
+    """A text in SQL."""
+    return "'" + value.replace("'", "''") + "'"

@@ -1,0 +1,1 @@
+"""Selection: which features and which learners are kept, by loss on later folds."""
