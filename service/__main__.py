@@ -10,9 +10,9 @@ from pydantic_settings import CliApp, SettingsError
 from feature_store.bundles.bundle import BundleError
 from feature_store.config import first_problem
 from feature_store.errors import InputError, end_with
-from service.logs import start_log
+from service.app.supervisor import supervise
 from service.settings import Settings
-from service.workers import supervise
+from service.telemetry.logs import start_log
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         end_with(str(error), 2)
     # The C core of gRPC has a log of its own, in a format of its own; what matters of it comes back as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from service.server import serve_alone, work  # noqa: PLC0415  # reads that variable when it is imported
+    from service.app.server import serve_alone, work  # noqa: PLC0415  # reads that variable when it is imported
 
     start_log(settings)
     try:

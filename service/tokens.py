@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from feature_store.cli import run_cli
 from feature_store.config import first_problem
 from feature_store.errors import InputError
-from service.callers import Entry, Scope
+from service.auth.callers import Entry, Scope
 
 PREFIX: Final = "tidemark_"
 """By which a token that got somewhere it should not be is found and known for what it is."""

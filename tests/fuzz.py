@@ -43,14 +43,18 @@ from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 from feature_store.errors import StoreUnavailableError
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, Outcome
-from service import calls, connection, convert_customers, convert_events, front_lean
-from service.batching import Batcher
+from service.api import customers as convert_customers
+from service.api import events as convert_events
+from service.api.methods import EventStream, Handlers
+from service.batching.event_batcher import Recorder
+from service.batching.score_batcher import Batcher
 from service.errors import Reason, RequestError
-from service.handlers import EventStream, Handlers
-from service.http2 import PREFACE
-from service.recorder import Recorder
-from service.scorer import Part, Scores
+from service.scoring.scorer import Part, Scores
 from service.settings import Settings
+from service.transport.lean import call_types as calls
+from service.transport.lean import connection
+from service.transport.lean import server as front_lean
+from service.transport.lean.http2 import PREFACE
 
 Header = tuple[bytes, bytes]
 SERVICE: Final = "/tidemark.v1.ScoringService"

@@ -1,4 +1,4 @@
-"""A client's HTTP/2 connection for load: calls out, how they ended back. It and service/http2.py alone know zttp."""
+"""A client's HTTP/2 connection for load: calls out, how they ended back. Beside the server's, the only user of zttp."""
 
 from __future__ import annotations
 

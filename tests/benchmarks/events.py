@@ -35,7 +35,7 @@ from feature_store.online.store import Keys, Redis
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import Fold, Known
 from feature_store.state.layout import DAY_S, StateLayout
-from service import recorder
+from service.batching import event_batcher as recorder
 from tests.benchmarks import front, raw_load
 from tests.benchmarks.setting import (
     CUSTOMERS,

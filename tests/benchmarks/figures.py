@@ -20,10 +20,10 @@ from tidemark.v1 import scoring_pb2
 from feature_store.embedded_redis import embedded_redis
 from feature_store.online.store import Keys, Redis, StateReader, StateWriter
 from feature_store.state.layout import StateLayout
-from service.convert import encode_batch
-from service.framing import HEAD, OK
-from service.http2 import Http2
-from service.scorer import Part, Scores
+from service.api.scoring import encode_batch
+from service.scoring.scorer import Part, Scores
+from service.transport.lean.framing import HEAD, OK
+from service.transport.lean.http2 import Http2
 from tests.benchmarks import (
     events,
     explain,

@@ -23,7 +23,7 @@ import numpy as np
 from tidemark.v1 import scoring_pb2
 
 from feature_store.online.store import StateWriter
-from service.models import Model
+from service.scoring.model import Model
 from tests.benchmarks import million, peer_cpp, peer_mosec, raw_load
 from tests.benchmarks.setting import (
     BATCH,

@@ -15,9 +15,9 @@ from tidemark.v1 import scoring_pb2
 
 from feature_store.online.store import StateWriter
 from feature_store.state.layout import Floats, StateBatch
-from service.convert import decode_batch, decode_score
-from service.models import Model
-from service.scorer import Part
+from service.api.scoring import decode_batch, decode_score
+from service.scoring.model import Model
+from service.scoring.scorer import Part
 from tests.benchmarks.garbage_made import FED, GOOD, SURE, TIMEOUT_S, Maker, Method, Tally, methods
 from tests.benchmarks.setting import BATCH, UNARY
 

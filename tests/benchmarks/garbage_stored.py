@@ -21,7 +21,7 @@ from feature_store.bundles import bundle
 from feature_store.bundles.bundle import BundleError
 from feature_store.online.store import Keys
 from feature_store.state.layout import Floats, StateBatch
-from service.models import Model
+from service.scoring.model import Model
 from tests.benchmarks.garbage_made import GOOD, NUMBERS, TIMEOUT_S, Tally
 from tests.benchmarks.garbage_requests import TOLERANCE, Oracle
 from tests.benchmarks.setting import UNARY

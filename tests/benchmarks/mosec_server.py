@@ -21,9 +21,9 @@ import redis
 from mosec import Server, Worker
 
 from feature_store.bundles import bundle
-from service import wire
-from service.models import Model
-from service.scorer import NO_SPIKES
+from service.api import score_wire as wire
+from service.scoring.model import Model
+from service.scoring.scorer import NO_SPIKES
 
 BATCH: Final = 64
 WAIT_MS: Final = 3

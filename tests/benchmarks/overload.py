@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-from service.batching import Batcher
-from service.connection import Connection
-from service.front_lean import LeanFront
-from service.http2 import Shed
-from service.scorer import Part, Scores
+from service.batching.score_batcher import Batcher
+from service.scoring.scorer import Part, Scores
 from service.settings import Settings
+from service.transport.lean.connection import Connection
+from service.transport.lean.http2 import Shed
+from service.transport.lean.server import LeanFront
 from tests.benchmarks import open_load, raw_load
 from tests.benchmarks.open_load import Apart, Seen
 from tests.benchmarks.setting import Bench, Measured, cpu_of, paired, tidemark_server

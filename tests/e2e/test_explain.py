@@ -14,7 +14,7 @@ from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 from service.client import Problem, Score, ScoringClient
 from service.live_client import CustomerClient, Event, EventClient
-from service.models import Model
+from service.scoring.model import Model
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import info_of, someone
 

@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from hyperframe import frame as frames
 from tidemark.v1 import events_pb2, scoring_pb2
 
-from service.recorder import BESIDE_SCORES
+from service.batching.event_batcher import BESIDE_SCORES
 from tests.e2e.conftest import ServerProcess
 from tests.e2e.live import calling, event, someone
 

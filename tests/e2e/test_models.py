@@ -18,7 +18,7 @@ from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles import bundle
 from feature_store.bundles.registry import ROLLOUT_FILE, SERVING
 from feature_store.online.store import FOLDED, Keys
-from service.serving import drawn
+from service.scoring.model_router import drawn
 from tests.conftest import Call, Outcome, Shop
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import Live, Start, calling, event, someone, starter, told_of

@@ -19,7 +19,7 @@ from feature_store.online.store import StateWriter
 from feature_store.state.layout import State, StateLayout
 from service.client import CallFailedError, Problem, Score, ScoringClient
 from service.live_client import CustomerClient, Event, EventClient
-from service.models import Model
+from service.scoring.model import Model
 from tests.conftest import Trained
 from tests.e2e.conftest import RedisProcess, ServerProcess, refused, until_answered
 from tests.redis_processes import cluster

@@ -8,7 +8,7 @@ from tidemark.v1 import scoring_pb2
 from feature_store.config import Source
 from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
-from service.convert import decode_score
+from service.api.scoring import decode_score
 from service.errors import RequestError
 
 

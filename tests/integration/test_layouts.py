@@ -21,7 +21,7 @@ from feature_store.online.store import FOLDED, LAYOUTS, TAG, Committed, Keys, Lo
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import Fold, Verdict
 from feature_store.state.layout import State, StateLayout
-from service.recorder import Recorder
+from service.batching.event_batcher import Recorder
 
 NOW = 1_800_000_000.0
 VISITS = Feature(name="visits", aggregate="count", event="visit", half_life_days=7)

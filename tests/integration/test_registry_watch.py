@@ -32,12 +32,12 @@ from feature_store.bundles.registry import (
 )
 from feature_store.definitions import fingerprint
 from feature_store.errors import StoreUnavailableError
-from service import registry_watch
 from service.errors import Reason, RequestError
-from service.models import Model
-from service.registry_watch import Hooks, RegistryWatch, first_model
-from service.scorer import Scorer
-from service.serving import Lineup, Served, Serving
+from service.scoring import registry_watcher as registry_watch
+from service.scoring.model import Model
+from service.scoring.model_router import Lineup, Served, Serving
+from service.scoring.registry_watcher import Hooks, RegistryWatch, first_model
+from service.scoring.scorer import Scorer
 from tests.e2e.models import republished, with_other_features
 
 

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.errors import InputError
-from service.access import SCOPES, Access, Gate, scope_of
-from service.callers import MOST_KNOWN, CallersFile
-from service.convert import METHODS, Method
+from service.api.methods import Handlers
+from service.api.scoring import METHODS, Method
+from service.auth.access import SCOPES, Access, Gate, scope_of
+from service.auth.callers import MOST_KNOWN, CallersFile
 from service.errors import Code, Reason, RequestError
-from service.handlers import Handlers
-from service.standard import SERVICES
-from service.tls import certificate_names, names_of_peer
-from service.watched import Watched
+from service.file_watch import Watched
+from service.transport.standard_services import SERVICES
+from service.transport.tls import certificate_names, names_of_peer
 
 HASH = "a" * 64
 GOOD = f'[[caller]]\nname = "shop"\nscopes = ["score"]\nsha256 = "{HASH}"\n'

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batching import Batcher
+from service.batching.score_batcher import Batcher
 from service.errors import Reason, RequestError
-from service.explain import Wanted
-from service.scorer import Part, Scores
+from service.scoring.scorer import Part, Scores
+from service.scoring.shapley import Wanted
 
 Score = Callable[[Sequence[Part]], Awaitable[list[Scores]]]
 

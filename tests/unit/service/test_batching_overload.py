@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching import Batcher
+from service.batching.score_batcher import Batcher
 from service.errors import Reason, RequestError
-from service.scorer import Part, Scores
+from service.scoring.scorer import Part, Scores
 
 
 class Clock:

@@ -11,11 +11,11 @@ import h2.connection
 import h2.events
 import pytest
 
-from service.batching import Batcher
-from service.connection import Connection
-from service.front_lean import LeanFront
-from service.handlers import Handlers
+from service.api.methods import Handlers
+from service.batching.score_batcher import Batcher
 from service.settings import Settings
+from service.transport.lean.connection import Connection
+from service.transport.lean.server import LeanFront
 from tests.fuzz import Scorer, Transport
 
 PATH = "/tidemark.v1.EventService/RecordEvents"

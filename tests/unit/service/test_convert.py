@@ -14,12 +14,12 @@ from tidemark.v1 import scoring_pb2
 
 from feature_store.bundles.bundle import ECONOMICS
 from feature_store.state.profile import Interest
-from service.convert import METHODS, decode_batch, decode_score, encode_batch, encode_score
-from service.convert_explain import encoded
+from service.api.explanations import encoded
+from service.api.scoring import METHODS, decode_batch, decode_score, encode_batch, encode_score
 from service.errors import Reason, RequestError
-from service.explain import Wanted
 from service.explanations import Contribution, Explanation, SlotValue
-from service.scorer import Note, Part, Scores, Spikes
+from service.scoring.scorer import Note, Part, Scores, Spikes
+from service.scoring.shapley import Wanted
 
 ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
 

@@ -11,9 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import events_pb2
 
 from feature_store.state.events import Event, Problem, Rules, problem
-from service.convert_events import MAX_EVENTS, decode_events, encode_recorded, encode_streamed
+from service.api.events import MAX_EVENTS, decode_events, encode_recorded, encode_streamed
+from service.batching.event_batcher import Noted, Recorded
 from service.errors import Reason, RequestError
-from service.recorder import Noted, Recorded
 
 NOW = 1_800_000_000
 LATE, CLIPPED = Problem("event_time", "EVENT_TOO_LATE: late"), Problem("amount", "AMOUNT_CLIPPED: much")

@@ -28,8 +28,8 @@ from feature_store.online.customer_store import (
 )
 from feature_store.state.layout import DAY_S, State, StateLayout
 from feature_store.state.profile import Interest, Record, UnreadableRecordError
+from service.api.methods import REFUSED, Customers
 from service.errors import Code, Reason, RequestError
-from service.handlers import REFUSED, Customers
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout(

@@ -6,9 +6,9 @@ import grpc
 import pytest
 from tidemark.rpc import error_details_pb2
 
-from service.convert import status
+from service.api.scoring import status
 from service.errors import CODES, Code, Reason, RequestError
-from service.front_aio import GRPC_CODES
+from service.transport.grpcio.server import GRPC_CODES
 
 TABLE = {
     "REQUEST_MALFORMED": "INVALID_ARGUMENT",

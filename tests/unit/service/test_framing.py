@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Code
-from service.framing import (
+from service.transport.lean.framing import (
     GZIP,
     IDENTITY,
     PREFIX,

@@ -13,8 +13,8 @@ import zttp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import http2
-from service.http2 import Headers, Http2, PeerError, Shed, Stream, headers_alone
+from service.transport.lean import http2
+from service.transport.lean.http2 import Headers, Http2, PeerError, Shed, Stream, headers_alone
 
 REQUEST: Headers = [
     (b":method", b"POST"),

@@ -44,7 +44,7 @@ def output_of(code: str) -> set[str]:
 
 
 def test_the_server_imports_no_training_code() -> None:
-    found = output_of(IMPORTED.format(module="service.server"))
+    found = output_of(IMPORTED.format(module="service.app.server"))
     assert {"onnxruntime", "redis", "grpc"} <= found
     assert not found & {"training", "sklearn", "skl2onnx", "onnx", "pandas", "duckdb", "scipy", "rich"}
 
@@ -63,7 +63,7 @@ def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
     found = output_of(IMPORTED.format(module="service.load.command"))
     assert {"rich", "numpy", "zttp", "hdrh"} <= found
     assert not found & {"redis", "onnxruntime", "training", "sklearn", "onnx", "duckdb", "matplotlib", "grpc", "locust"}
-    assert "hdrh" not in output_of(IMPORTED.format(module="service.server"))
+    assert "hdrh" not in output_of(IMPORTED.format(module="service.app.server"))
     # Each process that sends waits for what it imports.
     assert not output_of(IMPORTED.format(module="service.load.sender")) & {
         "rich",
@@ -77,14 +77,14 @@ def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
 @pytest.mark.parametrize(
     ("library", "only"),
     [
-        ("zttp", ["http2.py", "load/connection.py"]),  # the server's side, and that of a load test
-        ("redis", ["clients.py", "connections.py"]),  # for commands, and for the server
-        ("hiredis", ["connections.py"]),
-        ("onnxruntime", ["graph.py"]),
+        ("zttp", ["transport/lean/http2.py", "load/connection.py"]),
+        ("redis", ["online/transport/clients.py", "online/transport/connections.py"]),
+        ("hiredis", ["online/transport/connections.py"]),
+        ("onnxruntime", ["bundles/onnx_session.py"]),
         ("hdrh", ["load/tally.py"]),
         ("locust", ["load/locustfile.py"]),
-        ("prometheus_client", ["exposition.py"]),
-        ("opentelemetry", ["tracing.py"]),
+        ("prometheus_client", ["telemetry/prometheus.py"]),
+        ("opentelemetry", ["telemetry/tracing.py"]),
     ],
 )
 def test_few_modules_know_each_library_that_may_be_replaced(library: str, only: list[str]) -> None:

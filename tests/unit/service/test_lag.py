@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.lag import MOST_SHED, Lag
+from service.transport.grpcio.queue_probe import MOST_SHED, Lag
 
 
 class Clock:

@@ -13,8 +13,8 @@ from typing import Literal
 
 import pytest
 
-from service.logs import MOST_A_MINUTE, CustomerLog, hashed, log_loop_error, start_log, without_trace
 from service.settings import Settings
+from service.telemetry.logs import MOST_A_MINUTE, CustomerLog, hashed, log_loop_error, start_log, without_trace
 
 
 def started(monkeypatch: pytest.MonkeyPatch, log_format: Literal["text", "json"]) -> None:

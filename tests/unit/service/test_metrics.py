@@ -23,12 +23,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from feature_store.errors import InputError
 from service.errors import Code, Reason, RequestError
-from service.exposition import Workers, answer, exposed, families
-from service.instruments import Instruments, watch_loop
-from service.metrics import AGES_AT_ONCE, SECONDS, Histogram, Metrics
-from service.scorer import Scores
+from service.scoring.scorer import Scores
 from service.settings import Settings
-from service.stages import Stages, Trace
+from service.telemetry.batch_stages import Stages, Trace
+from service.telemetry.metrics import AGES_AT_ONCE, SECONDS, Histogram, Metrics
+from service.telemetry.prometheus import Workers, answer, exposed, families
+from service.telemetry.setup import Instruments, watch_loop
 
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -162,7 +162,7 @@ def collected(pipes: dict[int, Connection]) -> dict[str, Metric]:
 def test_a_worker_that_is_gone_or_late_is_left_out_and_its_late_answer_is_thrown_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.exposition.PATIENCE_S", 0.05)
+    monkeypatch.setattr("service.telemetry.prometheus.PATIENCE_S", 0.05)
     metrics, calls = Metrics([]), 0
 
     def read() -> int:
@@ -204,7 +204,7 @@ def test_nothing_is_counted_without_a_port() -> None:
 
 
 def test_tracing_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "service.tracing", None)
+    monkeypatch.setitem(sys.modules, "service.telemetry.tracing", None)
     settings = PLAIN.model_copy(update={"otlp_endpoint": "http://127.0.0.1:4317"})
     with pytest.raises(InputError, match=r"^otlp_endpoint is set, .* pip install 'tidemark\[service,otel\]'$"):
         Instruments.of(settings)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.batching.admission import FIRST_S, INTERVAL_S, MOST_RETRY_S, STANDING, Pace, expired, overloaded
 from service.errors import Code, Reason
-from service.pace import FIRST_S, INTERVAL_S, MOST_RETRY_S, STANDING, Pace, expired, overloaded
 
 
 class Clock:

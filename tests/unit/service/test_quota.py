@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from tidemark.rpc import error_details_pb2
 from tidemark.v1 import events_pb2, scoring_pb2
 
-from service import convert, convert_events
-from service.calls import call_error
-from service.convert import METHODS
+from service.api import events as convert_events
+from service.api import scoring as convert
+from service.api.methods import Handlers
+from service.api.scoring import METHODS
+from service.auth.quota import MOST_WAITING, Bucket, metered_handlers, metered_scores
 from service.errors import CODES, Code, QuotaExceededError, Reason, RequestError
-from service.handlers import Handlers
-from service.quota import MOST_WAITING, Bucket, metered_handlers, metered_scores
+from service.transport.lean.call_types import call_error
 
 SLACK = 1e-6
 RECORD = f"/{convert_events.SERVICE}/RecordEvents"

@@ -10,16 +10,16 @@ from typing import Any, cast
 import pytest
 
 from feature_store.online.transport.circuit_breaker import Breaker
-from service.batching import Batcher
-from service.convert import METHODS
+from service.api.scoring import METHODS
+from service.app.components import Parts
+from service.app.metric_catalog import expose
+from service.batching.event_batcher import Recorder
+from service.batching.score_batcher import Batcher
 from service.errors import Reason
-from service.front_lean import LeanFront
-from service.metrics import Metrics
-from service.parts import Parts
-from service.readings import expose
-from service.recorder import Recorder
-from service.serving import Lineup, Serving
+from service.scoring.model_router import Lineup, Serving
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
+from service.transport.lean.server import LeanFront
 
 SCORE = next(path for path, method in METHODS.items() if method.single)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from feature_store.definitions import Feature
 from feature_store.state.layout import DAY_S
-from service.reasons import players_of, say
+from service.scoring.explanation_text import players_of, say
 
 NEVER, NOT_YET = -math.inf, math.inf
 LATEST = Feature(name="last", event="purchase", aggregate="latest")

@@ -23,9 +23,9 @@ from feature_store.errors import (
 from feature_store.online.customer_store import ConflictError
 from feature_store.state.events import Event, Problem, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
+from service.api.methods import MOST_TOLD, EventStream
+from service.batching.event_batcher import BATCH, WORKERS, Noted, Recorded, Recorder
 from service.errors import Code, Reason, RequestError
-from service.handlers import MOST_TOLD, EventStream
-from service.recorder import BATCH, WORKERS, Noted, Recorded, Recorder
 
 NOW = 1_800_000_000.0
 CLIPPED = Problem("amount", "AMOUNT_CLIPPED: counted as 100")

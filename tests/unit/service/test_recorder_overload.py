@@ -12,10 +12,10 @@ from tidemark.v1 import events_pb2
 
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, Outcome
+from service.api.methods import EventStream
+from service.batching.admission import DEADLINE
+from service.batching.event_batcher import BATCH, Recorder
 from service.errors import Reason, RequestError
-from service.handlers import EventStream
-from service.pace import DEADLINE
-from service.recorder import BATCH, Recorder
 
 NOW = 1_800_000_000.0
 RULES = Rules(max_lateness_s=1e6, max_future_s=10, cap_type_hour=9, cap_hour=9, cap_total=9, keep_text=False)

@@ -10,7 +10,7 @@ import pytest
 
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, Outcome
-from service.recorder import BATCH, BESIDE_SCORES, TURNS, WORKERS, Recorder
+from service.batching.event_batcher import BATCH, BESIDE_SCORES, TURNS, WORKERS, Recorder
 
 
 def event(customer_id: str = "c", event_id: str = "") -> Event:

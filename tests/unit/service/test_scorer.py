@@ -15,9 +15,9 @@ from feature_store.errors import StoreUnavailableError
 from feature_store.state.layout import Floats, Missing, State, StateBatch, StateLayout
 from feature_store.state.profile import Told
 from service.errors import Reason, RequestError
-from service.explain import Wanted
-from service.models import Model
-from service.scorer import Part, Scorer, Scores
+from service.scoring.model import Model
+from service.scoring.scorer import Part, Scorer, Scores
+from service.scoring.shapley import Wanted
 
 NOW = 1_800_000_000.0
 WITHHELD = Told(scoring=False, automated_response=True, top=None)

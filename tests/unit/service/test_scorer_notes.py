@@ -14,9 +14,9 @@ from feature_store.definitions import Feature, Interests
 from feature_store.state.layout import Floats, State, StateBatch, StateLayout
 from feature_store.state.profile import LEAST_WEIGHT, Interest, Told
 from service.errors import Code, Reason, RequestError
-from service.models import Model
-from service.scorer import Note, Part, Scorer, Scores, Spikes
-from service.spikes import SpikeGuard
+from service.scoring.alert_spikes import SpikeGuard
+from service.scoring.model import Model
+from service.scoring.scorer import Note, Part, Scorer, Scores, Spikes
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout([Feature(name="visits", event="visit", aggregate="count", half_life_days=7)])

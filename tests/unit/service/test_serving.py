@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tidemark.v1 import scoring_pb2
 
-from service.convert import encode_batch, encode_score
+from service.api.scoring import encode_batch, encode_score
 from service.errors import Reason, RequestError
-from service.models import Model
-from service.scorer import NO_SPIKES, Note, Part, Scorer, Scores
-from service.serving import Lineup, Served, Serving, drawn, in_canary
-from service.shadow import AT_ONCE, MOST_WAITING, Shadow
+from service.scoring.model import Model
+from service.scoring.model_router import Lineup, Served, Serving, drawn, in_canary
+from service.scoring.scorer import NO_SPIKES, Note, Part, Scorer, Scores
+from service.scoring.shadow import AT_ONCE, MOST_WAITING, Shadow
 
 IDS = st.lists(st.text(max_size=20), max_size=30)
 SHARES = st.floats(0, 1)

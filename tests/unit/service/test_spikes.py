@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.spikes import ITEMS_A_LOOK, LEAST_HISTORY, LOOKS, SpikeGuard
+from service.scoring.alert_spikes import ITEMS_A_LOOK, LEAST_HISTORY, LOOKS, SpikeGuard
 
 WINDOW_S = 60.0
 STEPS = 10

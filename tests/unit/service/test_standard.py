@@ -9,10 +9,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from service.convert import SERVICE
+from service.api.scoring import SERVICE
 from service.errors import Code
-from service.framing import CallError
-from service.standard import Health, Reflection
+from service.transport.lean.framing import CallError
+from service.transport.standard_services import Health, Reflection
 
 NOT_SERVING, SERVING, SERVICE_UNKNOWN = (
     health_pb2.HealthCheckResponse(status=name).SerializeToString()

@@ -8,7 +8,7 @@ import re
 import time
 from pathlib import Path
 
-from service.callers import CallersFile
+from service.auth.callers import CallersFile
 from service.tokens import cli
 from tests.conftest import Call
 

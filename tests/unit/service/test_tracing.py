@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 
 from service.errors import Code, Reason, RequestError
-from service.scorer import Scores
-from service.stages import Stages
-from service.tracing import MOST_LINKS, CallTrace, OtelTracer
+from service.scoring.scorer import Scores
+from service.telemetry.batch_stages import Stages
+from service.telemetry.tracing import MOST_LINKS, CallTrace, OtelTracer
 
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -42,7 +42,7 @@ KEPT: list[Kept] = []
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("service.tracing.OTLPSpanExporter", Kept)
+    monkeypatch.setattr("service.telemetry.tracing.OTLPSpanExporter", Kept)
     yield
     KEPT.clear()
 
@@ -176,7 +176,7 @@ def test_the_front_may_give_headers_as_bytes() -> None:
 
 
 def test_a_collector_that_takes_nothing_does_not_hold_up_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.tracing.FLUSH_S", 0.1)
+    monkeypatch.setattr("service.telemetry.tracing.FLUSH_S", 0.1)
     monkeypatch.setattr(Kept, "shutdown", lambda _kept: time.sleep(1.0))
     of, began = tracer(), time.monotonic()
 

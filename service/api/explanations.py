@@ -1,0 +1,47 @@
+"""Between the wire and the core: explanations, which are rare enough to be message objects."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tidemark.v1 import scoring_pb2
+
+from service.errors import Reason, RequestError
+from service.explanations import Contribution, Explanation
+from service.scoring.shapley import Wanted
+
+MAX_EXPLAINED: Final = 100
+"""Customers of one call: each takes about a millisecond of a thread."""
+DEFAULT_REASONS: Final = 5
+
+
+def wanted(request: Any, customers: int) -> Wanted:
+    """What a request that says explain wants to be told; RequestError for too many customers."""
+    if customers > MAX_EXPLAINED:
+        message = (
+            f"{customers} customers are too many to explain in one call: send at most {MAX_EXPLAINED} with explain"
+        )
+        raise RequestError(Reason.EXPLAIN_TOO_MANY, message, "customer_ids")
+    return Wanted(int(request.max_reasons) or DEFAULT_REASONS, encoded)
+
+
+def encoded(explanation: Explanation) -> bytes:
+    """An Explanation of the contract."""
+    return scoring_pb2.Explanation(
+        baseline_probability=explanation.baseline_probability,
+        contributions=[_contribution(one) for one in explanation.contributions],
+        other_contribution=explanation.other_contribution,
+        exact=explanation.exact,
+    ).SerializeToString()
+
+
+def _contribution(contribution: Contribution) -> scoring_pb2.Contribution:
+    raises = contribution.contribution > 0
+    return scoring_pb2.Contribution(
+        feature=contribution.feature,
+        contribution=contribution.contribution,
+        direction=scoring_pb2.DIRECTION_RAISES if raises else scoring_pb2.DIRECTION_LOWERS,
+        reason_code=contribution.reason_code,
+        sentence=contribution.sentence,
+        slots=[scoring_pb2.SlotValue(**slot._asdict()) for slot in contribution.slots],
+    )

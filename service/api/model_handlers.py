@@ -1,0 +1,106 @@
+"""What the methods of ModelService do: request bytes in, reply bytes out, for either front."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Final
+
+from feature_store.bundles.bundle import BundleError, Manifest, read_manifest
+from feature_store.bundles.registry import Rollout, Stamp, stamp, versions
+from service.api import models as convert_models
+from service.errors import Reason, RequestError
+from service.scoring.registry_watcher import RegistryWatch
+
+Told = tuple[str, Manifest | None, str]
+"""A version, its manifest if it can be read, and why it is refused, if it is."""
+
+
+class Models:
+    """The methods of ModelService."""
+
+    def __init__(self, watch: RegistryWatch) -> None:
+        self._watch: Final = watch
+        self._read: dict[str, tuple[Stamp, Manifest | None, str]] = {}
+        self._running: Final[set[asyncio.Task[None]]] = set()
+
+    async def serving(self, request: bytes) -> bytes:
+        """GetServingModel."""
+        convert_models.decode_serving(request)
+        watch = self._watch
+        return convert_models.encode_serving(watch.serving.lineup, watch.since, watch.rollout, watch.refusal)
+
+    async def bundles(self, request: bytes) -> bytes:
+        """ListModels."""
+        convert_models.decode_list(request)
+        try:
+            found = await self._watch.aside(self._look)
+        except OSError as error:
+            raise _unreadable(error) from error
+        return convert_models.encode_models(found, self._watch.serving.lineup)
+
+    async def activate(self, request: bytes) -> bytes:
+        """ActivateModel."""
+        version = convert_models.decode_activate(request)
+        await self._known(version, "version")
+        await self._to_the_end(self._watch.activate(version))
+        return convert_models.encode_activated(version, self._watch.since)
+
+    async def roll_out(self, request: bytes) -> bytes:
+        """SetRollout."""
+        rollout = convert_models.decode_rollout(request)
+        if rollout.version is not None:
+            await self._known(rollout.version, _field(rollout))
+        await self._to_the_end(self._watch.roll_out(rollout))
+        return convert_models.encode_rollout(self._watch.rollout)
+
+    async def _known(self, version: str, field: str) -> None:
+        try:
+            known = version in await self._watch.aside(versions, self._watch.registry)
+        except OSError as error:
+            raise _unreadable(error) from error
+        if not known:
+            message = "the registry has no bundle of this version: send one that ListModels tells"
+            raise RequestError(Reason.MODEL_UNKNOWN, message, field)
+
+    async def _to_the_end(self, operation: Awaitable[None]) -> None:
+        """Carry an operation out even if the caller does not wait."""
+        task = asyncio.ensure_future(operation)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to hear of it
+        await asyncio.shield(task)
+
+    def _look(self) -> list[Told]:
+        """All bundles of the registry. Manifests are read once, until a file changes."""
+        registry, refused, before = self._watch.registry, self._watch.refused, self._read
+        self._read = {}
+        found: list[Told] = []
+        for version in versions(registry):
+            files = stamp(registry, version)
+            known = before.get(version)
+            if known is None or known[0] != files:
+                known = (files, *_manifest(registry / version))
+            self._read[version] = known
+            refusal = refused.get(version)
+            reason = refusal.reason if refusal is not None and refusal.files == files else known[2]
+            found.append((version, known[1], reason))
+        return found
+
+
+def _manifest(folder: Path) -> tuple[Manifest | None, str]:
+    """A bundle's manifest, or why there is none."""
+    try:
+        return read_manifest(folder), ""
+    except BundleError as error:
+        return None, str(error)
+
+
+def _field(rollout: Rollout) -> str:
+    return "rollout.shadow.version" if rollout.shadow else "rollout.canary.version"
+
+
+def _unreadable(error: OSError) -> RequestError:
+    message = f"the registry cannot be read ({type(error).__name__}): see that its folder is there"
+    return RequestError(Reason.REGISTRY_UNAVAILABLE, message)

@@ -1,0 +1,194 @@
+"""Between the wire and the core: the messages of ScoringService.
+
+Only this module and those beside it named ``convert_…`` read or write protobuf messages of the contract.
+
+``METHODS`` is the contract as the fronts see it: for every path, how request bytes become a part and scores become
+reply bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from tidemark.rpc import error_details_pb2, status_pb2
+from tidemark.v1 import scoring_pb2
+
+from feature_store.bundles.bundle import ECONOMICS
+from feature_store.definitions import MAX_ID_BYTES
+from feature_store.state.events import text_fault
+from service.api import score_wire as wire
+from service.api.explanations import wanted
+from service.errors import DOMAIN, QuotaExceededError, Reason, RequestError
+from service.scoring.scorer import Part, Scores
+
+SERVICE: Final = "tidemark.v1.ScoringService"
+MAX_BATCH: Final = 1000
+SURELY_SHORT: Final = MAX_ID_BYTES // 4
+"""Characters that cannot be more than MAX_ID_BYTES in UTF-8."""
+MAX_NANOS: Final = 999_999_999
+MAX_DURATION_S: Final = 315_576_000_000
+"""About 10,000 years, the bound that google.protobuf.Duration sets itself."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One RPC: decode raises RequestError for a bad request; encode raises it where the whole call has failed.
+
+    ``single``: it is for one customer, whatever the request says.
+    """
+
+    decode: Callable[[bytes], Part]
+    encode: Callable[[Part, Scores], bytes]
+    single: bool = False
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def decode_score(data: bytes) -> Part:
+    """A ScoreCustomerRequest."""
+    request = parsed(scoring_pb2.ScoreCustomerRequest, data)
+    customer_id = request.customer_id
+    surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
+    if not surely_good and (error := id_error(customer_id, "customer_id")):
+        raise error
+    part = Part([customer_id], _economics(request), _max_age(request), allow_stale_s=_allow_stale(request))
+    if request.explain:
+        part.explain = wanted(request, 1)
+    return part
+
+
+def decode_batch(data: bytes) -> Part:
+    """A BatchScoreCustomersRequest."""
+    request = parsed(scoring_pb2.BatchScoreCustomersRequest, data)
+    if (count := len(request.customer_ids)) > MAX_BATCH:
+        message = f"{count} customers are too many for one call: send at most {MAX_BATCH}"
+        raise RequestError(Reason.TOO_MANY_CUSTOMERS, message, "customer_ids")
+    ids = list(request.customer_ids)
+    refused = {}
+    if not (all(ids) and max(map(len, ids), default=0) <= SURELY_SHORT and all(map(str.isprintable, ids))):
+        for at, customer_id in enumerate(ids):
+            if error := id_error(customer_id, "customer_ids", at):
+                refused[at] = error
+                ids[at] = ""
+    part = Part(ids, _economics(request), _max_age(request), refused, _allow_stale(request))
+    if request.explain:
+        part.explain = wanted(request, count)
+    return part
+
+
+def parsed(kind: Any, data: bytes) -> Any:
+    """The message of a request; RequestError where the bytes are none."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        message = f"the request is not a {kind.DESCRIPTOR.full_name}: build it from the published proto files"
+        raise RequestError(Reason.REQUEST_MALFORMED, message) from error
+
+
+def id_error(customer_id: str, name: str, at: int | None = None) -> RequestError | None:
+    """What is wrong with an id; its position is named, the id itself never is."""
+    if (problem := text_fault(customer_id, MAX_ID_BYTES)) is None:
+        return None
+    field = name if at is None else f"{name}[{at}]"
+    message = f"{field} {problem}: send 1 to {MAX_ID_BYTES} bytes of printable text"
+    return RequestError(Reason.CUSTOMER_ID_INVALID, message, field)
+
+
+def _max_age(request: Any) -> float | None:
+    if not request.HasField("max_feature_age"):
+        return None
+    return _seconds(request.max_feature_age, "max_feature_age", Reason.MAX_FEATURE_AGE_INVALID)
+
+
+def _allow_stale(request: Any) -> float | None:
+    if not request.HasField("allow_stale"):
+        return None
+    return _seconds(request.allow_stale, "allow_stale", Reason.ALLOW_STALE_INVALID)
+
+
+def _seconds(duration: Duration, name: str, reason: Reason) -> float:
+    if not (0 <= duration.seconds <= MAX_DURATION_S and 0 <= duration.nanos <= MAX_NANOS):
+        raise RequestError(reason, f"{name} is negative or out of range: send a duration of zero or more", name)
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _economics(request: Any) -> Mapping[int, float]:
+    """The figures that the request sets, by column of the graph's input."""
+    if not request.HasField("economics"):
+        return {}
+    figures: dict[int, float] = {}
+    for column, name in enumerate(ECONOMICS):
+        offer, _, figure = name.rpartition(".")
+        holder = getattr(request.economics, offer) if offer else request.economics
+        if holder.HasField(figure):
+            figures[column] = _checked(f"economics.{name}", getattr(holder, figure))
+    return figures
+
+
+def _checked(field: str, figure: float) -> float:
+    share = field.endswith(("rate", "margin"))
+    if not math.isfinite(figure) or figure < 0 or (share and figure > 1):
+        wanted = "a share from 0 to 1" if share else "a finite amount of zero or more"
+        raise RequestError(Reason.ECONOMICS_INVALID, f"{field} is out of range: send {wanted}", field)
+    return figure
+
+
+# --- replies --------------------------------------------------------------------------------------------------------
+
+
+def encode_score(part: Part, scores: Scores) -> bytes:
+    """A ScoreCustomerResponse."""
+    if scores.errors:
+        raise scores.errors[0]
+    version, note = _version(scores.model_version), scores.notes.get(0)
+    why = None if scores.explanations is None else scores.explanations[0]
+    return wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes, why)
+
+
+def encode_batch(part: Part, scores: Scores) -> bytes:
+    """A BatchScoreCustomersResponse."""
+    if not part.customer_ids:
+        return b""
+    version = _version(scores.model_version) if scores.versions is None else [*map(_version, scores.versions)]
+    results = wire.results(part.customer_ids, scores, version)
+    for at, why in (scores.explanations or {}).items():
+        row, mine = scores.table[at].tolist(), version if isinstance(version, bytes) else version[at]
+        score = wire.score(part.customer_ids[at], row, mine, scores.notes.get(at), scores.spikes, why)
+        results[at] = wire.long_field(1, wire.long_field(1, score))
+    for at, error in scores.errors.items():
+        results[at] = wire.field(1, wire.field(2, status(error, at).SerializeToString()))
+    return b"".join(results)
+
+
+@lru_cache(maxsize=16)
+def _version(model_version: str) -> bytes:
+    return wire.field(6, model_version.encode())
+
+
+def status(error: RequestError, at: int | None = None) -> status_pb2.Status:
+    """The google.rpc.Status of an error, of position ``at`` in a batch: one ErrorInfo, RetryInfo where that helps."""
+    field = f"customer_ids[{at}]" if error.field == "customer_id" and at is not None else error.field
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"field": field} if field else None)
+    result = status_pb2.Status(code=error.code, message=error.message)
+    result.details.add().Pack(info)
+    if error.retry_after_s is not None:
+        nanos = int(error.retry_after_s * 1e9)
+        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=nanos // 10**9, nanos=nanos % 10**9))
+        result.details.add().Pack(retry)
+    if isinstance(error, QuotaExceededError):
+        violation = error_details_pb2.QuotaFailure.Violation(subject=error.caller, description=error.message)
+        result.details.add().Pack(error_details_pb2.QuotaFailure(violations=[violation]))
+    return result
+
+
+METHODS: Final[Mapping[str, Method]] = {
+    f"/{SERVICE}/ScoreCustomer": Method(decode_score, encode_score, single=True),
+    f"/{SERVICE}/BatchScoreCustomers": Method(decode_batch, encode_batch),
+}

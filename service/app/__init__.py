@@ -1,0 +1,1 @@
+"""The process: builds, starts and stops the components of a server, and supervises its workers."""

@@ -1,0 +1,1 @@
+"""Batching: queues with admission control that collect calls into batches."""

@@ -1,0 +1,1 @@
+"""Scoring: models, alerts and explanations for batches of customers. Knows no protobuf and no gRPC."""

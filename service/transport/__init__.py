@@ -1,0 +1,1 @@
+"""gRPC transports: two servers with the same behaviour, and what both need."""

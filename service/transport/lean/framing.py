@@ -1,0 +1,142 @@
+"""gRPC's own layer over HTTP/2: messages with their prefix, compression, deadlines, and statuses in headers."""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from functools import lru_cache
+from typing import Final
+from urllib.parse import quote
+
+from service.errors import PUSHBACK, Code
+from service.transport.lean.http2 import Headers
+
+PREFIX: Final = 5
+"""Bytes before each message: whether it is compressed, and its length."""
+IDENTITY: Final = b"identity"
+GZIP: Final = b"gzip"
+WINDOW_BITS: Final = {GZIP: 31, b"deflate": 15}
+"""Compressions, as zlib wants to hear of them."""
+WORTHWHILE: Final = 1024
+"""Replies from this size on are compressed, for callers that compress too."""
+UNITS: Final = {ord("H"): 3600.0, ord("M"): 60.0, ord("S"): 1.0, ord("m"): 1e-3, ord("u"): 1e-6, ord("n"): 1e-9}
+MOST_DIGITS: Final = 10
+PRINTABLE: Final = bytes(range(0x20, 0x7F)).decode().replace("%", "")
+
+HEAD: Final[Headers] = [(b"content-type", b"application/grpc")]
+GZIP_HEAD: Final[Headers] = [*HEAD, (b"grpc-encoding", GZIP)]
+OK: Final[Headers] = [(b"grpc-status", b"0")]
+
+
+class CallError(Exception):
+    """The end of a call that is not OK: status code, message, and an encoded google.rpc.Status where there is one.
+
+    ``pushback_ms``: when gRPC's own retries are to come back, where they are told.
+    """
+
+    def __init__(self, code: Code, message: str, details: bytes = b"", pushback_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.code: Final = code
+        self.message: Final = message
+        self.details: Final = details
+        self.pushback_ms: Final = pushback_ms
+
+    def headers(self) -> Headers:
+        """As trailers."""
+        found = [(b"grpc-status", b"%d" % self.code), (b"grpc-message", quote(self.message, safe=PRINTABLE).encode())]
+        if self.details:
+            found.append((b"grpc-status-details-bin", base64.b64encode(self.details).rstrip(b"=")))
+        if self.pushback_ms is not None:
+            found.append((PUSHBACK.encode(), b"%d" % self.pushback_ms))
+        if self.code is Code.UNIMPLEMENTED:
+            found.append((b"grpc-accept-encoding", b"identity, deflate, gzip"))
+        return found
+
+
+def frame(message: bytes) -> bytes:
+    """A message with its prefix."""
+    return b"\0%b%b" % (len(message).to_bytes(4), message)
+
+
+def compressed_frame(message: bytes) -> bytes:
+    """A message with its prefix, as gzip at its fastest."""
+    squeeze = zlib.compressobj(1, wbits=WINDOW_BITS[GZIP])
+    packed = squeeze.compress(message) + squeeze.flush()
+    return b"\1%b%b" % (len(packed).to_bytes(4), packed)
+
+
+def next_message(body: bytes | bytearray, encoding: bytes, most: int) -> tuple[bytes, int] | None:
+    """The first message of a body and the bytes it took; None where it is not whole yet.
+
+    CallError where it is larger than ``most`` bytes, compressed or not, or cannot be decompressed.
+    """
+    if (size := announced(body, most)) is None or len(body) < PREFIX + size:
+        return None
+    message = bytes(body[PREFIX : PREFIX + size])
+    if body[0]:
+        message = _decompressed(message, encoding if body[0] == 1 else b"", most)
+    return message, PREFIX + size
+
+
+def announced(body: bytes | bytearray, most: int) -> int | None:
+    """The size of the first message of a body, None where that has not come yet; CallError where it is too large."""
+    if len(body) < PREFIX:
+        return None
+    size = int.from_bytes(body[1:PREFIX])
+    if size > most:
+        raise _too_large(str(size), most)
+    return size
+
+
+def only_message(body: bytes | bytearray, encoding: bytes, most: int) -> bytes:
+    """The message of a body that has ended; CallError where it is not exactly one."""
+    if len(body) >= PREFIX and not body[0] and int.from_bytes(body[1:PREFIX]) == len(body) - PREFIX <= most:
+        return bytes(body[PREFIX:])  # as nearly all are
+    if (found := next_message(body, encoding, most)) is None:
+        if body:
+            raise CallError(Code.INTERNAL, "the request ended within a message")
+        raise CallError(Code.UNIMPLEMENTED, "the request has no message: this method takes exactly one")
+    message, size = found
+    if size != len(body):
+        raise CallError(Code.UNIMPLEMENTED, "the request goes on after its message: this method takes exactly one")
+    return message
+
+
+def _decompressed(message: bytes, encoding: bytes, most: int) -> bytes:
+    if encoding not in WINDOW_BITS:
+        raise CallError(Code.INTERNAL, "a message is marked as compressed, and grpc-encoding does not say how")
+    unpack = zlib.decompressobj(WINDOW_BITS[encoding])
+    try:
+        found = unpack.decompress(message, most + 1)
+    except zlib.error:
+        found = b""
+    if len(found) > most:
+        whole = int.from_bytes(message[-4:], "little") if encoding == GZIP else 0  # as gzip says at its end
+        raise _too_large(str(max(whole, most + 1)), most)
+    if not unpack.eof or unpack.unused_data:
+        name = encoding.decode()
+        raise CallError(Code.INTERNAL, f"Unexpected error decompressing data for algorithm {name}")
+    return found
+
+
+def _too_large(size: str, most: int) -> CallError:
+    # In the words of grpcio, as are other texts about things that the two fronts have in common.
+    return CallError(Code.RESOURCE_EXHAUSTED, f"SERVER: Received message larger than max ({size} vs. {most})")
+
+
+def check_encoding(encoding: bytes) -> None:
+    """CallError for a compression that is not known here."""
+    if encoding != IDENTITY and encoding not in WINDOW_BITS:
+        raise CallError(Code.UNIMPLEMENTED, "grpc-encoding is not known here: use identity, deflate or gzip")
+
+
+@lru_cache(maxsize=1024)
+def timeout_s(value: bytes | None) -> float:
+    """Seconds of a grpc-timeout header, infinite without one; CallError where it is malformed."""
+    if value is None:
+        return math.inf
+    digits, unit = value[:-1], UNITS.get(value[-1] if value else 0)
+    if unit is None or not digits.isdigit() or len(digits) > MOST_DIGITS:
+        raise CallError(Code.INTERNAL, "Error parsing 'grpc-timeout' metadata")
+    return int(digits) * unit

@@ -1,0 +1,80 @@
+"""The standard services of both fronts, without I/O: grpc.health.v1 and reflection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from service.api import customers as convert_customers
+from service.api import events as convert_events
+from service.api import models as convert_models
+from service.api import scoring as convert
+from service.errors import Code
+from service.transport.lean.framing import CallError
+
+SERVICES: Final = (convert.SERVICE, convert_events.SERVICE, convert_customers.SERVICE, convert_models.SERVICE)
+"""Our own: those whose health is told, beside the empty name of the server as a whole, and which reflection shows."""
+Told = Callable[[bytes], None]
+
+
+class Health:
+    """Whether services can be used, and who wants to hear of it when that changes."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self._status: Final = dict.fromkeys(services, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._watchers: Final[dict[Told, str]] = {}
+
+    def set_serving(self, serving: bool) -> None:
+        """Tell all who watch, where it is news to them."""
+        told = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        changed = {service for service, status in self._status.items() if status != told}
+        self._status.update(dict.fromkeys(changed, told))
+        for tell, service in list(self._watchers.items()):
+            if service in changed:
+                tell(self._reply(told))
+
+    def check(self, request: bytes) -> bytes:
+        """Health.Check; CallError for a service that is not here."""
+        if (status := self._status.get(self._service(request))) is None:
+            raise CallError(Code.NOT_FOUND, "")
+        return self._reply(status)
+
+    def watch(self, request: bytes, tell: Told) -> None:
+        """Health.Watch: ``tell`` is given a reply now and at each change, until :meth:`unwatch`."""
+        service = self._service(request)
+        self._watchers[tell] = service
+        tell(self._reply(self._status.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)))
+
+    def unwatch(self, tell: Told) -> None:
+        """Tell it no more."""
+        self._watchers.pop(tell, None)
+
+    def _service(self, request: bytes) -> str:
+        return str(_parsed(health_pb2.HealthCheckRequest, request).service)
+
+    def _reply(self, status: Any) -> bytes:
+        return bytes(health_pb2.HealthCheckResponse(status=status).SerializeToString())
+
+
+class Reflection:
+    """ServerReflectionInfo, message by message."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self._servicer = reflection.ReflectionServicer((*services, reflection.SERVICE_NAME))
+
+    def answer(self, request: bytes) -> bytes:
+        """The reply to one request of the stream."""
+        asked = _parsed(reflection_pb2.ServerReflectionRequest, request)
+        (reply,) = self._servicer.ServerReflectionInfo([asked], None)
+        return bytes(reply.SerializeToString())
+
+
+def _parsed(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise CallError(Code.INVALID_ARGUMENT, f"the request is not a {kind.DESCRIPTOR.full_name}") from error
