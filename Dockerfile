@@ -16,7 +16,7 @@ COPY service/requirements.lock service/requirements.lock
 RUN python -m venv /opt/tidemark \
     && /opt/tidemark/bin/pip install --no-cache-dir --require-hashes --requirement service/requirements.lock
 COPY . .
-RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
+RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist ./client . \
     && /opt/tidemark/bin/pip install --no-cache-dir --no-deps --no-index --find-links /dist tidemark
 
 FROM python:3.11-slim-bookworm

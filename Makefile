@@ -7,8 +7,8 @@ CONFIG ?= complete_journey
 BIN := .venv/bin
 ENV := .venv/.locked
 WHEEL := .venv/.wheel
-PACKAGES := feature_store service training
-SOURCES := pyproject.toml README.md $(shell find $(PACKAGES) protos -type f -not -name '*.pyc')
+PACKAGES := client feature_store service training
+SOURCES := pyproject.toml README.md $(shell find $(PACKAGES) protos -type f -not -name '*.pyc' -not -path '*/tidemark/v1/*' -not -path '*/tidemark/rpc/*')
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format bench protos lock clean
@@ -38,17 +38,17 @@ format: $(ENV) ## put the code into the project's format
 bench: $(WHEEL) ## measure the figures of the README; writes build/bench.json
 	$(BIN)/python -m tests.benchmarks --registry $(REGISTRY)
 
-protos: $(ENV) ## build the Python stubs of the contract into build/stubs
-	$(BIN)/python protos/build_stubs.py
+protos: $(ENV) ## build the Python stubs of the contract into client/tidemark
+	$(BIN)/python client/build_stubs.py
 
 lock: $(ENV) ## renew the lock files from pyproject.toml
-	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --no-emit-package tidemark-client --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o requirements.lock
-	$(BIN)/uv pip compile -q pyproject.toml --extra service --universal --python-version 3.11 -c requirements.lock \
+	$(BIN)/uv pip compile -q pyproject.toml --extra service --no-emit-package tidemark-client --universal --python-version 3.11 -c requirements.lock \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o service/requirements.lock
 
 clean: ## remove the environment and all that was built
-	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build client/tidemark/v1 client/tidemark/rpc .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(ENV): requirements.lock
 	@echo "making the environment from requirements.lock (once; a minute or two)"
@@ -58,6 +58,6 @@ $(ENV): requirements.lock
 
 $(WHEEL): $(ENV) $(SOURCES)
 	@rm -rf build/dist
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/dist .
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/dist/tidemark-*.whl
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/dist ./client .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/dist/*.whl
 	@touch $@

@@ -35,8 +35,8 @@ from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError
 from feature_store.online.store import StateWriter
 from feature_store.state.layout import StateLayout
-from service.client import Alert, Problem, Score, ScoringClient
-from service.live_client import CustomerClient, Event, EventClient
+from tidemark.events import CustomerClient, Event, EventClient
+from tidemark.scoring import Alert, Problem, Score, ScoringClient
 
 SHOWN: Final = 10
 LOOKS: Final = 3

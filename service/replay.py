@@ -22,7 +22,7 @@ from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
 from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
-from service.client import bearing
+from tidemark.scoring import bearing
 
 PER_CALL: Final = 1000
 TIMEOUT_S: Final = 60.0

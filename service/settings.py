@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.loopback import is_loopback
+from tidemark.loopback import is_loopback
 
 
 class Settings(BaseSettings):

@@ -7,8 +7,8 @@ from typing import Any, Final
 from tidemark.v1 import scoring_pb2
 
 from service.errors import Reason, RequestError
-from service.explanations import Contribution, Explanation
 from service.scoring.shapley import Wanted
+from tidemark.explanation import Contribution, Explanation
 
 MAX_EXPLAINED: Final = 100
 """Customers of one call: each takes about a millisecond of a thread."""

@@ -29,8 +29,8 @@ from service.auth.callers import Caller, Callers, CallersFile
 from service.auth.quota import metered_handlers, metered_scores
 from service.errors import Reason, RequestError
 from service.file_watch import Watched
-from service.loopback import is_loopback
 from service.settings import Settings
+from tidemark.loopback import is_loopback
 
 logger: Final = logging.getLogger("tidemark")
 

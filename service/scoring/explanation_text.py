@@ -14,7 +14,7 @@ from typing import Final
 
 from feature_store.definitions import Feature
 from feature_store.state.layout import DAY_S
-from service.explanations import Contribution, SlotValue
+from tidemark.explanation import Contribution, SlotValue
 
 MEASURES: Final = {"latest": "recency", "earliest": "tenure", "count": "count"}
 FIELDS: Final = {"amount": "amount", "duration_s": "duration"}

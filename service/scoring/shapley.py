@@ -29,8 +29,8 @@ import numpy.typing as npt
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats, StateLayout
 from service.errors import Reason, RequestError
-from service.explanations import Contribution, Explanation
 from service.scoring.explanation_text import Player, players_of, say
+from tidemark.explanation import Contribution, Explanation
 
 EXACT_PLAYERS: Final = 10
 """Of which there are 1,024 mixtures: two or three milliseconds of a graph run."""

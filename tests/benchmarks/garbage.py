@@ -19,12 +19,12 @@ import redis
 from feature_store.bundles import bundle
 from feature_store.embedded_redis import embedded_redis
 from feature_store.online.store import StateWriter
-from service.live_client import CustomerClient, Event, EventClient
 from service.scoring.model import Model
 from tests.benchmarks.garbage_made import FED, SURE, TIMEOUT_S, Tally
 from tests.benchmarks.garbage_requests import Oracle, Requests
 from tests.benchmarks.garbage_stored import Bundles, Values
 from tests.benchmarks.setting import Bench, Measured, tidemark_server
+from tidemark.events import CustomerClient, Event, EventClient
 
 REQUESTS: Final = 100_000
 BUNDLES: Final = 200

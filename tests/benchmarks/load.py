@@ -11,9 +11,6 @@ import grpc.aio
 import numpy as np
 import uvloop
 
-from service.load.arrivals import times
-from service.load.plan import Plan, Target
-from service.load.runner import Crew
 from tests.benchmarks.setting import (
     CUSTOMERS,
     UNARY,
@@ -24,6 +21,9 @@ from tests.benchmarks.setting import (
     tidemark_server,
     unary_requests,
 )
+from tidemark.load.arrivals import times
+from tidemark.load.plan import Plan, Target
+from tidemark.load.processes import Crew
 
 RATE: Final = 1000.0
 SECONDS: Final = 2.0

@@ -22,9 +22,9 @@ from typing import Final
 import click
 import psutil
 
-from service.client import Score, ScoringClient
-from service.live_client import CustomerClient, Event, EventClient, Recorded
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, Server, customer_id, tidemark_server
+from tidemark.events import CustomerClient, Event, EventClient, Recorded
+from tidemark.scoring import Score, ScoringClient
 
 WORKERS: Final = 2
 ROLLS: Final = 3

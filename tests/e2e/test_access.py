@@ -19,12 +19,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2
 
-from service.client import CallFailedError, ScoringClient
-from service.live_client import CustomerClient, Event, EventClient
 from tests.conftest import Run
 from tests.e2e.conftest import RedisProcess, ServerProcess, refused
 from tests.e2e.live import ALONE, Live, Start, event, info_of, someone, starter, told_of
 from tests.e2e.raw_client import RawClient
+from tidemark.events import CustomerClient, Event, EventClient
+from tidemark.scoring import CallFailedError, ScoringClient
 
 KNOWN = "900"
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"

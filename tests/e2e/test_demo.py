@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from service.client import ScoringClient
 from tests.conftest import Run
+from tidemark.scoring import ScoringClient
 
 
 def free_port() -> int:

@@ -12,11 +12,11 @@ import grpc.aio
 import pytest
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
-from service.client import Problem, Score, ScoringClient
-from service.live_client import CustomerClient, Event, EventClient
 from service.scoring.model import Model
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import info_of, someone
+from tidemark.events import CustomerClient, Event, EventClient
+from tidemark.scoring import Problem, Score, ScoringClient
 
 KNOWN = "900"
 ROUNDING = 1e-9

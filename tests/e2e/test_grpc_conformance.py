@@ -26,9 +26,9 @@ from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 from feature_store.bundles import bundle
 from feature_store.online.store import StateWriter
 from feature_store.state.layout import StateLayout
-from service.client import ScoringClient
 from tests.e2e.conftest import RedisProcess, ServerProcess, load_sample
 from tests.e2e.raw_client import Headers, RawClient, Reply, framed
+from tidemark.scoring import ScoringClient
 
 SERVICE = "tidemark.v1.ScoringService"
 SCORE, BATCH = f"/{SERVICE}/ScoreCustomer", f"/{SERVICE}/BatchScoreCustomers"

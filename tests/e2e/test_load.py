@@ -1,4 +1,4 @@
-"""``python -m service.load`` against real servers: everything is counted, stalls show, and it ends in every case."""
+"""``python -m tidemark.load`` against real servers: everything is counted, stalls show, and it ends in every case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import trustme
 from hdrh.histogram import HdrHistogram
 
-import service.load
+import tidemark.load
 from tests.conftest import Outcome, Run
 from tests.e2e.conftest import ServerProcess
 
@@ -43,7 +43,7 @@ def load(tmp_path: Path, ids: Path) -> Load:
     def run(target: str, *options: object, meanwhile: Sequence[Later] = ()) -> tuple[Outcome, dict[str, Any]]:
         report = tmp_path / "load.json"
         given = [target, "--ids", ids, "--warm-up", 0.2, "--json", report, *BUSY, *options]
-        command = [sys.executable, "-m", "service.load", *map(str, given)]
+        command = [sys.executable, "-m", "tidemark.load", *map(str, given)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             first = process.stderr.readline()
@@ -128,7 +128,7 @@ def test_batches_of_customers_in_redis_tell_who_has_no_score(
     assert unknown + sum(step["customers_by_model"].values()) == 1000
     assert 400 < unknown < 600
     done = run_module(
-        "service.load", server.target, "--redis", loaded_redis, "--registry", sample_registry, *command, *BUSY
+        "tidemark.load", server.target, "--redis", loaded_redis, "--registry", sample_registry, *command, *BUSY
     )
     assert (done.code, "2,469" in done.out) == (0, False), done.err
 
@@ -239,7 +239,7 @@ def test_tls_is_spoken_with_an_authority_of_ones_own(
 def test_locust_makes_the_same_calls(server: ServerProcess, ids: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("locust") is None:
         pytest.skip("locust is not installed")
-    file = Path(service.load.__path__[0]) / "locustfile.py"
+    file = Path(tidemark.load.__path__[0]) / "locustfile.py"
     options = ["--headless", "--users", "3", "--spawn-rate", "3", "--run-time", "6s", "--csv", str(tmp_path / "found")]
     command = [sys.executable, "-m", "locust", "-f", str(file), "--host", server.target, "--ids", str(ids), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)

@@ -27,11 +27,11 @@ from tidemark.v1 import scoring_pb2
 import service
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles import bundle
-from service.client import CallFailedError, ScoringClient
 from tests.conftest import Call, Run, Shop
 from tests.e2e.conftest import RedisProcess, ServerProcess
 from tests.e2e.live import ALONE, Live, event
 from tests.e2e.models import Models, republished, until
+from tidemark.scoring import CallFailedError, ScoringClient
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DASHBOARD = json.loads((Path(service.__file__).parent / "dashboard.json").read_text())

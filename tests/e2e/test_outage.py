@@ -17,12 +17,12 @@ from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 from feature_store.online.store import StateWriter
 from feature_store.state.layout import State, StateLayout
-from service.client import CallFailedError, Problem, Score, ScoringClient
-from service.live_client import CustomerClient, Event, EventClient
 from service.scoring.model import Model
 from tests.conftest import Trained
 from tests.e2e.conftest import RedisProcess, ServerProcess, refused, until_answered
 from tests.redis_processes import cluster
+from tidemark.events import CustomerClient, Event, EventClient
+from tidemark.scoring import CallFailedError, Problem, Score, ScoringClient
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -18,10 +18,10 @@ from feature_store.config import FeatureConfig, load_config
 from feature_store.offline.store import OfflineStore
 from feature_store.online.store import StateWriter
 from feature_store.state.layout import StateBatch, StateLayout
-from service.client import Economics, Offer, Problem, Score, ScoringClient
 from service.scoring.model import Model
 from tests.e2e.conftest import refused
 from tests.e2e.live import info_of
+from tidemark.scoring import Economics, Offer, Problem, Score, ScoringClient
 
 KNOWN = "900"
 

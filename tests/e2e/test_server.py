@@ -19,9 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tidemark.v1 import scoring_pb2
 
-from service.client import CallFailedError, ScoringClient
 from tests.conftest import Run
 from tests.e2e.conftest import RedisProcess, ServerProcess, load_sample, until_answered
+from tidemark.scoring import CallFailedError, ScoringClient
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -21,12 +21,12 @@ from tidemark.rpc import status_pb2
 from tidemark.v1 import events_pb2, scoring_pb2
 
 from feature_store.bundles import bundle
-from service.client import ScoringClient
-from service.live_client import CustomerClient, Event, EventClient
 from tests.benchmarks.rolling import KEPT, Load
 from tests.e2e.conftest import ServerProcess
 from tests.e2e.live import ALONE, calling, event, info_of, someone, starter
 from tests.e2e.raw_client import RawClient
+from tidemark.events import CustomerClient, Event, EventClient
+from tidemark.scoring import ScoringClient
 
 NOT_SERVING, SERVING = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING
 WATCH = "/grpc.health.v1.Health/Watch"

@@ -16,10 +16,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.app.supervisor import AT_LEAST_S
-from service.client import ScoringClient
 from tests.conftest import Run
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import Live, calling, event, someone
+from tidemark.scoring import ScoringClient
 
 KNOWN = "900"
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -13,9 +13,9 @@ from feature_store.bundles import bundle
 from feature_store.bundles.bundle import BundleError, Manifest
 from feature_store.bundles.typical_customer import baseline, told, typical
 from feature_store.state.layout import Floats
-from service.explanations import Explanation
 from service.scoring.model import Model
 from service.scoring.shapley import EXACT_PLAYERS, Mixtures, exact, sampled
+from tidemark.explanation import Explanation
 
 if TYPE_CHECKING:
     from tests.conftest import Trained

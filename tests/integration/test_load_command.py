@@ -1,4 +1,4 @@
-"""What ``python -m service.load`` refuses, in a line that names the mend, before any call is made."""
+"""What ``python -m tidemark.load`` refuses, in a line that names the mend, before any call is made."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from feature_store.bundles.bundle import OFFERS
-from service.load.command import load
 from tests.conftest import Call
 from tests.made_evidence import made_bundle, made_rows
+from tidemark.load.cli import load
 from training.evidence import Evidence
 
 HERE, ELSEWHERE = "127.0.0.1:1", "192.0.2.1:50051"

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.load import report
-from service.load.outcomes import NO_ANSWER, NO_CONNECTION, OK, Outcome
-from service.load.plan import Plan, Target
-from service.load.search import Found
-from service.load.sender import Rows
-from service.load.show import verdict
-from service.load.tally import Result, Tally
+from tidemark.load import report
+from tidemark.load.outcomes import NO_ANSWER, NO_CONNECTION, OK, Outcome
+from tidemark.load.plan import Plan, Target
+from tidemark.load.rate_search import Found
+from tidemark.load.results import Result, Tally
+from tidemark.load.sender import Rows
+from tidemark.load.terminal import verdict
 
 PHONE, DESK = 360, 1200
 LOOKS = {

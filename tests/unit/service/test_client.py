@@ -14,11 +14,11 @@ import pytest
 from tidemark.rpc import status_pb2
 from tidemark.v1 import events_pb2
 
-from service.client import RETRY_POLICY, CallFailedError, ScoringClient, _problem
-from service.live_client import Event, EventClient, _Sent
-from service.loopback import stays_here
 from service.replay import replay
 from tests.conftest import Call
+from tidemark.events import Event, EventClient, _Sent
+from tidemark.loopback import stays_here
+from tidemark.scoring import RETRY_POLICY, CallFailedError, ScoringClient, _problem
 
 
 def test_one_text_is_not_taken_for_a_list_of_ids() -> None:

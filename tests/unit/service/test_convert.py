@@ -17,9 +17,9 @@ from feature_store.state.profile import Interest
 from service.api.explanations import encoded
 from service.api.scoring import METHODS, decode_batch, decode_score, encode_batch, encode_score
 from service.errors import Reason, RequestError
-from service.explanations import Contribution, Explanation, SlotValue
 from service.scoring.scorer import Note, Part, Scores, Spikes
 from service.scoring.shapley import Wanted
+from tidemark.explanation import Contribution, Explanation, SlotValue
 
 ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
 

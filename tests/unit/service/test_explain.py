@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from feature_store.definitions import Feature
 from feature_store.state.layout import DAY_S, Floats, StateLayout
 from service.errors import Reason, RequestError
-from service.explanations import Explanation
 from service.scoring.shapley import EXACT_PLAYERS, SAMPLED_ROWS, Explainer, Mixtures, Wanted, exact, mixtures, sampled
+from tidemark.explanation import Explanation
 
 MANY = 24
 players = st.integers(1, 14)

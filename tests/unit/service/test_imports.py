@@ -11,6 +11,7 @@ import pytest
 
 import feature_store
 import service
+import tidemark
 
 IMPORTED = """
 import sys
@@ -23,13 +24,12 @@ import sys
 
 class NothingElseIsInstalled:
     def find_spec(self, name, path=None, target=None):
-        installed = {"grpc", "google", "service", "tidemark", "typing_extensions", "cython_runtime"}
+        installed = {"grpc", "google", "tidemark", "typing_extensions", "cython_runtime"}
         if name.partition(".")[0] not in installed | sys.stdlib_module_names or name.startswith("google.rpc"):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, NothingElseIsInstalled())
-from service.client import CallFailedError, ScoringClient
-from service.live_client import CustomerClient, Event, EventClient
+from tidemark import CallFailedError, ScoringClient
 try:
     ScoringClient("127.0.0.1:1", timeout_s=0.2).score("7")
 except CallFailedError as error:
@@ -60,17 +60,16 @@ def test_training_imports_no_server() -> None:
 
 
 def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
-    found = output_of(IMPORTED.format(module="service.load.command"))
+    found = output_of(IMPORTED.format(module="tidemark.load.cli"))
     assert {"rich", "numpy", "zttp", "hdrh"} <= found
-    assert not found & {"redis", "onnxruntime", "training", "sklearn", "onnx", "duckdb", "matplotlib", "grpc", "locust"}
+    assert not found & {"redis", "onnxruntime", "training", "sklearn", "onnx", "duckdb", "matplotlib", "locust"}
     assert "hdrh" not in output_of(IMPORTED.format(module="service.app.server"))
     # Each process that sends waits for what it imports.
-    assert not output_of(IMPORTED.format(module="service.load.sender")) & {
+    assert not output_of(IMPORTED.format(module="tidemark.load.sender")) & {
         "rich",
         "jinja2",
         "redis",
         "pydantic",
-        "grpc",
     }
 
 
@@ -81,7 +80,7 @@ def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
         ("redis", ["online/transport/clients.py", "online/transport/connections.py"]),
         ("hiredis", ["online/transport/connections.py"]),
         ("onnxruntime", ["bundles/onnx_session.py"]),
-        ("hdrh", ["load/tally.py"]),
+        ("hdrh", ["load/results.py"]),
         ("locust", ["load/locustfile.py"]),
         ("prometheus_client", ["telemetry/prometheus.py"]),
         ("opentelemetry", ["telemetry/tracing.py"]),
@@ -97,7 +96,7 @@ def test_few_modules_know_each_library_that_may_be_replaced(library: str, only: 
 
     found = [
         path.relative_to(folder).as_posix()
-        for folder in (Path(feature_store.__path__[0]), Path(service.__path__[0]))
+        for folder in (Path(package.__path__[0]) for package in (feature_store, service, tidemark))
         for path in folder.rglob("*.py")
         if library in imports(path)
     ]

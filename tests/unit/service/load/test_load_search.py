@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.load.search import GROWTH, LEAST_RATE, NEAR, search
+from tidemark.load.rate_search import GROWTH, LEAST_RATE, NEAR, search
 
 RATES = st.floats(1, 100_000)
 

@@ -13,13 +13,13 @@ from hdrh.histogram import HdrHistogram
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.load import report
-from service.load.outcomes import NO_ANSWER, NO_CONNECTION, OK, Kind, Outcome
-from service.load.plan import Plan, Target
-from service.load.search import Found
-from service.load.sender import Rows
-from service.load.show import verdict
-from service.load.tally import Result, Tally
+from tidemark.load import report
+from tidemark.load.outcomes import NO_ANSWER, NO_CONNECTION, OK, Kind, Outcome
+from tidemark.load.plan import Plan, Target
+from tidemark.load.rate_search import Found
+from tidemark.load.results import Result, Tally
+from tidemark.load.sender import Rows
+from tidemark.load.terminal import verdict
 
 TARGET = Target("127.0.0.1", 50051, "127.0.0.1", remote=False)
 PLAN = Plan(TARGET, duration_s=4.0, p99_ms=10.0)

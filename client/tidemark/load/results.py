@@ -12,9 +12,9 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
-from service.load.outcomes import Kind, Outcome
-from service.load.plan import MAX_DEADLINE_MS, Plan
-from service.load.sender import Rows
+from tidemark.load.outcomes import Kind, Outcome
+from tidemark.load.plan import MAX_DEADLINE_MS, Plan
+from tidemark.load.sender import Rows
 
 MOST_US: Final = int(2 * MAX_DEADLINE_MS * 1e3)
 DIGITS: Final = 3

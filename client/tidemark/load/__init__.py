@@ -1,4 +1,4 @@
-"""``python -m service.load``: an open-loop load test of a server, with a report.
+"""``python -m tidemark.load``: an open-loop load test of a server, with a report.
 
 ::
 

@@ -1,10 +1,10 @@
 """For those who use Locust (``pip install locust``): the same calls, by its users. Nothing imports this file.
 
-    locust -f service/load/locustfile.py --host 127.0.0.1:50051 --ids ids.txt --users 50 --headless --run-time 30s
+    locust -f locustfile.py --host 127.0.0.1:50051 --ids ids.txt --users 50 --headless --run-time 30s
 
 Each user makes a call a second, if the one before has been answered by then. That is a *closed* loop: while the server
 is stuck all users wait, and the calls that they would have made are in no percentile. For latencies under a given load
-use ``python -m service.load``.
+use ``python -m tidemark.load``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Final
 import grpc.experimental.gevent
 from locust import User, constant_throughput, events, task
 
-from service.client import CallFailedError, Problem, ScoringClient
-from service.load.ids import from_file
-from service.load.plan import find_target
+from tidemark.load.ids import from_file
+from tidemark.load.plan import find_target
+from tidemark.scoring import CallFailedError, Problem, ScoringClient
 
 grpc.experimental.gevent.init_gevent()
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from service.load.outcomes import Kind
-from service.load.plan import Plan
-from service.load.runner import Seen
-from service.load.search import Found
-from service.load.tally import HELD, LATE_SHARE, Result, Tally, percentiles
+from tidemark.load.outcomes import Kind
+from tidemark.load.plan import Plan
+from tidemark.load.processes import Seen
+from tidemark.load.rate_search import Found
+from tidemark.load.results import HELD, LATE_SHARE, Result, Tally, percentiles
 
 REFRESH: Final = 4
 SHOWN: Final = (50.0, 90.0, 99.0, 99.9, 100.0)

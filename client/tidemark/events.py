@@ -1,6 +1,6 @@
-"""Clients for what customers do and for customers themselves, like ``service.client`` for scores.
+"""Clients for what customers do and for customers themselves, like ``tidemark.scoring`` for scores.
 
-from service.live_client import Event, EventClient
+from tidemark.events import Event, EventClient
 
 with EventClient("127.0.0.1:50051") as client:
     client.record([Event("900", "view", item_id="shoe-1", channel="web")])
@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from tidemark.v1 import customers_pb2, customers_pb2_grpc, events_pb2, events_pb2_grpc
 
-from service.client import NO_RETRIES, OPTIONS, RETRIED, CallFailedError, Client, Interest, Problem, interest
+from tidemark.scoring import NO_RETRIES, OPTIONS, RETRIED, CallFailedError, Client, Interest, Problem, interest
+from tidemark.v1 import customers_pb2, customers_pb2_grpc, events_pb2, events_pb2_grpc
 
 MAX_EVENTS: Final = 1000
 MAX_MESSAGES: Final = 100

@@ -9,7 +9,7 @@ from typing import Final, cast
 
 import zttp
 
-from service.load.outcomes import CONNECTION_LOST, NO_MESSAGE, STREAM_RESET, Headers, Outcome, of_headers
+from tidemark.load.outcomes import CONNECTION_LOST, NO_MESSAGE, STREAM_RESET, Headers, Outcome, of_headers
 
 Header = tuple[bytes, bytes]
 FIRST_ROOM: Final = 100

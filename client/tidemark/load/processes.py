@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Final, Self
 
 from feature_store.errors import InputError
-from service.load.plan import Plan
-from service.load.sender import OVERTIME_S, READY, STOP, STOP_S, Rows, Step, work
-from service.load.tally import Result, Tally
+from tidemark.load.plan import Plan
+from tidemark.load.results import Result, Tally
+from tidemark.load.sender import OVERTIME_S, READY, STOP, STOP_S, Rows, Step, work
 
 START_S: Final = 60.0
 SOON_S: Final = 0.2

@@ -1,6 +1,6 @@
 """The client: typed, with a deadline by default and retries where they help. Needs grpcio and protobuf alone.
 
-from service.client import ScoringClient
+from tidemark.scoring import ScoringClient
 
 with ScoringClient("127.0.0.1:50051") as client:
     score = client.score("900")
@@ -17,11 +17,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 import grpc
+
+from tidemark.explanation import Contribution, Explanation, SlotValue
+from tidemark.loopback import stays_here
 from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
-
-from service.explanations import Contribution, Explanation, SlotValue
-from service.loopback import stays_here
 
 MAX_BATCH: Final = 1000
 MAX_EXPLAINED: Final = 100

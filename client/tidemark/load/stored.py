@@ -9,7 +9,7 @@ from feature_store.bundles import bundle
 from feature_store.errors import InputError
 from feature_store.online.store import StateWriter
 from feature_store.state.layout import StateLayout
-from service.load.ids import MOST_IDS
+from tidemark.load.ids import MOST_IDS
 
 
 def from_redis(url: str, registry: Path) -> list[str]:

@@ -12,9 +12,9 @@ import click
 from rich.console import Console
 
 from feature_store.errors import InputError
-from service.load import report
-from service.load.ids import from_file
-from service.load.plan import (
+from tidemark.load import report
+from tidemark.load.ids import from_file
+from tidemark.load.plan import (
     MAX_BATCH,
     MAX_CONNECTIONS,
     MAX_DEADLINE_MS,
@@ -27,10 +27,10 @@ from service.load.plan import (
     Plan,
     find_target,
 )
-from service.load.runner import Crew
-from service.load.search import Found, search
-from service.load.show import begun, progress, show, step_line, verdict
-from service.load.tally import Result
+from tidemark.load.processes import Crew
+from tidemark.load.rate_search import Found, search
+from tidemark.load.results import Result
+from tidemark.load.terminal import begun, progress, show, step_line, verdict
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 OUTPUT = click.Path(path_type=Path, dir_okay=False, writable=True)
@@ -137,7 +137,7 @@ def _ids(url: str | None, registry: Path | None, ids_file: Path | None) -> tuple
         return ids, f"{len(ids):,} ids of a file"
     if url is None or registry is None:
         raise InputError("whom to ask for? Give --redis with --registry, or --ids")
-    from service.load.stored import from_redis  # noqa: PLC0415  # half of the time to start, where it is not needed
+    from tidemark.load.stored import from_redis  # noqa: PLC0415  # half of the time to start, where it is not needed
 
     ids = from_redis(url, registry)
     return ids, f"{len(ids):,} customers in Redis"

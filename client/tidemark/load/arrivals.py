@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.load.plan import Arrivals, Draw
+from tidemark.load.plan import Arrivals, Draw
 
 BLOCK: Final = 1024
 """Drawn at a time: few enough not to hold up calls that are due."""
