@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
-from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import scoring_pb2
 
 from feature_store.bundles.bundle import ECONOMICS
@@ -24,7 +23,8 @@ from feature_store.definitions import MAX_ID_BYTES
 from feature_store.state.events import text_fault
 from service.api import score_wire as wire
 from service.api.explanations import wanted
-from service.errors import DOMAIN, QuotaExceededError, Reason, RequestError
+from service.api.status import encoded_status
+from service.errors import Reason, RequestError
 from service.scoring.scorer import Part, Scores
 
 SERVICE: Final = "tidemark.v1.ScoringService"
@@ -74,7 +74,7 @@ def decode_batch(data: bytes) -> Part:
     refused = {}
     if not (all(ids) and max(map(len, ids), default=0) <= SURELY_SHORT and all(map(str.isprintable, ids))):
         for at, customer_id in enumerate(ids):
-            if error := id_error(customer_id, "customer_ids", at):
+            if error := id_error(customer_id, "customer_ids"):
                 refused[at] = error
                 ids[at] = ""
     part = Part(ids, _economics(request), _max_age(request), refused, _allow_stale(request))
@@ -92,12 +92,11 @@ def parsed(kind: Any, data: bytes) -> Any:
         raise RequestError(Reason.REQUEST_MALFORMED, message) from error
 
 
-def id_error(customer_id: str, name: str, at: int | None = None) -> RequestError | None:
-    """What is wrong with an id; its position is named, the id itself never is."""
+def id_error(customer_id: str, field: str) -> RequestError | None:
+    """What is wrong with an id that came in ``field``; the message never repeats the id. None for a good id."""
     if (problem := text_fault(customer_id, MAX_ID_BYTES)) is None:
         return None
-    field = name if at is None else f"{name}[{at}]"
-    message = f"{field} {problem}: send 1 to {MAX_ID_BYTES} bytes of printable text"
+    message = f"the customer id {problem}: send 1 to {MAX_ID_BYTES} bytes of printable text"
     return RequestError(Reason.CUSTOMER_ID_INVALID, message, field)
 
 
@@ -162,30 +161,18 @@ def encode_batch(part: Part, scores: Scores) -> bytes:
         row, mine = scores.table[at].tolist(), version if isinstance(version, bytes) else version[at]
         score = wire.score(part.customer_ids[at], row, mine, scores.notes.get(at), scores.spikes, why)
         results[at] = wire.long_field(1, wire.long_field(1, score))
+    encoded: dict[RequestError, bytes] = {}  # customers with the same fault share one error
     for at, error in scores.errors.items():
-        results[at] = wire.field(1, wire.field(2, status(error, at).SerializeToString()))
+        if (result := encoded.get(error)) is None:
+            field = "customer_ids" if error.field == "customer_id" else error.field
+            result = encoded[error] = wire.field(1, wire.field(2, encoded_status(error, field)))
+        results[at] = result
     return b"".join(results)
 
 
 @lru_cache(maxsize=16)
 def _version(model_version: str) -> bytes:
     return wire.field(6, model_version.encode())
-
-
-def status(error: RequestError, at: int | None = None) -> status_pb2.Status:
-    """The google.rpc.Status of an error, of position ``at`` in a batch: one ErrorInfo, RetryInfo where that helps."""
-    field = f"customer_ids[{at}]" if error.field == "customer_id" and at is not None else error.field
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"field": field} if field else None)
-    result = status_pb2.Status(code=error.code, message=error.message)
-    result.details.add().Pack(info)
-    if error.retry_after_s is not None:
-        nanos = int(error.retry_after_s * 1e9)
-        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=nanos // 10**9, nanos=nanos % 10**9))
-        result.details.add().Pack(retry)
-    if isinstance(error, QuotaExceededError):
-        violation = error_details_pb2.QuotaFailure.Violation(subject=error.caller, description=error.message)
-        result.details.add().Pack(error_details_pb2.QuotaFailure(violations=[violation]))
-    return result
 
 
 METHODS: Final[Mapping[str, Method]] = {

@@ -362,11 +362,8 @@ def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]
     """Why customers of a part have no score."""
     found = scored.states.found[rows]
     usable = np.ones_like(found) if scored.usable is None else scored.usable[rows]
-    missing = scored.states.missing
-    errors = {
-        at: _unusable(part.customer_ids[at]) if found[at] else _missing(missing)
-        for at in np.flatnonzero(~usable).tolist()
-    }
+    missing = _missing(scored.states.missing)  # shared by all of them: a batch may be unknown customers only
+    errors = {at: _unusable(part.customer_ids[at]) if found[at] else missing for at in np.flatnonzero(~usable).tolist()}
     if part.max_age_s is not None:
         too_old = usable & (scored.now - scored.states.as_of[rows] > part.max_age_s)
         errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})

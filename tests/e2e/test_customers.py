@@ -237,7 +237,7 @@ def test_who_does_not_allow_scoring_gets_no_score_and_leaves_no_events(live: Liv
     assert told_of(found[0]) == ("CONSENT_WITHHELD", "customer_id")
     withheld, scored, unknown = live.score_many(customer, other, someone())
     assert withheld.status.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
-    assert told_of(withheld.status) == ("CONSENT_WITHHELD", "customer_ids[0]")
+    assert told_of(withheld.status) == ("CONSENT_WITHHELD", "customer_ids")
     assert scored.score.customer_id == other
     assert unknown.status.code == grpc.StatusCode.NOT_FOUND.value[0]
     reply = live.record(event(customer, "visit"), event(other, "visit"))

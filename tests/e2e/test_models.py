@@ -207,7 +207,7 @@ def test_a_canary_answers_its_share_always_the_same_and_a_batch_holds_answers_of
         assert one.score.churn.probability == pytest.approx(other.score.churn.probability, abs=1e-3)
     reasons = [told_of(result.status)[0] for result in mixed[-2:]]
     assert reasons == ["CUSTOMER_UNKNOWN", "CUSTOMER_ID_INVALID"]
-    assert {told_of(mixed[-1].status)[1]} == {f"customer_ids[{len(KNOWN) + 1}]"}
+    assert {told_of(mixed[-1].status)[1]} == {"customer_ids"}
     served.models.activate(canary)  # it is tried out no longer: going back does not bring it up again
     assert set(served.versions(KNOWN)) == {canary}
     served.models.activate(served.first)

@@ -283,7 +283,7 @@ def test_requests_larger_than_the_first_window_arrive_whole(carry_out: Client) -
     for outcome in found:
         results = outcome.read(scoring_pb2.BatchScoreCustomersResponse).results
         infos = [error_details_pb2.ErrorInfo.FromString(result.status.details[0].value) for result in results]
-        assert [info.metadata["field"] for info in infos] == [f"customer_ids[{n}]" for n in range(1000)]
+        assert [info.metadata["field"] for info in infos] == ["customer_ids"] * 1000
 
 
 def test_1000_calls_at_once_get_each_its_own_answer(carry_out: Client, expected: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ import grpc.aio
 from grpc_health.v1 import health
 
 from service.api.methods import NO_HANDLERS, Handlers, Stream, Unary
-from service.api.scoring import METHODS, Method, status
+from service.api.scoring import METHODS, Method
+from service.api.status import encoded_status
 from service.auth.access import Access, Gate
 from service.batching.admission import DEADLINE, overloaded
 from service.batching.score_batcher import Batcher
@@ -317,7 +318,7 @@ def _as_told(error: Exception) -> RequestError:
 
 
 async def _abort(context: Context, error: RequestError) -> None:
-    details: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status(error).SerializeToString())]
+    details: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", encoded_status(error))]
     if error.pushback_ms is not None:
         details.append((PUSHBACK, str(error.pushback_ms)))
     await context.abort(GRPC_CODES[Code(error.code).value], error.message, tuple(details))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from service.api.methods import Stream as RequestStream
 from service.api.methods import Unary as Handler
-from service.api.scoring import Method, status
+from service.api.scoring import Method
+from service.api.status import encoded_status
 from service.batching.admission import DEADLINE, overloaded
 from service.errors import Code, Reason, RequestError
 from service.scoring.scorer import Scores
@@ -301,4 +302,4 @@ def call_error(error: Exception) -> CallError:
         name = type(error).__name__
         logger.error("a call failed: %s", name)
         error = RequestError(Reason.INTERNAL, f"the server failed ({name})")
-    return CallError(error.code, error.message, status(error).SerializeToString(), error.pushback_ms)
+    return CallError(error.code, error.message, encoded_status(error), error.pushback_ms)

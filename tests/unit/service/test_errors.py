@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from tidemark.rpc import error_details_pb2
+from tidemark.rpc import error_details_pb2, status_pb2
 
-from service.api.scoring import status
+from service.api.status import encoded_status
 from service.errors import CODES, Code, Reason, RequestError
 from service.transport.grpcio.server import GRPC_CODES
 
@@ -48,6 +48,10 @@ TABLE = {
     "QUOTA_EXCEEDED": "RESOURCE_EXHAUSTED",
     "INTERNAL": "INTERNAL",
 }
+
+
+def status(error: RequestError) -> status_pb2.Status:
+    return status_pb2.Status.FromString(encoded_status(error))
 
 
 def test_the_table_covers_every_reason() -> None:

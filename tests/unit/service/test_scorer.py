@@ -106,7 +106,7 @@ def test_the_economics_of_one_call_do_not_reach_its_neighbours() -> None:
 
 
 def test_an_id_refused_before_keeps_its_error() -> None:
-    error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids[1]")
+    error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids")
     (scores,) = score(Part(["known-1", "", "known-2"], refused={1: error}))
     assert scores.errors == {1: error}
 

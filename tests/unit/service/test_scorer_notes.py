@@ -132,7 +132,7 @@ def test_consent_comes_before_any_other_reason() -> None:
 
 
 def test_each_part_hears_of_its_own_customers() -> None:
-    error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids[0]")
+    error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids")
     one, two, three = score(
         Part(["plain", "lamp"]), Part(["", "withheld", "off"], refused={0: error}), Part(["withheld"])
     )

@@ -107,7 +107,7 @@ def test_each_customer_of_a_batch_is_answered_by_the_right_model_in_the_right_pl
 ) -> None:
     (active, _), (canary, _) = served("old", 0.1), served("new", 0.2)
     serving = Serving(Lineup(active, canary, share))
-    refusal = RequestError(Reason.CUSTOMER_ID_INVALID, "bad", "customer_ids[0]")
+    refusal = RequestError(Reason.CUSTOMER_ID_INVALID, "bad", "customer_ids")
     parts = [Part(ids, {0: 0.5}, 60.0, {0: refusal} if len(ids) > 1 else {}) for ids in batch]
     for part, scores in zip(parts, asyncio.run(serving.score(parts)), strict=True):
         assert isinstance(scores, Scores)
