@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
+from tidemark.v1 import customers_pb2, customers_pb2_grpc, events_pb2, events_pb2_grpc
 
 from tidemark.scoring import NO_RETRIES, OPTIONS, RETRIED, CallFailedError, Client, Interest, Problem, interest
-from tidemark.v1 import customers_pb2, customers_pb2_grpc, events_pb2, events_pb2_grpc
 
 MAX_EVENTS: Final = 1000
 MAX_MESSAGES: Final = 100

@@ -17,11 +17,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 import grpc
+from tidemark.rpc import error_details_pb2, status_pb2
+from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 from tidemark.explanation import Contribution, Explanation, SlotValue
 from tidemark.loopback import stays_here
-from tidemark.rpc import error_details_pb2, status_pb2
-from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 MAX_BATCH: Final = 1000
 MAX_EXPLAINED: Final = 100

@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
-
 from tidemark.rpc import error_details_pb2, status_pb2
 
 CODES: Final = (
