@@ -44,4 +44,4 @@ def _encoded(
     if caller is not None:
         violation = error_details_pb2.QuotaFailure.Violation(subject=caller, description=message)
         result.details.add().Pack(error_details_pb2.QuotaFailure(violations=[violation]))
-    return result.SerializeToString()
+    return bytes(result.SerializeToString())

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tidemark.rpc import error_details_pb2
+from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import events_pb2, scoring_pb2
 
 from service.api import events as convert_events
 from service.api import scoring as convert
 from service.api.methods import Handlers
 from service.api.scoring import METHODS
+from service.api.status import encoded_status
 from service.auth.quota import MOST_WAITING, Bucket, metered_handlers, metered_scores
 from service.errors import CODES, Code, QuotaExceededError, Reason, RequestError
 from service.transport.lean.call_types import call_error
@@ -172,7 +173,8 @@ def test_a_stream_waits_until_it_can_pay_and_too_many_at_once_are_refused() -> N
 
 
 def test_the_refusal_names_the_caller_and_when_to_come_back() -> None:
-    status = convert.status(QuotaExceededError("shop", "used up", 1.25))
+    encoded = encoded_status(QuotaExceededError("shop", "used up", 1.25))
+    status = status_pb2.Status.FromString(encoded)
     failure, retry = error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
     assert [detail.Unpack(failure) for detail in status.details].count(True) == 1
     assert [(one.subject, one.description) for one in failure.violations] == [("shop", "used up")]
