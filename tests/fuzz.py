@@ -48,6 +48,7 @@ from service.api import events as convert_events
 from service.api.methods import EventStream, Handlers
 from service.batching.event_batcher import Recorder
 from service.batching.score_batcher import Batcher
+from service.call_context import CallContext
 from service.errors import Reason, RequestError
 from service.scoring.scorer import Part, Scores
 from service.settings import Settings
@@ -153,7 +154,7 @@ class Store:
         await self._wait()
         return [ACCEPTED] * len(events)
 
-    async def get(self, request: bytes) -> bytes:
+    async def get(self, request: bytes, _context: CallContext) -> bytes:
         """GetCustomer."""
         customer_id = convert_customers.decode_get(request)
         await self._wait()
@@ -168,12 +169,13 @@ class Store:
         if 0.55 <= mood < 0.57:
             raise ValueError("a fault")
 
-    async def _record(self, request: bytes) -> bytes:
-        return convert_events.encode_recorded(await self.recorder.record(convert_events.decode_events(request)))
+    async def _record(self, request: bytes, context: CallContext) -> bytes:
+        events = convert_events.decode_events(request)
+        return convert_events.encode_recorded(await self.recorder.record(events, context))
 
     def handlers(self) -> Handlers:
         """Calls that a task answers, and streams."""
-        return Handlers({RECORD: self._record, GET: self.get}, {STREAM: lambda: EventStream(self.recorder)})
+        return Handlers({RECORD: self._record, GET: self.get}, {STREAM: partial(EventStream, self.recorder)})
 
 
 class Transport(asyncio.Transport):

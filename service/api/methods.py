@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from feature_store.definitions import Interests
@@ -17,11 +18,15 @@ from service.api import events as convert_events
 from service.api import models as convert_models
 from service.api.model_handlers import Models
 from service.batching.event_batcher import Recorded, Recorder
+from service.call_context import CallContext
 from service.errors import Reason, RequestError
 from service.store_errors import not_in_cluster, store_error
 
-Unary = Callable[[bytes], Awaitable[bytes]]
-"""A unary method; RequestError where it fails."""
+Unary = Callable[[bytes, CallContext], Awaitable[bytes]]
+"""A unary method: takes an encoded request and the context of its call, and returns the encoded reply.
+
+It raises RequestError if it fails.
+"""
 
 Reply = TypeVar("Reply")
 MOST_TOLD: Final = 1000
@@ -43,7 +48,7 @@ class Handlers:
     """Methods by path, beside those of ScoringService."""
 
     unary: Mapping[str, Unary] = field(default_factory=dict)
-    streams: Mapping[str, Callable[[], Stream]] = field(default_factory=dict)
+    streams: Mapping[str, Callable[[CallContext], Stream]] = field(default_factory=dict)
 
 
 NO_HANDLERS: Final = Handlers()
@@ -53,9 +58,9 @@ def handlers(recorder: Recorder, customers: Customers, models: Models) -> Handle
     """The methods of all three services."""
     events, mine, theirs = (f"/{convert.SERVICE}" for convert in (convert_events, convert_customers, convert_models))
 
-    async def record(request: bytes) -> bytes:
-        recorder.admit()  # before it is read
-        return convert_events.encode_recorded(await recorder.record(convert_events.decode_events(request)))
+    async def record(request: bytes, context: CallContext) -> bytes:
+        recorder.admit(context)  # before it is read
+        return convert_events.encode_recorded(await recorder.record(convert_events.decode_events(request), context))
 
     return Handlers(
         {
@@ -69,15 +74,16 @@ def handlers(recorder: Recorder, customers: Customers, models: Models) -> Handle
             f"{theirs}/ActivateModel": models.activate,
             f"{theirs}/SetRollout": models.roll_out,
         },
-        {f"{events}/StreamEvents": lambda: EventStream(recorder)},
+        {f"{events}/StreamEvents": partial(EventStream, recorder)},
     )
 
 
 class EventStream:
     """A StreamEvents call: each message is recorded before the next one is taken."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, context: CallContext) -> None:
         self._recorder = recorder
+        self._context = context
         self._begun = False
         self._seen = 0
         self._sum = Recorded()
@@ -85,10 +91,10 @@ class EventStream:
     async def add(self, request: bytes) -> None:
         """Record the events of a message; only the first may be shed, later ones wait, and their caller with them."""
         if not self._begun:
-            self._recorder.admit()
+            self._recorder.admit(self._context)
             self._begun = True
         events = convert_events.decode_events(request)
-        self._sum.add(await self._recorder.record(events), self._seen, MOST_TOLD)
+        self._sum.add(await self._recorder.record(events, self._context), self._seen, MOST_TOLD)
         self._seen += len(events)
 
     def reply(self) -> bytes:
@@ -105,7 +111,7 @@ class Customers:
         """Of the model that serves."""
         self._clock = clock
 
-    async def get(self, request: bytes) -> bytes:
+    async def get(self, request: bytes, _context: CallContext) -> bytes:
         """GetCustomer."""
         customer = await _answered(self._store.get(convert_customers.decode_get(request)))
         now, half_life_s = self._clock(), self.interests.half_life_s
@@ -116,17 +122,17 @@ class Customers:
         ]
         return convert_customers.encode_customer(customer, interests, now)
 
-    async def merge(self, request: bytes) -> bytes:
+    async def merge(self, request: bytes, _context: CallContext) -> bytes:
         """MergeCustomers."""
         given_up, stays = convert_customers.decode_merge(request)
         return convert_customers.encode_merged(await _answered(self._store.merge(given_up, stays)))
 
-    async def delete(self, request: bytes) -> bytes:
+    async def delete(self, request: bytes, _context: CallContext) -> bytes:
         """DeleteCustomer."""
         await _answered(self._store.erase(convert_customers.decode_delete(request)))
         return b""
 
-    async def consent(self, request: bytes) -> bytes:
+    async def consent(self, request: bytes, _context: CallContext) -> bytes:
         """SetConsent."""
         return convert_customers.encode_consent(
             await _answered(self._store.consent(*convert_customers.decode_consent(request)))

@@ -10,6 +10,7 @@ from typing import Final
 from feature_store.bundles.bundle import BundleError, Manifest, read_manifest
 from feature_store.bundles.registry import Rollout, Stamp, stamp, versions
 from service.api import models as convert_models
+from service.call_context import CallContext
 from service.errors import Reason, RequestError
 from service.scoring.registry_watcher import RegistryWatch
 
@@ -25,13 +26,13 @@ class Models:
         self._read: dict[str, tuple[Stamp, Manifest | None, str]] = {}
         self._running: Final[set[asyncio.Task[None]]] = set()
 
-    async def serving(self, request: bytes) -> bytes:
+    async def serving(self, request: bytes, _context: CallContext) -> bytes:
         """GetServingModel."""
         convert_models.decode_serving(request)
         watch = self._watch
         return convert_models.encode_serving(watch.serving.lineup, watch.since, watch.rollout, watch.refusal)
 
-    async def bundles(self, request: bytes) -> bytes:
+    async def bundles(self, request: bytes, _context: CallContext) -> bytes:
         """ListModels."""
         convert_models.decode_list(request)
         try:
@@ -40,14 +41,14 @@ class Models:
             raise _unreadable(error) from error
         return convert_models.encode_models(found, self._watch.serving.lineup)
 
-    async def activate(self, request: bytes) -> bytes:
+    async def activate(self, request: bytes, _context: CallContext) -> bytes:
         """ActivateModel."""
         version = convert_models.decode_activate(request)
         await self._known(version, "version")
         await self._to_the_end(self._watch.activate(version))
         return convert_models.encode_activated(version, self._watch.since)
 
-    async def roll_out(self, request: bytes) -> bytes:
+    async def roll_out(self, request: bytes, _context: CallContext) -> bytes:
         """SetRollout."""
         rollout = convert_models.decode_rollout(request)
         if rollout.version is not None:

@@ -16,6 +16,7 @@ from service.api import customers as convert_customers
 from service.api import events as convert_events
 from service.api.methods import Handlers, Stream, Unary
 from service.api.scoring import Method
+from service.call_context import CallContext
 from service.errors import QuotaExceededError
 from service.scoring.scorer import Part
 
@@ -97,9 +98,9 @@ def _metered(path: str, handler: Unary, bucket: Bucket) -> Unary:
     if (units := UNITS.get(path.split("/")[1])) is None:
         return handler
 
-    async def metered(request: bytes) -> bytes:
+    async def metered(request: bytes, context: CallContext) -> bytes:
         bucket.charge(units(request))
-        return await handler(request)
+        return await handler(request, context)
 
     return metered
 
@@ -107,8 +108,8 @@ def _metered(path: str, handler: Unary, bucket: Bucket) -> Unary:
 class _PacedStream:
     """A stream of events at the pace that the quota allows: its client waits, because its window stays closed."""
 
-    def __init__(self, begin: Callable[[], Stream], bucket: Bucket) -> None:
-        self._stream: Final = begin()
+    def __init__(self, begin: Callable[[CallContext], Stream], bucket: Bucket, context: CallContext) -> None:
+        self._stream: Final = begin(context)
         self._bucket: Final = bucket
 
     async def add(self, request: bytes) -> None:

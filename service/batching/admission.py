@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Final
 
 from service.errors import Reason, RequestError
@@ -38,10 +37,6 @@ RETRY_SHARE: Final = 0.5
 MOST_RETRY_S: Final = 5.0
 SPREAD: Final = tuple(0.75 + (at * 7 % 16) / 30 for at in range(16))
 """Jitter of those who come back: a quarter earlier to a quarter later, neighbours far apart, and few different ones."""
-
-
-DEADLINE: Final = ContextVar("deadline", default=math.inf)
-"""Of the call that a handler answers, by the monotonic clock."""
 
 
 class Pace:

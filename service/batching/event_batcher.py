@@ -26,7 +26,8 @@ from feature_store.errors import ArchiveBehindError, NotInClusterError, StoreUna
 from feature_store.online.customer_store import ConflictError
 from feature_store.state.events import Event, Problem, Rules, problem
 from feature_store.state.folding import Outcome, Verdict
-from service.batching.admission import DEADLINE, Pace, expired, overloaded
+from service.batching.admission import Pace, expired, overloaded
+from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
 from service.store_errors import not_in_cluster, store_error
 
@@ -113,19 +114,19 @@ class Recorder:
         self.shed = self.refused = self.expired = self.cancelled = 0
         """Calls so far that were not recorded to the end: too much to do, too short a deadline, too late, given up."""
 
-    def admit(self) -> None:
+    def admit(self, context: CallContext = NO_CONTEXT) -> None:
         """RequestError where new events would wait too long, or for longer than the call's deadline."""
         ahead = min(self._rows, len(self._waiting) * BATCH)
         if ahead >= self._pace.most_rows:
             self.shed += 1
             raise overloaded(self._pace.retry_s(BATCH))
-        if (deadline := DEADLINE.get()) != math.inf:
+        if (deadline := context.deadline) != math.inf:
             busy = len(self._workers) >= WORKERS
             if error := self._pace.too_short(deadline - self._monotonic(), ahead, 1, busy=busy):
                 self.refused += 1
                 raise error
 
-    async def record(self, events: Sequence[Event]) -> Recorded:
+    async def record(self, events: Sequence[Event], context: CallContext = NO_CONTEXT) -> Recorded:
         """Record events, and say what became of each; RequestError where the call as a whole failed.
 
         Then some of them may be recorded; sent again, those with an event_id are counted once all the same.
@@ -141,16 +142,16 @@ class Recorder:
             else:
                 found.rejected.append(Noted(index, bad))
         if good:
-            for index, outcome in zip(places, await self._outcomes(good), strict=True):
+            for index, outcome in zip(places, await self._outcomes(good, context.deadline), strict=True):
                 _tell(found, index, outcome)
             found.rejected.sort()
         found.rejected_count, found.guarded_count = len(found.rejected), len(found.guarded)
         self._count(found)
         return found
 
-    async def _outcomes(self, events: Sequence[Event]) -> list[Outcome | None]:
+    async def _outcomes(self, events: Sequence[Event], deadline: float) -> list[Outcome | None]:
         finished: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Job(events, finished, [None] * len(events), DEADLINE.get(), left=len(events)))
+        self._waiting.append(_Job(events, finished, [None] * len(events), deadline, left=len(events)))
         self._rows += len(events)
         if len(self._workers) < WORKERS:
             self._workers.add(asyncio.get_running_loop().create_task(self._work()))

@@ -28,6 +28,7 @@ from typing import Final
 import numpy as np
 
 from service.batching.admission import STANDING, Pace, expired, overloaded
+from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
 from service.scoring.scorer import OFF_LOOP_ROWS, Part, Scores
 from service.telemetry.batch_stages import Stages, Trace
@@ -167,14 +168,14 @@ class Batcher:
         part: Part,
         deliver: Deliver,
         abandoned: Callable[[], bool] = lambda: False,
-        deadline: float = math.inf,
-        trace: Trace | None = None,
+        context: CallContext = NO_CONTEXT,
     ) -> None:
         """Score ``part`` with the next batch and hand its scores, or the error of all of it, to ``deliver``.
 
-        What is ``abandoned`` by the time its turn comes is not worked on, and nothing is delivered. ``deadline`` by
-        the monotonic clock: what is sure to miss it is refused at once.
+        A part that is ``abandoned`` by the time its turn comes is not worked on, and nothing is delivered. A part that
+        is sure to miss the deadline of its call is refused at once.
         """
+        deadline = context.deadline
         self._asked = now = self._clock()
         rows = len(part.customer_ids)
         if not rows:
@@ -189,7 +190,7 @@ class Batcher:
             self._count(error)
             deliver(error)
             return
-        lane.waiting.append(_Job(part, deliver, abandoned, deadline, now, trace))
+        lane.waiting.append(_Job(part, deliver, abandoned, deadline, now, context.trace))
         lane.rows += rows
         if lane.idle:
             lane.idle.pop().set_result(None)
@@ -229,8 +230,7 @@ class Batcher:
         self,
         part: Part,
         abandoned: Callable[[], bool] = lambda: False,
-        deadline: float = math.inf,
-        trace: Trace | None = None,
+        context: CallContext = NO_CONTEXT,
     ) -> Scores:
         """Like :meth:`submit`, for a front that waits."""
         future: asyncio.Future[Scores | RequestError] = asyncio.get_running_loop().create_future()
@@ -239,7 +239,7 @@ class Batcher:
             if not future.done():
                 future.set_result(outcome)
 
-        self.submit(part, deliver, lambda: future.done() or abandoned(), deadline, trace)
+        self.submit(part, deliver, lambda: future.done() or abandoned(), context)
         outcome = await future
         if isinstance(outcome, RequestError):
             raise outcome

@@ -11,7 +11,6 @@ import math
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from typing import Any, Final
 
 import grpc
@@ -22,8 +21,9 @@ from service.api.methods import NO_HANDLERS, Handlers, Stream, Unary
 from service.api.scoring import METHODS, Method
 from service.api.status import encoded_status
 from service.auth.access import Access, Gate
-from service.batching.admission import DEADLINE, overloaded
+from service.batching.admission import overloaded
 from service.batching.score_batcher import Batcher
+from service.call_context import CallContext
 from service.errors import PUSHBACK, Code, Reason, RequestError, given_up, server_stopping
 from service.file_watch import Watched
 from service.settings import Settings
@@ -41,7 +41,7 @@ TELL_S: Final = 1.0
 UNARY: Final = grpc.unary_unary_rpc_method_handler
 STREAM: Final = grpc.stream_unary_rpc_method_handler
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
+GrpcContext = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class AioFront:
@@ -150,32 +150,32 @@ class AioFront:
         await stopping
         await self._lag.stop()
 
-    async def _check(self, request: bytes, _context: Context) -> bytes:
+    async def _check(self, request: bytes, _context: CallContext, _grpc: GrpcContext) -> bytes:
         """Health.Check."""
         return self._health.check(request)
 
-    async def _watch(self, request: bytes, context: Context) -> None:
+    async def _watch(self, request: bytes, _context: CallContext, grpc_context: GrpcContext) -> None:
         """Health.Watch: now, and whenever it changes."""
         told: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._health.watch(request, told.put_nowait)
         self._watches.add(told)
         try:
             while (reply := await told.get()) is not None:
-                await context.write(reply)
+                await grpc_context.write(reply)
                 told.task_done()
             raise server_stopping()
         finally:
             self._watches.discard(told)
             self._health.unwatch(told.put_nowait)
 
-    async def _reflect(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def _reflect(self, requests: AsyncIterator[bytes], _context: CallContext, grpc_context: GrpcContext) -> None:
         """ServerReflectionInfo."""
         async for request in requests:
-            await context.write(self._reflection.answer(request))
+            await grpc_context.write(self._reflection.answer(request))
 
-    def _take(self, begin: Callable[[], Stream]) -> Handler:
-        async def take(requests: AsyncIterator[bytes], _context: Context) -> bytes:
-            taking = asyncio.get_running_loop().create_task(_taken(begin(), requests))
+    def _take(self, begin: Callable[[CallContext], Stream]) -> Handler:
+        async def take(requests: AsyncIterator[bytes], context: CallContext, _grpc: GrpcContext) -> bytes:
+            taking = asyncio.get_running_loop().create_task(_taken(begin(context), requests))
             self._streams.add(taking)
             try:
                 return await taking
@@ -194,9 +194,9 @@ class AioFront:
         return self._batcher.shed_unread()
 
     def _score(self, method: Method) -> Handler:
-        async def score(request: bytes, context: Context) -> bytes:
+        async def score(request: bytes, context: CallContext, grpc_context: GrpcContext) -> bytes:
             part = method.decode(request)
-            scores = await self._batcher.score(part, context.cancelled, _deadline(context), TRACE.get())
+            scores = await self._batcher.score(part, grpc_context.cancelled, context)
             began = time.monotonic()
             reply = method.encode(part, scores)
             if self._metrics is not None:
@@ -205,24 +205,24 @@ class AioFront:
 
         return score
 
-    def _told(self, path: str, handler: Handler) -> Handler:
+    def _told(self, path: str, handler: Handler) -> GrpcHandler:
         """The handler with every error told as a status, and every end to those who count or trace."""
 
-        async def told(request: Any, context: Context) -> Any:
+        async def told(request: Any, grpc_context: GrpcContext) -> Any:
             began, code, cause = time.monotonic(), Code.OK, None
-            trace = self._begin_trace(path, context, began)
+            trace = self._begin_trace(path, grpc_context, began)
             try:
-                return await handler(request, context)
+                return await handler(request, CallContext(_deadline(grpc_context), trace), grpc_context)
             except asyncio.CancelledError:
-                code = given_up(context.time_remaining())
+                code = given_up(grpc_context.time_remaining())
                 raise
             except CallError as error:
                 code = Code(error.code)
-                await context.abort(GRPC_CODES[code.value], error.message)
+                await grpc_context.abort(GRPC_CODES[code.value], error.message)
             except Exception as error:  # nothing of the inside may reach the caller
                 cause = _as_told(error)
                 code = cause.code
-                await _abort(context, cause)
+                await _abort(grpc_context, cause)
             finally:
                 if self._metrics is not None:
                     self._metrics.ended(path, code, time.monotonic() - began, cause)
@@ -232,27 +232,23 @@ class AioFront:
 
         return told
 
-    def _begin_trace(self, path: str, context: Context, began: float) -> Trace | None:
+    def _begin_trace(self, path: str, grpc_context: GrpcContext, began: float) -> Trace | None:
         if self._tracer is None:
             return None
-        headers: dict[str, Any] = dict(context.invocation_metadata() or ())
-        trace = self._tracer.begin(path, headers.get("traceparent"), headers.get("tracestate"), began)
-        TRACE.set(trace)
-        return trace
+        headers: dict[str, Any] = dict(grpc_context.invocation_metadata() or ())
+        return self._tracer.begin(path, headers.get("traceparent"), headers.get("tracestate"), began)
 
 
-TRACE: Final[ContextVar[Trace | None]] = ContextVar("TRACE", default=None)
-"""The trace of the call that the running task answers."""
-
-
-def _deadline(context: Context) -> float:
+def _deadline(grpc_context: GrpcContext) -> float:
     """A call's deadline by the monotonic clock."""
-    left_s = context.time_remaining()
+    left_s = grpc_context.time_remaining()
     return math.inf if left_s is None else time.monotonic() + left_s
 
 
-Handler = Callable[[Any, Context], Awaitable[Any]]
+Handler = Callable[[Any, CallContext, GrpcContext], Awaitable[Any]]
 """Answers a call; RequestError where it fails."""
+GrpcHandler = Callable[[Any, GrpcContext], Awaitable[Any]]
+"""The same as grpcio calls it: no error leaves it but as a status."""
 
 
 class _Methods(grpc.GenericRpcHandler):
@@ -278,7 +274,7 @@ class _Methods(grpc.GenericRpcHandler):
 
 
 def _refused(error: RequestError) -> Any:
-    async def refuse(_requests: AsyncIterator[bytes], context: Context) -> bytes:
+    async def refuse(_requests: AsyncIterator[bytes], context: GrpcContext) -> bytes:
         await _abort(context, error)
         raise AssertionError("abort returns never")
 
@@ -294,18 +290,18 @@ async def _taken(stream: Stream, requests: AsyncIterator[bytes]) -> bytes:
 def _admitted(gate: Gate[Handler], path: str) -> Handler:
     """The handler for those who may call it; RequestError for others."""
 
-    async def admitted(request: Any, context: Context) -> Any:
-        sent = dict(context.invocation_metadata() or ()).get("authorization")
+    async def admitted(request: Any, context: CallContext, grpc_context: GrpcContext) -> Any:
+        sent = dict(grpc_context.invocation_metadata() or ()).get("authorization")
         header = sent.encode() if isinstance(sent, str) else sent
-        return await gate.find(path, header, tls.names_of_peer(context.auth_context()))(request, context)
+        handler = gate.find(path, header, tls.names_of_peer(grpc_context.auth_context()))
+        return await handler(request, context, grpc_context)
 
     return admitted
 
 
 def _handle(handler: Unary) -> Handler:
-    async def handle(request: bytes, context: Context) -> bytes:
-        DEADLINE.set(_deadline(context))
-        return await handler(request)
+    async def handle(request: bytes, context: CallContext, _grpc: GrpcContext) -> bytes:
+        return await handler(request, context)
 
     return handle
 
@@ -317,8 +313,8 @@ def _as_told(error: Exception) -> RequestError:
     return RequestError(Reason.INTERNAL, f"the server failed ({type(error).__name__})")
 
 
-async def _abort(context: Context, error: RequestError) -> None:
+async def _abort(grpc_context: GrpcContext, error: RequestError) -> None:
     details: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", encoded_status(error))]
     if error.pushback_ms is not None:
         details.append((PUSHBACK, str(error.pushback_ms)))
-    await context.abort(GRPC_CODES[Code(error.code).value], error.message, tuple(details))
+    await grpc_context.abort(GRPC_CODES[Code(error.code).value], error.message, tuple(details))

@@ -13,7 +13,8 @@ from service.api.methods import Stream as RequestStream
 from service.api.methods import Unary as Handler
 from service.api.scoring import Method
 from service.api.status import encoded_status
-from service.batching.admission import DEADLINE, overloaded
+from service.batching.admission import overloaded
+from service.call_context import CallContext
 from service.errors import Code, Reason, RequestError
 from service.scoring.scorer import Scores
 from service.telemetry.batch_stages import Trace
@@ -65,6 +66,11 @@ class Call:
         self.talking = False
         """Whether its headers are sent."""
         self.trace: Trace | None = None
+
+    @property
+    def context(self) -> CallContext:
+        """What the batchers need to know about the call."""
+        return CallContext(self.deadline, self.trace)
 
     def advance(self) -> None:
         """More of the request has come."""
@@ -139,7 +145,7 @@ class Score(Unary):
         self.part = self.method.decode(request)
         self.connection.scoring += 1
         self.submitted = True
-        self.connection.front.batcher.submit(self.part, self.deliver, self.abandoned, self.deadline, self.trace)
+        self.connection.front.batcher.submit(self.part, self.deliver, self.abandoned, self.context)
 
     def over(self) -> None:
         """No batch is waited for."""
@@ -172,7 +178,7 @@ class Handled(Unary):
 
     def answer(self, request: bytes) -> None:
         """Have it handled."""
-        self.task = asyncio.get_running_loop().create_task(_handled(self.handler, request, self.deadline))
+        self.task = asyncio.get_running_loop().create_task(_handled(self.handler, request, self.context))
         self.task.add_done_callback(self.done)
 
     def done(self, task: asyncio.Task[bytes]) -> None:
@@ -195,9 +201,9 @@ class Streamed(Call):
 
     __slots__ = ("added", "task")
 
-    def __init__(self, begin: Callable[[], RequestStream], connection: Connection, stream: Stream) -> None:
+    def __init__(self, begin: Callable[[CallContext], RequestStream], connection: Connection, stream: Stream) -> None:
         super().__init__(connection, stream)
-        self.added: Final = begin()
+        self.added: Final = begin(self.context)
         self.task: asyncio.Task[None] | None = None
         self.due = self.deadline
 
@@ -271,11 +277,11 @@ class Reflect(Call):
             self.connection.send(self.stream, None if self.talking else HEAD, b"", OK)
 
 
-async def _handled(handler: Handler, request: bytes, deadline: float) -> bytes:
-    if time.monotonic() > deadline:
+async def _handled(handler: Handler, request: bytes, context: CallContext) -> bytes:
+    if time.monotonic() > context.deadline:
         raise too_late()
-    DEADLINE.set(deadline)
-    return await handler(request)  # called here: a task that is cancelled before it begins leaves nothing behind
+    # Called here and not where the task is made: a task that is cancelled before it starts leaves nothing behind.
+    return await handler(request, context)
 
 
 @lru_cache(maxsize=4096)

@@ -18,6 +18,7 @@ from service.api.methods import Handlers
 from service.api.scoring import METHODS, Method
 from service.auth.access import SCOPES, Access, Gate, scope_of
 from service.auth.callers import MOST_KNOWN, CallersFile
+from service.call_context import CallContext
 from service.errors import Code, Reason, RequestError
 from service.file_watch import Watched
 from service.transport.standard_services import SERVICES
@@ -216,7 +217,7 @@ def test_the_names_of_a_certificate_are_the_same_from_both_fronts() -> None:
 # --- scopes ---------------------------------------------------------------------------------------------------------
 
 
-async def nothing(_request: bytes) -> bytes:
+async def nothing(_request: bytes, _context: CallContext) -> bytes:
     return b""
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batching.score_batcher import Batcher
+from service.call_context import CallContext
 from service.errors import Reason, RequestError
 from service.scoring.scorer import Part, Scores
 
@@ -66,7 +67,7 @@ class Caller:
 
     def submit(self, batcher: Batcher, deadline: float = math.inf) -> None:
         part = Part([f"{self.number}:{row}" for row in range(self.rows)])
-        batcher.submit(part, self.told.append, lambda: self.gone, deadline)
+        batcher.submit(part, self.told.append, lambda: self.gone, CallContext(deadline))
 
     @property
     def reason(self) -> Reason | None:
@@ -297,7 +298,7 @@ def test_a_front_that_cannot_deliver_a_refusal_disturbs_nobody() -> None:
         batcher = Batcher(gate.score, clock=clock)
         Caller(0, 1).submit(batcher)
         await settle()
-        batcher.submit(Part(["x"]), broken, deadline=clock() + 1)
+        batcher.submit(Part(["x"]), broken, context=CallContext(clock() + 1))
         after = Caller(1, 1)
         after.submit(batcher)
         clock.now += 2

@@ -13,6 +13,7 @@ import pytest
 
 from service.api.methods import Handlers
 from service.batching.score_batcher import Batcher
+from service.call_context import CallContext
 from service.settings import Settings
 from service.transport.lean.connection import Connection
 from service.transport.lean.server import LeanFront
@@ -37,7 +38,7 @@ class Peer:
         self.h2.send_data(1, bytes(5), end_stream=True)
         self.events: list[h2.events.Event] = []
 
-    async def _handle(self, _request: bytes) -> bytes:
+    async def _handle(self, _request: bytes, _context: CallContext) -> bytes:
         return await self.answer
 
     async def exchange(self) -> None:

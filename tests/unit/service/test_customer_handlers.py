@@ -29,6 +29,7 @@ from feature_store.online.customer_store import (
 from feature_store.state.layout import DAY_S, State, StateLayout
 from feature_store.state.profile import Interest, Record, UnreadableRecordError
 from service.api.methods import REFUSED, Customers
+from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Code, Reason, RequestError
 
 NOW = 1_800_000_000.0
@@ -80,9 +81,9 @@ def customers(store: FakeStore) -> Customers:
     return Customers(cast("CustomerStore", store), Interests(), clock=lambda: NOW)
 
 
-def call(method: Callable[[bytes], Awaitable[bytes]], request: Any) -> bytes:
+def call(method: Callable[[bytes, CallContext], Awaitable[bytes]], request: Any) -> bytes:
     async def ask() -> bytes:
-        return await method(request.SerializeToString())
+        return await method(request.SerializeToString(), NO_CONTEXT)
 
     return asyncio.run(ask())
 
@@ -235,7 +236,7 @@ def test_a_bad_id_is_refused_by_its_field_before_anything_is_done(
 @pytest.mark.parametrize("name", ["get", "merge", "delete", "consent"])
 def test_bytes_that_are_no_request_are_malformed(name: str) -> None:
     async def ask() -> None:
-        await getattr(customers(FakeStore()), name)(b"\xff")
+        await getattr(customers(FakeStore()), name)(b"\xff", NO_CONTEXT)
 
     with pytest.raises(RequestError) as caught:
         asyncio.run(ask())
@@ -279,7 +280,7 @@ def test_every_refusal_of_a_merge_has_words_of_its_own() -> None:
 def test_what_was_begun_is_finished_though_the_caller_does_not_wait(failure: Exception | None) -> None:
     async def main() -> None:
         store = FakeStore(failure=failure, pause_s=0.01)
-        waiting = asyncio.create_task(customers(store).delete(DELETE(customer_id="a").SerializeToString()))
+        waiting = asyncio.create_task(customers(store).delete(DELETE(customer_id="a").SerializeToString(), NO_CONTEXT))
         await asyncio.sleep(0.001)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

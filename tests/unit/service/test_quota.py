@@ -17,6 +17,7 @@ from service.api.methods import Handlers
 from service.api.scoring import METHODS
 from service.api.status import encoded_status
 from service.auth.quota import MOST_WAITING, Bucket, metered_handlers, metered_scores
+from service.call_context import NO_CONTEXT, CallContext
 from service.errors import CODES, Code, QuotaExceededError, Reason, RequestError
 from service.transport.lean.call_types import call_error
 
@@ -117,7 +118,7 @@ def test_scores_take_one_for_each_customer_and_bad_requests_nothing() -> None:
     assert len(batch.decode(score_request(44)).customer_ids) == 44
 
 
-async def answer(_request: bytes) -> bytes:
+async def answer(_request: bytes, _context: CallContext) -> bytes:
     return b"done"
 
 
@@ -127,18 +128,18 @@ def test_events_take_one_each_customers_one_and_models_nothing() -> None:
     unary = metered_handlers(Handlers(dict.fromkeys((RECORD, customer, model), answer)), found).unary
 
     async def work() -> None:
-        assert await unary[RECORD](events_request(9)) == b"done"
-        assert await unary[customer](b"") == b"done"
+        assert await unary[RECORD](events_request(9), NO_CONTEXT) == b"done"
+        assert await unary[customer](b"", NO_CONTEXT) == b"done"
         for path in (RECORD, customer):
             with pytest.raises(QuotaExceededError):
-                await unary[path](events_request(1))
-        assert await unary[model](b"") == b"done"
+                await unary[path](events_request(1), NO_CONTEXT)
+        assert await unary[model](b"", NO_CONTEXT) == b"done"
 
     asyncio.run(work())
 
 
 class Stream:
-    def __init__(self) -> None:
+    def __init__(self, _context: CallContext) -> None:
         self.added = 0
 
     async def add(self, _request: bytes) -> None:
@@ -152,19 +153,19 @@ def test_a_stream_waits_until_it_can_pay_and_too_many_at_once_are_refused() -> N
     async def work() -> None:
         found = Bucket("shop", 200, 10)
         begin = metered_handlers(Handlers({}, {STREAM: Stream}), found).streams[STREAM]
-        stream = begin()
+        stream = begin(NO_CONTEXT)
         start = asyncio.get_running_loop().time()
         for _ in range(3):
             await stream.add(events_request(10))
         assert stream.reply() == b"3"
         assert asyncio.get_running_loop().time() - start == pytest.approx(0.1, abs=0.08)
-        waiting = [asyncio.ensure_future(begin().add(events_request(10))) for _ in range(MOST_WAITING)]
+        waiting = [asyncio.ensure_future(begin(NO_CONTEXT).add(events_request(10))) for _ in range(MOST_WAITING)]
         await asyncio.sleep(0)
         with pytest.raises(QuotaExceededError):
-            await begin().add(events_request(10))
+            await begin(NO_CONTEXT).add(events_request(10))
         waiting.pop().cancel()
         await asyncio.gather(*waiting)
-        await begin().add(events_request(10))
+        await begin(NO_CONTEXT).add(events_request(10))
 
     asyncio.run(work())
 

@@ -25,6 +25,7 @@ from feature_store.state.events import Event, Problem, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
 from service.api.methods import MOST_TOLD, EventStream
 from service.batching.event_batcher import BATCH, WORKERS, Noted, Recorded, Recorder
+from service.call_context import NO_CONTEXT
 from service.errors import Code, Reason, RequestError
 
 NOW = 1_800_000_000.0
@@ -325,7 +326,7 @@ def message(*mine: Event) -> bytes:
 
 def streamed(store: Store, *messages: bytes) -> events_pb2.StreamEventsResponse:
     async def main() -> events_pb2.StreamEventsResponse:
-        stream = EventStream(recorder_of(store))
+        stream = EventStream(recorder_of(store), NO_CONTEXT)
         for one in messages:
             await stream.add(one)
         return events_pb2.StreamEventsResponse.FromString(stream.reply())

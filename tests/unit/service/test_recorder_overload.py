@@ -13,8 +13,8 @@ from tidemark.v1 import events_pb2
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, Outcome
 from service.api.methods import EventStream
-from service.batching.admission import DEADLINE
 from service.batching.event_batcher import BATCH, Recorder
+from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
 
 NOW = 1_800_000_000.0
@@ -45,9 +45,9 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 async def record(recorder: Recorder, events: Sequence[Event], deadline: float = math.inf) -> int:
     """As a handler does it."""
-    DEADLINE.set(deadline)
-    recorder.admit()
-    return (await recorder.record(events)).accepted
+    context = CallContext(deadline)
+    recorder.admit(context)
+    return (await recorder.record(events, context)).accepted
 
 
 async def busy(recorder: Recorder) -> list[asyncio.Task[int]]:
@@ -81,7 +81,7 @@ def test_only_the_first_message_of_a_stream_is_shed() -> None:
         gate = Gate()
         recorder = gate.recorder(0.001)
         empty = events_pb2.StreamEventsRequest().SerializeToString()
-        begun, late = EventStream(recorder), EventStream(recorder)
+        begun, late = EventStream(recorder, NO_CONTEXT), EventStream(recorder, NO_CONTEXT)
         await begun.add(empty)
         tasks = [*await busy(recorder), *(asyncio.create_task(record(recorder, FULL)) for _ in range(3))]
         await asyncio.sleep(0.001)
