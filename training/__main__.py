@@ -71,7 +71,7 @@ def fit(config: str, registry: Path, *, activate: bool) -> None:
 @click.argument("config")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="File that takes the findings as JSON.")
 def audit(config: str, file: Path | None) -> int:
-    """Look for trouble in the data of CONFIG: a table of findings, each with its mend.
+    """Look for trouble in the data of CONFIG: a table of findings, each with its fix.
 
     Exit code 1 where something is fatal, so that nothing could be fitted, else 0.
     """

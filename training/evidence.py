@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from feature_store.bundles.bundle import OFFERS, Manifest
 from feature_store.errors import InputError
@@ -33,13 +33,17 @@ class _Table(BaseModel):
 
 
 class Finding(_Table):
-    """One thing that the audit found. ``share``: of the rows it was looked for in, where that makes sense."""
+    """One finding of the audit: the place, the problem and how to fix it.
+
+    ``share``: the affected share of the rows that were checked, if the finding has one. Bundles of release 0.2 and
+    earlier name the fix ``mend``.
+    """
 
     severity: Severity
     check: str
     where: str
     message: str
-    mend: str
+    fix: str = Field(validation_alias=AliasChoices("fix", "mend"))
     share: float | None = None
 
 

@@ -1,4 +1,4 @@
-"""What may be wrong with the columns of the table ``attributes``: empty, constant, ids, too many texts."""
+"""Checks on the columns of the table ``attributes``: missing values, constants, ids, too many categories."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from training.config import Treatment
 from training.evidence import Finding
 
 SAMPLE_ROWS: Final = 100_000
-"""Rows in which values are counted: enough to tell an id from a category, and quick for any number of columns."""
+"""Number of rows in which distinct values are counted: enough to tell an id from a category, and fast for many
+columns."""
 
 EMPTY_SHARE: Final = 0.5
-"""A column that most rows lack says more about who was asked than about the customer."""
+"""A column that is missing in most rows says more about how it was collected than about the customers."""
 
 UNIQUE_SHARE: Final = 0.95
-"""A text that hardly ever occurs twice tells rows apart and groups none: an id, a name or free words."""
+"""A text column whose values hardly ever repeat is an id, a name or free text: nothing can be generalised from it."""
 
-LEAST_UNIQUE_ROWS: Final = 1_000
-"""Of fewer rows whole numbers may well differ all by themselves."""
+MIN_UNIQUE_ROWS: Final = 1_000
+"""With fewer rows, whole numbers that are no ids may all be distinct by chance."""
 
 WHOLE: Final = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 TEXT: Final = ("VARCHAR", "ENUM")
-MOST_LISTED: Final = 10
+MAX_LISTED: Final = 10
 
 
 def columns_of(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """DuckDB types of the columns of ``attributes``, without the id."""
-    found = {row[0]: row[1] for row in connection.execute("DESCRIBE attributes").fetchall()}
-    return {name: kind for name, kind in found.items() if name != "customer_id"}
+    """DuckDB types by column name of the table ``attributes``, without the customer's id."""
+    types = {row[0]: row[1] for row in connection.execute("DESCRIBE attributes").fetchall()}
+    return {name: kind for name, kind in types.items() if name != "customer_id"}
 
 
 def treatment_columns(treatment: Treatment | None) -> list[tuple[str, str]]:
-    """Where a config's treatment names columns, and which."""
+    """Columns that ``[treatment]`` names: pairs of the config key and the column."""
     if treatment is None:
         return []
     named = [("treatment.column", treatment.column), ("treatment.outcome", treatment.outcome)]
@@ -61,15 +62,25 @@ def is_number(kind: str) -> bool:
 
 
 def sample_rows(rows: int) -> str:
-    """SQL for the table, or of a large one for about SAMPLE_ROWS rows, the same ones each time."""
+    """SQL for the table, or for a deterministic sample of about SAMPLE_ROWS of its ``rows`` rows."""
     parts = -(-rows // SAMPLE_ROWS)
     return "attributes" if parts <= 1 else f"(FROM attributes WHERE hash(customer_id) % {parts} = 0)"
 
 
 def audit_columns(
-    connection: duckdb.DuckDBPyConnection, columns: Mapping[str, str], where: str, mend: str = "do not select it"
+    connection: duckdb.DuckDBPyConnection, columns: Mapping[str, str], where: str, fix: str = "do not select it"
 ) -> Iterator[Finding]:
-    """Findings about each column (its DuckDB type by name); ``mend``: how to leave one out."""
+    """Check each column of ``attributes``.
+
+    Args:
+        connection: Holds the table ``attributes``.
+        columns: DuckDB types of the columns to check, by name.
+        where: What stands before the column's name in a finding, such as ``snapshot``.
+        fix: How to leave a column out, as the end of a sentence.
+
+    Yields:
+        The findings, column by column.
+    """
     if not columns:
         return
     counts = ", ".join(f"count({quoted(name)})" for name in columns)
@@ -77,21 +88,21 @@ def audit_columns(
     if not rows:
         return
     values = ", ".join(f"count(DISTINCT {quoted(name)}), count({quoted(name)})" for name in columns)
-    found = connection.execute(f"SELECT {values} FROM {sample_rows(rows)}").fetchall()[0]
+    counted = connection.execute(f"SELECT {values} FROM {sample_rows(rows)}").fetchall()[0]
     for i, (name, kind) in enumerate(columns.items()):
-        yield from _missing(name, 1 - filled[i] / rows, where, mend)
+        yield from _missing(name, 1 - filled[i] / rows, where, fix)
         if filled[i]:
-            yield from _values(name, kind, found[2 * i : 2 * i + 2], where, mend)
+            yield from _values(name, kind, counted[2 * i : 2 * i + 2], where, fix)
 
 
-def _missing(name: str, share: float, where: str, mend: str) -> Iterator[Finding]:
+def _missing(name: str, share: float, where: str, fix: str) -> Iterator[Finding]:
     if share == 1:
         yield Finding(
             severity="warning",
             check="completeness",
             where=f"{where}.{name}",
             message="it is empty in every row",
-            mend=f"look why, or {mend}",
+            fix=f"find out why, or {fix}",
             share=1.0,
         )
     elif share:
@@ -100,13 +111,14 @@ def _missing(name: str, share: float, where: str, mend: str) -> Iterator[Finding
             check="completeness",
             where=f"{where}.{name}",
             message=f"it is missing in {share:.1%} of the rows",
-            mend="fine where it is not known of everybody; look whether it gets lost on the way",
+            fix="nothing to do if the shop does not know it for every customer; otherwise check whether it gets lost "
+            "on the way",
             share=share,
         )
 
 
-def _values(name: str, kind: str, counts: tuple[int, int], where: str, mend: str) -> Iterator[Finding]:
-    """What ``counts`` says: how many different values there are in how many rows of the sample."""
+def _values(name: str, kind: str, counts: tuple[int, int], where: str, fix: str) -> Iterator[Finding]:
+    """Findings about the values; ``counts``: number of distinct values, and of rows of the sample that have one."""
     values, rows = counts
     if values == 1:
         yield Finding(
@@ -114,23 +126,23 @@ def _values(name: str, kind: str, counts: tuple[int, int], where: str, mend: str
             check="constant column",
             where=f"{where}.{name}",
             message="it has the same value in every row",
-            mend=f"{mend}: nothing can be learnt from it",
+            fix=f"{fix}: nothing can be learnt from it",
         )
     elif not is_text(kind) and not is_number(kind):
         yield Finding(
             severity="note",
             check="column type",
             where=f"{where}.{name}",
-            message=f"it is {kind}, neither a number nor a text, and is not learnt from",
-            mend="convert it in SQL, a date for example to days before the table was made",
+            message=f"its type is {kind}, neither a number nor text, so it is not used as a feature",
+            fix="convert it in SQL, for example a date to the number of days before the table was made",
         )
     elif _is_id(kind, values, rows):
         yield Finding(
             severity="warning",
             check="id column",
             where=f"{where}.{name}",
-            message="hardly a value occurs twice: it is an id, a name or free text",
-            mend=f"{mend}: it tells customers apart and says nothing of new ones",
+            message="hardly any value occurs twice: it is an id, a name or free text",
+            fix=f"{fix}: it identifies customers, and nothing learnt from it applies to new ones",
             share=values / rows,
         )
     elif is_text(kind) and values > MAX_CATEGORIES:
@@ -138,19 +150,19 @@ def _values(name: str, kind: str, counts: tuple[int, int], where: str, mend: str
             severity="warning",
             check="many values",
             where=f"{where}.{name}",
-            message=f"it has about {values:,} different texts, {MAX_CATEGORIES} are told apart",
-            mend=f"group them in SQL (a region instead of a town), or {mend}",
+            message=f"it has about {values:,} distinct values; only {MAX_CATEGORIES} of them become categories",
+            fix=f"group them in SQL (regions instead of towns), or {fix}",
         )
 
 
 def _is_id(kind: str, values: int, rows: int) -> bool:
     if is_text(kind):
         return values > MAX_CATEGORIES and values >= UNIQUE_SHARE * rows
-    return kind.removeprefix("U") in WHOLE and rows >= LEAST_UNIQUE_ROWS and values == rows
+    return kind.removeprefix("U") in WHOLE and rows >= MIN_UNIQUE_ROWS and values == rows
 
 
 def text_list(names: Iterable[str]) -> str:
-    """Some names as text, the first MOST_LISTED of them."""
-    every = [name if len(name) <= MAX_CATEGORIES else f"{name[:MAX_CATEGORIES]}…" for name in names]
-    more = f" and {len(every) - MOST_LISTED:,} more" if len(every) > MOST_LISTED else ""
-    return (", ".join(every[:MOST_LISTED]) or "none") + more
+    """Names as text for a message: the first MAX_LISTED of them, and the number of the others."""
+    shortened = [name if len(name) <= MAX_CATEGORIES else f"{name[:MAX_CATEGORIES]}…" for name in names]
+    more = f" and {len(shortened) - MAX_LISTED:,} more" if len(shortened) > MAX_LISTED else ""
+    return (", ".join(shortened[:MAX_LISTED]) or "none") + more

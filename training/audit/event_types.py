@@ -1,4 +1,4 @@
-"""What may be wrong with event types: named in the config and not there, new, stopped, or no types at all."""
+"""Checks on event types: missing from the source, too many, appearing late, or stopped before the end."""
 
 from __future__ import annotations
 
@@ -13,25 +13,36 @@ from training.audit.event_times import iso_day
 from training.config import TrainingConfig
 from training.evidence import Finding
 
-MOST_TYPES: Final = 200
-"""Kinds of things that customers do can be counted; where there are more, the column holds names or ids."""
+MAX_TYPES: Final = 200
+"""A shop has few kinds of events; a column with more distinct values holds names or ids."""
 
-LEAST_EVENTS: Final = 20
-"""By chance none of 20 events falls into the first half of the history once in a million types."""
+MIN_EVENTS: Final = 20
+"""With 20 events, the probability that none is in the first half of the history by chance is one in a million."""
 
 LATE: Final = 0.5
-"""A type first seen after half of the history is missing at most cut-offs that models are fitted on."""
+"""A type that first appears after half of the history is missing at most of the cut-offs for fitting."""
 
 STOPPED: Final = 0.10
-"""A type silent for the last tenth of the history, which holds the cut-offs of the test, says nothing there."""
+"""A type without events in the last tenth of the history carries no information at the test cut-offs, which are
+there."""
 
 ROBUST: Final = (0.01, 0.99)
-"""Quantiles that stand for the first and the last event of a type, as one wrong time may lie anywhere."""
+"""Quantiles used instead of the first and last time of a type, so that single wrong times do not matter."""
 
 
 @dataclass(frozen=True)
 class EventType:
-    """A type of event: how many, with what columns, and in a sample of customers how many between which times."""
+    """Counts of one event type.
+
+    Attributes:
+        name: The type.
+        events: Number of events.
+        filled: Number of events that have a value, by column.
+        negative: Number of events with a negative value, by column.
+        sampled: Number of events in the sample of customers.
+        first: About the time of the first event in the sample, unix seconds (the ROBUST quantile).
+        last: About the time of the last one.
+    """
 
     name: str
     events: int
@@ -43,11 +54,11 @@ class EventType:
 
 
 def count_types(connection: duckdb.DuckDBPyConnection, config: TrainingConfig, sample: str) -> list[EventType]:
-    """The MOST_TYPES most frequent types and one more, and in any case those that the config names."""
+    """Count events by type: those that the config names, then the most frequent ones, MAX_TYPES + 1 in all."""
     rows = connection.execute(
         f"""SELECT event_type, count(*) AS n, count(amount), count(duration_s), count(item_id), count(event_id),
             count(*) FILTER (amount < 0), count(*) FILTER (duration_s < 0) FROM events GROUP BY event_type
-            ORDER BY list_contains($named, event_type) DESC, n DESC, event_type LIMIT {MOST_TYPES + 1}""",
+            ORDER BY list_contains($named, event_type) DESC, n DESC, event_type LIMIT {MAX_TYPES + 1}""",
         {"named": sorted({name for _, name in _named(config)})},
     ).fetchall()
     times = {
@@ -71,65 +82,65 @@ def count_types(connection: duckdb.DuckDBPyConnection, config: TrainingConfig, s
 
 
 def audit_types(config: TrainingConfig, types: Sequence[EventType], span: tuple[float, float]) -> Iterator[Finding]:
-    """Everything that the types show; ``span``: first and last second of the data."""
+    """Check the event types; ``span``: first and last second of the data."""
     yield from _unknown(config, types)
-    if len(types) > MOST_TYPES:
+    if len(types) > MAX_TYPES:
         yield Finding(
             severity="warning",
             check="event types",
             where="events.event_type",
-            message=f"there are more than {MOST_TYPES} types of events",
-            mend="select the kind of event here, and what it was about as item_id",
+            message=f"there are more than {MAX_TYPES} event types",
+            fix="select the kind of event as event_type, and the thing that it was about as item_id",
         )
-    for kind in types[:MOST_TYPES]:
+    for kind in types[:MAX_TYPES]:
         yield from _out_of_time(kind, *span)
 
 
 def _named(config: TrainingConfig) -> list[tuple[str, str]]:
-    """Where the config names event types, and which; interests only where it says them itself."""
+    """Event types that the config names, ``interests`` only if set explicitly: pairs of the config key and the type."""
     named = [("churn.event", config.churn.event), ("propensity.event", config.propensity.event)]
     named.append(("economics.event", config.economics.event))
     named += [(f"feature '{feature.name}'", feature.event) for feature in config.feature if feature.event is not None]
     if config.candidates is not None:
         named += [("candidates.events", name) for name in config.candidates.events or ()]
     if "interests" in config.model_fields_set:
-        said = config.interests.model_fields_set
-        named += [(f"interests.{key}", getattr(config.interests, key)) for key in ("view", "purchase") if key in said]
+        keys = config.interests.model_fields_set
+        named += [(f"interests.{key}", getattr(config.interests, key)) for key in ("view", "purchase") if key in keys]
     return named
 
 
 def _unknown(config: TrainingConfig, types: Sequence[EventType]) -> Iterator[Finding]:
-    known = [kind.name for kind in sorted(types, key=lambda kind: -kind.events)]
+    existing = [kind.name for kind in sorted(types, key=lambda kind: -kind.events)]
     for where, name in _named(config):
-        if name not in known:
-            # Nothing is learnt from interests, and a shop may look at items only in live events.
+        if name not in existing:
+            # Nothing is learnt from interests, and views may exist only in live events.
             yield Finding(
                 severity="warning" if where.startswith("interests.") else "fatal",
                 check="config",
                 where=where,
                 message=f"the source has no events of type '{name}'",
-                mend=f"name one that it has: {text_list(known)}",
+                fix=f"name one that it has: {text_list(existing)}",
             )
 
 
 def _out_of_time(kind: EventType, start: float, end: float) -> Iterator[Finding]:
-    if kind.sampled < LEAST_EVENTS:
+    if kind.sampled < MIN_EVENTS:
         return
     if kind.first > start + LATE * (end - start):
         yield Finding(
             severity="warning",
             check="late type",
             where=f"events of type '{kind.name}'",
-            message=f"they begin only about {iso_day(kind.first // 86_400)}, before that nobody has any",
-            mend="leave it out of the features or load its past: models take its absence for a choice of the customer",
+            message=f"they begin around {iso_day(kind.first // 86_400)}, after more than half of the history",
+            fix="leave the type out of the features, or load its past: models would take its absence as behaviour",
         )
     silence = end - kind.last
     pace = kind.sampled / max(kind.last - kind.first, 1.0)
-    if silence > STOPPED * (end - start) and silence * pace >= LEAST_EVENTS:
+    if silence > STOPPED * (end - start) and silence * pace >= MIN_EVENTS:
         yield Finding(
             severity="warning",
             check="stopped type",
             where=f"events of type '{kind.name}'",
-            message=f"they end about {iso_day(kind.last // 86_400)}, while other types go on",
-            mend="load the rest, or leave it out of the features: nobody will have any from now on",
+            message=f"they end around {iso_day(kind.last // 86_400)}, while other types continue",
+            fix="load the rest, or leave the type out of the features: no customer will have any from now on",
         )

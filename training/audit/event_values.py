@@ -1,4 +1,4 @@
-"""What may be wrong with what events hold: columns filled here and there, negative values, values out of proportion."""
+"""Checks on the values of events: partly filled columns, negative values and outliers."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Final
 
 import duckdb
 
-from training.audit.event_types import MOST_TYPES, EventType
+from training.audit.event_types import MAX_TYPES, EventType
 from training.evidence import Finding
 
 FILLED: Final = (0.01, 0.99)
-"""A type of event has a column or it has not; filled in between, it has been lost somewhere."""
+"""An event type either has a column or does not. A share of filled values in between suggests that some were lost."""
 
 NO_AMOUNT_SHARE: Final = 0.05
-"""Purchases without an amount count as no spend, so beyond this expected spend is too small by as much."""
+"""Purchases without an amount count as zero spend: above this share expected spend is noticeably too low."""
 
 NEGATIVE_SHARE: Final = 0.5
-"""Returns are rarer than purchases: if most amounts are negative, they are written the other way round."""
+"""Returns are rarer than purchases: if most amounts are negative, the sign is reversed."""
 
 OUTLIER_FACTOR: Final = 4
-"""Times the (logarithmic) distance between the quartiles above the upper one. A lognormal amount lies beyond that once
-in a billion, 6 standard deviations away."""
+"""An outlier is this many (logarithmic) interquartile ranges above the upper quartile: for a lognormal amount that is
+6 standard deviations, one in a billion."""
 
-LEAST_RATIO: Final = 1.5
-"""Least ratio of the quartiles to reckon with, where most prices are one and the same."""
+MIN_RATIO: Final = 1.5
+"""Lower bound for the ratio of the quartiles, for data in which most prices are equal."""
 
 OUTLIER_SHARE: Final = 0.05
-"""Outliers that hold more than this of the whole decide what expected spend is fitted to."""
+"""Outliers with more than this share of the sum dominate the fit of expected spend."""
 
 FIELDS: Final = ("amount", "duration_s")
 
@@ -35,15 +35,25 @@ FIELDS: Final = ("amount", "duration_s")
 def audit_values(
     connection: duckdb.DuckDBPyConnection, purchase: str, types: Sequence[EventType], sample: str
 ) -> Iterator[Finding]:
-    """Everything that the columns of events show; ``purchase`` is the type whose amounts are the spend."""
-    for kind in types[:MOST_TYPES]:
+    """Check the values of events.
+
+    Args:
+        connection: Holds the view ``events``.
+        purchase: The event type whose amounts are the spend.
+        types: Counts by event type.
+        sample: SQL for the events of a sample of customers.
+
+    Yields:
+        The findings.
+    """
+    for kind in types[:MAX_TYPES]:
         for column in kind.filled:
             if kind.name == purchase and column == "amount":
                 yield from _amounts(kind)
             else:
                 yield from _partly_filled(kind, column)
         yield from _negative(kind)
-    yield from _outliers(connection, [kind.name for kind in types[:MOST_TYPES]], sample)
+    yield from _outliers(connection, [kind.name for kind in types[:MAX_TYPES]], sample)
 
 
 def _amounts(kind: EventType) -> Iterator[Finding]:
@@ -54,8 +64,8 @@ def _amounts(kind: EventType) -> Iterator[Finding]:
             check="completeness",
             where="events.amount",
             message=f"{missing:,} of {kind.events:,} events of type '{kind.name}' ({missing / kind.events:.1%}) have "
-            "no amount and count as no spend",
-            mend="select what was paid, or 1 AS amount where it is not known: then value is a number of purchases",
+            "no amount and count as zero spend",
+            fix="select what was paid, or 1 AS amount if it is not known: value is then a number of purchases",
             share=missing / kind.events,
         )
 
@@ -67,8 +77,8 @@ def _partly_filled(kind: EventType, column: str) -> Iterator[Finding]:
             severity="note",
             check="completeness",
             where=f"events.{column}",
-            message=f"{share:.0%} of the events of type '{kind.name}' have it, the others not",
-            mend="look whether it gets lost from some channel or since some day",
+            message=f"{share:.0%} of the events of type '{kind.name}' have a value, the others have none",
+            fix="check whether values are lost in one channel or since some day",
             share=1 - share,
         )
 
@@ -81,7 +91,8 @@ def _negative(kind: EventType) -> Iterator[Finding]:
             check="negative values",
             where="events.amount",
             message=f"{amounts:,} amounts of events of type '{kind.name}' ({share:.1%}) are negative",
-            mend="fine for returns, which reduce the spend; give them a type of their own if they are to be a feature",
+            fix="nothing to do if these are returns, which reduce the spend; give returns their own event type if "
+            "features should use them",
             share=share,
         )
     if durations := kind.negative["duration_s"]:
@@ -90,7 +101,7 @@ def _negative(kind: EventType) -> Iterator[Finding]:
             check="negative values",
             where="events.duration_s",
             message=f"{durations:,} durations of events of type '{kind.name}' are negative",
-            mend="look how they are computed; select NULL where they are not known",
+            fix="check how they are computed; select NULL where the duration is not known",
             share=durations / kind.filled["duration_s"],
         )
 
@@ -102,7 +113,7 @@ def _outliers(connection: duckdb.DuckDBPyConnection, types: Sequence[str], sampl
         f"SELECT event_type, {quartiles} FROM {sample} WHERE list_contains($types, event_type) GROUP BY event_type",
         {"types": list(types)},
     ).fetchall()
-    limits = {kind: [_limit(found) for found in columns] for kind, *columns in rows}
+    limits = {kind: [_limit(quartile) for quartile in columns] for kind, *columns in rows}
     beyond = ", ".join(
         f"count(*) FILTER ({field} > {field}_limit), sum({field}) FILTER ({field} > {field}_limit), "
         f"count(*) FILTER ({field} > 0), sum({field}) FILTER ({field} > 0)"
@@ -116,27 +127,27 @@ def _outliers(connection: duckdb.DuckDBPyConnection, types: Sequence[str], sampl
     ).fetchall()
     for kind, *columns in counts:
         for i, field in enumerate(FIELDS):
-            number, held, every, whole = columns[4 * i : 4 * i + 4]
-            if number:
-                yield _outlier(f"events.{field}", kind, limits[kind][i] or 0.0, number / every, held / whole)
+            outliers, outlier_sum, values, total = columns[4 * i : 4 * i + 4]
+            if outliers:
+                yield _outlier(f"events.{field}", kind, limits[kind][i] or 0.0, outliers / values, outlier_sum / total)
 
 
 def _limit(quartiles: Sequence[float] | None) -> float | None:
-    """The value from which on one is an outlier, None where there is no value."""
+    """The value above which a value is an outlier; None if there are no values."""
     if not quartiles:
         return None
     low, high = quartiles
-    return float(high * max(high / low, LEAST_RATIO) ** OUTLIER_FACTOR)
+    return float(high * max(high / low, MIN_RATIO) ** OUTLIER_FACTOR)
 
 
-def _outlier(where: str, kind: str, limit: float, share: float, held: float) -> Finding:
+def _outlier(where: str, kind: str, limit: float, share: float, sum_share: float) -> Finding:
     return Finding(
-        severity="warning" if held > OUTLIER_SHARE else "note",
+        severity="warning" if sum_share > OUTLIER_SHARE else "note",
         check="outliers",
         where=where,
-        message=f"{share:.2%} of the events of type '{kind}' are above {limit:,.4g}, far from the others, and hold "
-        f"{held:.1%} of the sum",
-        mend="look at units, currencies and test orders; if they are real, the clip that training learns keeps them "
-        "from ruling a feature",
+        message=f"{share:.2%} of the events of type '{kind}' are above {limit:,.4g}, far from the others, and make "
+        f"up {sum_share:.1%} of the sum",
+        fix="check units, currencies and test orders; if they are real, training clips them so that they do not "
+        "dominate a feature",
         share=share,
     )

@@ -1,4 +1,4 @@
-"""What may be wrong with events: what is missing, comes twice, is out of proportion, or does not fit the config."""
+"""Checks on a source of events: rows left out, duplicates, too few customers, and what does not fit the config."""
 
 from __future__ import annotations
 
@@ -19,46 +19,52 @@ from training.data.cutoffs import lay_out
 from training.evidence import Finding
 
 SAMPLE_EVENTS: Final = 2_000_000
-"""Duplicates and quantiles are looked for in so many events, all of some customers: that bounds memory and time."""
+"""Maximum number of events (all events of a sample of customers) in which duplicates and quantiles are computed."""
 
 MISSING_SHARE: Final = 0.05
-"""Rows lost up to here hardly move a rate; beyond, those that are left may be others than those that are lost."""
+"""Up to this share, rows that are left out hardly change a rate; above it, the remaining rows may be a biased
+sample."""
 
 DUPLICATE_SHARE: Final = 0.01
-"""A few equal rows are two equal purchases on one day; one in a hundred is a load or a join that ran twice."""
+"""A few equal rows are equal purchases on one day; one in a hundred is a load or a join that ran twice."""
 
-LEAST_CUSTOMERS: Final = 50
-"""With fewer no block of cut-offs holds enough of both outcomes to learn and to check anything."""
+MIN_CUSTOMERS: Final = 50
+"""With fewer customers, no block of cut-offs has enough of both outcomes to fit and test a model."""
 
 FEW_CUSTOMERS: Final = 200
-"""With fewer an AUC on later data is uncertain by 0.1 and more: no choice between models can be made."""
+"""With fewer customers, the AUC on later data is uncertain by 0.1 or more, so models cannot be compared."""
 
 HEAVY_SHARE: Final = 0.01
 HEAVY_FACTOR: Final = 50
-"""Nobody does 50 times what customers do on average and makes up 1 % of all events: a bot, or an account of many."""
+"""A customer with 1 % of all events and 50 times the average is a bot, or an account that many people share."""
 
 ONE_PURCHASE_SHARES: Final = (0.5, 0.9)
-"""Share of one-time buyers from which it is noted, as usual in shops, and from which churn is nearly everybody."""
+"""Shares of one-time buyers: above the first there is a note (usual in shops); above the second nearly everybody is a
+churner by definition."""
 
 LEFT_OUT: Final = {
     "without a usable customer_id": (
         "events.customer_id",
         "no usable customer_id",
-        "join visitors to customers where the shop knows them: nothing is learnt of the others",
+        "join visitors to customers where the shop knows them: models learn nothing from the other rows",
     ),
-    "without an event_time": ("events.event_time", "no event_time", "look whether its format is read everywhere"),
+    "without an event_time": (
+        "events.event_time",
+        "no event_time",
+        "check whether every row has a time in a format that is read",
+    ),
     "without an event_type": ("events.event_type", "no event_type", "give them one in SQL, such as 'other'"),
     "in the future": (
         "events.event_time",
         "a time more than a day in the future",
-        "look whether day and month, or seconds and milliseconds, are swapped",
+        "check whether day and month, or seconds and milliseconds, are swapped",
     ),
 }
-"""Where, what and the mend of the reasons for which the source leaves out rows."""
+"""By the reason for which the source leaves out rows: where, what they have, and the fix."""
 
 
 def audit_events(config: TrainingConfig, source: OfflineStore) -> list[Finding]:
-    """Everything found in the events and attributes of a source."""
+    """Check the events and attributes of a source."""
     connection, summary = source.connection, source.summary
     sample = sample_of_customers(summary.events)
     days = count_days(connection)
@@ -78,13 +84,16 @@ def audit_events(config: TrainingConfig, source: OfflineStore) -> list[Finding]:
 
 
 def sample_of_customers(events: int) -> str:
-    """SQL for the events of as many customers as have about SAMPLE_EVENTS of them, the same ones each time."""
+    """SQL for the view ``events`` of ``events`` rows, or for all events of a deterministic sample of customers.
+
+    The sample has about SAMPLE_EVENTS events.
+    """
     parts = -(-events // SAMPLE_EVENTS)
     return "events" if parts <= 1 else f"(FROM events WHERE hash(customer_id) % {parts} = 0)"
 
 
 def _span(days: Days) -> tuple[float, float]:
-    """First and last second of the days with events, without a lone few."""
+    """First and last second of the days with events, without isolated events."""
     day = days.day[days.body()]
     return (float(day[0]) * 86_400, float(day[-1] + 1) * 86_400) if len(day) else (0.0, 0.0)
 
@@ -93,20 +102,20 @@ def _history(config: TrainingConfig, start: float, end: float) -> Iterator[Findi
     try:
         lay_out(config, start, end)
     except InputError as error:
-        message, _, mend = str(error).partition(": ")
-        yield Finding(severity="fatal", check="history", where="evaluation", message=message, mend=mend)
+        message, _, fix = str(error).partition(": ")
+        yield Finding(severity="fatal", check="history", where="evaluation", message=message, fix=fix)
 
 
 def _left_out(connection: duckdb.DuckDBPyConnection, left_out: dict[str, int]) -> Iterator[Finding]:
     rows = connection.execute("SELECT count(*) FROM read").fetchall()[0][0]
     for reason, number in left_out.items():
-        where, what, mend = LEFT_OUT.get(reason, ("source.events", reason, "look why"))
+        where, what, fix = LEFT_OUT.get(reason, ("source.events", reason, "find out why"))
         yield Finding(
             severity="warning" if number > MISSING_SHARE * rows else "note",
             check="completeness",
             where=where,
             message=f"{number:,} of {rows:,} rows ({number / rows:.1%}) have {what} and are left out",
-            mend=mend,
+            fix=fix,
             share=number / rows,
         )
 
@@ -123,7 +132,8 @@ def _duplicates(connection: duckdb.DuckDBPyConnection, sample: str) -> Iterator[
             check="duplicates",
             where="source.events",
             message=f"{copies / rows:.2%} of the events repeat another one in every column",
-            mend="SELECT DISTINCT if a load or a join ran twice; it is fine where customers do the same thing twice",
+            fix="use SELECT DISTINCT if a load or a join ran twice; nothing to do if customers did the same thing "
+            "twice",
             share=copies / rows,
         )
     if repeated:
@@ -132,14 +142,14 @@ def _duplicates(connection: duckdb.DuckDBPyConnection, sample: str) -> Iterator[
             check="duplicates",
             where="events.event_id",
             message=f"{repeated / with_id:.2%} of the event_ids of a customer repeat another one",
-            mend="make it name one event (for lines of an order, sum them up or append the line): live, a repeated id "
-            "counts once, so that features would differ",
+            fix="make it unique (for lines of an order, sum them up or append the line number): the server counts "
+            "events with the same id once, so its features would differ from those in training",
             share=repeated / with_id,
         )
 
 
 def _customers(connection: duckdb.DuckDBPyConnection, purchase: str) -> Iterator[Finding]:
-    customers, most, events, buyers, once = connection.execute(
+    customers, heaviest, events, buyers, once = connection.execute(
         """SELECT count(*), max(events), sum(events), count(*) FILTER (bought > 0), count(*) FILTER (bought = 1)
             FROM (SELECT customer_id, count(*) AS events, count(*) FILTER (event_type = $purchase) AS bought
                 FROM events GROUP BY customer_id)""",
@@ -147,22 +157,22 @@ def _customers(connection: duckdb.DuckDBPyConnection, purchase: str) -> Iterator
     ).fetchall()[0]
     if 0 < buyers < FEW_CUSTOMERS:
         yield Finding(
-            severity="fatal" if buyers < LEAST_CUSTOMERS else "warning",
+            severity="fatal" if buyers < MIN_CUSTOMERS else "warning",
             check="customers",
             where="source.events",
-            message=f"{buyers:,} customers have a '{purchase}', at least {LEAST_CUSTOMERS} are needed and "
-            f"{FEW_CUSTOMERS} make sense",
-            mend="bring more customers, or change churn.event",
+            message=f"{buyers:,} customers have a '{purchase}'; {MIN_CUSTOMERS} are required and at least "
+            f"{FEW_CUSTOMERS} recommended",
+            fix="add customers, or change churn.event",
         )
-    if most > max(HEAVY_SHARE * events, HEAVY_FACTOR * events / customers):
+    if heaviest > max(HEAVY_SHARE * events, HEAVY_FACTOR * events / customers):
         yield Finding(
             severity="warning",
             check="heavy customer",
             where="events.customer_id",
-            message=f"one customer has {most / events:.1%} of all events, {most / (events / customers):,.0f} times the "
-            "average",
-            mend="leave out bots, tests and the account that guests share (WHERE customer_id <> …)",
-            share=float(most / events),
+            message=f"one customer has {heaviest / events:.1%} of all events, {heaviest / (events / customers):,.0f} "
+            "times the average",
+            fix="leave out bots, test accounts and the account that guests share (WHERE customer_id <> …)",
+            share=float(heaviest / events),
         )
     noted, nearly_all = ONE_PURCHASE_SHARES
     if buyers and once > noted * buyers:
@@ -170,18 +180,18 @@ def _customers(connection: duckdb.DuckDBPyConnection, purchase: str) -> Iterator
             severity="warning" if once > nearly_all * buyers else "note",
             check="one purchase",
             where=f"events of type '{purchase}'",
-            message=f"{once / buyers:.0%} of the customers with a '{purchase}' have just one",
-            mend="look whether ids change with the device or the order; otherwise a longer history shows more who "
-            "come back",
+            message=f"{once / buyers:.0%} of the customers with a '{purchase}' have only one",
+            fix="check whether ids change with the device or the order; if not, a longer history shows more returning "
+            "customers",
             share=once / buyers,
         )
 
 
 def _attributes(config: TrainingConfig, connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    used = {feature.name for feature in config.feature if feature.aggregate == "attribute"}
-    tried = () if config.candidates is None else config.candidates.attributes or ()
-    named = [(f"feature '{name}'", name) for name in sorted(used)]
-    named += [("candidates.attributes", name) for name in tried]
+    learnt = {feature.name for feature in config.feature if feature.aggregate == "attribute"}
+    candidates = () if config.candidates is None else config.candidates.attributes or ()
+    named = [(f"feature '{name}'", name) for name in sorted(learnt)]
+    named += [("candidates.attributes", name) for name in candidates]
     named += treatment_columns(config.treatment)
     columns = {} if config.source.attributes is None else columns_of(connection)
     for where, name in named:
@@ -191,14 +201,14 @@ def _attributes(config: TrainingConfig, connection: duckdb.DuckDBPyConnection) -
                 check="config",
                 where=where,
                 message=f"source.attributes has no column '{name}'",
-                mend=f"select it there; it has {text_list(columns)}",
+                fix=f"select it there; it has {text_list(columns)}",
             )
     if not columns:
         return
     yield from _without_attributes(connection)
     if config.candidates is not None:
-        used |= set(tried or columns)
-    yield from audit_columns(connection, {name: columns[name] for name in columns if name in used}, "attributes")
+        learnt |= set(candidates or columns)
+    yield from audit_columns(connection, {name: columns[name] for name in columns if name in learnt}, "attributes")
 
 
 def _without_attributes(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
@@ -212,6 +222,7 @@ def _without_attributes(connection: duckdb.DuckDBPyConnection) -> Iterator[Findi
             check="completeness",
             where="source.attributes",
             message=f"{without:,} of {customers:,} customers with events ({without / customers:.1%}) are not in it",
-            mend="look whether both sides write ids alike (leading zeros, upper case), and how old the table is",
+            fix="check whether both tables write ids the same way (leading zeros, upper case), and how old the table "
+            "is",
             share=without / customers,
         )

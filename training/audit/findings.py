@@ -1,6 +1,6 @@
-"""A look at the data before anything is learnt from it: what is wrong, where, and how to mend it.
+"""The audit: checks on the data before a model is fitted, as findings with place, problem and fix.
 
-A fatal finding is one that no model can be learnt with, or none that anybody should use. No finding names a customer.
+With a fatal finding no model can be fitted, or none that should be used. No finding names a customer.
 """
 
 from __future__ import annotations
@@ -27,47 +27,55 @@ STYLES: Final[dict[Severity, str]] = {"fatal": "bold red", "warning": "yellow", 
 
 
 def audit(config: TrainingConfig, source: OfflineStore) -> list[Finding]:
-    """Everything found in a source, the worst first."""
+    """Run all checks on a source.
+
+    Args:
+        config: Decides which checks apply: those for events, or those for a snapshot.
+        source: The open source.
+
+    Returns:
+        The findings, the most severe first.
+    """
     if config.snapshot is not None:
-        found = audit_snapshot(config.snapshot, source.connection, config.treatment)
+        findings = audit_snapshot(config.snapshot, source.connection, config.treatment)
     else:
-        found = audit_events(config, source)
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+        findings = audit_events(config, source)
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def stop_on_fatal(findings: Sequence[Finding]) -> None:
-    """InputError with the first fatal finding, in the words of the audit."""
+    """Raise an InputError with the first fatal finding, if there is one."""
     fatal = [finding for finding in findings if finding.severity == "fatal"]
     if fatal:
         more = f" (and {len(fatal) - 1} more: python -m training audit shows them)" if len(fatal) > 1 else ""
-        raise InputError(": ".join(told(fatal[0])) + more)
-
-
-def told(finding: Finding) -> tuple[str, str, str]:
-    """The words of a finding: where, what, and the mend."""
-    return finding.where, finding.message, finding.mend
+        raise InputError(": ".join(_texts(fatal[0])) + more)
 
 
 def is_fatal(findings: Sequence[Finding]) -> bool:
-    """Whether nothing can be fitted."""
+    """Whether any finding is fatal, so that nothing can be fitted."""
     return any(finding.severity == "fatal" for finding in findings)
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """Print findings as a table with a line of totals."""
+    """Print findings as a table, followed by a line with their numbers."""
     if findings:
         table = Table(box=box.SIMPLE, show_lines=False)
-        for heading in ("severity", "where", "what", "mend"):
+        for heading in ("severity", "where", "problem", "fix"):
             table.add_column(heading, overflow="fold")
         for finding in findings:
             severity = Text(finding.severity, STYLES[finding.severity])
-            table.add_row(severity, *map(Text, told(finding)))
+            table.add_row(severity, *map(Text, _texts(finding)))
         console.print(table)
     console.print(totals(findings), highlight=False)
 
 
 def totals(findings: Sequence[Finding]) -> str:
-    """How many findings there are of each severity, in a line."""
+    """The number of findings of each severity, as text."""
     counts = Counter(finding.severity for finding in findings)
     numbers = ", ".join(f"{counts[name]} {name}{'' if counts[name] == 1 else 's'}" for name in ("warning", "note"))
     return f"{counts['fatal']} fatal, {numbers}"
+
+
+def _texts(finding: Finding) -> tuple[str, str, str]:
+    """Place, problem and fix of a finding."""
+    return finding.where, finding.message, finding.fix

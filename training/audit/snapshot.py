@@ -1,4 +1,4 @@
-"""What may be wrong with a snapshot, the table ``attributes`` with one row per customer and a label."""
+"""Checks on a snapshot: the table ``attributes`` with one row per customer and a label."""
 
 from __future__ import annotations
 
@@ -20,41 +20,59 @@ from training.audit.columns import (
     text_list,
     treatment_columns,
 )
-from training.audit.events import FEW_CUSTOMERS, LEAST_CUSTOMERS
+from training.audit.events import FEW_CUSTOMERS, MIN_CUSTOMERS
 from training.config import Treatment
 from training.evidence import Finding
 
-LEAST_OUTCOMES: Final = 20
-"""Customers of the rarer label without whom no split leaves enough of them to check anything."""
+MIN_OUTCOMES: Final = 20
+"""Minimum number of customers with the rarer label, so that every part of a split has some to test on."""
 
 LEAK_AUC: Final = 0.98
-"""No single fact foretells customers so well: a column that does was written when the outcome was known."""
+"""No single fact about a customer predicts this well; a column that does was written when the outcome was known."""
 
-LEAVE_OUT: Final = "name it in snapshot.leave_out"
+LEAVE_OUT: Final = "add it to snapshot.leave_out"
 
 
 def audit_snapshot(
     snapshot: Snapshot, connection: duckdb.DuckDBPyConnection, treatment: Treatment | None = None
 ) -> list[Finding]:
-    """Everything found in the connection's table ``attributes``."""
+    """Check a snapshot.
+
+    Args:
+        snapshot: The config section.
+        connection: Holds the snapshot as the table ``attributes``.
+        treatment: The config section ``[treatment]``, whose columns must exist as well.
+
+    Returns:
+        The findings, in no order of severity.
+    """
     columns = columns_of(connection)
-    found = [*_named(snapshot, columns, treatment), *_ids(connection)]
+    findings = [*_named(snapshot, columns, treatment), *_ids(connection)]
     label = columns.get(snapshot.label)
     if label is not None:
-        found += _label(connection, snapshot.label, label)
-    not_learnt = {snapshot.label, snapshot.group, snapshot.value, *snapshot.leave_out}
-    learnt = {name: kind for name, kind in columns.items() if name not in not_learnt}
-    found += audit_columns(connection, learnt, "snapshot", LEAVE_OUT)
-    if label is not None and not any(finding.check == "label" for finding in found):
-        found += [_leak(name, auc) for name, auc in leaks(connection, snapshot.label, learnt).items()]
-    return found
+        findings += _label(connection, snapshot.label, label)
+    excluded = {snapshot.label, snapshot.group, snapshot.value, *snapshot.leave_out}
+    learnt = {name: kind for name, kind in columns.items() if name not in excluded}
+    findings += audit_columns(connection, learnt, "snapshot", LEAVE_OUT)
+    if label is not None and not any(finding.check == "label" for finding in findings):
+        findings += [_leak(name, auc) for name, auc in leaks(connection, snapshot.label, learnt).items()]
+    return findings
 
 
 def leaks(connection: duckdb.DuckDBPyConnection, label: str, columns: Mapping[str, str]) -> dict[str, float]:
-    """Columns that tell the label alone (a number or truth value without gaps), with their AUC."""
+    """Columns that predict the label on their own, with their AUC.
+
+    Args:
+        connection: Holds the table ``attributes``.
+        label: The label's column: a number or BOOLEAN without NULL.
+        columns: DuckDB types of the columns to check, by name.
+
+    Returns:
+        The AUC of each column with more than LEAK_AUC, by name.
+    """
     rows = connection.execute("SELECT count(*) FROM attributes").fetchall()[0][0]
-    found = {name: _auc(connection, name, kind, label, sample_rows(rows)) for name, kind in columns.items()}
-    return {name: auc for name, auc in found.items() if auc > LEAK_AUC}
+    aucs = {name: _auc(connection, name, kind, label, sample_rows(rows)) for name, kind in columns.items()}
+    return {name: auc for name, auc in aucs.items() if auc > LEAK_AUC}
 
 
 def _leak(name: str, auc: float) -> Finding:
@@ -62,13 +80,13 @@ def _leak(name: str, auc: float) -> Finding:
         severity="warning",
         check="leak",
         where=f"snapshot.{name}",
-        message=f"it tells the label all by itself (AUC {auc:.3f}), as if it had been written afterwards",
-        mend=f"{LEAVE_OUT}, unless it was known before",
+        message=f"it predicts the label almost perfectly (AUC {auc:.3f}), as if it had been written afterwards",
+        fix=f"{LEAVE_OUT}, unless it was known before the outcome",
     )
 
 
 def _named(snapshot: Snapshot, columns: Mapping[str, str], treatment: Treatment | None) -> Iterator[Finding]:
-    """Columns that the config names and the table does not have, and those that are no numbers."""
+    """Findings about columns that the config names and that are missing, or not numbers where they have to be."""
     numbers = {key: getattr(snapshot, key) for key in ("value", "contact_cost", "offer_cost")}
     named = [("snapshot.label", snapshot.label), ("snapshot.group", snapshot.group)]
     named += [(f"snapshot.{key}", name) for key, name in numbers.items()]
@@ -81,7 +99,7 @@ def _named(snapshot: Snapshot, columns: Mapping[str, str], treatment: Treatment 
                 check="config",
                 where=where,
                 message=f"snapshot.table has no column '{name}'",
-                mend=f"name one that it has: {text_list(columns)}",
+                fix=f"name one that it has: {text_list(columns)}",
             )
     for key, name in numbers.items():
         if name in columns and not is_number(columns[name]):
@@ -90,7 +108,7 @@ def _named(snapshot: Snapshot, columns: Mapping[str, str], treatment: Treatment 
                 check="config",
                 where=f"snapshot.{key}",
                 message=f"column '{name}' is {columns[name]}, not a number",
-                mend="convert it in snapshot.table",
+                fix="convert it in snapshot.table",
             )
 
 
@@ -104,16 +122,16 @@ def _ids(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
             check="duplicates",
             where="snapshot.customer_id",
             message=f"{repeated:,} of {rows:,} rows repeat a customer_id",
-            mend="select one row per customer",
+            fix="select one row per customer",
             share=repeated / rows,
         )
     if rows < FEW_CUSTOMERS:
         yield Finding(
-            severity="fatal" if rows < LEAST_CUSTOMERS else "warning",
+            severity="fatal" if rows < MIN_CUSTOMERS else "warning",
             check="customers",
             where="snapshot.table",
-            message=f"it has {rows:,} customers, at least {LEAST_CUSTOMERS} are needed and {FEW_CUSTOMERS} make sense",
-            mend="bring more customers",
+            message=f"it has {rows:,} customers; {MIN_CUSTOMERS} are required and at least {FEW_CUSTOMERS} recommended",
+            fix="add customers",
         )
 
 
@@ -128,35 +146,38 @@ def _label(connection: duckdb.DuckDBPyConnection, name: str, kind: str) -> Itera
     ).fetchall()[0]
     other = filled - zeros - ones
     if not filled:
-        yield _bad_label(f"{where} has no value in any row", "name another column, or bring customers with a label")
+        yield _bad_label(f"{where} has no value in any row", "name another column, or add customers with a label")
     elif filled < rows:
-        message = f"{rows - filled:,} of {rows:,} rows have no value in {where}: nothing is learnt from them"
+        message = f"{rows - filled:,} of {rows:,} rows have no value in {where} and are not used for training"
         yield Finding(
             severity="note",
             check="no label",
             where="snapshot.label",
             message=message,
-            mend="nothing to do where these are the customers to score",
+            fix="nothing to do if these are the customers to score",
             share=(rows - filled) / rows,
         )
     if other:
-        message = f"{other:,} of {rows:,} rows have another value than 0 and 1 in {where}"
-        yield _bad_label(message, f"say in SQL which count: ({column} > …)::INTEGER AS {name}", other / rows)
+        message = f"{other:,} of {rows:,} rows have a value other than 0 and 1 in {where}"
+        yield _bad_label(message, f"define the label in SQL: ({column} > …)::INTEGER AS {name}", other / rows)
     elif filled and min(zeros, ones) == 0:
-        yield _bad_label(f"{where} is the same in every row", "bring customers of both kinds, or name another column")
-    elif filled and min(zeros, ones) < LEAST_OUTCOMES:
-        message = f"{min(zeros, ones):,} customers have the rarer label in {where}, {LEAST_OUTCOMES} are needed"
-        yield _bad_label(message, "bring more customers, or name another column")
+        yield _bad_label(
+            f"{where} is the same in every row", "add customers with the other label, or name another column"
+        )
+    elif filled and min(zeros, ones) < MIN_OUTCOMES:
+        message = f"{min(zeros, ones):,} customers have the rarer label in {where}; {MIN_OUTCOMES} are required"
+        yield _bad_label(message, "add customers, or name another column")
 
 
-def _bad_label(message: str, mend: str, share: float | None = None) -> Finding:
-    return Finding(severity="fatal", check="label", where="snapshot.label", message=message, mend=mend, share=share)
+def _bad_label(message: str, fix: str, share: float | None = None) -> Finding:
+    return Finding(severity="fatal", check="label", where="snapshot.label", message=message, fix=fix, share=share)
 
 
 def _auc(connection: duckdb.DuckDBPyConnection, name: str, kind: str, label: str, table: str) -> float:
-    """AUC of one column for the label, whichever way it points; missing counts as the lowest value.
+    """AUC of one column for the label, in whichever direction is better; a missing value counts as the lowest.
 
-    A text counts by how often its value goes with the label, if it has few values, else only whether it is there.
+    Values of a text column are ranked by their rate of the label if there are at most MAX_CATEGORIES of them; otherwise
+    only whether there is a value counts. The AUC is the Mann-Whitney statistic, with ties counted half.
     """
     column = quoted(name)
     if is_number(kind):
@@ -168,12 +189,12 @@ def _auc(connection: duckdb.DuckDBPyConnection, name: str, kind: str, label: str
         value = f"{column}::VARCHAR" if distinct <= MAX_CATEGORIES else f"({column} IS NOT NULL)"
     else:
         return 0.5
-    found = connection.execute(
+    counts = connection.execute(
         f"""SELECT count(*) AS n, sum({quoted(label)}::DOUBLE) AS ones FROM {table}
             GROUP BY {value} ORDER BY {"ones / n" if is_text(kind) else f"{value} NULLS FIRST"}"""
     ).fetchnumpy()
-    ones = np.asarray(found["ones"], dtype=np.float64)
-    zeros = np.asarray(found["n"], dtype=np.float64) - ones
+    ones = np.asarray(counts["ones"], dtype=np.float64)
+    zeros = np.asarray(counts["n"], dtype=np.float64) - ones
     below = np.cumsum(zeros) - zeros
     auc = float(ones @ (below + zeros / 2) / max(ones.sum() * zeros.sum(), 1.0))
     return max(auc, 1 - auc)

@@ -86,8 +86,8 @@ def experiment(
     costs = np.broadcast_to(_numbers("treatment.cost", cost), n)
     outcomes = _numbers("treatment.outcome", outcome)
     _refuse("treatment.column", flags, np.isin(flags, (0.0, 1.0)), "0 or 1", "1 where the offer was made, 0 where not")
-    mend = "a chance between the two for everybody, and no rows of customers for whom chance did not decide"
-    _refuse("treatment.probability", chances, (chances > 0) & (chances < 1), "above 0 and below 1", mend)
+    fix = "a chance between the two for everybody, and no rows of customers for whom chance did not decide"
+    _refuse("treatment.probability", chances, (chances > 0) & (chances < 1), "above 0 and below 1", fix)
     _refuse("treatment.outcome", outcomes, np.isfinite(outcomes), "a number", "0 where nothing came")
     _refuse("treatment.cost", costs, np.isfinite(costs) & (costs >= 0), "0 or more", "what treating a customer costs")
     arms = int(flags.sum()), int(len(flags) - flags.sum())
@@ -117,7 +117,7 @@ def check_chance(data: Experiment) -> Finding | None:
         check="treatment probability",
         where="treatment.probability",
         message=f"{how}: every policy value below is biased",
-        mend="state the chance that decided for each customer, and see that no rows were lost on one side",
+        fix="state the chance that decided for each customer, and see that no rows were lost on one side",
         share=observed,
     )
 
@@ -185,12 +185,12 @@ def _numbers(key: str, column: npt.ArrayLike) -> Floats:
         raise InputError(f"{key}: the column is no number: turn it into one in the SQL") from error
 
 
-def _refuse(key: str, column: Floats, good: npt.NDArray[np.bool_], wanted: str, mend: str) -> None:
+def _refuse(key: str, column: Floats, good: npt.NDArray[np.bool_], wanted: str, fix: str) -> None:
     """InputError naming how many values are bad, and the first."""
     bad = np.flatnonzero(~good)
     if len(bad):
         first = f"{column[bad[0]]:g}"
-        raise InputError(f"{key}: {len(bad):,} of {len(column):,} are not {wanted} (the first is {first}): give {mend}")
+        raise InputError(f"{key}: {len(bad):,} of {len(column):,} are not {wanted} (the first is {first}): give {fix}")
 
 
 def _by_customer(values: Floats, customer: npt.NDArray[np.uint64]) -> Floats:

@@ -288,9 +288,9 @@ def _audit(evidence: Evidence) -> Section:
         ranked = sorted(evidence.audit, key=lambda finding: ("fatal", "warning", "note").index(finding.severity))
         table = Table(
             "Findings",
-            ("severity", "check", "where", "what", "mend", "share"),
+            ("severity", "check", "where", "problem", "fix", "share"),
             [
-                (f.severity, plain(f.check), plain(f.where), plain(f.message), plain(f.mend), _rate(f.share))
+                (f.severity, plain(f.check), plain(f.where), plain(f.message), plain(f.fix), _rate(f.share))
                 for f in ranked
             ],
             names=5,

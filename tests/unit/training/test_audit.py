@@ -233,7 +233,7 @@ def test_trouble_in_events_is_found(events: str, severity: str, check: str, wher
     assert (severity, check, where) in brief(found), brief(found)
     for finding in found:
         assert finding.message
-        assert finding.mend
+        assert finding.fix
         assert finding.share is None or 0 <= finding.share <= 1
 
 
@@ -256,7 +256,7 @@ def test_no_finding_names_a_customer() -> None:
 def test_types_that_the_source_has_not_are_fatal_and_those_it_has_are_listed(sections: Any, where: str) -> None:
     found = only(findings(**sections), "config")
     assert (found.severity, found.where) == ("fatal", where)
-    assert found.mend == "name one that it has: view, purchase"
+    assert found.fix == "name one that it has: view, purchase"
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_types_that_the_source_has_not_are_fatal_and_those_it_has_are_listed(sec
 def test_interests_in_types_that_may_come_live_are_a_warning(interests: dict[str, str], where: str) -> None:
     found = only(findings(interests=interests), "config")
     assert (found.severity, found.where) == ("warning", where)
-    assert found.mend == "name one that it has: view, purchase"
+    assert found.fix == "name one that it has: view, purchase"
 
 
 def test_interests_that_nobody_asked_for_may_be_missing() -> None:
@@ -283,7 +283,7 @@ def test_too_little_history_is_told_in_the_words_of_the_cutoffs() -> None:
     found = only(findings("FROM clean WHERE event_time < '2024-05-01'"), "history")
     assert "days give" in found.message
     assert "cut-offs" in found.message
-    assert found.mend.startswith("bring a longer history")
+    assert found.fix.startswith("bring a longer history")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_attributes_that_nothing_is_learnt_from_are_not_looked_at() -> None:
 def test_attributes_that_are_not_there_are_fatal(sections: Any, where: str) -> None:
     found = only(findings(attributes=ATTRIBUTES, **sections), "config")
     assert (found.severity, found.where) == ("fatal", where)
-    assert found.mend == "select it there; it has age, town"
+    assert found.fix == "select it there; it has age, town"
 
 
 def test_large_sources_are_sampled_by_customer_and_small_ones_are_not() -> None:
@@ -357,7 +357,7 @@ def test_large_snapshots_are_sampled_and_trouble_in_them_is_found_all_the_same()
 
 
 def test_a_fatal_finding_stops_in_the_words_of_the_audit_and_others_do_not() -> None:
-    warning = Finding(severity="warning", check="gap", where="events", message="a hole", mend="fill it")
+    warning = Finding(severity="warning", check="gap", where="events", message="a hole", fix="fill it")
     fatal = warning.model_copy(update={"severity": "fatal"})
     stop_on_fatal([warning])
     with pytest.raises(InputError, match=r"^events: a hole: fill it$"):
@@ -467,7 +467,7 @@ def test_what_is_left_out_already_is_no_trouble() -> None:
 def test_columns_that_a_snapshot_names_and_has_not_are_fatal(keys: Any, where: str) -> None:
     found = only(of_snapshot(**keys), "config")
     assert (found.severity, found.where) == ("fatal", where)
-    assert found.mend == "name one that it has: churned, age, town, spend"
+    assert found.fix == "name one that it has: churned, age, town, spend"
 
 
 def test_a_treatment_of_columns_that_are_not_there_is_fatal() -> None:

@@ -182,7 +182,7 @@ def test_names_of_the_shop_are_shown_and_do_nothing(rows: Rows) -> None:
         for name in HOSTILE
     ]
     tags = [Tag(tag=name, said_by=[name], support=0.1, confidence=0.5, cluster=0, kept=True) for name in HOSTILE]
-    audit = [Finding(severity="note", check=name, where=name, message=name, mend=name) for name in HOSTILE]
+    audit = [Finding(severity="note", check=name, where=name, message=name, fix=name) for name in HOSTILE]
     page = rendered(
         rows, segments=segments, tags=tags, audit=audit, tags_cost=dict.fromkeys(HOSTILE, 0.1), notes=HOSTILE
     )
@@ -220,7 +220,7 @@ def test_the_verdict_says_whether_to_act_on_it(rows: Rows) -> None:
     assert "probabilities are off" in verdict(replace(test, probability=test.probability**0.75))[1]
     dear = replace(test, contact_cost=np.full(len(test.label), 50.0))
     assert "does not pay" in verdict(dear)[1]
-    fatal = Finding(severity="fatal", check="leak", where="x", message="x", mend="x")
+    fatal = Finding(severity="fatal", check="leak", where="x", message="x", fix="x")
     assert verdict(test, audit=[fatal]) == (False, "Do not act on it: the audit found a fatal fault")
 
 
