@@ -46,11 +46,11 @@ from feature_store.state.folding import ACCEPTED, Outcome
 from service.api import customers as convert_customers
 from service.api import events as convert_events
 from service.api.methods import EventStream, Handlers
-from service.batching.event_batcher import Recorder
-from service.batching.score_batcher import Batcher
+from service.batching.event_batcher import EventBatcher
+from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.errors import Reason, RequestError
-from service.scoring.scorer import Part, Scores
+from service.scoring.scorer import ScoreRequest, Scores
 from service.settings import Settings
 from service.transport.lean import call_types as calls
 from service.transport.lean import connection
@@ -126,7 +126,7 @@ class Scorer:
     def __init__(self) -> None:
         self.mood: Callable[[], float] = lambda: 1.0
 
-    async def score(self, parts: Sequence[Part]) -> list[Scores]:
+    async def score(self, parts: Sequence[ScoreRequest]) -> list[Scores]:
         """As a scorer does."""
         mood = self.mood()
         for _ in range(int(mood * 6) if mood < 0.5 else 0):
@@ -137,7 +137,7 @@ class Scorer:
             raise ValueError("a fault")
         return [self._scores(part) for part in parts]
 
-    def _scores(self, part: Part) -> Scores:
+    def _scores(self, part: ScoreRequest) -> Scores:
         rows = [float(i) if i.isascii() and i.isdigit() and len(i) < 9 else -1.0 for i in part.customer_ids]
         return Scores(np.tile(np.array(rows).reshape(-1, 1), (1, 6)), dict(part.refused), "v1")
 
@@ -147,7 +147,7 @@ class Store:
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
-        self.recorder = Recorder(self.record, Rules(max_lateness_s=1e12))
+        self.recorder = EventBatcher(self.record, Rules(max_lateness_s=1e12))
 
     async def record(self, events: Sequence[Event]) -> list[Outcome]:
         """As a store of customers does."""
@@ -667,7 +667,7 @@ class Tally:
 
 def _front(scorer: Scorer, store: Store) -> front_lean.LeanFront:
     settings = Settings(registry=Path("none"), redis="none")
-    return front_lean.LeanFront(Batcher(scorer.score), settings, store.handlers())
+    return front_lean.LeanFront(ScoreBatcher(scorer.score), settings, store.handlers())
 
 
 class Bench:

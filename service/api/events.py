@@ -10,7 +10,7 @@ from tidemark.v1 import events_pb2
 
 from feature_store.state.events import Event
 from service.api.scoring import MAX_NANOS, parsed
-from service.batching.event_batcher import Noted, Recorded
+from service.batching.event_batcher import IndexedProblem, RecordingResult
 from service.errors import Reason, RequestError
 
 SERVICE: Final = "tidemark.v1.EventService"
@@ -56,7 +56,7 @@ def _seconds(event: Any) -> float:
     return float(event.event_time.seconds + event.event_time.nanos / 1e9)
 
 
-def encode_recorded(recorded: Recorded) -> bytes:
+def encode_recorded(recorded: RecordingResult) -> bytes:
     """A RecordEventsResponse."""
     return bytes(
         events_pb2.RecordEventsResponse(
@@ -68,7 +68,7 @@ def encode_recorded(recorded: Recorded) -> bytes:
     )
 
 
-def encode_streamed(recorded: Recorded, most: int) -> bytes:
+def encode_streamed(recorded: RecordingResult, most: int) -> bytes:
     """A StreamEventsResponse, with no more than ``most`` of the events that were refused or guarded."""
     return bytes(
         events_pb2.StreamEventsResponse(
@@ -82,5 +82,5 @@ def encode_streamed(recorded: Recorded, most: int) -> bytes:
     )
 
 
-def _noted(kind: Any, noted: Iterable[Noted]) -> list[Any]:
+def _noted(kind: Any, noted: Iterable[IndexedProblem]) -> list[Any]:
     return [kind(index=one.at, field=one.problem.field, reason=one.problem.reason) for one in noted]

@@ -17,7 +17,7 @@ from service.api import customers as convert_customers
 from service.api import events as convert_events
 from service.api import models as convert_models
 from service.api.model_handlers import Models
-from service.batching.event_batcher import Recorded, Recorder
+from service.batching.event_batcher import EventBatcher, RecordingResult
 from service.call_context import CallContext
 from service.errors import Reason, RequestError
 from service.store_errors import not_in_cluster, store_error
@@ -54,7 +54,7 @@ class Handlers:
 NO_HANDLERS: Final = Handlers()
 
 
-def handlers(recorder: Recorder, customers: Customers, models: Models) -> Handlers:
+def handlers(recorder: EventBatcher, customers: Customers, models: Models) -> Handlers:
     """The methods of all three services."""
     events, mine, theirs = (f"/{convert.SERVICE}" for convert in (convert_events, convert_customers, convert_models))
 
@@ -81,12 +81,12 @@ def handlers(recorder: Recorder, customers: Customers, models: Models) -> Handle
 class EventStream:
     """A StreamEvents call: each message is recorded before the next one is taken."""
 
-    def __init__(self, recorder: Recorder, context: CallContext) -> None:
+    def __init__(self, recorder: EventBatcher, context: CallContext) -> None:
         self._recorder = recorder
         self._context = context
         self._begun = False
         self._seen = 0
-        self._sum = Recorded()
+        self._sum = RecordingResult()
 
     async def add(self, request: bytes) -> None:
         """Record the events of a message; only the first may be shed, later ones wait, and their caller with them."""

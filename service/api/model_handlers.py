@@ -12,7 +12,7 @@ from feature_store.bundles.registry import Rollout, Stamp, stamp, versions
 from service.api import models as convert_models
 from service.call_context import CallContext
 from service.errors import Reason, RequestError
-from service.scoring.registry_watcher import RegistryWatch
+from service.scoring.registry_watcher import RegistryWatcher
 
 Told = tuple[str, Manifest | None, str]
 """A version, its manifest if it can be read, and why it is refused, if it is."""
@@ -21,7 +21,7 @@ Told = tuple[str, Manifest | None, str]
 class Models:
     """The methods of ModelService."""
 
-    def __init__(self, watch: RegistryWatch) -> None:
+    def __init__(self, watch: RegistryWatcher) -> None:
         self._watch: Final = watch
         self._read: dict[str, tuple[Stamp, Manifest | None, str]] = {}
         self._running: Final[set[asyncio.Task[None]]] = set()
@@ -30,7 +30,7 @@ class Models:
         """GetServingModel."""
         convert_models.decode_serving(request)
         watch = self._watch
-        return convert_models.encode_serving(watch.serving.lineup, watch.since, watch.rollout, watch.refusal)
+        return convert_models.encode_serving(watch.router.model_set, watch.since, watch.rollout, watch.refusal)
 
     async def bundles(self, request: bytes, _context: CallContext) -> bytes:
         """ListModels."""
@@ -39,7 +39,7 @@ class Models:
             found = await self._watch.aside(self._look)
         except OSError as error:
             raise _unreadable(error) from error
-        return convert_models.encode_models(found, self._watch.serving.lineup)
+        return convert_models.encode_models(found, self._watch.router.model_set)
 
     async def activate(self, request: bytes, _context: CallContext) -> bytes:
         """ActivateModel."""

@@ -13,7 +13,7 @@ from feature_store.bundles.bundle import Manifest
 from feature_store.bundles.registry import NO_ROLLOUT, Rollout, is_version
 from service.api.scoring import parsed
 from service.errors import Reason, RequestError
-from service.scoring.model_router import Lineup
+from service.scoring.model_router import ModelSet
 from service.scoring.registry_watcher import Refusal
 from service.scoring.shadow import Shadow
 
@@ -59,16 +59,16 @@ def _version(version: str, field: str) -> str:
     return version
 
 
-def encode_serving(lineup: Lineup, since: float, rollout: Rollout, refusal: Refusal | None) -> bytes:
+def encode_serving(model_set: ModelSet, since: float, rollout: Rollout, refusal: Refusal | None) -> bytes:
     """A GetServingModelResponse."""
-    model = lineup.active.model
+    model = model_set.active.model
     reply = models_pb2.GetServingModelResponse(
         version=model.version,
         fingerprint=model.layout.fingerprint,
         created=_created(model.created),
         serving_since=_timestamp(since),
         rollout=_rollout(rollout),
-        shadow_differences=None if lineup.shadow is None else _differences(lineup.shadow),
+        shadow_differences=None if model_set.shadow is None else _differences(model_set.shadow),
     )
     if refusal is not None:
         reply.refusal.CopyFrom(
@@ -88,14 +88,14 @@ def encode_rollout(rollout: Rollout) -> bytes:
     return bytes(models_pb2.SetRolloutResponse(rollout=_rollout(rollout)).SerializeToString())
 
 
-def encode_models(found: Sequence[tuple[str, Manifest | None, str]], lineup: Lineup) -> bytes:
+def encode_models(found: Sequence[tuple[str, Manifest | None, str]], model_set: ModelSet) -> bytes:
     """A ListModelsResponse of versions, each with its manifest, if it can be read, and why it is refused, if it is."""
-    models = [_model(version, manifest, reason, lineup) for version, manifest, reason in found]
+    models = [_model(version, manifest, reason, model_set) for version, manifest, reason in found]
     return bytes(models_pb2.ListModelsResponse(models=models).SerializeToString())
 
 
-def _model(version: str, manifest: Manifest | None, reason: str, lineup: Lineup) -> models_pb2.Model:
-    told = models_pb2.Model(version=version, state=_state(version, lineup, refused=bool(reason)), reason=reason)
+def _model(version: str, manifest: Manifest | None, reason: str, model_set: ModelSet) -> models_pb2.Model:
+    told = models_pb2.Model(version=version, state=_state(version, model_set, refused=bool(reason)), reason=reason)
     if manifest is not None:
         told.fingerprint = manifest.fingerprint
         if (created := _created(manifest.created)) is not None:
@@ -106,12 +106,12 @@ def _model(version: str, manifest: Manifest | None, reason: str, lineup: Lineup)
     return told
 
 
-def _state(version: str, lineup: Lineup, *, refused: bool) -> Any:
+def _state(version: str, model_set: ModelSet, *, refused: bool) -> Any:
     """What is done with it; a model in use stays so though its files were damaged since."""
     used = (
-        (lineup.active, models_pb2.MODEL_STATE_SERVING),
-        (lineup.canary, models_pb2.MODEL_STATE_CANARY),
-        (lineup.shadow, models_pb2.MODEL_STATE_SHADOW),
+        (model_set.active, models_pb2.MODEL_STATE_SERVING),
+        (model_set.canary, models_pb2.MODEL_STATE_CANARY),
+        (model_set.shadow, models_pb2.MODEL_STATE_SHADOW),
     )
     for one, state in used:
         if one is not None and one.model.version == version:

@@ -25,7 +25,7 @@ from service.api import score_wire as wire
 from service.api.explanations import wanted
 from service.api.status import encoded_status
 from service.errors import Reason, RequestError
-from service.scoring.scorer import Part, Scores
+from service.scoring.scorer import ScoreRequest, Scores
 
 SERVICE: Final = "tidemark.v1.ScoringService"
 MAX_BATCH: Final = 1000
@@ -43,28 +43,28 @@ class Method:
     ``single``: it is for one customer, whatever the request says.
     """
 
-    decode: Callable[[bytes], Part]
-    encode: Callable[[Part, Scores], bytes]
+    decode: Callable[[bytes], ScoreRequest]
+    encode: Callable[[ScoreRequest, Scores], bytes]
     single: bool = False
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
 
 
-def decode_score(data: bytes) -> Part:
+def decode_score(data: bytes) -> ScoreRequest:
     """A ScoreCustomerRequest."""
     request = parsed(scoring_pb2.ScoreCustomerRequest, data)
     customer_id = request.customer_id
     surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
     if not surely_good and (error := id_error(customer_id, "customer_id")):
         raise error
-    part = Part([customer_id], _economics(request), _max_age(request), allow_stale_s=_allow_stale(request))
+    part = ScoreRequest([customer_id], _economics(request), _max_age(request), allow_stale_s=_allow_stale(request))
     if request.explain:
         part.explain = wanted(request, 1)
     return part
 
 
-def decode_batch(data: bytes) -> Part:
+def decode_batch(data: bytes) -> ScoreRequest:
     """A BatchScoreCustomersRequest."""
     request = parsed(scoring_pb2.BatchScoreCustomersRequest, data)
     if (count := len(request.customer_ids)) > MAX_BATCH:
@@ -77,7 +77,7 @@ def decode_batch(data: bytes) -> Part:
             if error := id_error(customer_id, "customer_ids"):
                 refused[at] = error
                 ids[at] = ""
-    part = Part(ids, _economics(request), _max_age(request), refused, _allow_stale(request))
+    part = ScoreRequest(ids, _economics(request), _max_age(request), refused, _allow_stale(request))
     if request.explain:
         part.explain = wanted(request, count)
     return part
@@ -142,7 +142,7 @@ def _checked(field: str, figure: float) -> float:
 # --- replies --------------------------------------------------------------------------------------------------------
 
 
-def encode_score(part: Part, scores: Scores) -> bytes:
+def encode_score(part: ScoreRequest, scores: Scores) -> bytes:
     """A ScoreCustomerResponse."""
     if scores.errors:
         raise scores.errors[0]
@@ -151,7 +151,7 @@ def encode_score(part: Part, scores: Scores) -> bytes:
     return wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes, why)
 
 
-def encode_batch(part: Part, scores: Scores) -> bytes:
+def encode_batch(part: ScoreRequest, scores: Scores) -> bytes:
     """A BatchScoreCustomersResponse."""
     if not part.customer_ids:
         return b""

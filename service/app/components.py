@@ -27,17 +27,17 @@ from feature_store.state.folding import Fold
 from service.api.methods import Customers, handlers
 from service.api.model_handlers import Models
 from service.auth.access import Access
-from service.batching.event_batcher import Recorder
-from service.batching.score_batcher import Batcher
+from service.batching.event_batcher import EventBatcher
+from service.batching.score_batcher import ScoreBatcher
 from service.file_watch import Watched
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
-from service.scoring.model_router import Lineup, Served, Serving
-from service.scoring.registry_watcher import Hooks, RegistryWatch, first_model
+from service.scoring.model_router import ModelRouter, ModelSet, ServingModel
+from service.scoring.registry_watcher import Hooks, RegistryWatcher, first_model
 from service.scoring.scorer import Scorer
 from service.settings import Settings
-from service.telemetry.batch_stages import Stages
-from service.telemetry.setup import Instruments
+from service.telemetry.batch_stages import BatchObserver
+from service.telemetry.setup import Telemetry
 from service.transport import tls
 from service.transport.grpcio.server import AioFront
 from service.transport.lean.server import LeanFront
@@ -51,14 +51,14 @@ class Parts:
     """What a server is made of."""
 
     settings: Settings
-    instruments: Instruments
+    instruments: Telemetry
     store: Redis
     scorers: Scorers
-    serving: Serving
-    watch: RegistryWatch
+    router: ModelRouter
+    watch: RegistryWatcher
     customers: CustomerStore
-    batcher: Batcher
-    recorder: Recorder
+    batcher: ScoreBatcher
+    recorder: EventBatcher
     certificates: Watched[tls.Tls] | None
     access: Access | None
     front: LeanFront | AioFront
@@ -77,15 +77,17 @@ async def make_parts(settings: Settings) -> Parts:
     if store.is_cluster and settings.durable:
         raise InputError("durable: a Redis cluster takes no live events: leave it out, or use a single Redis")
     model = await first_model(settings.registry, partial(is_ready, store))
-    seen = Instruments.of(settings)
+    seen = Telemetry.of(settings)
     scorers = Scorers(store, settings, seen.stages)
-    serving = Serving(Lineup(Served(model, scorers(model))))
-    batcher = _batcher(settings, serving, seen.stages)
+    router = ModelRouter(ModelSet(ServingModel(model, scorers(model))))
+    batcher = _batcher(settings, router, seen.stages)
     customers, rules = _customers(settings, store, model, scorers), _rules(settings)
-    recorder = Recorder(customers.record, rules, scoring=batcher.busy, max_wait_s=settings.max_events_queue_ms / 1000)
+    recorder = EventBatcher(
+        customers.record, rules, scoring=batcher.busy, max_wait_s=settings.max_events_queue_ms / 1000
+    )
     shown = Customers(customers, model.interests)
     hooks = Hooks(scorers, partial(is_ready, store), partial(_use, customers, shown))
-    watch = RegistryWatch(settings.registry, serving, hooks)
+    watch = RegistryWatcher(settings.registry, router, hooks)
     await watch.look()
     methods = handlers(recorder, shown, Models(watch))
     kind = LeanFront if settings.front == "lean" else AioFront
@@ -95,7 +97,7 @@ async def make_parts(settings: Settings) -> Parts:
         instruments=seen,
         store=store,
         scorers=scorers,
-        serving=serving,
+        router=router,
         watch=watch,
         customers=customers,
         batcher=batcher,
@@ -109,7 +111,7 @@ async def make_parts(settings: Settings) -> Parts:
 class Scorers:
     """Makes a scorer for a model. All that answer show their alerts to the same guards, whatever is switched."""
 
-    def __init__(self, store: Redis, settings: Settings, stages: Stages | None = None) -> None:
+    def __init__(self, store: Redis, settings: Settings, stages: BatchObserver | None = None) -> None:
         """``stages``: who wants to know of batches."""
         guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
         self._guards: Final = guard(), guard()
@@ -147,9 +149,9 @@ class Scorers:
         return sum(map(len, self._recent)), sum(recent.bytes for recent in self._recent)
 
 
-def _batcher(settings: Settings, serving: Serving, stages: Stages | None) -> Batcher:
-    return Batcher(
-        serving.score,
+def _batcher(settings: Settings, router: ModelRouter, stages: BatchObserver | None) -> ScoreBatcher:
+    return ScoreBatcher(
+        router.score,
         max_rows=settings.max_batch_rows,
         slice_rows=settings.slice_rows,
         turns=TURNS[settings.front],

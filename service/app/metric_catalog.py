@@ -10,10 +10,10 @@ from typing import Final
 
 from feature_store.bundles.bundle import OFFERS
 from service.app.components import Parts
-from service.batching.event_batcher import Recorder
-from service.batching.score_batcher import Batcher
+from service.batching.event_batcher import EventBatcher
+from service.batching.score_batcher import ScoreBatcher
 from service.errors import Reason
-from service.scoring.model_router import Serving
+from service.scoring.model_router import ModelRouter
 from service.scoring.shadow import Differences, Shadow
 from service.telemetry.metrics import Metrics, Value
 from service.transport.grpcio.server import AioFront
@@ -35,11 +35,11 @@ def expose(metrics: Metrics, parts: Parts) -> None:
     _answers(metrics, parts)
     _redis(metrics, parts)
     _models(metrics, parts)
-    _shadow(metrics, parts.serving)
+    _shadow(metrics, parts.router)
     _process(metrics, parts.front)
 
 
-def _calls(metrics: Metrics, batcher: Batcher) -> None:
+def _calls(metrics: Metrics, batcher: ScoreBatcher) -> None:
     counter, gauge, histogram = metrics.counter, metrics.gauge, metrics.histogram
     counter("tidemark_calls_total", "Calls that have ended.", metrics.calls, "method", "code")
     histogram("tidemark_call_seconds", "Time from a call's headers to its end.", metrics.call_seconds, "method")
@@ -51,7 +51,7 @@ def _calls(metrics: Metrics, batcher: Batcher) -> None:
     gauge("tidemark_waiting_calls", "Calls that wait for a batch.", batcher.waiting, "lane")
 
 
-def _queues(metrics: Metrics, batcher: Batcher, recorder: Recorder) -> None:
+def _queues(metrics: Metrics, batcher: ScoreBatcher, recorder: EventBatcher) -> None:
     def dropped() -> dict[tuple[str, ...], Value]:
         queues = {"scoring": batcher, "events": recorder}
         return {(name, cause): getattr(queue, cause) for name, queue in queues.items() for cause in CAUSES}
@@ -83,11 +83,11 @@ def _redis(metrics: Metrics, parts: Parts) -> None:
 
 
 def _models(metrics: Metrics, parts: Parts) -> None:
-    serving, counts, counter, gauge = parts.serving, parts.watch.counts, metrics.counter, metrics.gauge
+    router, counts, counter, gauge = parts.router, parts.watch.counts, metrics.counter, metrics.gauge
 
     def used() -> dict[tuple[str, ...], Value]:
-        lineup = serving.lineup
-        roles = {"active": lineup.active, "canary": lineup.canary, "shadow": lineup.shadow}
+        model_set = router.model_set
+        roles = {"active": model_set.active, "canary": model_set.canary, "shadow": model_set.shadow}
         found = {role: one.model for role, one in roles.items() if one is not None}
         return {(model.version, model.layout.fingerprint, role): 1 for role, model in found.items()}
 
@@ -95,20 +95,20 @@ def _models(metrics: Metrics, parts: Parts) -> None:
     gauge("tidemark_model_info", "The models in use; always 1.", used, *labels)
     counter("tidemark_model_switches_total", "Times that another model became active.", lambda: counts["switches"])
     counter("tidemark_model_refusals_total", "Bundles and rollouts refused.", lambda: counts["refused"])
-    gauge("tidemark_canary_share", "Share of customers whom a canary answers.", lambda: serving.lineup.share)
+    gauge("tidemark_canary_share", "Share of customers whom a canary answers.", lambda: router.model_set.share)
 
 
-def _shadow(metrics: Metrics, serving: Serving) -> None:
+def _shadow(metrics: Metrics, router: ModelRouter) -> None:
     def by_offer(read: Callable[[Differences], float]) -> Callable[[], dict[str, Value]]:
         def found() -> dict[str, Value]:
-            shadow = serving.lineup.shadow
+            shadow = router.model_set.shadow
             differences = NO_DIFFERENCES if shadow is None else shadow.differences
             return {offer: read(seen) for offer, seen in differences.items()}
 
         return found
 
     def rows() -> dict[str, Value]:
-        shadow: Shadow | None = serving.lineup.shadow
+        shadow: Shadow | None = router.model_set.shadow
         return {outcome: getattr(shadow, outcome, 0) for outcome in ("compared", "unscored", "dropped")}
 
     counter, gauge = metrics.counter, metrics.gauge

@@ -115,7 +115,7 @@ def _leave_alone_what_is_loaded() -> None:
 
 
 def _tell_model(parts: Parts) -> None:
-    active = parts.serving.lineup.active.model
+    active = parts.router.model_set.active.model
     told = {"model": active.version, "fingerprint": active.layout.fingerprint}
     logger.info("model %s, fingerprint %s", *told.values(), extra=told)
 

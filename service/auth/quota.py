@@ -18,7 +18,7 @@ from service.api.methods import Handlers, Stream, Unary
 from service.api.scoring import Method
 from service.call_context import CallContext
 from service.errors import QuotaExceededError
-from service.scoring.scorer import Part
+from service.scoring.scorer import ScoreRequest
 
 MOST_WAITING: Final = 8
 """Streams of one caller that are held back at a time; each keeps a message in memory."""
@@ -79,7 +79,7 @@ class Bucket:
 def metered_scores(methods: Mapping[str, Method], bucket: Bucket) -> dict[str, Method]:
     """The same methods, which take from the bucket when a request has been read."""
 
-    def decode(plain: Callable[[bytes], Part], request: bytes) -> Part:
+    def decode(plain: Callable[[bytes], ScoreRequest], request: bytes) -> ScoreRequest:
         part = plain(request)
         bucket.charge(len(part.customer_ids))
         return part

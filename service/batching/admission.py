@@ -39,7 +39,7 @@ SPREAD: Final = tuple(0.75 + (at * 7 % 16) / 30 for at in range(16))
 """Jitter of those who come back: a quarter earlier to a quarter later, neighbours far apart, and few different ones."""
 
 
-class Pace:
+class AdmissionControl:
     """The pace of one queue, and its bound."""
 
     def __init__(

@@ -26,7 +26,7 @@ from feature_store.errors import ArchiveBehindError, NotInClusterError, StoreUna
 from feature_store.online.customer_store import ConflictError
 from feature_store.state.events import Event, Problem, Rules, problem
 from feature_store.state.folding import Outcome, Verdict
-from service.batching.admission import Pace, expired, overloaded
+from service.batching.admission import AdmissionControl, expired, overloaded
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
 from service.store_errors import not_in_cluster, store_error
@@ -42,7 +42,7 @@ WORKERS: Final = 2
 """Batches under way: one waits for Redis while the other is folded."""
 
 
-class Noted(NamedTuple):
+class IndexedProblem(NamedTuple):
     """An event (by its position in the request) and what there is to say about it."""
 
     at: int
@@ -50,24 +50,24 @@ class Noted(NamedTuple):
 
 
 @dataclass(slots=True)
-class Recorded:
+class RecordingResult:
     """What became of the events of a request."""
 
     accepted: int = 0
     duplicates: int = 0
-    rejected: list[Noted] = field(default_factory=list)
-    guarded: list[Noted] = field(default_factory=list)
+    rejected: list[IndexedProblem] = field(default_factory=list)
+    guarded: list[IndexedProblem] = field(default_factory=list)
     rejected_count: int = 0
     guarded_count: int = 0
 
-    def add(self, other: Recorded, offset: int, most: int) -> None:
+    def add(self, other: RecordingResult, offset: int, most: int) -> None:
         """Take in what became of further events, which begin at ``offset``; keep at most ``most`` of the details."""
         self.accepted += other.accepted
         self.duplicates += other.duplicates
         self.rejected_count += other.rejected_count
         self.guarded_count += other.guarded_count
         for mine, theirs in ((self.rejected, other.rejected), (self.guarded, other.guarded)):
-            mine += [Noted(offset + at, why) for at, why in theirs[: max(0, most - len(mine))]]
+            mine += [IndexedProblem(offset + at, why) for at, why in theirs[: max(0, most - len(mine))]]
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +82,7 @@ class _Job:
     left: int = 0
 
 
-class Recorder:
+class EventBatcher:
     """Records the events of all calls."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Recorder:
         self._scoring = scoring
         self._clock = clock
         self._monotonic = monotonic
-        self._pace = Pace(max_wait_s, rows=BATCH, workers=WORKERS, clock=monotonic)
+        self._pace = AdmissionControl(max_wait_s, rows=BATCH, workers=WORKERS, clock=monotonic)
         self._waiting: deque[_Job] = deque()
         self._rows = 0
         """Events that wait."""
@@ -126,21 +126,21 @@ class Recorder:
                 self.refused += 1
                 raise error
 
-    async def record(self, events: Sequence[Event], context: CallContext = NO_CONTEXT) -> Recorded:
+    async def record(self, events: Sequence[Event], context: CallContext = NO_CONTEXT) -> RecordingResult:
         """Record events, and say what became of each; RequestError where the call as a whole failed.
 
         Then some of them may be recorded; sent again, those with an event_id are counted once all the same.
         """
         if len(events) > BATCH:
             await _give_way()
-        now, found = self._clock(), Recorded()
+        now, found = self._clock(), RecordingResult()
         good, places = [], []
         for index, event in enumerate(events):
             if (bad := problem(event, self._rules, now)) is None:
                 good.append(event)
                 places.append(index)
             else:
-                found.rejected.append(Noted(index, bad))
+                found.rejected.append(IndexedProblem(index, bad))
         if good:
             for index, outcome in zip(places, await self._outcomes(good, context.deadline), strict=True):
                 _tell(found, index, outcome)
@@ -214,7 +214,7 @@ class Recorder:
         job.finished.set_exception(expired())
         return True
 
-    def _count(self, found: Recorded) -> None:
+    def _count(self, found: RecordingResult) -> None:
         self.counts["accepted"] += found.accepted
         self.counts["duplicates"] += found.duplicates
         for noted in (*found.rejected, *found.guarded):
@@ -226,16 +226,16 @@ async def _give_way() -> None:
         await asyncio.sleep(0)
 
 
-def _tell(found: Recorded, index: int, outcome: Outcome | None) -> None:
+def _tell(found: RecordingResult, index: int, outcome: Outcome | None) -> None:
     verdict, why = outcome or (Verdict.REJECTED, None)
     if verdict is Verdict.DUPLICATE:
         found.duplicates += 1
     elif verdict is Verdict.ACCEPTED:
         found.accepted += 1
         if why is not None:
-            found.guarded.append(Noted(index, why))
+            found.guarded.append(IndexedProblem(index, why))
     elif why is not None:
-        found.rejected.append(Noted(index, why))
+        found.rejected.append(IndexedProblem(index, why))
 
 
 def _failure(error: Exception) -> RequestError:

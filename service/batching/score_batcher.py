@@ -27,11 +27,11 @@ from typing import Final
 
 import numpy as np
 
-from service.batching.admission import STANDING, Pace, expired, overloaded
+from service.batching.admission import STANDING, AdmissionControl, expired, overloaded
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
-from service.scoring.scorer import OFF_LOOP_ROWS, Part, Scores
-from service.telemetry.batch_stages import Stages, Trace
+from service.scoring.scorer import OFF_LOOP_ROWS, ScoreRequest, Scores
+from service.telemetry.batch_stages import BatchObserver, Trace
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ Deliver = Callable[[Scores | RequestError], None]
 class _Job:
     """A submitted part: since when it waits, how far it has been taken, its finished slices by start, whom to tell."""
 
-    part: Part
+    part: ScoreRequest
     deliver: Deliver
     abandoned: Callable[[], bool]
     deadline: float
@@ -87,7 +87,7 @@ class _Job:
 class _Lane:
     """Jobs that wait for the same workers."""
 
-    def __init__(self, workers: int, most_rows: int, slice_rows: int, pace: Pace) -> None:
+    def __init__(self, workers: int, most_rows: int, slice_rows: int, pace: AdmissionControl) -> None:
         self.workers: Final = workers
         self.most_rows: Final = most_rows
         self.pace: Final = pace
@@ -122,7 +122,7 @@ class _Lane:
         return self.pace.too_short(left_s, self.ahead, math.ceil(rows / self._slice_rows), busy=self.busy)
 
 
-class Batcher:
+class ScoreBatcher:
     """Turns submitted parts into batches for ``score``, in two lanes, and a slow one for scores that are explained.
 
     Small parts, such as a call for one customer, share a batch that runs right on the loop. Large ones are cut into
@@ -132,14 +132,14 @@ class Batcher:
 
     def __init__(
         self,
-        score: Callable[[Sequence[Part]], Awaitable[Sequence[Scores | RequestError]]],
+        score: Callable[[Sequence[ScoreRequest]], Awaitable[Sequence[Scores | RequestError]]],
         *,
         max_rows: int = 256,
         slice_rows: int = 128,
         turns: int = 0,
         max_wait_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
-        stages: Stages | None = None,
+        stages: BatchObserver | None = None,
     ) -> None:
         """``turns`` is for fronts that take several turns of the loop to bring a call in, as grpc.aio does.
 
@@ -153,10 +153,10 @@ class Batcher:
         self._clock: Final = clock
         self._asked = -math.inf
         few, many = min(SMALL_ROWS, max_rows), max_rows
-        small = Pace(max_wait_s, rows=few, standing=STANDING, clock=clock)
+        small = AdmissionControl(max_wait_s, rows=few, standing=STANDING, clock=clock)
         self._small: Final = _Lane(1, few, slice_rows, small)
-        self._large: Final = _Lane(2, many, slice_rows, Pace(max_wait_s, rows=many, workers=2, clock=clock))
-        slow = Pace(PATIENCE * max_wait_s, rows=min(EXPLAINED_ROWS, max_rows), clock=clock)
+        self._large: Final = _Lane(2, many, slice_rows, AdmissionControl(max_wait_s, rows=many, workers=2, clock=clock))
+        slow = AdmissionControl(PATIENCE * max_wait_s, rows=min(EXPLAINED_ROWS, max_rows), clock=clock)
         self._explained: Final = _Lane(1, min(EXPLAINED_ROWS, max_rows), slice_rows, slow)
         self.shed = self.refused = self.expired = self.cancelled = 0
         """Calls so far that were not scored: too much to do, too short a deadline, too late, nobody waits any more."""
@@ -165,7 +165,7 @@ class Batcher:
 
     def submit(
         self,
-        part: Part,
+        part: ScoreRequest,
         deliver: Deliver,
         abandoned: Callable[[], bool] = lambda: False,
         context: CallContext = NO_CONTEXT,
@@ -228,7 +228,7 @@ class Batcher:
 
     async def score(
         self,
-        part: Part,
+        part: ScoreRequest,
         abandoned: Callable[[], bool] = lambda: False,
         context: CallContext = NO_CONTEXT,
     ) -> Scores:
@@ -321,7 +321,7 @@ class Batcher:
         except Exception as failure:  # a front that cannot deliver
             logger.error("an answer could not be delivered: %s", type(failure).__name__)
 
-    async def _outcomes(self, parts: Sequence[Part]) -> Sequence[Scores | RequestError]:
+    async def _outcomes(self, parts: Sequence[ScoreRequest]) -> Sequence[Scores | RequestError]:
         try:
             return await self._score(parts)
         except RequestError as error:

@@ -6,8 +6,8 @@
           ├─► customers drawn ──► canary ─► put together ┘
           └──────────────── afterwards ──► shadow ──► differences
 
-A lineup is made once and never changed. A batch is answered by the one that there is when it begins, so a switch is one
-assignment between batches, and without a canary it costs a batch nothing that there could be one.
+A model set is made once and never changed. A batch is answered by the set that is current when it begins, so a switch
+is one assignment between batches, and without a canary it costs a batch nothing that there could be one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 
 from service.errors import RequestError
 from service.scoring.model import Model
-from service.scoring.scorer import Part, Scorer, Scores
+from service.scoring.scorer import Scorer, ScoreRequest, Scores
 from service.scoring.shadow import Shadow
 
 DRAWN: Final = b"tidemark canary"
@@ -32,7 +32,7 @@ Outcome = Scores | RequestError
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingModel:
     """A model that answers, and its scorer."""
 
     model: Model
@@ -40,18 +40,18 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Lineup:
+class ModelSet:
     """What answers, and what is tried out beside it; ``share``: of the customers, what the canary answers."""
 
-    active: Served
-    canary: Served | None = None
+    active: ServingModel
+    canary: ServingModel | None = None
     share: float = 0.0
     shadow: Shadow | None = None
 
-    def with_active(self, active: Served) -> Lineup:
+    def with_active(self, active: ServingModel) -> ModelSet:
         """With another active model; what the shadow has seen of the old one is not held against the new one."""
         shadow = None if self.shadow is None else self.shadow.afresh()
-        return Lineup(active, self.canary, self.share, shadow)
+        return ModelSet(active, self.canary, self.share, shadow)
 
     @property
     def models(self) -> list[Model]:
@@ -59,21 +59,21 @@ class Lineup:
         return [one.model for one in (self.active, self.canary, self.shadow) if one is not None]
 
 
-class Serving:
-    """Answers batches by the lineup, which may be replaced at any time."""
+class ModelRouter:
+    """Answers batches by a set of models, which may be replaced at any time."""
 
-    def __init__(self, lineup: Lineup) -> None:
-        self.lineup = lineup
+    def __init__(self, model_set: ModelSet) -> None:
+        self.model_set = model_set
 
-    async def score(self, parts: Sequence[Part]) -> Sequence[Outcome]:
+    async def score(self, parts: Sequence[ScoreRequest]) -> Sequence[Outcome]:
         """Scores of each part; RequestError as its scorers raise it."""
-        lineup = self.lineup
-        if lineup.canary is None:
-            scores: Sequence[Outcome] = await lineup.active.scorer.score(parts)
+        model_set = self.model_set
+        if model_set.canary is None:
+            scores: Sequence[Outcome] = await model_set.active.scorer.score(parts)
         else:
-            scores = await _split(lineup.active, lineup.canary, lineup.share, parts)
-        if lineup.shadow is not None:
-            lineup.shadow.offer(parts, scores)
+            scores = await _split(model_set.active, model_set.canary, model_set.share, parts)
+        if model_set.shadow is not None:
+            model_set.shadow.offer(parts, scores)
         return scores
 
 
@@ -88,7 +88,9 @@ def in_canary(customer_ids: Sequence[str], share: float) -> list[bool]:
     return [drawn(customer_id) < share for customer_id in customer_ids]
 
 
-async def _split(active: Served, canary: Served, share: float, parts: Sequence[Part]) -> Sequence[Outcome]:
+async def _split(
+    active: ServingModel, canary: ServingModel, share: float, parts: Sequence[ScoreRequest]
+) -> Sequence[Outcome]:
     """Both models' answers, put together part by part."""
     places = [_places(in_canary(part.customer_ids, share)) for part in parts]
     found = await asyncio.gather(
@@ -106,7 +108,7 @@ def _places(chosen: Sequence[bool]) -> tuple[list[int], list[int]]:
     return [at for at in every if not chosen[at]], list(compress(every, chosen))
 
 
-def _some(part: Part, places: Sequence[int]) -> Part:
+def _some(part: ScoreRequest, places: Sequence[int]) -> ScoreRequest:
     """The customers of a part at some positions."""
     if len(places) == len(part.customer_ids):
         return part
@@ -114,7 +116,7 @@ def _some(part: Part, places: Sequence[int]) -> Part:
     return replace(part, customer_ids=[part.customer_ids[at] for at in places], refused=refused)
 
 
-async def _answers(served: Served, parts: Sequence[Part]) -> list[Outcome | None]:
+async def _answers(served: ServingModel, parts: Sequence[ScoreRequest]) -> list[Outcome | None]:
     """The scores of each part, None for a part without customers."""
     asked = [part for part in parts if part.customer_ids]
     found = iter(await served.scorer.score(asked) if asked else ())

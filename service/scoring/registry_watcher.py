@@ -2,7 +2,7 @@
 
 ::
 
-    current, rollout.json ─► changed? ─► files, hashes ─► fingerprint ─► states there? ─► graph, golden rows ─► lineup
+    current, rollout.json ─► changed? ─► files, hashes ─► fingerprint ─► states there? ─► graph, golden rows ─► router
                                                 └──────────────┴───────────────┴────────────────┴─ refused: the old
                                                                                                   one goes on
 Files are read and graphs are made in a thread that leaves cores and interpreter to others, so calls go on meanwhile.
@@ -40,7 +40,7 @@ from feature_store.bundles.registry import (
 from feature_store.errors import StoreUnavailableError
 from service.errors import Reason, RequestError
 from service.scoring.model import Model
-from service.scoring.model_router import Lineup, Served, Serving
+from service.scoring.model_router import ModelRouter, ModelSet, ServingModel
 from service.scoring.scorer import Scorer
 from service.scoring.shadow import Shadow
 
@@ -87,12 +87,14 @@ class Hooks:
     use: Callable[[Model], Awaitable[None]]
 
 
-class RegistryWatch:
-    """Keeps a worker's lineup as the registry has it."""
+class RegistryWatcher:
+    """Keeps a worker's models as the registry has it."""
 
-    def __init__(self, registry: Path, serving: Serving, hooks: Hooks, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, registry: Path, router: ModelRouter, hooks: Hooks, clock: Callable[[], float] = time.time
+    ) -> None:
         self.registry: Final = registry
-        self.serving: Final = serving
+        self.router: Final = router
         self.since = clock()
         """When the model began to answer here."""
         self.refused: Final[dict[str, Refusal]] = {}
@@ -113,7 +115,7 @@ class RegistryWatch:
 
     async def run(self, interval_s: float) -> None:
         """Follow until cancelled."""
-        await self._remember(self.serving.lineup.active.model)
+        await self._remember(self.router.model_set.active.model)
         while True:
             await self.look()
             await asyncio.sleep(interval_s)
@@ -135,7 +137,7 @@ class RegistryWatch:
         if (version := await self.aside(linked, self.registry)) is None:
             return
         model = await self._opened(version)
-        if model is not self.serving.lineup.active.model:
+        if model is not self.router.model_set.active.model:
             await self._hooks.use(model)
             await self._switch(model)
 
@@ -152,7 +154,7 @@ class RegistryWatch:
     async def activate(self, version: str) -> None:
         """Serve a version here, and let all others follow; RequestError where it stays as it was."""
         async with self._one_at_a_time:
-            before = self.serving.lineup.active.model
+            before = self.router.model_set.active.model
             model = await self._checked(self._opened(version, anew=True), "version")
             await self._checked(self._hooks.use(model), "version")
             try:
@@ -170,7 +172,7 @@ class RegistryWatch:
         field = "rollout.shadow.version" if rollout.shadow else "rollout.canary.version"
         async with self._one_at_a_time:
             if (version := rollout.version) is not None:
-                if version == self.serving.lineup.active.model.version:
+                if version == self.router.model_set.active.model.version:
                     message = "this model serves already: there is nothing to try out"
                     raise RequestError(Reason.MODEL_REFUSED, message, field)
                 await self._checked(self._opened(version, anew=True), field)
@@ -203,8 +205,8 @@ class RegistryWatch:
 
     async def _switch(self, model: Model) -> None:
         """Have a model answer from the next batch on."""
-        lineup = self.serving.lineup
-        self.serving.lineup = lineup.with_active(self._served(model))
+        model_set = self.router.model_set
+        self.router.model_set = model_set.with_active(self._served(model))
         self.since = self._clock()
         self.counts["switches"] += 1
         told = {"model": model.version, "fingerprint": model.layout.fingerprint}
@@ -222,30 +224,30 @@ class RegistryWatch:
 
     async def _apply(self, rollout: Rollout) -> None:
         """Try out what is to be tried out; RefusedError or StoreUnavailableError."""
-        lineup = self.serving.lineup
-        if rollout.version == lineup.active.model.version:
+        model_set = self.router.model_set
+        if rollout.version == model_set.active.model.version:
             rollout = NO_ROLLOUT
         model = None if rollout.version is None else await self._opened(rollout.version)
-        if rollout == self.rollout and (model is None or model in lineup.models):
+        if rollout == self.rollout and (model is None or model in model_set.models):
             return
         canary = shadow = None
         if model is not None and rollout.shadow:
             shadow = Shadow(model, self._hooks.scorer(model, shadow=True))
         elif model is not None:
             canary = self._served(model)
-        self.serving.lineup = Lineup(lineup.active, canary, rollout.share, shadow)
-        if lineup.shadow is not None:
-            lineup.shadow.close()
+        self.router.model_set = ModelSet(model_set.active, canary, rollout.share, shadow)
+        if model_set.shadow is not None:
+            model_set.shadow.close()
         self.rollout = rollout
         logger.info("rollout: %s", rollout.model_dump_json(exclude_defaults=True))
 
-    def _served(self, model: Model) -> Served:
+    def _served(self, model: Model) -> ServingModel:
         """With the scorer that it has, where it is in use already."""
-        lineup = self.serving.lineup
-        for one in (lineup.active, lineup.canary):
+        model_set = self.router.model_set
+        for one in (model_set.active, model_set.canary):
             if one is not None and one.model is model:
                 return one
-        return Served(model, self._hooks.scorer(model))
+        return ServingModel(model, self._hooks.scorer(model))
 
     async def _opened(self, version: str, *, anew: bool = False) -> Model:
         """The model in use, or one from the registry; RefusedError, told once, or StoreUnavailableError.
@@ -253,7 +255,7 @@ class RegistryWatch:
         ``anew``: though it was refused before.
         """
         files = await self.aside(stamp, self.registry, version)
-        for model in self.serving.lineup.models:
+        for model in self.router.model_set.models:
             if model.version == version and self._files.get(version, files) == files:
                 self._files[version] = files
                 return model
@@ -267,14 +269,14 @@ class RegistryWatch:
         except BundleError as error:
             raise self._refuse(version, str(error), files) from None  # its frames hold the bundle
         self.refused.pop(version, None)
-        self._files = {one.version: self._files.get(one.version, ()) for one in self.serving.lineup.models}
+        self._files = {one.version: self._files.get(one.version, ()) for one in self.router.model_set.models}
         self._files[version] = files
         return model
 
     async def _check_states(self, version: str, files: Stamp) -> None:
         """Refuse a bundle whose states are not there; those of a fingerprint in use are."""
         fingerprint = (await self.aside(read_manifest, self.registry / version)).fingerprint
-        if fingerprint in {model.layout.fingerprint for model in self.serving.lineup.models}:
+        if fingerprint in {model.layout.fingerprint for model in self.router.model_set.models}:
             return
         if not await self._hooks.is_ready(fingerprint):
             reason = (

@@ -59,7 +59,7 @@ class StateSource(Protocol):
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that triples the time to make one, and each call makes one
-class Part:
+class ScoreRequest:
     """Customers to score on the same terms: a request, or a slice of a large one. Not to be changed.
 
     economics: figures that replace a default, by column of the graph's input; max_age_s: None for any age; refused:
@@ -75,7 +75,7 @@ class Part:
     allow_stale_s: float | None = None
     explain: Wanted | None = None
 
-    def slice(self, start: int, stop: int) -> Part:
+    def slice(self, start: int, stop: int) -> ScoreRequest:
         """Customers ``start`` to ``stop`` of this part."""
         if start == 0 and stop == len(self.customer_ids):
             return self
@@ -198,7 +198,7 @@ class Scorer:
         guards = self._churn_guard, self._propensity_guard
         return sum(guard.spikes + guard.item_spikes for guard in guards)
 
-    async def score(self, parts: Sequence[Part]) -> Sequence[Scores | RequestError]:
+    async def score(self, parts: Sequence[ScoreRequest]) -> Sequence[Scores | RequestError]:
         """Scores of each part, or why it has none as a whole.
 
         RequestError (UNAVAILABLE) where the store does not answer and no part may be stale.
@@ -213,7 +213,7 @@ class Scorer:
         self._took("redis", began)
         return await self._score(parts, states)
 
-    async def _without_store(self, parts: Sequence[Part], error: RequestError) -> list[Scores | RequestError]:
+    async def _without_store(self, parts: Sequence[ScoreRequest], error: RequestError) -> list[Scores | RequestError]:
         """Scores of parts that may be stale, from what was read lately; the error for the others."""
         willing = [part for part in parts if part.allow_stale_s is not None]
         ids = [customer_id for part in willing for customer_id in part.customer_ids]
@@ -224,7 +224,7 @@ class Scorer:
         scores = iter(await self._score(willing, states))
         return [error if part.allow_stale_s is None else next(scores) for part in parts]
 
-    async def _score(self, parts: Sequence[Part], states: StateBatch) -> list[Scores]:
+    async def _score(self, parts: Sequence[ScoreRequest], states: StateBatch) -> list[Scores]:
         now, began = self._clock(), time.monotonic()
         table = await self._run(states, now, self._economics(parts, len(states.found)))
         self._took("graph", began)
@@ -243,7 +243,7 @@ class Scorer:
             self._took("explain", began)
         return shares
 
-    async def _explain(self, parts: Sequence[Part], shares: Sequence[Scores], scored: _Scored) -> None:
+    async def _explain(self, parts: Sequence[ScoreRequest], shares: Sequence[Scores], scored: _Scored) -> None:
         """Add explanations to the scores of parts that want them, off the loop: each is a thousand rows of the graph.
 
         A score that cannot be explained is an error.
@@ -306,7 +306,7 @@ class Scorer:
             self._graph_thread, self._model.run, states, now, economics
         )
 
-    def _economics(self, parts: Sequence[Part], rows: int) -> Floats:
+    def _economics(self, parts: Sequence[ScoreRequest], rows: int) -> Floats:
         """Economics of every row: the model's defaults, and over them what a part brings of its own."""
         if not any(part.economics for part in parts):
             if rows > len(self._defaults):
@@ -321,7 +321,7 @@ class Scorer:
             start = stop
         return economics
 
-    def _share_out(self, parts: Sequence[Part], scored: _Scored) -> list[Scores]:
+    def _share_out(self, parts: Sequence[ScoreRequest], scored: _Scored) -> list[Scores]:
         version, notes, shares, start = self._model.version, scored.notes, [], 0
         for part in parts:
             stop = start + len(part.customer_ids)
@@ -358,7 +358,7 @@ def _usable(states: StateBatch, table: Floats) -> Usable | None:
     return usable
 
 
-def _errors(part: Part, scored: _Scored, rows: slice) -> dict[int, RequestError]:
+def _errors(part: ScoreRequest, scored: _Scored, rows: slice) -> dict[int, RequestError]:
     """Why customers of a part have no score."""
     found = scored.states.found[rows]
     usable = np.ones_like(found) if scored.usable is None else scored.usable[rows]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from feature_store.bundles.bundle import OFFERS
 from service.errors import RequestError
 from service.scoring.model import Model
-from service.scoring.scorer import Part, Scorer, Scores
+from service.scoring.scorer import Scorer, ScoreRequest, Scores
 
 logger: Final = logging.getLogger("tidemark")
 
@@ -50,7 +50,7 @@ class Shadow:
         self._scorer: Final = scorer
         self.compared = self.unscored = self.dropped = 0
         self.differences: Final = {offer: Differences() for offer in OFFERS}
-        self._waiting: deque[tuple[Part, Scores]] = deque()
+        self._waiting: deque[tuple[ScoreRequest, Scores]] = deque()
         self._rows = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -58,7 +58,7 @@ class Shadow:
         """Mean absolute difference of an offer's probabilities, 0 before there are any."""
         return self.differences[offer].total / self.compared if self.compared else 0.0
 
-    def offer(self, parts: Sequence[Part], outcomes: Sequence[Scores | RequestError]) -> None:
+    def offer(self, parts: Sequence[ScoreRequest], outcomes: Sequence[Scores | RequestError]) -> None:
         """Look at this later, unless too much waits."""
         for part, outcome in zip(parts, outcomes, strict=True):
             if isinstance(outcome, RequestError):
@@ -90,14 +90,14 @@ class Shadow:
         finally:
             self._task = None
 
-    def _take(self) -> list[tuple[Part, Scores]]:
+    def _take(self) -> list[tuple[ScoreRequest, Scores]]:
         taken, rows = [self._waiting.popleft()], 0
         while self._waiting and (rows := rows + len(taken[-1][0].customer_ids)) < AT_ONCE:
             taken.append(self._waiting.popleft())
         self._rows -= sum(len(part.customer_ids) for part, _ in taken)
         return taken
 
-    async def _compare(self, taken: Sequence[tuple[Part, Scores]]) -> None:
+    async def _compare(self, taken: Sequence[tuple[ScoreRequest, Scores]]) -> None:
         try:
             found = await self._scorer.score([part for part, _ in taken])
         except Exception as error:  # whatever it is: a shadow harms nobody

@@ -69,7 +69,7 @@ SHARED: Final[ContextVar[Batch | None]] = ContextVar("SHARED", default=None)
 """The batch that the running task works on, where calls in it are traced."""
 
 
-class Stages:
+class BatchObserver:
     """Takes in what there is to tell of batches."""
 
     def __init__(self, metrics: Metrics | None, *, encodes: bool, traced: bool) -> None:

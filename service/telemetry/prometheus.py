@@ -61,7 +61,7 @@ def exposed(settings: Settings, pipes: Callable[[], Mapping[int, Connection]]) -
         yield
         return
     registry = CollectorRegistry()
-    registry.register(Workers(pipes))
+    registry.register(WorkerCollector(pipes))
     try:
         server, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry)
     except OSError as error:
@@ -74,7 +74,7 @@ def exposed(settings: Settings, pipes: Callable[[], Mapping[int, Connection]]) -
         server.server_close()
 
 
-class Workers(Collector):
+class WorkerCollector(Collector):
     """Asks all workers at each scrape."""
 
     def __init__(self, pipes: Callable[[], Mapping[int, Connection]]) -> None:

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from feature_store.errors import InputError
 from service.settings import Settings
-from service.telemetry.batch_stages import Stages, Tracer
+from service.telemetry.batch_stages import BatchObserver, Tracer
 from service.telemetry.metrics import Metrics
 from service.transport.standard_services import SERVICES
 
@@ -31,12 +31,12 @@ class ClosingTracer(Tracer, Protocol):
 
 
 @dataclass(frozen=True)
-class Instruments:
+class Telemetry:
     """Counters, traces, and who tells them of batches; None where nobody wants to know."""
 
     metrics: Metrics | None = None
     tracer: ClosingTracer | None = None
-    stages: Stages | None = None
+    stages: BatchObserver | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -46,7 +46,7 @@ class Instruments:
         if metrics is None and tracer is None:
             return cls()
         # grpcio's front writes a reply in the task of its call, some time after its batch.
-        return cls(metrics, tracer, Stages(metrics, encodes=settings.front == "lean", traced=tracer is not None))
+        return cls(metrics, tracer, BatchObserver(metrics, encodes=settings.front == "lean", traced=tracer is not None))
 
 
 STANDARD: Final = (health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -21,7 +21,7 @@ from feature_store.embedded_redis import embedded_redis
 from feature_store.online.store import Keys, Redis, StateReader, StateWriter
 from feature_store.state.layout import StateLayout
 from service.api.scoring import encode_batch
-from service.scoring.scorer import Part, Scores
+from service.scoring.scorer import ScoreRequest, Scores
 from service.transport.lean.framing import HEAD, OK
 from service.transport.lean.http2 import Http2
 from tests.benchmarks import (
@@ -83,7 +83,7 @@ def encode_256_ratio(_bench: Bench) -> Measured:
     """Why replies are written as bytes: 256 scores that way, over building message objects."""
     ids = [customer_id(i) for i in range(256)]
     part, scores = (
-        Part(ids),
+        ScoreRequest(ids),
         Scores(np.array([[0.25, 0.5, 120.0, 0.3, 0.5, 1.7e9]] * 256), {}, "20260102T030405-0123abcd"),
     )
 

@@ -17,7 +17,7 @@ from feature_store.online.store import StateWriter
 from feature_store.state.layout import Floats, StateBatch
 from service.api.scoring import decode_batch, decode_score
 from service.scoring.model import Model
-from service.scoring.scorer import Part
+from service.scoring.scorer import ScoreRequest
 from tests.benchmarks.garbage_made import FED, GOOD, SURE, TIMEOUT_S, Maker, Method, Tally, methods
 from tests.benchmarks.setting import BATCH, UNARY
 
@@ -50,7 +50,7 @@ class Oracle:
             row[0, column] = figure
         return np.asarray(self.model.run(state, now, row)[0])
 
-    def wrong(self, reply: Any, state: StateBatch, part: Part, times: tuple[float, float]) -> str | None:
+    def wrong(self, reply: Any, state: StateBatch, part: ScoreRequest, times: tuple[float, float]) -> str | None:
         """What is wrong with a score that was asked for and came between two times."""
         figures = [reply.churn.probability, reply.propensity.probability, reply.expected_spend]
         figures += [reply.churn.threshold, reply.propensity.threshold]
@@ -93,7 +93,9 @@ class Requests:
                         self._tally.fault(f"after all of it: {error.code().name}")
                     continue
                 self._tally.counts["scores computed again"] += int(state.found[0])
-                if state.found[0] and (what := self._oracle.wrong(reply, state, Part([name]), (began, time.time()))):
+                if state.found[0] and (
+                    what := self._oracle.wrong(reply, state, ScoreRequest([name]), (began, time.time()))
+                ):
                     self._tally.fault(f"after all of it: {what}")
 
     async def _run(self, count: int) -> None:
@@ -142,7 +144,7 @@ class Requests:
     def _check(self, path: str, sent: bytes, reply: bytes, times: tuple[float, float]) -> None:
         """Hold scores of customers who do not change against those computed here."""
         if path == UNARY:
-            part: Part = decode_score(sent)
+            part: ScoreRequest = decode_score(sent)
             scores: list[Any] = [scoring_pb2.ScoreCustomerResponse.FromString(reply)]
         else:
             part = decode_batch(sent)

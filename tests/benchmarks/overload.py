@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-from service.batching.score_batcher import Batcher
-from service.scoring.scorer import Part, Scores
+from service.batching.score_batcher import ScoreBatcher
+from service.scoring.scorer import ScoreRequest, Scores
 from service.settings import Settings
 from service.transport.lean.connection import Connection
 from service.transport.lean.http2 import Shed
@@ -95,7 +95,7 @@ def shed_ratio(_bench: Bench) -> Measured:
     step = len(rest) // CALLS * AT_ONCE
     parts = [first, *(rest[at : at + step] for at in range(0, len(rest), step))]
     loop = asyncio.new_event_loop()
-    front = LeanFront(Batcher(_never, max_wait_s=1e-3), Settings(registry=Path(), redis="redis://nowhere"))
+    front = LeanFront(ScoreBatcher(_never, max_wait_s=1e-3), Settings(registry=Path(), redis="redis://nowhere"))
     lane: Any = front.batcher._small
     lane.rows, lane.waiting = 10**6, deque([None] * 10**5)  # full, with nobody who works on it
     sheds = dict(front.sheds)
@@ -118,7 +118,7 @@ def shed_ratio(_bench: Bench) -> Measured:
     return found.median, f"CPU per call; refused like any other {found.unit / CALLS * 1e6:.1f} µs; {found.spread}"
 
 
-async def _never(_parts: Sequence[Part]) -> list[Scores]:
+async def _never(_parts: Sequence[ScoreRequest]) -> list[Scores]:
     raise AssertionError
 
 

@@ -21,7 +21,7 @@ from feature_store.online.store import FOLDED, LAYOUTS, TAG, Committed, Keys, Lo
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import Fold, Verdict
 from feature_store.state.layout import State, StateLayout
-from service.batching.event_batcher import Recorder
+from service.batching.event_batcher import EventBatcher
 
 NOW = 1_800_000_000.0
 VISITS = Feature(name="visits", aggregate="count", event="visit", half_life_days=7)
@@ -217,9 +217,9 @@ def test_many_writers_on_two_layouts_lose_nothing_while_layouts_come_and_go(clea
     async def act(store: Redis) -> None:
         others = Redis(clean_redis, 5.0)
         writers = [customers(store, FIRST), customers(others, SECOND)]
-        recorders = [Recorder(writer.record, Rules(max_lateness_s=1e10), clock=lambda: NOW) for writer in writers]
+        recorders = [EventBatcher(writer.record, Rules(max_lateness_s=1e10), clock=lambda: NOW) for writer in writers]
 
-        async def act_on(recorder: Recorder) -> None:
+        async def act_on(recorder: EventBatcher) -> None:
             for _ in range(30):
                 done = await recorder.record([visit("a"), visit("b")])
                 assert done.accepted == 2

@@ -35,8 +35,8 @@ from feature_store.errors import StoreUnavailableError
 from service.errors import Reason, RequestError
 from service.scoring import registry_watcher as registry_watch
 from service.scoring.model import Model
-from service.scoring.model_router import Lineup, Served, Serving
-from service.scoring.registry_watcher import Hooks, RegistryWatch, first_model
+from service.scoring.model_router import ModelRouter, ModelSet, ServingModel
+from service.scoring.registry_watcher import Hooks, RegistryWatcher, first_model
 from service.scoring.scorer import Scorer
 from tests.e2e.models import republished, with_other_features
 
@@ -66,12 +66,12 @@ class Worker:
     def scorer(model: Model, *, shadow: bool = False) -> Scorer:
         return Scorer(cast("Any", None), model, on_loop_rows=0 if shadow else 64)
 
-    def watch(self) -> RegistryWatch:
+    def watch(self) -> RegistryWatcher:
         model = Model.current(self.registry)
-        lineup = Lineup(Served(model, self.scorer(model)))
-        return RegistryWatch(self.registry, Serving(lineup), Hooks(self.scorer, self.is_ready, self.use))
+        model_set = ModelSet(ServingModel(model, self.scorer(model)))
+        return RegistryWatcher(self.registry, ModelRouter(model_set), Hooks(self.scorer, self.is_ready, self.use))
 
-    def run(self, act: Callable[[RegistryWatch], Awaitable[None]]) -> None:
+    def run(self, act: Callable[[RegistryWatcher], Awaitable[None]]) -> None:
         async def run() -> None:
             await act(self.watch())
 
@@ -83,8 +83,8 @@ def worker(registry: Path) -> Worker:
     return Worker(registry)
 
 
-def serving(watch: RegistryWatch) -> str:
-    return watch.serving.lineup.active.model.version
+def serving(watch: RegistryWatcher) -> str:
+    return watch.router.model_set.active.model.version
 
 
 def tear(path: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_was_refused_is_not_tried_again_until_its_files_change(
         read.append(version)
         return honest(registry, version, rest)
 
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         before, bad = serving(watch), republished(worker.registry)
         monkeypatch.setattr(Model, "current", current)
         graph = worker.registry / bad / bundle.MODEL_FILE
@@ -126,7 +126,7 @@ def test_what_was_refused_is_not_tried_again_until_its_files_change(
 def test_a_model_is_loaded_behind_all_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     rests: list[None] = []
 
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         assert os.getpriority(os.PRIO_PROCESS, await watch.aside(threading.get_native_id)) == 19
         assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19
         republished(worker.registry)
@@ -138,7 +138,7 @@ def test_a_model_is_loaded_behind_all_others(worker: Worker, monkeypatch: pytest
 
 
 def test_states_of_other_features_are_waited_for(worker: Worker) -> None:
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         before, other = serving(watch), with_other_features(worker.registry)
         bundle.point(worker.registry, bundle.CURRENT, other)
         await watch.look()
@@ -157,7 +157,7 @@ def test_states_of_other_features_are_waited_for(worker: Worker) -> None:
 
 
 def test_a_redis_that_is_away_puts_a_switch_off_and_leaves_current_as_it_was(worker: Worker) -> None:
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         before, later = serving(watch), republished(worker.registry, activate=False)
         worker.away = True
         with pytest.raises(RequestError) as caught:
@@ -173,7 +173,7 @@ def test_a_registry_that_cannot_be_written_refuses_and_stays(worker: Worker, mon
     def fail(*_: object, **__: object) -> None:
         raise PermissionError
 
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         before, later = serving(watch), republished(worker.registry, activate=False)
         with monkeypatch.context() as patch:
             patch.setattr("tempfile.mkdtemp", fail)
@@ -193,17 +193,17 @@ def test_a_registry_that_cannot_be_written_refuses_and_stays(worker: Worker, mon
 
 
 def test_a_rollout_is_followed_kept_by_a_refusal_and_ended(worker: Worker) -> None:
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         canary = republished(worker.registry, activate=False)
         write_rollout(worker.registry, Rollout(canary=canary, share=0.25))
         await watch.look()
-        lineup = watch.serving.lineup
-        assert lineup.canary is not None
-        assert (lineup.canary.model.version, lineup.share) == (canary, 0.25)
+        model_set = watch.router.model_set
+        assert model_set.canary is not None
+        assert (model_set.canary.model.version, model_set.share) == (canary, 0.25)
         write_rollout(worker.registry, Rollout(canary=canary, share=0.5))
         await watch.look()
-        assert watch.serving.lineup.canary is lineup.canary  # another share takes no other model
-        assert watch.serving.lineup.share == 0.5
+        assert watch.router.model_set.canary is model_set.canary  # another share takes no other model
+        assert watch.router.model_set.share == 0.5
         for rubbish in ("{", '{"canary": "a", "share": 2}', '{"canary": "a"}', '{"shadow": "../a"}', "[]", "\xff"):
             (worker.registry / ROLLOUT_FILE).write_text(rubbish)
             await watch.look()
@@ -212,19 +212,19 @@ def test_a_rollout_is_followed_kept_by_a_refusal_and_ended(worker: Worker) -> No
             assert watch.refusal.version == ROLLOUT_FILE
         (worker.registry / ROLLOUT_FILE).unlink()
         await watch.look()
-        assert not watch.serving.lineup.canary
+        assert not watch.router.model_set.canary
         assert watch.rollout == NO_ROLLOUT
         await watch.roll_out(Rollout(shadow=canary))
         assert read_rollout(worker.registry) == Rollout(shadow=canary)
         await watch.activate(canary)
         assert read_rollout(worker.registry) == NO_ROLLOUT
-        assert (serving(watch), watch.serving.lineup.shadow, watch.rollout) == (canary, None, NO_ROLLOUT)
+        assert (serving(watch), watch.router.model_set.shadow, watch.rollout) == (canary, None, NO_ROLLOUT)
 
     worker.run(act)
 
 
 def test_a_bundle_that_serves_and_is_damaged_on_disk_goes_on_from_memory(worker: Worker) -> None:
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         before = serving(watch)
         await watch.look()
         tear(worker.registry / before / bundle.MODEL_FILE)
@@ -238,9 +238,9 @@ def test_a_bundle_that_serves_and_is_damaged_on_disk_goes_on_from_memory(worker:
 def test_models_that_are_replaced_are_freed_without_the_garbage_collector(worker: Worker) -> None:
     gone: list[weakref.ref[Model]] = []
 
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         for at in range(4):
-            gone.append(weakref.ref(watch.serving.lineup.active.model))
+            gone.append(weakref.ref(watch.router.model_set.active.model))
             later, tried = (republished(worker.registry, activate=False) for _ in range(2))
             await watch.roll_out(Rollout(canary=tried, share=0.5) if at % 2 else Rollout(shadow=tried))
             await watch.activate(later)
@@ -257,7 +257,7 @@ def test_models_that_are_replaced_are_freed_without_the_garbage_collector(worker
 def test_memory_does_not_grow_with_switches(worker: Worker) -> None:
     import psutil  # noqa: PLC0415  # for this test alone
 
-    async def act(watch: RegistryWatch) -> None:
+    async def act(watch: RegistryWatcher) -> None:
         one, two = serving(watch), republished(worker.registry, activate=False)
 
         async def switches(count: int) -> int:

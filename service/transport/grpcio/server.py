@@ -22,7 +22,7 @@ from service.api.scoring import METHODS, Method
 from service.api.status import encoded_status
 from service.auth.access import Access, Gate
 from service.batching.admission import overloaded
-from service.batching.score_batcher import Batcher
+from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.errors import PUSHBACK, Code, Reason, RequestError, given_up, server_stopping
 from service.file_watch import Watched
@@ -49,7 +49,7 @@ class AioFront:
 
     def __init__(
         self,
-        batcher: Batcher,
+        batcher: ScoreBatcher,
         settings: Settings,
         handlers: Handlers = NO_HANDLERS,
         certificates: Watched[tls.Tls] | None = None,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Final, Literal, Protocol, cast
 
-from service.batching.score_batcher import Batcher
+from service.batching.score_batcher import ScoreBatcher
 from service.errors import Code, given_up, server_stopping
 from service.settings import Settings
 from service.telemetry.batch_stages import Tracer
@@ -52,7 +52,7 @@ class Front(Protocol):
         """Limits and times."""
 
     @property
-    def batcher(self) -> Batcher:
+    def batcher(self) -> ScoreBatcher:
         """Where calls are scored."""
 
     @property

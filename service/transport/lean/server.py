@@ -28,7 +28,7 @@ from grpc_health.v1 import health
 from service.api.methods import NO_HANDLERS, Handlers
 from service.api.scoring import METHODS, Method
 from service.auth.access import Access, Gate
-from service.batching.score_batcher import Batcher
+from service.batching.score_batcher import ScoreBatcher
 from service.file_watch import Watched
 from service.settings import Settings
 from service.telemetry.batch_stages import Tracer
@@ -62,7 +62,7 @@ class LeanFront:
 
     def __init__(
         self,
-        batcher: Batcher,
+        batcher: ScoreBatcher,
         settings: Settings,
         handlers: Handlers = NO_HANDLERS,
         certificates: Watched[tls.Tls] | None = None,

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batching.score_batcher import Batcher
+from service.batching.score_batcher import ScoreBatcher
 from service.errors import Reason, RequestError
-from service.scoring.scorer import Part, Scores
+from service.scoring.scorer import ScoreRequest, Scores
 from service.scoring.shapley import Wanted
 
-Score = Callable[[Sequence[Part]], Awaitable[list[Scores]]]
+Score = Callable[[Sequence[ScoreRequest]], Awaitable[list[Scores]]]
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -28,20 +28,20 @@ class Recorder:
         self.batches: list[list[str]] = []
         self.pause_s = pause_s
 
-    async def score(self, parts: Sequence[Part]) -> list[Scores]:
+    async def score(self, parts: Sequence[ScoreRequest]) -> list[Scores]:
         self.batches.append([customer_id for part in parts for customer_id in part.customer_ids])
         await asyncio.sleep(self.pause_s)
         return [Scores(np.array([[float(i)] for i in p.customer_ids]), dict(p.refused), "v") for p in parts]
 
 
-def ids(start: int, stop: int) -> Part:
-    return Part([str(i) for i in range(start, stop)])
+def ids(start: int, stop: int) -> ScoreRequest:
+    return ScoreRequest([str(i) for i in range(start, stop)])
 
 
 def test_what_arrives_together_is_one_batch() -> None:
     async def main() -> None:
         recorder = Recorder()
-        batcher = Batcher(recorder.score)
+        batcher = ScoreBatcher(recorder.score)
         scores = await asyncio.gather(*(batcher.score(ids(i, i + 1)) for i in range(50)))
         assert len(recorder.batches) == 1
         assert [score.table.tolist() for score in scores] == [[[float(i)]] for i in range(50)]
@@ -52,7 +52,7 @@ def test_what_arrives_together_is_one_batch() -> None:
 def test_what_arrives_while_a_batch_runs_is_the_next_one() -> None:
     async def main() -> None:
         recorder = Recorder(pause_s=0.05)
-        batcher = Batcher(recorder.score)
+        batcher = ScoreBatcher(recorder.score)
         first = asyncio.create_task(batcher.score(ids(0, 1)))
         await asyncio.sleep(0.01)
         rest = [asyncio.create_task(batcher.score(ids(i, i + 1))) for i in range(1, 9)]
@@ -65,9 +65,9 @@ def test_what_arrives_while_a_batch_runs_is_the_next_one() -> None:
 def test_a_large_part_is_cut_and_comes_back_whole_and_in_order() -> None:
     async def main() -> None:
         recorder = Recorder()
-        batcher = Batcher(recorder.score, max_rows=100, slice_rows=30)
+        batcher = ScoreBatcher(recorder.score, max_rows=100, slice_rows=30)
         refused = {at: RequestError(Reason.CUSTOMER_ID_INVALID, "bad") for at in (0, 29, 30, 999)}
-        scores = await batcher.score(Part([str(i) for i in range(1000)], refused=refused))
+        scores = await batcher.score(ScoreRequest([str(i) for i in range(1000)], refused=refused))
         assert scores.table.tolist() == [[float(i)] for i in range(1000)]
         assert set(scores.errors) == {0, 29, 30, 999}
         assert max(len(batch) for batch in recorder.batches) <= 30
@@ -78,7 +78,7 @@ def test_a_large_part_is_cut_and_comes_back_whole_and_in_order() -> None:
 def test_a_single_call_does_not_wait_for_a_large_one() -> None:
     async def main() -> None:
         recorder = Recorder(pause_s=0.001)
-        batcher = Batcher(recorder.score, max_rows=64, slice_rows=32)
+        batcher = ScoreBatcher(recorder.score, max_rows=64, slice_rows=32)
         large = [asyncio.create_task(batcher.score(ids(0, 1000))) for _ in range(4)]
         await asyncio.sleep(0.002)
         started = len(recorder.batches)
@@ -95,7 +95,7 @@ def test_a_single_call_does_not_wait_for_a_large_one() -> None:
 def test_no_batch_is_larger_than_allowed() -> None:
     async def main() -> None:
         recorder = Recorder()
-        batcher = Batcher(recorder.score, max_rows=10, slice_rows=4)
+        batcher = ScoreBatcher(recorder.score, max_rows=10, slice_rows=4)
         scores = await asyncio.gather(*(batcher.score(ids(i, i + 7)) for i in range(0, 70, 7)))
         assert [row for score in scores for row in score.table.tolist()] == [[float(i)] for i in range(70)]
         assert max(len(batch) for batch in recorder.batches) <= 10
@@ -105,10 +105,10 @@ def test_no_batch_is_larger_than_allowed() -> None:
 
 def test_a_batch_that_fails_fails_all_its_parts_with_the_same_error() -> None:
     async def main() -> None:
-        async def away(_parts: Sequence[Part]) -> list[Scores]:
+        async def away(_parts: Sequence[ScoreRequest]) -> list[Scores]:
             raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, "away")
 
-        batcher = Batcher(away)
+        batcher = ScoreBatcher(away)
         outcomes = await asyncio.gather(*(batcher.score(ids(0, 3)) for _ in range(5)), return_exceptions=True)
         assert [getattr(outcome, "reason", None) for outcome in outcomes] == [Reason.FEATURE_STORE_UNAVAILABLE] * 5
 
@@ -117,17 +117,17 @@ def test_a_batch_that_fails_fails_all_its_parts_with_the_same_error() -> None:
 
 def test_a_bug_becomes_an_internal_error_that_shows_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async def broken(_parts: Sequence[Part]) -> list[Scores]:
+        async def broken(_parts: Sequence[ScoreRequest]) -> list[Scores]:
             raise ValueError("customer 4711 has a secret")
 
-        batcher = Batcher(broken)
+        batcher = ScoreBatcher(broken)
         with pytest.raises(RequestError) as caught:
             await batcher.score(ids(0, 1))
         assert caught.value.reason is Reason.INTERNAL
         assert "4711" not in caught.value.message
         assert "4711" not in caplog.text
         assert "ValueError" in caplog.text
-        batcher = Batcher(Recorder().score)
+        batcher = ScoreBatcher(Recorder().score)
         assert (await batcher.score(ids(0, 1))).table.tolist() == [[0.0]]
 
     run(main())
@@ -136,7 +136,7 @@ def test_a_bug_becomes_an_internal_error_that_shows_nothing_of_the_inside(caplog
 def test_abandoned_work_is_not_done() -> None:
     async def main() -> None:
         recorder = Recorder()
-        batcher = Batcher(recorder.score)
+        batcher = ScoreBatcher(recorder.score)
         batcher.submit(ids(0, 5), lambda _: pytest.fail("nobody waits for this"), abandoned=lambda: True)
         await batcher.score(ids(5, 6))
         assert recorder.batches == [["5"]]
@@ -147,7 +147,7 @@ def test_abandoned_work_is_not_done() -> None:
 def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
     async def main() -> None:
         recorder = Recorder(pause_s=0.05)
-        batcher = Batcher(recorder.score)
+        batcher = ScoreBatcher(recorder.score)
         leaver = asyncio.create_task(batcher.score(ids(0, 1)))
         stayer = asyncio.create_task(batcher.score(ids(1, 2)))
         await asyncio.sleep(0.01)
@@ -160,7 +160,7 @@ def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
 def test_a_call_at_any_moment_of_the_end_of_a_batch_is_taken_up() -> None:
     async def main() -> None:
         for turns in range(60):
-            batcher = Batcher(Recorder().score)
+            batcher = ScoreBatcher(Recorder().score)
             await batcher.score(ids(0, 1))
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -172,7 +172,7 @@ def test_a_call_at_any_moment_of_the_end_of_a_batch_is_taken_up() -> None:
 def test_a_part_without_customers_is_answered_without_a_batch() -> None:
     async def main() -> None:
         recorder = Recorder()
-        assert (await Batcher(recorder.score).score(Part([]))).table.tolist() == []
+        assert (await ScoreBatcher(recorder.score).score(ScoreRequest([]))).table.tolist() == []
         assert recorder.batches == []
 
     run(main())
@@ -181,11 +181,11 @@ def test_a_part_without_customers_is_answered_without_a_batch() -> None:
 def test_explanations_go_eight_at_a_time_on_a_lane_of_their_own() -> None:
     async def main() -> None:
         recorder = Recorder(pause_s=0.002)
-        batcher = Batcher(recorder.score)
+        batcher = ScoreBatcher(recorder.score)
         wanted = Wanted(5, lambda _: b"")
-        many = asyncio.create_task(batcher.score(Part([str(i) for i in range(100)], explain=wanted)))
+        many = asyncio.create_task(batcher.score(ScoreRequest([str(i) for i in range(100)], explain=wanted)))
         await asyncio.sleep(0.004)
-        await asyncio.gather(batcher.score(ids(500, 501)), batcher.score(Part(["600"], explain=wanted)))
+        await asyncio.gather(batcher.score(ids(500, 501)), batcher.score(ScoreRequest(["600"], explain=wanted)))
         assert not many.done()
         assert (await many).table.tolist() == [[float(i)] for i in range(100)]
         assert max(len(batch) for batch in recorder.batches) == 8

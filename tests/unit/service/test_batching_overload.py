@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching.score_batcher import Batcher
+from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.errors import Reason, RequestError
-from service.scoring.scorer import Part, Scores
+from service.scoring.scorer import ScoreRequest, Scores
 
 
 class Clock:
@@ -34,7 +34,7 @@ class Gate:
         self.batches: list[list[str]] = []
         self.under_way: list[asyncio.Future[None]] = []
 
-    async def score(self, parts: Sequence[Part]) -> list[Scores]:
+    async def score(self, parts: Sequence[ScoreRequest]) -> list[Scores]:
         self.batches.append([name for part in parts for name in part.customer_ids])
         self.under_way.append(released := asyncio.get_running_loop().create_future())
         await released
@@ -65,8 +65,8 @@ class Caller:
     told: list[Scores | RequestError] = field(default_factory=list)
     gone: bool = False
 
-    def submit(self, batcher: Batcher, deadline: float = math.inf) -> None:
-        part = Part([f"{self.number}:{row}" for row in range(self.rows)])
+    def submit(self, batcher: ScoreBatcher, deadline: float = math.inf) -> None:
+        part = ScoreRequest([f"{self.number}:{row}" for row in range(self.rows)])
         batcher.submit(part, self.told.append, lambda: self.gone, CallContext(deadline))
 
     @property
@@ -95,7 +95,7 @@ STEPS = st.lists(
 def test_every_call_gets_exactly_one_outcome(steps: list[tuple[str, Any, Any]], max_wait_s: float) -> None:
     async def main() -> None:
         clock, gate, callers = Clock(), Gate(), list[Caller]()
-        batcher = Batcher(gate.score, max_rows=100, slice_rows=70, max_wait_s=max_wait_s, clock=clock)
+        batcher = ScoreBatcher(gate.score, max_rows=100, slice_rows=70, max_wait_s=max_wait_s, clock=clock)
         for what, amount, left_s in steps:
             match what:
                 case "submit":
@@ -115,7 +115,7 @@ def test_every_call_gets_exactly_one_outcome(steps: list[tuple[str, Any, Any]], 
     run(main())
 
 
-def check(callers: list[Caller], gate: Gate, batcher: Batcher) -> None:
+def check(callers: list[Caller], gate: Gate, batcher: ScoreBatcher) -> None:
     """One outcome each, none of it both scored and refused, in turn, and the counters say so."""
     seen = gate.seen
     assert len(seen) == len(set(seen)) == batcher.scored
@@ -144,7 +144,7 @@ def check(callers: list[Caller], gate: Gate, batcher: Batcher) -> None:
 def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, clock=clock)
+        batcher = ScoreBatcher(gate.score, clock=clock)
         callers = [Caller(number, 1) for number in range(5)]
         for caller in callers:
             caller.submit(batcher, clock() + (1.0 if caller.number == 3 else math.inf))
@@ -164,7 +164,7 @@ def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
 def test_a_large_call_that_expires_half_way_is_given_up() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, max_rows=100, slice_rows=100, clock=clock)
+        batcher = ScoreBatcher(gate.score, max_rows=100, slice_rows=100, clock=clock)
         caller = Caller(0, 1000)
         caller.submit(batcher, clock() + 1.0)
         await settle()
@@ -180,7 +180,7 @@ def test_a_large_call_that_expires_half_way_is_given_up() -> None:
 def test_a_deadline_that_the_queue_leaves_no_time_for_is_refused_at_once() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, clock=clock)
+        batcher = ScoreBatcher(gate.score, clock=clock)
         Caller(0, 1).submit(batcher)
         await settle()
         for number in range(1, 1000):  # 16 batches of 2 ms, as is taken for granted at first
@@ -201,7 +201,7 @@ def test_a_deadline_that_the_queue_leaves_no_time_for_is_refused_at_once() -> No
 def test_too_much_is_shed_before_it_is_read_and_room_lets_in_again() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, max_wait_s=0.005, clock=clock)
+        batcher = ScoreBatcher(gate.score, max_wait_s=0.005, clock=clock)
         Caller(0, 1).submit(batcher)
         await settle()
         welcome = 0
@@ -225,7 +225,7 @@ def test_too_much_is_shed_before_it_is_read_and_room_lets_in_again() -> None:
 def test_large_calls_are_shed_by_how_many_take_turns_not_by_how_large_they_are() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, max_wait_s=0.051, clock=clock)
+        batcher = ScoreBatcher(gate.score, max_wait_s=0.051, clock=clock)
         callers = [Caller(number, 1000) for number in range(150)]
         for caller in callers:
             caller.submit(batcher)
@@ -242,7 +242,7 @@ def test_large_calls_are_shed_by_how_many_take_turns_not_by_how_large_they_are()
 def test_the_oldest_of_a_standing_queue_make_room() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, max_wait_s=0.05, clock=clock)
+        batcher = ScoreBatcher(gate.score, max_wait_s=0.05, clock=clock)
         callers = [Caller(number, 1) for number in range(1500)]
         for caller in callers:
             caller.submit(batcher)
@@ -268,10 +268,10 @@ def test_the_oldest_of_a_standing_queue_make_room() -> None:
 def test_a_cancelled_caller_leaves_nothing_behind(when: str) -> None:
     async def main() -> None:
         gate = Gate()
-        batcher = Batcher(gate.score)
-        first = asyncio.create_task(batcher.score(Part(["first"])))
+        batcher = ScoreBatcher(gate.score)
+        first = asyncio.create_task(batcher.score(ScoreRequest(["first"])))
         await settle()
-        leaver = asyncio.create_task(batcher.score(Part(["leaver"])))
+        leaver = asyncio.create_task(batcher.score(ScoreRequest(["leaver"])))
         await settle()
         if when == "under way":
             await gate.release()
@@ -295,10 +295,10 @@ def test_a_front_that_cannot_deliver_a_refusal_disturbs_nobody() -> None:
 
     async def main() -> None:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate.score, clock=clock)
+        batcher = ScoreBatcher(gate.score, clock=clock)
         Caller(0, 1).submit(batcher)
         await settle()
-        batcher.submit(Part(["x"]), broken, context=CallContext(clock() + 1))
+        batcher.submit(ScoreRequest(["x"]), broken, context=CallContext(clock() + 1))
         after = Caller(1, 1)
         after.submit(batcher)
         clock.now += 2

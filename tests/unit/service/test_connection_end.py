@@ -12,7 +12,7 @@ import h2.events
 import pytest
 
 from service.api.methods import Handlers
-from service.batching.score_batcher import Batcher
+from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.settings import Settings
 from service.transport.lean.connection import Connection
@@ -28,7 +28,7 @@ class Peer:
     def __init__(self) -> None:
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         settings = Settings(registry=Path("none"), redis="none")
-        self.front = LeanFront(Batcher(Scorer().score), settings, Handlers({PATH: self._handle}))
+        self.front = LeanFront(ScoreBatcher(Scorer().score), settings, Handlers({PATH: self._handle}))
         self.transport = Transport(reads=True)
         self.connection = self.transport.protocol = Connection(self.front)
         self.connection.connection_made(self.transport)

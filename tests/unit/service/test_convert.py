@@ -17,7 +17,7 @@ from feature_store.state.profile import Interest
 from service.api.explanations import encoded
 from service.api.scoring import METHODS, decode_batch, decode_score, encode_batch, encode_score
 from service.errors import Reason, RequestError
-from service.scoring.scorer import Note, Part, Scores, Spikes
+from service.scoring.scorer import Note, ScoreRequest, Scores, Spikes
 from service.scoring.shapley import Wanted
 from tidemark.explanation import Contribution, Explanation, SlotValue
 
@@ -228,7 +228,7 @@ def said(
 def test_replies_say_what_protobuf_would_say(
     customers: list[tuple[str, list[float], Note | None]], version: str, spikes: Spikes
 ) -> None:
-    part = Part([customer_id for customer_id, _, _ in customers])
+    part = ScoreRequest([customer_id for customer_id, _, _ in customers])
     noted = {at: note for at, (_, _, note) in enumerate(customers) if note is not None}
     scores = Scores(np.array([row for _, row, _ in customers]), {}, version, noted, spikes)
     response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores))
@@ -244,7 +244,7 @@ def test_replies_hold_nothing_that_the_contract_does_not_know(
 ) -> None:
     for customer_id, row, note in customers:
         scores = Scores(np.array([row]), {}, "v", {} if note is None else {0: note}, spikes)
-        found = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(Part([customer_id]), scores))
+        found = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest([customer_id]), scores))
         whole = found.ByteSize()
         found.DiscardUnknownFields()
         assert found.ByteSize() == whole
@@ -255,7 +255,7 @@ def test_the_largest_reply_of_a_customer_can_be_written() -> None:
     row, note = [*ROW[:5], 253_402_300_799.5], Note(off=True, repeated_view=True, spike=True, top=top, stale=True)
     name, version, spikes = "é" * 128, "v" * 255, Spikes(churn=True, propensity=True)
     scores = Scores(np.array([row] * 1000), {}, version, dict.fromkeys(range(1000), note), spikes)
-    response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(Part([name] * 1000), scores))
+    response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(ScoreRequest([name] * 1000), scores))
     assert [result.score for result in response.results] == [said(name, row, version, note, spikes)] * 1000
 
 
@@ -264,7 +264,7 @@ def test_a_note_is_about_its_own_customer() -> None:
     errors = {2: RequestError(Reason.CONSENT_WITHHELD, "withheld", "customer_id")}
     row = [0.9, 0.9, 120.0, 0.3, 0.5, 1_700_000_000.25]
     scores = Scores(np.array([row] * 4), errors, "v", {1: note, 2: note}, Spikes(churn=False, propensity=False))
-    encoded = encode_batch(Part(["a", "b", "c", "d"]), scores)
+    encoded = encode_batch(ScoreRequest(["a", "b", "c", "d"]), scores)
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
     assert [result.WhichOneof("result") for result in results] == ["score", "score", "status", "score"]
     assert [result.score.churn.alert for result in results] == [True, False, False, True]
@@ -278,7 +278,7 @@ def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
         1: RequestError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id"),
         2: RequestError(Reason.FEATURES_TOO_OLD, "old", "max_feature_age"),
     }
-    encoded = encode_batch(Part(["a", "b", "c"]), Scores(np.array([ROW] * 3), errors, "v"))
+    encoded = encode_batch(ScoreRequest(["a", "b", "c"]), Scores(np.array([ROW] * 3), errors, "v"))
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
     assert [result.WhichOneof("result") for result in results] == ["score", "status", "status"]
     assert [result.status.code for result in results] == [0, 5, 9]
@@ -289,7 +289,7 @@ def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
 def test_the_error_of_a_single_customer_is_the_error_of_the_call() -> None:
     error = RequestError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id")
     with pytest.raises(RequestError) as caught:
-        encode_score(Part(["a"]), Scores(np.array([ROW]), {0: error}, "v"))
+        encode_score(ScoreRequest(["a"]), Scores(np.array([ROW]), {0: error}, "v"))
     assert caught.value is error
 
 
@@ -324,7 +324,7 @@ def test_an_explanation_stands_with_its_alert() -> None:
     note = Note(off=True, repeated_view=False, spike=False, top=Interest("shoe", 3, 1.0, 1.7e9))
     plain = Scores(np.array([ROW]), {}, "v1", {0: note}, Spikes(churn=True, propensity=False))
     scores = Scores(plain.table, {}, "v1", plain.notes, plain.spikes, explanations={0: {"churn": encoded(WHY)}})
-    reply = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(Part(["a"]), scores))
+    reply = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), scores))
     told = reply.churn.explanation
     assert (told.baseline_probability, told.other_contribution, told.exact) == (0.2, 0.01, True)
     assert [one.direction for one in told.contributions] == [1, 2]
@@ -333,13 +333,13 @@ def test_an_explanation_stands_with_its_alert() -> None:
     assert (slot.HasField("value"), slot.typical, slot.text) == (False, 40.0, "not known")
     assert not reply.propensity.HasField("explanation")
     reply.churn.ClearField("explanation")
-    assert reply == scoring_pb2.ScoreCustomerResponse.FromString(encode_score(Part(["a"]), plain))
+    assert reply == scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), plain))
 
 
 def test_in_a_batch_each_has_its_own_explanation_or_error() -> None:
     error, why = RequestError(Reason.CUSTOMER_UNKNOWN, "who", "customer_id"), encoded(WHY)
     notes = {2: Note(off=False, repeated_view=True, spike=True, top=None)}
-    table, part = np.array([ROW, ROW, [0.5, *ROW[1:]]]), Part(["a", "b", "c"])
+    table, part = np.array([ROW, ROW, [0.5, *ROW[1:]]]), ScoreRequest(["a", "b", "c"])
     scores = Scores(table, {1: error}, "v1", notes, explanations={0: {"churn": why}, 2: {"propensity": why}})
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores)).results
     assert [result.WhichOneof("result") for result in results] == ["score", "status", "score"]

@@ -12,7 +12,7 @@ from tidemark.v1 import events_pb2
 
 from feature_store.state.events import Event, Problem, Rules, problem
 from service.api.events import MAX_EVENTS, decode_events, encode_recorded, encode_streamed
-from service.batching.event_batcher import Noted, Recorded
+from service.batching.event_batcher import IndexedProblem, RecordingResult
 from service.errors import Reason, RequestError
 
 NOW = 1_800_000_000
@@ -95,7 +95,11 @@ def test_bytes_that_are_no_events_are_malformed(data: bytes) -> None:
 
 def test_what_became_of_a_request_is_told_event_by_event() -> None:
     reply = events_pb2.RecordEventsResponse.FromString(
-        encode_recorded(Recorded(5, 2, [Noted(0, LATE), Noted(7, LATE)], [Noted(3, CLIPPED)], 2, 1))
+        encode_recorded(
+            RecordingResult(
+                5, 2, [IndexedProblem(0, LATE), IndexedProblem(7, LATE)], [IndexedProblem(3, CLIPPED)], 2, 1
+            )
+        )
     )
     assert reply == events_pb2.RecordEventsResponse(
         accepted=5,
@@ -109,12 +113,12 @@ def test_what_became_of_a_request_is_told_event_by_event() -> None:
 
 
 def test_what_became_of_a_stream_is_counted_though_not_all_is_told() -> None:
-    noted = [Noted(at, LATE) for at in range(5)]
-    reply = events_pb2.StreamEventsResponse.FromString(encode_streamed(Recorded(9, 1, noted, noted, 50, 60), 3))
+    noted = [IndexedProblem(at, LATE) for at in range(5)]
+    reply = events_pb2.StreamEventsResponse.FromString(encode_streamed(RecordingResult(9, 1, noted, noted, 50, 60), 3))
     assert (reply.accepted, reply.duplicates, reply.rejected_count, reply.guarded_count) == (9, 1, 50, 60)
     assert [one.index for one in reply.rejected] == [one.index for one in reply.guarded] == [0, 1, 2]
 
 
 def test_who_sent_nothing_hears_of_nothing() -> None:
     assert decode_events(b"") == []
-    assert encode_recorded(Recorded()) == b""
+    assert encode_recorded(RecordingResult()) == b""

@@ -25,10 +25,10 @@ from feature_store.errors import InputError
 from service.errors import Code, Reason, RequestError
 from service.scoring.scorer import Scores
 from service.settings import Settings
-from service.telemetry.batch_stages import Stages, Trace
+from service.telemetry.batch_stages import BatchObserver, Trace
 from service.telemetry.metrics import AGES_AT_ONCE, SECONDS, Histogram, Metrics
-from service.telemetry.prometheus import Workers, answer, exposed, families
-from service.telemetry.setup import Instruments, watch_loop
+from service.telemetry.prometheus import WorkerCollector, answer, exposed, families
+from service.telemetry.setup import Telemetry, watch_loop
 
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -156,7 +156,7 @@ def test_workers_are_told_apart_and_each_name_has_one_place() -> None:
 
 
 def collected(pipes: dict[int, Connection]) -> dict[str, Metric]:
-    return {family.name: family for family in Workers(lambda: pipes).collect()}
+    return {family.name: family for family in WorkerCollector(lambda: pipes).collect()}
 
 
 def test_a_worker_that_is_gone_or_late_is_left_out_and_its_late_answer_is_thrown_away(
@@ -198,7 +198,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_nothing_is_counted_without_a_port() -> None:
-    assert Instruments.of(PLAIN) == Instruments()
+    assert Telemetry.of(PLAIN) == Telemetry()
     with exposed(PLAIN, dict):  # and nobody listens
         pass
 
@@ -207,10 +207,10 @@ def test_tracing_without_its_extra_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "service.telemetry.tracing", None)
     settings = PLAIN.model_copy(update={"otlp_endpoint": "http://127.0.0.1:4317"})
     with pytest.raises(InputError, match=r"^otlp_endpoint is set, .* pip install 'tidemark\[service,otel\]'$"):
-        Instruments.of(settings)
+        Telemetry.of(settings)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
     with pytest.raises(InputError, match="OTEL_EXPORTER_OTLP_ENDPOINT is set"):
-        Instruments.of(PLAIN)
+        Telemetry.of(PLAIN)
 
 
 def test_a_loop_that_is_held_up_is_late() -> None:
@@ -236,7 +236,7 @@ class Waiting:
 
 def test_a_batch_tells_its_rows_outcomes_and_stages() -> None:
     metrics = Metrics([])
-    stages = Stages(metrics, encodes=True, traced=False)
+    stages = BatchObserver(metrics, encodes=True, traced=False)
     now = time.monotonic()
     batch = [
         (Waiting(now - 9.0), 128, 200),  # goes on, so what it waited was counted before

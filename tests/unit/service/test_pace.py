@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.admission import FIRST_S, INTERVAL_S, MOST_RETRY_S, STANDING, Pace, expired, overloaded
+from service.batching.admission import (
+    FIRST_S,
+    INTERVAL_S,
+    MOST_RETRY_S,
+    STANDING,
+    AdmissionControl,
+    expired,
+    overloaded,
+)
 from service.errors import Code, Reason
 
 
@@ -20,9 +28,9 @@ class Clock:
         return self.now
 
 
-def paced(clock: Clock, batch_s: float = 0.001, *, standing: float = STANDING) -> Pace:
+def paced(clock: Clock, batch_s: float = 0.001, *, standing: float = STANDING) -> AdmissionControl:
     """A queue with batches of 64 that has settled at ``batch_s``, and a bound of 50 ms."""
-    pace = Pace(0.05, rows=64, standing=standing, clock=clock)
+    pace = AdmissionControl(0.05, rows=64, standing=standing, clock=clock)
     for _ in range(60):
         pace.took(batch_s, 0)
     pace.rest()
@@ -107,7 +115,7 @@ def test_work_that_takes_turns_needs_more_time() -> None:
 @given(st.lists(st.floats(1e-4, 10), max_size=30), st.floats(1e-3, 10))
 def test_an_idle_server_refuses_no_deadline_that_it_has_just_met(batches: list[float], deadline_s: float) -> None:
     clock = Clock()
-    pace = Pace(0.05, rows=64, clock=clock)
+    pace = AdmissionControl(0.05, rows=64, clock=clock)
     for seconds in batches:
         pace.took(seconds, 500)
     if not batches or batches[-1] <= deadline_s:
@@ -121,7 +129,7 @@ def test_an_idle_server_refuses_what_no_batch_was_ever_as_fast_as() -> None:
 
 
 def test_a_server_that_has_done_nothing_yet_takes_everything() -> None:
-    pace = Pace(0.05, rows=64, clock=Clock())
+    pace = AdmissionControl(0.05, rows=64, clock=Clock())
     assert pace.batch_s == FIRST_S
     assert pace.too_short(1e-6, 0, 1, busy=False) is None
 
@@ -155,6 +163,6 @@ def test_who_is_shed_is_told_when_to_come_back_and_who_is_late_is_not() -> None:
 
 
 def test_without_a_bound_nothing_is_shed() -> None:
-    pace = Pace(rows=64, clock=Clock())
+    pace = AdmissionControl(rows=64, clock=Clock())
     pace.took(10.0, 500)
     assert pace.most_rows == math.inf

@@ -13,10 +13,10 @@ from feature_store.online.transport.circuit_breaker import Breaker
 from service.api.scoring import METHODS
 from service.app.components import Parts
 from service.app.metric_catalog import expose
-from service.batching.event_batcher import Recorder
-from service.batching.score_batcher import Batcher
+from service.batching.event_batcher import EventBatcher
+from service.batching.score_batcher import ScoreBatcher
 from service.errors import Reason
-from service.scoring.model_router import Lineup, Serving
+from service.scoring.model_router import ModelRouter, ModelSet
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.transport.lean.server import LeanFront
@@ -25,7 +25,7 @@ SCORE = next(path for path, method in METHODS.items() if method.single)
 
 
 def one(version: str, **more: Any) -> Any:
-    """A model in a lineup."""
+    """A model in a model set."""
     return SimpleNamespace(model=SimpleNamespace(version=version, layout=SimpleNamespace(fingerprint="f")), **more)
 
 
@@ -33,14 +33,14 @@ class Shown:
     """A server's parts, as far as they are asked, and what is told of them."""
 
     def __init__(self) -> None:
-        self.batcher = Batcher(cast("Any", None))
-        self.serving = Serving(Lineup(one("v1")))
+        self.batcher = ScoreBatcher(cast("Any", None))
+        self.router = ModelRouter(ModelSet(one("v1")))
         self.parts: Any = SimpleNamespace(
             batcher=self.batcher,
-            recorder=Recorder(cast("Any", None), cast("Any", None)),
+            recorder=EventBatcher(cast("Any", None), cast("Any", None)),
             scorers=SimpleNamespace(counts=Counter[str](), spikes=0, recent=(0, 0)),
             store=SimpleNamespace(breaker=Breaker()),
-            serving=self.serving,
+            router=self.router,
             watch=SimpleNamespace(counts=Counter[str]()),
             access=None,
             front=SimpleNamespace(serving=True),
@@ -92,7 +92,7 @@ def test_models_are_told_with_their_roles_and_a_shadow_with_what_it_has_seen(sho
     churn = SimpleNamespace(total=1.5, largest=0.5, alerts=2)
     nothing = SimpleNamespace(total=0.0, largest=0.0, alerts=0)
     seen = {"compared": 9, "unscored": 1, "dropped": 0, "differences": {"churn": churn, "propensity": nothing}}
-    shown.serving.lineup = Lineup(one("v2"), one("v3"), 0.25, one("v4", **seen))
+    shown.router.model_set = ModelSet(one("v2"), one("v3"), 0.25, one("v4", **seen))
     shown.parts.watch.counts.update(switches=1, refused=2)
     roles = {("v2", "f", "active"): 1, ("v3", "f", "canary"): 1, ("v4", "f", "shadow"): 1}
     assert shown.told("tidemark_model_info") == roles

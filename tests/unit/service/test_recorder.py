@@ -24,7 +24,7 @@ from feature_store.online.customer_store import ConflictError
 from feature_store.state.events import Event, Problem, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
 from service.api.methods import MOST_TOLD, EventStream
-from service.batching.event_batcher import BATCH, WORKERS, Noted, Recorded, Recorder
+from service.batching.event_batcher import BATCH, WORKERS, EventBatcher, IndexedProblem, RecordingResult
 from service.call_context import NO_CONTEXT
 from service.errors import Code, Reason, RequestError
 
@@ -67,15 +67,15 @@ class Store:
         return [OUTCOMES.get(event.event_type, ACCEPTED) for event in events]
 
 
-def recorder_of(store: Store) -> Recorder:
-    return Recorder(store.record, Rules(), clock=lambda: NOW)
+def recorder_of(store: Store) -> EventBatcher:
+    return EventBatcher(store.record, Rules(), clock=lambda: NOW)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, 10))
 
 
-def record(*mine: Event) -> tuple[Recorded, Store]:
+def record(*mine: Event) -> tuple[RecordingResult, Store]:
     store = Store()
     return asyncio.run(recorder_of(store).record(mine)), store
 
@@ -92,7 +92,7 @@ def test_each_event_is_told_by_its_position_in_the_request() -> None:
         (6, "EVENT_TOO_LATE"),
         (8, "CONSENT_WITHHELD"),
     ]
-    assert found.guarded == [Noted(2, CLIPPED), Noted(7, CLIPPED)]
+    assert found.guarded == [IndexedProblem(2, CLIPPED), IndexedProblem(7, CLIPPED)]
     assert store.batches == [["c"] * 7]
 
 
@@ -214,7 +214,7 @@ def test_a_call_is_taken_up_though_all_batches_have_just_ended_together() -> Non
             await gate
             return [ACCEPTED] * len(mine)
 
-        recorder = Recorder(store, Rules(), clock=lambda: NOW)
+        recorder = EventBatcher(store, Rules(), clock=lambda: NOW)
 
         async def call(times: int) -> int:
             return sum([(await recorder.record(events("ok"))).accepted for _ in range(times)])
@@ -302,7 +302,7 @@ def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
         calls[0].cancel()
         calls[3].cancel()
         found = await asyncio.gather(*calls, return_exceptions=True)
-        assert [isinstance(one, Recorded) and one.accepted for one in found] == [False, 100, 100, False]
+        assert [isinstance(one, RecordingResult) and one.accepted for one in found] == [False, 100, 100, False]
         assert not any("3" in batch for batch in store.batches)  # its turn had not come yet
 
     run(main())
@@ -387,9 +387,9 @@ def test_a_message_that_is_none_or_too_large_is_refused_whole(data: bytes, reaso
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 10])
 def test_sums_keep_no_more_details_than_asked_for(most: int) -> None:
-    total = Recorded()
+    total = RecordingResult()
     for offset in (0, 10):
-        noted = [Noted(1, CLIPPED), Noted(2, CLIPPED)]
-        total.add(Recorded(3, 1, list(noted), list(noted), 2, 2), offset, most)
+        noted = [IndexedProblem(1, CLIPPED), IndexedProblem(2, CLIPPED)]
+        total.add(RecordingResult(3, 1, list(noted), list(noted), 2, 2), offset, most)
     assert (total.accepted, total.duplicates, total.rejected_count, total.guarded_count) == (6, 2, 4, 4)
     assert [one.at for one in total.rejected] == [one.at for one in total.guarded] == [1, 2, 11, 12][:most]

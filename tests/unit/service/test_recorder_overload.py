@@ -13,7 +13,7 @@ from tidemark.v1 import events_pb2
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, Outcome
 from service.api.methods import EventStream
-from service.batching.event_batcher import BATCH, Recorder
+from service.batching.event_batcher import BATCH, EventBatcher
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
 
@@ -35,22 +35,22 @@ class Gate:
         await self.open.wait()
         return [ACCEPTED] * len(events)
 
-    def recorder(self, max_wait_s: float = 0.004) -> Recorder:
-        return Recorder(self.record, RULES, lambda: NOW, max_wait_s=max_wait_s, monotonic=lambda: self.now)
+    def recorder(self, max_wait_s: float = 0.004) -> EventBatcher:
+        return EventBatcher(self.record, RULES, lambda: NOW, max_wait_s=max_wait_s, monotonic=lambda: self.now)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, 10))
 
 
-async def record(recorder: Recorder, events: Sequence[Event], deadline: float = math.inf) -> int:
+async def record(recorder: EventBatcher, events: Sequence[Event], deadline: float = math.inf) -> int:
     """As a handler does it."""
     context = CallContext(deadline)
     recorder.admit(context)
     return (await recorder.record(events, context)).accepted
 
 
-async def busy(recorder: Recorder) -> list[asyncio.Task[int]]:
+async def busy(recorder: EventBatcher) -> list[asyncio.Task[int]]:
     """Both workers have a batch under way."""
     tasks = []
     for _ in range(2):

@@ -10,7 +10,7 @@ import pytest
 
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, Outcome
-from service.batching.event_batcher import BATCH, BESIDE_SCORES, TURNS, WORKERS, Recorder
+from service.batching.event_batcher import BATCH, BESIDE_SCORES, TURNS, WORKERS, EventBatcher
 
 
 def event(customer_id: str = "c", event_id: str = "") -> Event:
@@ -38,7 +38,7 @@ class Store:
 @pytest.mark.parametrize("turns", range(4))
 def test_events_that_come_in_whatever_turn_of_the_loop_are_not_left_waiting(turns: int) -> None:
     async def run() -> None:
-        recorder = Recorder(Store(turns).record, Rules())
+        recorder = EventBatcher(Store(turns).record, Rules())
 
         async def call(wait: int) -> int:
             for _ in range(wait):
@@ -54,7 +54,7 @@ def test_events_that_come_in_whatever_turn_of_the_loop_are_not_left_waiting(turn
 
 def test_events_that_come_in_the_very_turn_in_which_the_workers_end_are_not_left_waiting() -> None:
     async def run() -> None:
-        recorder = Recorder(Store(0).record, Rules())
+        recorder = EventBatcher(Store(0).record, Rules())
         calls = [asyncio.create_task(recorder.record([event()])) for _ in range(WORKERS)]
         await asyncio.sleep(0)  # now the workers have been made, and end in the next turn
         calls.append(asyncio.create_task(recorder.record([event()])))
@@ -67,7 +67,7 @@ def test_events_that_come_in_the_very_turn_in_which_the_workers_end_are_not_left
 def test_calls_share_batches_and_each_hears_of_its_own_events() -> None:
     async def run() -> None:
         store = Store()
-        recorder = Recorder(store.record, Rules())
+        recorder = EventBatcher(store.record, Rules())
         large = [event(event_id="again" if at % 2 else "") for at in range(200)]
         replies = await asyncio.gather(
             recorder.record(large),
@@ -88,7 +88,7 @@ def test_calls_share_batches_and_each_hears_of_its_own_events() -> None:
 def test_who_gives_up_leaves_nothing_to_do_for_the_others_to_wait_for() -> None:
     async def run() -> None:
         store = Store(5)
-        recorder = Recorder(store.record, Rules())
+        recorder = EventBatcher(store.record, Rules())
         calls = [asyncio.create_task(recorder.record([event()] * 500)) for _ in range(3)]
         await asyncio.sleep(0)
         for call in calls[:2]:
@@ -105,7 +105,7 @@ def test_events_give_way_to_scores_in_small_batches_with_turns_of_the_loop_betwe
     async def run() -> None:
         asked = True
         store = Store()
-        recorder = Recorder(store.record, Rules(), scoring=lambda: asked)
+        recorder = EventBatcher(store.record, Rules(), scoring=lambda: asked)
         turns = 0
 
         async def score() -> None:

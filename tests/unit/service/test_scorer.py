@@ -16,7 +16,7 @@ from feature_store.state.layout import Floats, Missing, State, StateBatch, State
 from feature_store.state.profile import Told
 from service.errors import Reason, RequestError
 from service.scoring.model import Model
-from service.scoring.scorer import Part, Scorer, Scores
+from service.scoring.scorer import Scorer, ScoreRequest, Scores
 from service.scoring.shapley import Wanted
 
 NOW = 1_800_000_000.0
@@ -71,7 +71,7 @@ class FakeModel:
         return table
 
 
-def score(*parts: Part) -> list[Scores]:
+def score(*parts: ScoreRequest) -> list[Scores]:
     scorer = Scorer(FakeStore(), cast("Model", FakeModel()), clock=lambda: NOW)
     return cast("list[Scores]", asyncio.run(scorer.score(parts)))
 
@@ -81,7 +81,7 @@ def reasons(scores: Scores) -> dict[int, Reason]:
 
 
 def test_each_id_gets_a_score_or_an_error_of_its_own() -> None:
-    (scores,) = score(Part(["known-5", "nobody", "torn", "known-86400", "year-30000", "known-7"]))
+    (scores,) = score(ScoreRequest(["known-5", "nobody", "torn", "known-86400", "year-30000", "known-7"]))
     assert reasons(scores) == {
         1: Reason.CUSTOMER_UNKNOWN,
         2: Reason.STATE_UNREADABLE,
@@ -94,20 +94,22 @@ def test_each_id_gets_a_score_or_an_error_of_its_own() -> None:
 
 def test_features_older_than_the_caller_allows_are_refused_for_that_caller_only() -> None:
     ids = ["known-59", "known-61", "nobody"]
-    strict, lenient = score(Part(ids, max_age_s=60.0), Part(ids))
+    strict, lenient = score(ScoreRequest(ids, max_age_s=60.0), ScoreRequest(ids))
     assert reasons(strict) == {1: Reason.FEATURES_TOO_OLD, 2: Reason.CUSTOMER_UNKNOWN}
     assert reasons(lenient) == {2: Reason.CUSTOMER_UNKNOWN}
     assert strict.errors[1].field == "max_feature_age"
 
 
 def test_the_economics_of_one_call_do_not_reach_its_neighbours() -> None:
-    one, two, three = score(Part(["known-1"]), Part(["known-1"] * 2, economics={0: 0.5}), Part(["known-1"]))
+    one, two, three = score(
+        ScoreRequest(["known-1"]), ScoreRequest(["known-1"] * 2, economics={0: 0.5}), ScoreRequest(["known-1"])
+    )
     assert [row[0] for scores in (one, two, three) for row in scores.table.tolist()] == [0.25, 0.5, 0.5, 0.25]
 
 
 def test_an_id_refused_before_keeps_its_error() -> None:
     error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids")
-    (scores,) = score(Part(["known-1", "", "known-2"], refused={1: error}))
+    (scores,) = score(ScoreRequest(["known-1", "", "known-2"], refused={1: error}))
     assert scores.errors == {1: error}
 
 
@@ -118,7 +120,7 @@ def test_a_store_that_is_away_fails_the_whole_batch_as_unavailable() -> None:
 
     scorer = Scorer(Away(), cast("Model", FakeModel()))
     with pytest.raises(RequestError) as caught:
-        asyncio.run(scorer.score([Part(["known-1"])]))
+        asyncio.run(scorer.score([ScoreRequest(["known-1"])]))
     assert caught.value.reason is Reason.FEATURE_STORE_UNAVAILABLE
     assert "secret" not in caught.value.message
 
@@ -137,17 +139,17 @@ class Remembering(FakeStore):
         return batch
 
 
-def without_store(*parts: Part) -> tuple[Sequence[Scores | RequestError], int]:
+def without_store(*parts: ScoreRequest) -> tuple[Sequence[Scores | RequestError], int]:
     scorer = Scorer(Remembering(), cast("Model", FakeModel()), clock=lambda: NOW)
     return asyncio.run(scorer.score(parts)), scorer.counts["stale"]
 
 
 def test_while_the_store_is_away_who_allows_it_gets_what_was_read_lately() -> None:
-    unwilling = Part(["known-1"])
-    willing = Part(["known-1", "nobody", "known-2", "known-3"], allow_stale_s=10.0)
-    strict = Part(["known-1", "known-61"], max_age_s=60.0, allow_stale_s=99.0)
+    unwilling = ScoreRequest(["known-1"])
+    willing = ScoreRequest(["known-1", "nobody", "known-2", "known-3"], allow_stale_s=10.0)
+    strict = ScoreRequest(["known-1", "known-61"], max_age_s=60.0, allow_stale_s=99.0)
     (refused, stale, checked, too_old), answers = without_store(
-        unwilling, willing, strict, Part(["known-1"], allow_stale_s=9.0)
+        unwilling, willing, strict, ScoreRequest(["known-1"], allow_stale_s=9.0)
     )
     assert isinstance(refused, RequestError)
     assert refused.reason is Reason.FEATURE_STORE_UNAVAILABLE
@@ -164,7 +166,7 @@ def test_while_the_store_is_away_who_allows_it_gets_what_was_read_lately() -> No
 
 
 def test_a_slice_of_a_part_may_be_stale_where_another_is_not() -> None:
-    part = Part(["known-1"] * 3, allow_stale_s=60.0)
+    part = ScoreRequest(["known-1"] * 3, allow_stale_s=60.0)
     assert part.slice(1, 3).allow_stale_s == 60.0
     (fresh,) = score(part.slice(0, 1))
     ((stale,), _) = without_store(part.slice(1, 3))
@@ -180,12 +182,12 @@ def test_where_nothing_is_loaded_nobody_is_unknown() -> None:
             return batch
 
     scorer = Scorer(Empty(), cast("Model", FakeModel()))
-    (scores,) = cast("list[Scores]", asyncio.run(scorer.score([Part(["known-1"])])))
+    (scores,) = cast("list[Scores]", asyncio.run(scorer.score([ScoreRequest(["known-1"])])))
     assert reasons(scores) == {0: Reason.FEATURES_NOT_LOADED}
 
 
 def test_no_error_repeats_a_customer_id() -> None:
-    (scores,) = score(Part(["nobody-4711", "torn"], max_age_s=0.0))
+    (scores,) = score(ScoreRequest(["nobody-4711", "torn"], max_age_s=0.0))
     assert not any("4711" in error.message or "torn" in error.message for error in scores.errors.values())
 
 
@@ -195,7 +197,9 @@ def wanted(most: int) -> Wanted:
 
 def test_only_scores_of_parts_that_ask_for_it_are_explained_each_with_its_own_age() -> None:
     ids = ["known-5", "nobody", "known-61", "known-259200"]
-    plain, asked, strict = score(Part(ids), Part(ids, explain=wanted(3)), Part(ids, max_age_s=60.0, explain=wanted(1)))
+    plain, asked, strict = score(
+        ScoreRequest(ids), ScoreRequest(ids, explain=wanted(3)), ScoreRequest(ids, max_age_s=60.0, explain=wanted(1))
+    )
     assert plain.explanations is None
     assert reasons(plain) == {1: Reason.CUSTOMER_UNKNOWN}
     assert asked.explanations == {0: {"churn": b"5 3"}, 2: {"churn": b"61 3"}}
@@ -205,7 +209,7 @@ def test_only_scores_of_parts_that_ask_for_it_are_explained_each_with_its_own_ag
 
 
 def test_a_slice_asks_for_explanations_too_and_they_come_back_in_place() -> None:
-    part = Part(["known-1", "known-2", "nobody", "known-3"], explain=wanted(2))
+    part = ScoreRequest(["known-1", "known-2", "nobody", "known-3"], explain=wanted(2))
     (first,), (second,) = score(part.slice(0, 2)), score(part.slice(2, 4))
     joined = Scores.joined([first, second])
     assert joined.explanations == {0: {"churn": b"1 2"}, 1: {"churn": b"2 2"}, 3: {"churn": b"3 2"}}

@@ -16,7 +16,7 @@ from feature_store.state.profile import LEAST_WEIGHT, Interest, Told
 from service.errors import Code, Reason, RequestError
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
-from service.scoring.scorer import Note, Part, Scorer, Scores, Spikes
+from service.scoring.scorer import Note, Scorer, ScoreRequest, Scores, Spikes
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout([Feature(name="visits", event="visit", aggregate="count", half_life_days=7)])
@@ -90,7 +90,7 @@ class FakeGuard:
         return item in self.items
 
 
-def score(*parts: Part, churn: FakeGuard | None = None, propensity: FakeGuard | None = None) -> list[Scores]:
+def score(*parts: ScoreRequest, churn: FakeGuard | None = None, propensity: FakeGuard | None = None) -> list[Scores]:
     guards = iter([churn or FakeGuard(), propensity or FakeGuard()])
     scorer = Scorer(FakeStore(), cast("Model", FakeModel()), lambda: NOW, lambda: cast("SpikeGuard", next(guards)))
     return cast("list[Scores]", asyncio.run(scorer.score(parts)))
@@ -101,7 +101,7 @@ def reasons(scores: Scores) -> dict[int, Reason]:
 
 
 def note(name: str) -> Note | None:
-    (scores,) = score(Part([name]))
+    (scores,) = score(ScoreRequest([name]))
     return scores.notes.get(0)
 
 
@@ -109,7 +109,7 @@ def note(name: str) -> Note | None:
 
 
 def test_without_consent_there_is_no_score_for_this_customer_alone() -> None:
-    (scores,) = score(Part(["plain", "withheld", "lamp", "withheld-unknown", "unknown", "withheld-off"]))
+    (scores,) = score(ScoreRequest(["plain", "withheld", "lamp", "withheld-unknown", "unknown", "withheld-off"]))
     assert reasons(scores) == {
         1: Reason.CONSENT_WITHHELD,
         3: Reason.CONSENT_WITHHELD,
@@ -121,20 +121,22 @@ def test_without_consent_there_is_no_score_for_this_customer_alone() -> None:
 
 
 def test_what_the_graph_made_of_a_customer_without_consent_is_blanked_and_not_noted() -> None:
-    (scores,) = score(Part(["withheld", "plain"]))
+    (scores,) = score(ScoreRequest(["withheld", "plain"]))
     assert scores.table[0].tolist() == [0.0] * 6
     assert scores.notes == {}
 
 
 def test_consent_comes_before_any_other_reason() -> None:
-    (scores,) = score(Part(["withheld", "plain"], max_age_s=1.0))
+    (scores,) = score(ScoreRequest(["withheld", "plain"], max_age_s=1.0))
     assert reasons(scores) == {0: Reason.CONSENT_WITHHELD, 1: Reason.FEATURES_TOO_OLD}
 
 
 def test_each_part_hears_of_its_own_customers() -> None:
     error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids")
     one, two, three = score(
-        Part(["plain", "lamp"]), Part(["", "withheld", "off"], refused={0: error}), Part(["withheld"])
+        ScoreRequest(["plain", "lamp"]),
+        ScoreRequest(["", "withheld", "off"], refused={0: error}),
+        ScoreRequest(["withheld"]),
     )
     assert [reasons(scores) for scores in (one, two, three)] == [
         {},
@@ -146,7 +148,7 @@ def test_each_part_hears_of_its_own_customers() -> None:
 
 
 def test_no_error_repeats_a_customer_id() -> None:
-    (scores,) = score(Part(["withheld"]))
+    (scores,) = score(ScoreRequest(["withheld"]))
     assert "withheld " not in scores.errors[0].message
 
 
@@ -185,7 +187,7 @@ def test_an_interest_that_has_faded_since_is_not_told(
 
 def test_slices_put_together_keep_their_notes_in_place() -> None:
     names = ["plain", "lamp", "unknown", "off"]
-    whole, *slices = score(Part(names), *(Part([name]) for name in names))
+    whole, *slices = score(ScoreRequest(names), *(ScoreRequest([name]) for name in names))
     joined = Scores.joined(slices)
     assert {at: asdict(note) for at, note in joined.notes.items()} == {
         at: asdict(note) for at, note in whole.notes.items()
@@ -199,7 +201,12 @@ def test_slices_put_together_keep_their_notes_in_place() -> None:
 
 def test_the_guards_are_shown_how_many_answers_alert_and_about_what() -> None:
     churn, propensity = FakeGuard(), FakeGuard()
-    score(Part(["plain", "calm", "lamp"]), Part(["lamp-calm", "once", "once-calm"]), churn=churn, propensity=propensity)
+    score(
+        ScoreRequest(["plain", "calm", "lamp"]),
+        ScoreRequest(["lamp-calm", "once", "once-calm"]),
+        churn=churn,
+        propensity=propensity,
+    )
     assert churn.shown == [(6, 3, [])]
     # A look repeated often enough is told though the customer is below the threshold; a single one is not.
     assert propensity.shown == [(6, 3, ["lamp", "lamp", "sofa"])]
@@ -208,25 +215,25 @@ def test_the_guards_are_shown_how_many_answers_alert_and_about_what() -> None:
 @pytest.mark.parametrize("name", ["withheld", "unknown", "torn", "torn-lamp", "withheld-off"])
 def test_who_gets_no_score_is_no_answer(name: str) -> None:
     churn, propensity = FakeGuard(), FakeGuard()
-    score(Part(["plain", name, "calm"]), churn=churn, propensity=propensity)
+    score(ScoreRequest(["plain", name, "calm"]), churn=churn, propensity=propensity)
     assert churn.shown == propensity.shown == [(2, 1, [])]
 
 
 def test_an_answer_without_automated_response_does_not_alert() -> None:
     churn, propensity = FakeGuard(), FakeGuard()
-    score(Part(["plain", "off", "off-lamp"]), churn=churn, propensity=propensity)
+    score(ScoreRequest(["plain", "off", "off-lamp"]), churn=churn, propensity=propensity)
     assert churn.shown == propensity.shown == [(3, 1, [])]
 
 
 def test_a_spike_in_total_is_told_with_every_answer_of_its_offer() -> None:
-    one, two = score(Part(["plain"]), Part(["calm", "lamp"]), churn=FakeGuard(total=True))
+    one, two = score(ScoreRequest(["plain"]), ScoreRequest(["calm", "lamp"]), churn=FakeGuard(total=True))
     assert one.spikes == two.spikes == Spikes(churn=True, propensity=False)
-    (three,) = score(Part(["plain"]), propensity=FakeGuard(total=True))
+    (three,) = score(ScoreRequest(["plain"]), propensity=FakeGuard(total=True))
     assert three.spikes == Spikes(churn=False, propensity=True)
 
 
 def test_a_spike_of_an_item_is_told_where_it_is_the_top_interest() -> None:
-    (scores,) = score(Part(["lamp", "once", "off-lamp", "off", "plain"]), propensity=FakeGuard(items={"lamp"}))
+    (scores,) = score(ScoreRequest(["lamp", "once", "off-lamp", "off", "plain"]), propensity=FakeGuard(items={"lamp"}))
     assert {at: note.spike for at, note in scores.notes.items()} == {0: True, 1: False, 2: True, 3: False}
     assert scores.spikes == Spikes(churn=False, propensity=False)
 
@@ -236,7 +243,7 @@ def test_real_guards_see_a_rise_of_alerts_about_one_item() -> None:
     scorer = Scorer(
         FakeStore(), cast("Model", FakeModel()), lambda: NOW, lambda: SpikeGuard(window_s=1.0, clock=lambda: clock[0])
     )
-    usual, rise = Part(["calm"] * 290 + ["once"] * 10), Part(["calm"] * 100 + ["lamp"] * 200)
+    usual, rise = ScoreRequest(["calm"] * 290 + ["once"] * 10), ScoreRequest(["calm"] * 100 + ["lamp"] * 200)
 
     async def main() -> list[Scores]:
         found: list[Scores] = []

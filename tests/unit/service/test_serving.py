@@ -15,8 +15,8 @@ from tidemark.v1 import scoring_pb2
 from service.api.scoring import encode_batch, encode_score
 from service.errors import Reason, RequestError
 from service.scoring.model import Model
-from service.scoring.model_router import Lineup, Served, Serving, drawn, in_canary
-from service.scoring.scorer import NO_SPIKES, Note, Part, Scorer, Scores
+from service.scoring.model_router import ModelRouter, ModelSet, ServingModel, drawn, in_canary
+from service.scoring.scorer import NO_SPIKES, Note, Scorer, ScoreRequest, Scores
 from service.scoring.shadow import AT_ONCE, MOST_WAITING, Shadow
 
 IDS = st.lists(st.text(max_size=20), max_size=30)
@@ -33,17 +33,17 @@ class FakeScorer:
 
     def __init__(self, version: str, probability: float) -> None:
         self.version, self.probability = version, probability
-        self.asked: list[list[Part]] = []
+        self.asked: list[list[ScoreRequest]] = []
         self.failure: Exception | None = None
 
-    async def score(self, parts: Sequence[Part]) -> list[Scores]:
+    async def score(self, parts: Sequence[ScoreRequest]) -> list[Scores]:
         self.asked.append(list(parts))
         await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
         return [self._scores(part) for part in parts]
 
-    def _scores(self, part: Part) -> Scores:
+    def _scores(self, part: ScoreRequest) -> Scores:
         ids = part.customer_ids
         table = np.array([[self.probability, 0.5, float(len(name)), 0.4, 0.9, 1.7e9] for name in ids])
         unknown = RequestError(Reason.CUSTOMER_UNKNOWN, "nobody", "customer_id")
@@ -56,9 +56,9 @@ class FakeScorer:
         return Scores(table, errors, self.version, notes, NO_SPIKES)
 
 
-def served(version: str, probability: float) -> tuple[Served, FakeScorer]:
+def served(version: str, probability: float) -> tuple[ServingModel, FakeScorer]:
     scorer = FakeScorer(version, probability)
-    return Served(cast("Model", FakeModel(version)), cast("Scorer", scorer)), scorer
+    return ServingModel(cast("Model", FakeModel(version)), cast("Scorer", scorer)), scorer
 
 
 def shadow_of(scorer: FakeScorer) -> Shadow:
@@ -106,10 +106,10 @@ def test_each_customer_of_a_batch_is_answered_by_the_right_model_in_the_right_pl
     batch: list[list[str]], share: float
 ) -> None:
     (active, _), (canary, _) = served("old", 0.1), served("new", 0.2)
-    serving = Serving(Lineup(active, canary, share))
+    router = ModelRouter(ModelSet(active, canary, share))
     refusal = RequestError(Reason.CUSTOMER_ID_INVALID, "bad", "customer_ids")
-    parts = [Part(ids, {0: 0.5}, 60.0, {0: refusal} if len(ids) > 1 else {}) for ids in batch]
-    for part, scores in zip(parts, asyncio.run(serving.score(parts)), strict=True):
+    parts = [ScoreRequest(ids, {0: 0.5}, 60.0, {0: refusal} if len(ids) > 1 else {}) for ids in batch]
+    for part, scores in zip(parts, asyncio.run(router.score(parts)), strict=True):
         assert isinstance(scores, Scores)
         names = scores.versions or [scores.model_version] * len(part.customer_ids)
         wanted = ["new" if chosen else "old" for chosen in in_canary(part.customer_ids, share)]
@@ -125,7 +125,7 @@ def test_each_customer_of_a_batch_is_answered_by_the_right_model_in_the_right_pl
 def test_the_terms_of_a_call_reach_both_models() -> None:
     (active, one), (canary, two) = served("old", 0.1), served("new", 0.2)
     ids = [str(number) for number in range(50)]
-    asyncio.run(Serving(Lineup(active, canary, 0.5)).score([Part(ids, {3: 9.0}, 60.0)]))
+    asyncio.run(ModelRouter(ModelSet(active, canary, 0.5)).score([ScoreRequest(ids, {3: 9.0}, 60.0)]))
     for scorer in (one, two):
         ((part,),) = scorer.asked
         assert (part.economics, part.max_age_s) == ({3: 9.0}, 60.0)
@@ -136,14 +136,14 @@ def test_a_store_that_is_away_fails_a_mixed_batch_as_it_fails_any() -> None:
     (active, _), (canary, scorer) = served("old", 0.1), served("new", 0.2)
     scorer.failure = RequestError(Reason.FEATURE_STORE_UNAVAILABLE, "away")
     with pytest.raises(RequestError) as caught:
-        asyncio.run(Serving(Lineup(active, canary, 0.5)).score([Part([str(n) for n in range(20)])]))
+        asyncio.run(ModelRouter(ModelSet(active, canary, 0.5)).score([ScoreRequest([str(n) for n in range(20)])]))
     assert caught.value.reason is Reason.FEATURE_STORE_UNAVAILABLE
 
 
 def test_without_a_canary_a_batch_is_handed_on_as_it_is() -> None:
     active, scorer = served("old", 0.1)
-    part = Part(["a"])
-    asyncio.run(Serving(Lineup(active)).score([part]))
+    part = ScoreRequest(["a"])
+    asyncio.run(ModelRouter(ModelSet(active)).score([part]))
     assert scorer.asked == [[part]]
 
 
@@ -151,7 +151,7 @@ def test_slices_that_a_switch_has_come_between_name_the_model_of_each_row() -> N
     slices = [Scores(np.full((2, 6), 1.7e9), {}, version) for version in ("old", "old", "new")]
     joined = Scores.joined(slices)
     assert joined.versions == ["old"] * 4 + ["new"] * 2
-    reply = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(Part(list("abcdef")), joined))
+    reply = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(ScoreRequest(list("abcdef")), joined))
     assert [result.score.model_version for result in reply.results] == joined.versions
     assert Scores.joined(slices[:2]).versions is None
 
@@ -159,10 +159,10 @@ def test_slices_that_a_switch_has_come_between_name_the_model_of_each_row() -> N
 def test_versions_of_rows_are_written_as_the_generated_messages_have_them() -> None:
     table = np.array([[0.1, 0.2, 3.0, 0.4, 0.5, 1.7e9 + at] for at in range(3)])
     mixed = Scores(table, {}, "v1", versions=["v1", "v2", "v1"])
-    reply = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(Part(["a", "b", "c"]), mixed))
+    reply = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(ScoreRequest(["a", "b", "c"]), mixed))
     for at, result in enumerate(reply.results):
         alone = Scores(table[at : at + 1], {}, ["v1", "v2", "v1"][at])
-        wanted = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(Part(["abc"[at]]), alone))
+        wanted = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["abc"[at]]), alone))
         assert result.score == wanted
 
 
@@ -178,8 +178,8 @@ def test_a_shadow_tells_how_it_differs_from_the_answers() -> None:
     async def run() -> Shadow:
         active, _ = served("old", 0.1)
         shadow = shadow_of(FakeScorer("new", 0.6))
-        serving = Serving(Lineup(active, shadow=shadow))
-        scores: list[Any] = [*await serving.score([Part(["a", "?", "b"]), Part(["c"])])]
+        router = ModelRouter(ModelSet(active, shadow=shadow))
+        scores: list[Any] = [*await router.score([ScoreRequest(["a", "?", "b"]), ScoreRequest(["c"])])]
         assert [s.model_version for s in scores] == ["old", "old"]
         await settle(shadow)
         return shadow
@@ -197,7 +197,7 @@ def test_a_shadow_works_after_the_answer_and_never_fails_it() -> None:
         scorer = FakeScorer("new", 0.6)
         scorer.failure = ValueError("a fault")
         shadow = shadow_of(scorer)
-        await Serving(Lineup(active, shadow=shadow)).score([Part(["a"])])
+        await ModelRouter(ModelSet(active, shadow=shadow)).score([ScoreRequest(["a"])])
         assert scorer.asked == []
         await settle(shadow)
         return shadow, scorer
@@ -212,7 +212,7 @@ def test_a_shadow_that_is_behind_drops_what_it_cannot_keep_up_with() -> None:
         active, _ = served("old", 0.1)
         scorer = FakeScorer("new", 0.6)
         shadow = shadow_of(scorer)
-        parts = [Part(["a"] * 100) for _ in range(50)]
+        parts = [ScoreRequest(["a"] * 100) for _ in range(50)]
         shadow.offer(parts, await active.scorer.score(parts))
         await settle(shadow)
         return shadow, scorer
@@ -224,14 +224,14 @@ def test_a_shadow_that_is_behind_drops_what_it_cannot_keep_up_with() -> None:
 
 
 def test_a_shadow_begins_anew_when_another_model_answers() -> None:
-    async def run() -> Lineup:
+    async def run() -> ModelSet:
         (active, _), (later, _) = served("old", 0.1), served("later", 0.1)
         shadow = shadow_of(FakeScorer("new", 0.6))
-        serving = Serving(Lineup(active, shadow=shadow))
-        await serving.score([Part(["a"])])
+        router = ModelRouter(ModelSet(active, shadow=shadow))
+        await router.score([ScoreRequest(["a"])])
         await settle(shadow)
         assert shadow.compared == 1
-        return serving.lineup.with_active(later)
+        return router.model_set.with_active(later)
 
     shadow = asyncio.run(run()).shadow
     assert shadow is not None

@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from service.errors import Code, Reason, RequestError
 from service.scoring.scorer import Scores
-from service.telemetry.batch_stages import Stages
+from service.telemetry.batch_stages import BatchObserver
 from service.telemetry.tracing import MOST_LINKS, CallTrace, OtelTracer
 
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
@@ -69,7 +69,7 @@ class Waiting:
         self.asked, self.trace = time.monotonic(), trace
 
 
-def scored(stages: Stages, *traces: CallTrace | None) -> None:
+def scored(stages: BatchObserver, *traces: CallTrace | None) -> None:
     """A batch of calls for one customer each."""
     batch = [(Waiting(trace), 0, 1) for trace in traces]
     stages.taken(batch)
@@ -79,7 +79,7 @@ def scored(stages: Stages, *traces: CallTrace | None) -> None:
 
 
 def test_a_call_and_its_stages_are_a_tree_in_the_callers_trace() -> None:
-    of, stages = tracer(), Stages(None, encodes=True, traced=True)
+    of, stages = tracer(), BatchObserver(None, encodes=True, traced=True)
     trace = begun(of, state="vendor=1")
     scored(stages, trace, None)
     trace.end(Code.OK)
@@ -112,7 +112,7 @@ def test_a_call_and_its_stages_are_a_tree_in_the_callers_trace() -> None:
 
 
 def test_calls_that_share_a_batch_are_linked_within_bounds() -> None:
-    of, stages = tracer(), Stages(None, encodes=True, traced=True)
+    of, stages = tracer(), BatchObserver(None, encodes=True, traced=True)
     traces = [begun(of) for _ in range(MOST_LINKS + 5)]
     scored(stages, *traces)
     for trace in traces:
