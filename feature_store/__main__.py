@@ -23,11 +23,12 @@ from feature_store.config import FeatureConfig, load_config
 from feature_store.definitions import matches
 from feature_store.errors import InputError
 from feature_store.loading.load import REMEMBER_S, TOLERANCE, load_states, verify_states
-from feature_store.offline.store import OfflineStore, SourceSummary, iso
+from feature_store.offline.store import OfflineStore, SourceSummary
 from feature_store.online.active_layouts import Pruner
 from feature_store.online.store import LogReader, StateWriter
 from feature_store.state.events import HOUR_S
 from feature_store.state.layout import StateLayout
+from feature_store.timestamps import utc_text
 
 MONTH_US = 30 * 86_400e6
 
@@ -133,8 +134,8 @@ def load(
         )
     if shift_to_now:
         click.echo(
-            f"times shifted by {done.shift / 86_400:+,.1f} days: {iso(done.as_of)} in the data is now, "
-            f"{iso(done.as_of + done.shift)}"
+            f"times shifted by {done.shift / 86_400:+,.1f} days: {utc_text(done.as_of)} in the data is now, "
+            f"{utc_text(done.as_of + done.shift)}"
         )
     notes = [
         f", {number:,} {what}"
@@ -146,7 +147,7 @@ def load(
         if number
     ]
     click.echo(
-        f"loaded {done.customers:,} customers as of {iso(done.as_of)}: {len(layout.features)} features, "
+        f"loaded {done.customers:,} customers as of {utc_text(done.as_of)}: {len(layout.features)} features, "
         f"{layout.dtype.itemsize} bytes each, fingerprint {layout.fingerprint}{''.join(notes)}"
     )
 

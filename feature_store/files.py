@@ -1,43 +1,64 @@
-"""Text files that commands write: whole or not at all."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from feature_store.errors import InputError
 
 
-def write_over(path: Path, text: str) -> None:
-    """Write a file atomically, in place of one that may be there; InputError where that cannot be."""
-    _write(path, text, over=True)
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = False, overwrite: bool = True) -> None:
+    """Write a file in one step: readers see the old content or the new one, never a part.
 
+    The content goes to a hidden file in the same folder first (``.NAME.<8 hex digits>``); only a killed process leaves
+    one behind.
 
-def write_new(path: Path, text: str) -> None:
-    """Write a file atomically that is not there yet; InputError where it is, or cannot be written."""
-    _write(path, text, over=False)
+    Args:
+        path: The file.
+        content: Text is written as UTF-8.
+        durable: Return only once content and name are on disk.
+        overwrite: Replace a file that exists.
 
-
-def _write(path: Path, text: str, *, over: bool) -> None:
+    Raises:
+        FileExistsError: The file exists and ``overwrite`` is false.
+        OSError: It cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o666 & ~_umask())
-            # A link, other than a rename, fails where the name is taken, even if it was taken just now.
-            Path(name).replace(path) if over else os.link(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        temporary.write_bytes(data)
+        if durable:
+            sync(temporary)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)  # unlike a rename it fails if the name was taken in the meantime
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return once a file's content, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_output(path: Path, text: str, *, overwrite: bool = True) -> None:
+    """Write the file that a command was asked for, atomically.
+
+    Raises:
+        InputError: The file exists and ``overwrite`` is false, or it cannot be written.
+    """
+    try:
+        write_atomically(path, text, overwrite=overwrite)
     except FileExistsError as error:
-        raise InputError(f"{path} is there already: name another file, or say --force") from error
+        raise InputError(f"{path} already exists: name another file, or use --force") from error
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _umask() -> int:
-    """What a new file of this process is protected with; temporary files are made for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

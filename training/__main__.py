@@ -15,7 +15,7 @@ from feature_store.bundles import bundle
 from feature_store.cli import run_cli
 from feature_store.config import load_config
 from feature_store.errors import InputError
-from feature_store.files import write_new, write_over
+from feature_store.files import write_output
 from feature_store.offline.store import OfflineStore
 from training.config import TrainingConfig
 from training.fit import fit as fit_bundle
@@ -82,7 +82,7 @@ def audit(config: str, file: Path | None) -> int:
     with OfflineStore(settings.source) as source:
         findings = audit_source(settings, source)
     if file is not None:
-        write_over(file, json.dumps([finding.model_dump() for finding in findings], indent=2) + "\n")
+        write_output(file, json.dumps([finding.model_dump() for finding in findings], indent=2) + "\n")
     print_findings(Console(width=None if sys.stdout.isatty() else PIPED_WIDTH), findings)
     return int(is_fatal(findings))
 
@@ -110,7 +110,7 @@ def init(
     from training.scaffold.snapshot import propose_snapshot  # noqa: PLC0415
 
     if output is not None and output.exists() and not force:
-        raise InputError(f"{output} is there already: name another file, or say --force")
+        raise InputError(f"{output} already exists: name another file, or use --force")
     base = Path() if output is None else output.parent
     if events is not None and snapshot is None and label is None:
         proposal = propose_events(events, attributes, base)
@@ -121,9 +121,9 @@ def init(
     if output is None:
         print(proposal.text, end="")
     elif force:
-        write_over(output, proposal.text)
+        write_output(output, proposal.text)
     else:
-        write_new(output, proposal.text)
+        write_output(output, proposal.text, overwrite=False)
     for line in (*proposal.found, *(f"unsure: {line}" for line in proposal.unsure)):
         print(line, file=sys.stderr)
 
@@ -152,10 +152,7 @@ def compare(first: Path, second: Path, json_file: Path | None) -> None:
 
     found = compare_bundles(first, second)
     if json_file:
-        try:
-            json_file.write_text(json.dumps(found.as_json(), indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"--json {json_file} cannot be written: {error.strerror}") from error
+        write_output(json_file, json.dumps(found.as_json(), indent=2) + "\n")
     print_comparison(Console(), found)
 
 

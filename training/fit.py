@@ -15,6 +15,7 @@ from feature_store.bundles.onnx_session import Graph
 from feature_store.bundles.typical_customer import told, typical
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import Floats
+from feature_store.timestamps import iso8601
 from training.audit.findings import audit, stop_on_fatal
 from training.config import TrainingConfig
 from training.data.dataset import Rows
@@ -211,7 +212,7 @@ def _manifest(
         labels=config.labels,
         segments=models.segments.names,
         segment_edges=models.segments.edges(),
-        cutoffs={block: [_timestamp(cutoff) for cutoff in some] for block, some in cutoffs.items()},
+        cutoffs={block: [iso8601(cutoff) for cutoff in some] for block, some in cutoffs.items()},
         metrics=metrics,
         economics=dict(figures),
         own_figures=sorted(own_figures(config, layout)),
@@ -222,8 +223,8 @@ def _manifest(
         source={
             "events": source.summary.events,
             "customers": source.summary.customers,
-            "start": _timestamp(source.summary.start),
-            "end": _timestamp(source.summary.end),
+            "start": iso8601(source.summary.start),
+            "end": iso8601(source.summary.end),
             "left_out": source.summary.left_out,
             "test": _drawn(config),
         },
@@ -242,8 +243,3 @@ def _drawn(config: TrainingConfig) -> str:
         return "by time"
     group = config.snapshot.group
     return f"by lot, all of one {group} together" if group else "by lot"
-
-
-def _timestamp(seconds: float) -> str:
-    """ISO 8601, for the manifest's readers."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -8,15 +8,16 @@ one of them has gone meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_store.errors import InputError
+from feature_store.sql import parquet_query
 
 POSITION_FILE: Final = "position.json"
 
@@ -97,12 +98,12 @@ class Snapshot:
     @property
     def events_sql(self) -> str:
         """DuckDB query for the events, with COLUMNS, in no order; ids as they were sent, marked events included."""
-        return parquet_sql(self.files, COLUMNS)
+        return parquet_query(self.files, COLUMNS)
 
     @property
     def aliases_sql(self) -> str:
         """DuckDB query for the aliases, with ALIAS_COLUMNS, each alias once."""
-        return parquet_sql([self.folder / self.commit.aliases] if self.commit.aliases else [], ALIAS_COLUMNS)
+        return parquet_query([self.folder / self.commit.aliases] if self.commit.aliases else [], ALIAS_COLUMNS)
 
     def aliases(self) -> dict[str, str]:
         """Root by alias; a root is never an alias."""
@@ -147,27 +148,3 @@ def read_commit(folder: Path) -> Commit:
 def holds_archive(folder: Path) -> bool:
     """Whether there is an archive in a folder."""
     return (folder / POSITION_FILE).exists()
-
-
-def fill_table(
-    connection: duckdb.DuckDBPyConnection, table: str, columns: dict[str, str], rows: Sequence[tuple[Any, ...]]
-) -> None:
-    """Make a table of rows: a list a column, because DuckDB takes rows one by one thousands of times slower."""
-    lists = zip(*rows, strict=True) if rows else [[]] * len(columns)
-    parts = ", ".join(f"unnest(${name}::{kind}[]) AS {name}" for name, kind in columns.items())
-    connection.execute(
-        f"CREATE OR REPLACE TABLE {table} AS SELECT {parts}",
-        {name: list(values) for name, values in zip(columns, lists, strict=True)},
-    )
-
-
-def parquet_sql(files: list[Path], columns: dict[str, str]) -> str:
-    """DuckDB query for the rows of Parquet files with these columns; for none of them where there is no file."""
-    if not files:
-        return f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in columns.items())} WHERE false"
-    return f"SELECT {', '.join(columns)} FROM read_parquet([{', '.join(quoted(file) for file in files)}])"
-
-
-def quoted(value: object) -> str:
-    """A SQL string."""
-    return "'" + str(value).replace("'", "''") + "'"

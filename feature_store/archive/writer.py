@@ -29,18 +29,18 @@ from feature_store.archive.reader import (
     Commit,
     EventFile,
     Snapshot,
-    fill_table,
-    parquet_sql,
-    quoted,
     read_commit,
 )
 from feature_store.archive.replay import Aliases, Changes, Row, replay
 from feature_store.errors import InputError
+from feature_store.files import sync, write_atomically
+from feature_store.sql import fill_table, literal, parquet_query
 
 ROWS_PER_FILE: Final = 1_000_000
 
 _DATA: Final = re.compile(r"(events|aliases)-\d{8,}\.parquet")
-_OURS: Final = re.compile(rf"{_DATA.pattern}(\.tmp)?|{re.escape(POSITION_FILE)}\.tmp")
+_UNFINISHED: Final = re.compile(r"position\.json\.tmp|\.position\.json\.[0-9a-f]{8}")
+"""What a killed process may leave of ``position.json``; the first is the name of earlier releases."""
 _ROW_COLUMNS: Final = {name: kind for name, kind in COLUMNS.items() if name != "event_time"}
 
 
@@ -125,7 +125,7 @@ class Archive:
         if self._aliases.changed:
             aliases = self._write_aliases(number)
             number += 1
-        _sync(self._folder)  # the files' names, before the commit that names them
+        sync(self._folder)  # the files' names, before the commit that names them
         self._put(Commit(position=position, next_file=number, events=tuple(events), aliases=aliases))
         self._aliases.changed = False
 
@@ -150,7 +150,7 @@ class Archive:
         files = Snapshot(self._folder, self._commit).files
         if not ids or not files:
             return set()
-        names = ", ".join(quoted(file) for file in files)
+        names = ", ".join(literal(file) for file in files)
         found = self._connection.execute(
             f"SELECT DISTINCT filename FROM read_parquet([{names}], filename = true) WHERE customer_id IN (FROM erased)"
         )
@@ -159,7 +159,7 @@ class Archive:
     def _write_events(self, number: int, files: Sequence[EventFile], rows: Sequence[Row]) -> int:
         """Write what is not erased of files, and new rows, to one file; how many rows. Without any there is no file."""
         fill_table(self._connection, "new", _ROW_COLUMNS, rows)
-        old = parquet_sql([self._folder / file.name for file in files], COLUMNS)
+        old = parquet_query([self._folder / file.name for file in files], COLUMNS)
         return self._copy(
             _name("events", number),
             f"""{old} {"WHERE customer_id NOT IN (FROM erased)" if files else ""}
@@ -175,23 +175,18 @@ class Archive:
         """Write a query's rows to a Parquet file that is on the disk when this returns; how many they are."""
         target = self._folder / name
         staging = target.with_name(f"{name}.tmp")
-        copied = self._connection.execute(f"COPY ({query}) TO {quoted(staging)} (FORMAT parquet, COMPRESSION zstd)")
+        copied = self._connection.execute(f"COPY ({query}) TO {literal(staging)} (FORMAT parquet, COMPRESSION zstd)")
         rows = int(copied.fetchall()[0][0])
         if not rows:
             staging.unlink()
             return 0
-        _sync(staging)
+        sync(staging)
         staging.replace(target)
         return rows
 
     def _put(self, commit: Commit) -> None:
         """Make a commit what counts, and remove what does not count any more."""
-        target = self._folder / POSITION_FILE
-        staging = target.with_name(f"{POSITION_FILE}.tmp")
-        staging.write_text(commit.model_dump_json() + "\n", encoding="utf-8")
-        _sync(staging)
-        staging.replace(target)
-        _sync(self._folder)
+        write_atomically(self._folder / POSITION_FILE, commit.model_dump_json() + "\n", durable=True)
         self._commit = commit
         self._sweep(commit)
 
@@ -201,19 +196,23 @@ class Archive:
             if any(_DATA.fullmatch(path.name) for path in self._folder.iterdir()):
                 raise InputError(f"archive {self._folder}: {POSITION_FILE} is missing: restore it from a copy")
             self._put(Commit())
-            _sync(self._folder.parent)
+            sync(self._folder.parent)
         commit = read_commit(self._folder)
         for name in sorted(commit.names):
             if not (self._folder / name).is_file():
                 raise InputError(f"archive {self._folder}: {name} is missing: restore it from a copy")
-        _sync(self._folder)  # a commit that was not yet durable is, before anybody relies on its position
+        sync(self._folder)  # a commit that was not yet durable is, before anybody relies on its position
         self._sweep(commit)
         return commit
 
     def _sweep(self, commit: Commit) -> None:
         for path in self._folder.iterdir():
-            if _OURS.fullmatch(path.name) and path.name not in commit.names:
+            if _is_ours(path.name) and path.name not in commit.names:
                 path.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    return bool(_DATA.fullmatch(name.removesuffix(".tmp")) or _UNFINISHED.fullmatch(name))
 
 
 def _name(kind: str, number: int) -> str:
@@ -229,15 +228,6 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
         raise InputError(f"archive {folder} is open for writing elsewhere: only one process may write it") from error
     return descriptor
-
-
-def _sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

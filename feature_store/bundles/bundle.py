@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_store.config import first_problem
 from feature_store.definitions import Feature, Interests, fingerprint
+from feature_store.files import write_atomically
 
 CURRENT: Final = "current"
 VERSION: Final = r"^[0-9A-Za-z][0-9A-Za-z._-]*$"
@@ -123,12 +124,11 @@ def publish(
     ours = staging  # the only folder that a failure may remove: another process may publish meanwhile
     try:
         staging.chmod(0o755)
-        _write(staging / MODEL_FILE, model)
-        _write(staging / GOLDEN_FILE, golden)
-        for name, content in (beside or {}).items():
-            _write(staging / name, content)
         fields = json.loads(manifest.model_dump_json(exclude_none=True))
-        _write(staging / MANIFEST_FILE, (json.dumps(fields | {OWN_HASH: own_hash(fields)}, indent=2) + "\n").encode())
+        text = json.dumps(fields | {OWN_HASH: own_hash(fields)}, indent=2) + "\n"
+        files = {MODEL_FILE: model, GOLDEN_FILE: golden, **(beside or {}), MANIFEST_FILE: text.encode()}
+        for name, content in files.items():
+            write_atomically(staging / name, content, durable=True)
         ours = staging.rename(target)
         if activate or not os.path.lexists(registry / CURRENT):
             point(registry, CURRENT, manifest.version)
@@ -209,10 +209,3 @@ def _read_hashed(path: Path, expected: str) -> bytes:
     if sha256(data) != expected:
         raise BundleError(f"{path.parent.name}: {path.name} is torn or was changed: its sha256 is not the manifest's")
     return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -36,6 +35,7 @@ from feature_store.bundles.bundle import (
     read_manifest,
 )
 from feature_store.config import first_problem
+from feature_store.files import write_atomically
 
 SERVING: Final = "serving"
 ROLLOUT_FILE: Final = "rollout.json"
@@ -137,15 +137,4 @@ def read_rollout(registry: Path) -> Rollout:
 
 def write_rollout(registry: Path, rollout: Rollout) -> None:
     """Keep what is tried out, in one step; OSError where that fails."""
-    handle, name = tempfile.mkstemp(prefix=".rollout-", dir=registry)
-    path = Path(name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(rollout.model_dump_json(exclude_defaults=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        path.chmod(0o644)
-        path.replace(registry / ROLLOUT_FILE)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    write_atomically(registry / ROLLOUT_FILE, rollout.model_dump_json(exclude_defaults=True) + "\n", durable=True)

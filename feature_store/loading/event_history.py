@@ -15,12 +15,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.archive.reader import Snapshot, fill_table, holds_archive, read_archive
+from feature_store.archive.reader import Snapshot, holds_archive, read_archive
 from feature_store.archive.replay import Aliases, replay
 from feature_store.errors import InputError
 from feature_store.offline.source import LOG_ID
 from feature_store.offline.store import OfflineStore
 from feature_store.online.store import StateWriter
+from feature_store.sql import fill_table
 from feature_store.state.layout import Floats, StateLayout
 
 LIVE: Final = {

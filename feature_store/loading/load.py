@@ -19,13 +19,14 @@ import numpy as np
 from feature_store.errors import InputError
 from feature_store.loading.event_history import Cut, History
 from feature_store.loading.expected_states import Ledger
-from feature_store.offline.store import OfflineStore, iso
+from feature_store.offline.store import OfflineStore
 from feature_store.online.active_layouts import announce
 from feature_store.online.commit import Group, Write, position_of
 from feature_store.online.store import Keys, StateWriter
 from feature_store.state.events import HOUR_S
 from feature_store.state.layout import Floats, StateBatch, StateLayout
 from feature_store.state.profile import Record, UnreadableRecordError, hashed, hashed_type, hour_of
+from feature_store.timestamps import utc_text
 
 TOLERANCE = 1e-6
 """Largest relative difference between a stored and a recomputed slot."""
@@ -277,5 +278,7 @@ def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _checked(source: OfflineStore, as_of: float) -> float:
     if source.summary.events and as_of < source.summary.start:  # a snapshot is as of whenever it was read
-        raise InputError(f"no customer is known as of {iso(as_of)}: the source begins {iso(source.summary.start)}")
+        raise InputError(
+            f"no customer is known as of {utc_text(as_of)}: the source begins {utc_text(source.summary.start)}"
+        )
     return as_of

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.definitions import Feature
+from feature_store.sql import literal
 from feature_store.state.layout import DAY_S, Floats, StateLayout
 
 AT_ONCE: Final = 2_000_000
@@ -203,7 +204,7 @@ class _Reading:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, layout: StateLayout, events: str) -> None:
         self._connection: Final = connection
-        kinds = [_quoted(name) for name in _event_types(layout)]
+        kinds = [literal(name) for name in _event_types(layout)]
         fields = sorted({f.field for f in layout.features if f.field})
         columns = "".join(f", coalesce({name}, 0)::DOUBLE AS {name}" for name in fields)
         self._table: Final = events
@@ -231,10 +232,6 @@ class _Reading:
 
 def _event_types(layout: StateLayout) -> list[str]:
     return sorted({f.event for f in layout.features if f.event})
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _clipped(values: Floats, clip: float | None) -> Floats:

@@ -15,10 +15,11 @@ from typing import Final
 
 import duckdb
 
-from feature_store.archive.reader import ALIAS_COLUMNS, Snapshot, parquet_sql, read_archive
+from feature_store.archive.reader import ALIAS_COLUMNS, Snapshot, read_archive
 from feature_store.config import Source
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.errors import InputError
+from feature_store.sql import identifier, parquet_query
 
 REQUIRED: Final = ("customer_id", "event_time", "event_type")
 OPTIONAL: Final = ("amount", "duration_s", "item_id", "channel", "text", "event_id")
@@ -49,7 +50,7 @@ LEFT_OUT: Final = {
 
 def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
     """Make the tables of events, and of the aliases known; InputError names what is wrong with the source."""
-    connection.execute(f"CREATE TABLE aliases AS {parquet_sql([], ALIAS_COLUMNS)}")
+    connection.execute(f"CREATE TABLE aliases AS {parquet_query([], ALIAS_COLUMNS)}")
     if source.events is not None:
         _read_query(connection, source.sql(source.events))
     elif (folder := source.archive_folder) is not None:
@@ -159,7 +160,7 @@ def merge_attributes(connection: duckdb.DuckDBPyConnection, columns: Mapping[str
     )
     merged = ["customer_id"]
     for name in columns.keys() - {"customer_id"}:
-        column = '"' + name.replace('"', '""') + '"'
+        column = identifier(name)
         value = f"max({column}) FILTER (isfinite({column}::DOUBLE))"
         if not NUMERIC.fullmatch(columns[name]):  # no feature's
             value = f"any_value({column})"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from types import TracebackType
 from typing import Final, Self
@@ -23,6 +22,7 @@ from feature_store.definitions import Feature
 from feature_store.errors import InputError
 from feature_store.offline.point_in_time import states_at
 from feature_store.offline.source import NUMERIC, count_left_out, merge_attributes, read_attributes, read_events
+from feature_store.sql import identifier, literal
 from feature_store.state.layout import Floats, StateLayout
 
 
@@ -106,9 +106,9 @@ class OfflineStore:
         kind = self.attribute_columns.get(feature.source_column)
         if kind is None:
             raise InputError(f"feature '{feature.name}': source.attributes has no column of that name")
-        column = '"' + feature.source_column.replace('"', '""') + '"'
+        column = identifier(feature.source_column)
         if feature.categories is not None:
-            known = ", ".join("'" + value.replace("'", "''") + "'" for value in feature.categories)
+            known = ", ".join(map(literal, feature.categories))
             code = f"coalesce(nullif(list_position([{known}], {column}::VARCHAR), 0) - 1, {len(feature.categories)})"
             return f"(CASE WHEN {column} IS NOT NULL THEN {code} END)::DOUBLE"
         if not NUMERIC.fullmatch(kind):
@@ -126,8 +126,3 @@ class OfflineStore:
         if not events:
             raise InputError(f"{where}: no usable row: every one lacks a customer_id, an event_time or a type")
         return SourceSummary(events, customers, start, end, count_left_out(self.connection))
-
-
-def iso(seconds: float) -> str:
-    """Unix seconds as UTC text."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -272,7 +273,7 @@ def killed_at(step: int, *, after: bool) -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", stepping("fsync", os.fsync))
         patch.setattr(Archive, "_copy", stepping("copy", Archive._copy))
-        for name in ("replace", "unlink", "mkdir", "write_text"):
+        for name in ("replace", "unlink", "mkdir", "write_bytes"):
             patch.setattr(Path, name, stepping(name, getattr(Path, name)))
         yield steps
 
@@ -306,7 +307,17 @@ def test_killed_at_any_step_of_an_append_everything_is_there_exactly_once(
             assert not any(name.endswith(".tmp") for name in files(folder))
             archive.append([*FIRST, *SECOND])
         assert content(folder) == AFTER
-    assert set(steps) == {"mkdir", "copy", "fsync", "replace", "write_text", "unlink"}
+    assert set(steps) == {"mkdir", "copy", "fsync", "replace", "write_bytes", "unlink"}
+
+
+@pytest.mark.parametrize("name", [".position.json.0123abcd", "position.json.tmp", "events-00000009.parquet.tmp"])
+def test_files_that_a_killed_process_left_unfinished_are_removed(tmp_path: Path, name: str) -> None:
+    with Archive(tmp_path) as archive:
+        archive.append(FIRST)
+    (tmp_path / name).write_text("half of")
+    with Archive(tmp_path):
+        assert name not in files(tmp_path)
+    assert content(tmp_path) == BEFORE
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -332,7 +343,8 @@ def test_files_are_on_the_disk_before_the_commit_that_names_them(
     real_fsync, real_replace = os.fsync, Path.replace
 
     def fsync(descriptor: int) -> None:
-        steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        steps.append(f"sync {re.sub('[.][0-9a-f]{8}$', '.(random)', name)}")
         real_fsync(descriptor)
 
     def replace(path: Path, target: Path) -> Path:
@@ -347,7 +359,7 @@ def test_files_are_on_the_disk_before_the_commit_that_names_them(
         "sync events-00000001.parquet.tmp",
         "rename events-00000001.parquet",
         f"sync {tmp_path.name}",
-        "sync position.json.tmp",
+        "sync .position.json.(random)",
         "rename position.json",
         f"sync {tmp_path.name}",
     ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from feature_store import files
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import ECONOMICS, INPUTS, OUTPUTS, BundleError, Manifest
 from feature_store.bundles.onnx_session import Graph, open_bundle
@@ -225,16 +226,16 @@ def test_a_version_that_another_process_published_meanwhile_stays(
     registry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two fits of the same data in the same second give the same version.
-    next_one, write = newer(registry), bundle._write
+    next_one, write = newer(registry), files.write_atomically
     others: list[Path] = []
 
-    def meanwhile(path: Path, data: bytes) -> None:
+    def meanwhile(path: Path, data: bytes, **options: Any) -> None:
         if not others:
             others.append(path)
             bundle.publish(registry, *next_one)
-        write(path, data)
+        write(path, data, **options)
 
-    monkeypatch.setattr(bundle, "_write", meanwhile)
+    monkeypatch.setattr(bundle, "write_atomically", meanwhile)
     with pytest.raises(OSError):  # noqa: PT011  # which one is for the system to say
         bundle.publish(registry, *next_one)
     assert bundle.read(registry).manifest.version == next_one[0].version

@@ -18,9 +18,10 @@ from feature_store.definitions import Feature
 from feature_store.errors import InputError
 from feature_store.offline import point_in_time
 from feature_store.offline.point_in_time import sampled
-from feature_store.offline.store import OfflineStates, OfflineStore, iso
+from feature_store.offline.store import OfflineStates, OfflineStore
 from feature_store.state.events import Event
 from feature_store.state.layout import DAY_S, StateLayout
+from feature_store.timestamps import utc_text
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="it's a visit"),
@@ -328,7 +329,7 @@ def test_times_with_a_zone_and_of_any_precision_are_the_same_moment() -> None:
     ):
         events = f"SELECT 'a' AS customer_id, {moment} AS event_time, 'x' AS event_type"
         with OfflineStore(Source(events=events)) as source:
-            assert iso(source.summary.end) == "2024-01-01 00:00:00 UTC", moment
+            assert utc_text(source.summary.end) == "2024-01-01 00:00:00 UTC", moment
 
 
 def test_a_summary_says_what_was_read() -> None:

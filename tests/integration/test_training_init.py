@@ -146,7 +146,7 @@ def test_a_file_that_is_there_is_not_written_over_unless_told(call: Call, tmp_pa
     output.write_text("mine")
     done = call(cli, "init", "--events", SHOP, "--output", output)
     assert done.is_bad_input
-    assert done.err == f"error: {output} is there already: name another file, or say --force\n"
+    assert done.err == f"error: {output} already exists: name another file, or use --force\n"
     assert output.read_text() == "mine"
     assert call(cli, "init", "--events", SHOP, "--output", output, "--force").code == 0
     assert read(output)[1] == EXPECTED

@@ -9,6 +9,7 @@ import duckdb
 
 from feature_store.definitions import MAX_CATEGORIES
 from feature_store.offline.source import NUMERIC
+from feature_store.sql import identifier
 from training.config import Treatment
 from training.evidence import Finding
 
@@ -46,11 +47,6 @@ def treatment_columns(treatment: Treatment | None) -> list[tuple[str, str]]:
     return named
 
 
-def quoted(name: str) -> str:
-    """A column's name in SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def is_text(kind: str) -> bool:
     """Whether a DuckDB type holds text."""
     return kind.startswith(TEXT)
@@ -83,11 +79,11 @@ def audit_columns(
     """
     if not columns:
         return
-    counts = ", ".join(f"count({quoted(name)})" for name in columns)
+    counts = ", ".join(f"count({identifier(name)})" for name in columns)
     rows, *filled = connection.execute(f"SELECT count(*), {counts} FROM attributes").fetchall()[0]
     if not rows:
         return
-    values = ", ".join(f"count(DISTINCT {quoted(name)}), count({quoted(name)})" for name in columns)
+    values = ", ".join(f"count(DISTINCT {identifier(name)}), count({identifier(name)})" for name in columns)
     counted = connection.execute(f"SELECT {values} FROM {sample_rows(rows)}").fetchall()[0]
     for i, (name, kind) in enumerate(columns.items()):
         yield from _missing(name, 1 - filled[i] / rows, where, fix)

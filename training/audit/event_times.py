@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 import duckdb
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.state.layout import DAY_S
+from feature_store.timestamps import utc_date
 from training.evidence import Finding
 
 OLDEST_DAY: Final = 7_305
@@ -216,4 +216,4 @@ def usual_distance(day: npt.NDArray[np.int64]) -> float:
 
 def iso_day(day: float) -> str:
     """A day (in days since 1970) as an ISO date."""
-    return datetime.fromtimestamp(float(day) * DAY_S, UTC).strftime("%Y-%m-%d")
+    return utc_date(float(day) * DAY_S)

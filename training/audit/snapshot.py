@@ -10,12 +10,12 @@ import numpy as np
 
 from feature_store.config import Snapshot
 from feature_store.definitions import MAX_CATEGORIES
+from feature_store.sql import identifier
 from training.audit.columns import (
     audit_columns,
     columns_of,
     is_number,
     is_text,
-    quoted,
     sample_rows,
     text_list,
     treatment_columns,
@@ -136,7 +136,7 @@ def _ids(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
 
 
 def _label(connection: duckdb.DuckDBPyConnection, name: str, kind: str) -> Iterator[Finding]:
-    column, where = quoted(name), f"column '{name}'"
+    column, where = identifier(name), f"column '{name}'"
     if not is_number(kind):
         yield _bad_label(f"{where} is {kind}, not 0 or 1", f"select ({column} = …)::INTEGER AS {name}")
         return
@@ -179,7 +179,7 @@ def _auc(connection: duckdb.DuckDBPyConnection, name: str, kind: str, label: str
     Values of a text column are ranked by their rate of the label if there are at most MAX_CATEGORIES of them; otherwise
     only whether there is a value counts. The AUC is the Mann-Whitney statistic, with ties counted half.
     """
-    column = quoted(name)
+    column = identifier(name)
     if is_number(kind):
         value = f"{column}::DOUBLE"
     elif kind.startswith(("DATE", "TIMESTAMP")):
@@ -190,7 +190,7 @@ def _auc(connection: duckdb.DuckDBPyConnection, name: str, kind: str, label: str
     else:
         return 0.5
     counts = connection.execute(
-        f"""SELECT count(*) AS n, sum({quoted(label)}::DOUBLE) AS ones FROM {table}
+        f"""SELECT count(*) AS n, sum({identifier(label)}::DOUBLE) AS ones FROM {table}
             GROUP BY {value} ORDER BY {"ones / n" if is_text(kind) else f"{value} NULLS FIRST"}"""
     ).fetchnumpy()
     ones = np.asarray(counts["ones"], dtype=np.float64)

@@ -10,8 +10,8 @@ from feature_store.definitions import MAX_CATEGORIES, Candidates, Feature
 from feature_store.errors import InputError
 from feature_store.offline.source import NUMERIC
 from feature_store.offline.store import OfflineStore
+from feature_store.sql import identifier
 from training.config import Overdue, TrainingConfig, check_overdue
-from training.data.dataset import quoted
 
 LEAST_EVENTS: Final = 100
 """An event type with fewer events than this is too rare to learn from."""
@@ -124,7 +124,7 @@ def cost_columns(config: TrainingConfig) -> set[str]:
 def _categories(source: OfflineStore, column: str) -> tuple[str, ...]:
     """The texts that enough customers share, the most frequent ones if they are too many."""
     query = f"""
-        SELECT {quoted(column)}::VARCHAR AS value, count(*) AS customers FROM attributes
+        SELECT {identifier(column)}::VARCHAR AS value, count(*) AS customers FROM attributes
         WHERE value IS NOT NULL GROUP BY value HAVING customers >= {LEAST_OF_A_CATEGORY}
         ORDER BY customers DESC, value LIMIT {MAX_CATEGORIES}"""
     return tuple(sorted(value for value, _ in source.connection.execute(query).fetchall()))

@@ -14,6 +14,7 @@ from feature_store.config import Snapshot
 from feature_store.errors import InputError
 from feature_store.offline.point_in_time import sampled
 from feature_store.offline.store import OfflineStates, OfflineStore
+from feature_store.sql import identifier
 from feature_store.state.layout import DAY_S, Floats, StateLayout
 from training.config import TrainingConfig
 
@@ -171,8 +172,8 @@ def snapshot_rows(source: OfflineStore, layout: StateLayout, config: TrainingCon
     snapshot = config.snapshot
     if snapshot is None:
         raise InputError("this config has no [snapshot]")
-    known = {name: f"{quoted(column)}::DOUBLE" for name, column in _columns(snapshot).items()}
-    known["grouped"] = f"{quoted(snapshot.group)}::VARCHAR" if snapshot.group else "customer_id"
+    known = {name: f"{identifier(column)}::DOUBLE" for name, column in _columns(snapshot).items()}
+    known["grouped"] = f"{identifier(snapshot.group)}::VARCHAR" if snapshot.group else "customer_id"
     selected = ", ".join(f"{sql} AS {name}" for name, sql in known.items())
     try:
         found = source.connection.execute(f"SELECT customer_id, {selected} FROM attributes ORDER BY customer_id")
@@ -206,8 +207,3 @@ def snapshot_rows(source: OfflineStore, layout: StateLayout, config: TrainingCon
 def _columns(snapshot: Snapshot) -> dict[str, str]:
     names = ("label", "value", "contact_cost", "offer_cost")
     return {name: column for name in names if (column := getattr(snapshot, name)) is not None}
-
-
-def quoted(column: str) -> str:
-    """A column's name in SQL."""
-    return '"' + column.replace('"', '""') + '"'

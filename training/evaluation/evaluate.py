@@ -16,9 +16,10 @@ from feature_store.bundles.bundle import OFFERS
 from feature_store.bundles.onnx_session import Graph
 from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
+from feature_store.sql import identifier
 from feature_store.state.layout import Floats
 from training.config import TrainingConfig
-from training.data.dataset import Index, Rows, quoted
+from training.data.dataset import Index, Rows
 from training.data.training_table import Data
 from training.evaluation import metrics as evaluate
 from training.evaluation import policies as policy
@@ -232,8 +233,11 @@ def treatment(judged: Judged, source: OfflineStore) -> tuple[list[Value], list[F
     asked = judged.config.treatment
     if asked is None:
         return [], []
-    chance = asked.probability if isinstance(asked.probability, float) else quoted(asked.probability)
-    columns = f"{quoted(asked.column)}::DOUBLE AS treated, {chance}::DOUBLE AS chance, {quoted(asked.outcome)}::DOUBLE"
+    chance = asked.probability if isinstance(asked.probability, float) else identifier(asked.probability)
+    columns = (
+        f"{identifier(asked.column)}::DOUBLE AS treated, {chance}::DOUBLE AS chance, "
+        f"{identifier(asked.outcome)}::DOUBLE"
+    )
     try:
         found = source.connection.execute(
             f"SELECT customer_id, {columns} AS outcome FROM attributes ORDER BY customer_id"

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from feature_store.archive.reader import fill_table
 from feature_store.offline.store import OfflineStore
+from feature_store.sql import fill_table
 from feature_store.state.layout import Floats
 from training.data.dataset import Rows
 from training.evaluation.evaluate import Judged, offers

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import OFFERS, BundleError, Manifest
 from feature_store.errors import InputError
+from feature_store.files import write_output
 from training.evidence import Evidence, TestRows, read_evidence
 from training.report.drawing import plain
 from training.report.sections import card, sections
@@ -30,13 +31,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     except BundleError as error:
         raise InputError(str(error)) from error
     target = output or folder / REPORT_FILE
-    text = render_report(manifest, *read_evidence(folder))
-    part = target.with_name(f".{target.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror}") from error
+    write_output(target, render_report(manifest, *read_evidence(folder)))
     return target
 
 

@@ -9,7 +9,8 @@ from typing import Final
 import duckdb
 
 from feature_store.errors import InputError
-from training.audit.columns import is_number, is_text, quoted, text_list
+from feature_store.sql import identifier
+from training.audit.columns import is_number, is_text, text_list
 from training.scaffold.formats import Form, number_form, time_form
 from training.scaffold.synonyms import BUYING, CARTING, NAMES, QUANTITY, VIEWING, candidates, is_named, parts, plain
 from training.scaffold.tables import Given
@@ -89,7 +90,7 @@ class _Table:
 
     def id(self, name: str) -> Form | None:
         """An id as it is written; one that became a fraction, as numbers with gaps do, is made whole again."""
-        kind, column = self.given.columns[name], quoted(name)
+        kind, column = self.given.columns[name], identifier(name)
         if kind in ("DOUBLE", "FLOAT"):
             whole = self.ask(f"coalesce(bool_and({column} = floor({column})), false)")[0]
             return Form(f"{column}::BIGINT", "whole numbers") if whole else None
@@ -100,7 +101,7 @@ class _Table:
         form = self.id(name)
         if form is None:
             return None
-        rows, values = self.ask(f"count({quoted(name)}), count(DISTINCT {quoted(name)})")
+        rows, values = self.ask(f"count({identifier(name)}), count(DISTINCT {identifier(name)})")
         if values < 2:  # noqa: PLR2004 - one value is nobody's id
             return None
         if plain(name) not in NAMES["customer_id"]:
@@ -111,18 +112,18 @@ class _Table:
         return form
 
     def type(self, name: str) -> Form | None:
-        values = self.ask(f"count(DISTINCT {quoted(name)})")[0]
+        values = self.ask(f"count(DISTINCT {identifier(name)})")[0]
         if not 1 <= values <= MOST_TYPES or self.given.columns[name] in ("DOUBLE", "FLOAT", "BOOLEAN"):
             return None
         if is_text(self.given.columns[name]):
-            return Form(quoted(name), "")
-        return Form(f"{quoted(name)}::VARCHAR", "codes", "look up which code stands for which event")
+            return Form(identifier(name), "")
+        return Form(f"{identifier(name)}::VARCHAR", "codes", "look up which code stands for which event")
 
     def holds_purchases(self, name: str) -> bool:
         """Whether a column of texts names purchases and something else, so that it tells types apart."""
         if not is_text(self.given.columns[name]) or self.type(name) is None:
             return False
-        rows = self.connection.execute(f"SELECT DISTINCT {quoted(name)} FROM {self.given.table}").fetchall()
+        rows = self.connection.execute(f"SELECT DISTINCT {identifier(name)} FROM {self.given.table}").fetchall()
         values = [str(value) for (value,) in rows]
         return any(plain(value) in BUYING for value in values) and any(
             is_named(value, VIEWING + CARTING) for value in values
@@ -149,7 +150,7 @@ class _Table:
 
     def event_id(self, name: str) -> Form | None:
         form = self.id(name)
-        rows, values = self.ask(f"count({quoted(name)}), count(DISTINCT {quoted(name)})")
+        rows, values = self.ask(f"count({identifier(name)}), count(DISTINCT {identifier(name)})")
         if form is None or not rows:
             return None
         if values < rows:
@@ -160,8 +161,8 @@ class _Table:
         return form
 
     def channel(self, name: str) -> Form | None:
-        few = is_text(self.given.columns[name]) and self.ask(f"count(DISTINCT {quoted(name)})")[0] <= MOST_CHANNELS
-        return Form(quoted(name), "") if few else None
+        few = is_text(self.given.columns[name]) and self.ask(f"count(DISTINCT {identifier(name)})")[0] <= MOST_CHANNELS
+        return Form(identifier(name), "") if few else None
 
     def free_text(self, name: str) -> Form | None:
-        return Form(quoted(name), "") if is_text(self.given.columns[name]) else None
+        return Form(identifier(name), "") if is_text(self.given.columns[name]) else None

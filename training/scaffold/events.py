@@ -12,8 +12,10 @@ import duckdb
 
 from feature_store.config import Source, parse_config
 from feature_store.errors import InputError
-from feature_store.offline.store import OfflineStore, iso
-from training.audit.columns import quoted, text_list
+from feature_store.offline.store import OfflineStore
+from feature_store.sql import identifier, literal
+from feature_store.timestamps import utc_date
+from training.audit.columns import text_list
 from training.config import Economics, TrainingConfig
 from training.scaffold import toml_text as toml
 from training.scaffold.cadence import Plan, Rhythm, measure, plan
@@ -75,7 +77,7 @@ def _found(store: OfflineStore, kinds: Kinds, roles: Roles) -> list[str]:
     """What the source holds, in lines."""
     summary = store.summary
     types = text_list(f"{name} {number:,}" for name, number in kinds.counts.items())
-    span = f"{iso(summary.start)[:10]} to {iso(summary.end)[:10]}"
+    span = f"{utc_date(summary.start)} to {utc_date(summary.end)}"
     return [
         *(f"{role} is {words}" for role, words in roles.words.items()),
         f"{summary.events:,} events of {summary.customers:,} customers, {span}",
@@ -113,7 +115,7 @@ def attributes_sql(connection: duckdb.DuckDBPyConnection, given: Given, roles: R
         if time_form(connection, given.table, name, kind) is not None:
             roles.unsure.append(f"attribute '{name}' is a time and not selected: make it a number, such as days before")
             continue
-        lines.append(selected(_escaped(quoted(name)), quoted(snake(name, names))))
+        lines.append(selected(_escaped(identifier(name)), identifier(snake(name, names))))
     return "SELECT\n    " + ",\n    ".join(lines) + f"\nFROM {given.sql}"
 
 
@@ -136,8 +138,7 @@ def find_kinds(connection: duckdb.DuckDBPyConnection, given: Given, roles: Roles
         raise InputError("the table has no rows with a type of event: give one that has")
     kinds = _kinds(rows, roles)
     if amount == "NULL":
-        name = kinds.purchase.replace("'", "''")
-        roles.sql["amount"] = "1" if len(rows) == 1 else f"CASE {kind} WHEN '{name}' THEN 1 END"
+        roles.sql["amount"] = "1" if len(rows) == 1 else f"CASE {kind} WHEN {literal(kinds.purchase)} THEN 1 END"
         roles.words["amount"] = f"1 for each '{kinds.purchase}'"
         roles.unsure.append("there are no amounts: value is a number of purchases, and so are the costs of offers")
     return kinds
@@ -233,5 +234,5 @@ def _escaped(column: str) -> str:
 
 
 def _whole(given: Given, name: str) -> str:
-    column = _escaped(quoted(name))
+    column = _escaped(identifier(name))
     return f"{column}::BIGINT" if given.columns[name] in ("DOUBLE", "FLOAT") else column

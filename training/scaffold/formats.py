@@ -8,7 +8,7 @@ from typing import Final
 import duckdb
 
 from feature_store.offline.source import NUMERIC
-from training.audit.columns import quoted
+from feature_store.sql import identifier
 
 READ_SHARE: Final = 0.99
 """A column is in a form if all but a few of its values are: those few are left out as missing."""
@@ -46,7 +46,7 @@ class Form:
 
 def time_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind: str) -> Form | None:
     """How a column is read as a TIMESTAMP, None if it is no time."""
-    column = quoted(name)
+    column = identifier(name)
     if kind.startswith("TIMESTAMP"):
         return Form(column, kind)
     if kind == "DATE":
@@ -67,7 +67,7 @@ def time_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind
 
 def number_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind: str) -> Form | None:
     """How a column is read as a number, None if it is none."""
-    column = quoted(name)
+    column = identifier(name)
     if NUMERIC.fullmatch(kind):
         return Form(column, kind)
     if kind != "VARCHAR":

@@ -12,7 +12,8 @@ import duckdb
 from feature_store.config import Snapshot, Source
 from feature_store.errors import InputError
 from feature_store.offline.source import read_attributes
-from training.audit.columns import columns_of, is_number, is_text, quoted, text_list
+from feature_store.sql import identifier
+from training.audit.columns import columns_of, is_number, is_text, text_list
 from training.audit.snapshot import audit_snapshot
 from training.config import Economics
 from training.scaffold import toml_text as toml
@@ -162,7 +163,7 @@ def _named(draft: Draft, words: Sequence[str], usable: Sequence[str]) -> str | N
 
 def _size(connection: duckdb.DuckDBPyConnection, draft: Draft) -> tuple[int, float | None]:
     """How many customers there are, and their usual value: the median, or the mean where most are worth nothing."""
-    value = "NULL" if draft.value is None else quoted(draft.value)
+    value = "NULL" if draft.value is None else identifier(draft.value)
     query = f"SELECT count(*), median({value}::DOUBLE), avg({value}::DOUBLE) FROM attributes"
     rows, median, mean = connection.execute(query).fetchall()[0]
     return rows, next((found for found in (median, mean) if found is not None and found > 0), None)
@@ -188,7 +189,7 @@ def find_label(connection: duckdb.DuckDBPyConnection, given: Given, name: str | 
 
 def binary(connection: duckdb.DuckDBPyConnection, given: Given, name: str) -> Label | None:
     """How a column of two values is made 0 or 1, None if it is no such column."""
-    column, kind = quoted(name), given.columns[name]
+    column, kind = identifier(name), given.columns[name]
     found = connection.execute(
         f"SELECT {column}::VARCHAR, count(*) AS n FROM {given.table} WHERE {column} IS NOT NULL GROUP BY 1 "
         "ORDER BY n, 1 LIMIT 3"
@@ -212,7 +213,7 @@ def find_customer(connection: duckdb.DuckDBPyConnection, given: Given, unsure: l
         for column in given.columns:
             if plain(column) == word:
                 rows, values = connection.execute(
-                    f"SELECT count(*), count(DISTINCT {quoted(column)}) FROM {given.table}"
+                    f"SELECT count(*), count(DISTINCT {identifier(column)}) FROM {given.table}"
                 ).fetchall()[0]
                 if rows == values:
                     return column
@@ -225,7 +226,7 @@ def snapshot_sql(
     connection: duckdb.DuckDBPyConnection, given: Given, label: Label, customer: str | None, unsure: list[str]
 ) -> tuple[str, dict[str, str]]:
     """The table as SQL, and the new names of its columns by the old ones."""
-    number = "row_number() OVER ()" if customer is None else quoted(customer)
+    number = "row_number() OVER ()" if customer is None else identifier(customer)
     taken, names = {"customer_id"}, dict[str, str]()
     lines = [selected(number.replace("$", "$$"), "customer_id")]
     for name, kind in given.columns.items():
@@ -235,9 +236,9 @@ def snapshot_sql(
             unsure.append(f"'{name}' is a time and not selected: make it a number, such as days before the label")
             continue
         form = number_form(connection, given.table, name, kind) if is_text(kind) else None
-        sql = label.sql if name == label.column else quoted(name) if form is None else form.sql
+        sql = label.sql if name == label.column else identifier(name) if form is None else form.sql
         names[name] = snake(name, taken)
-        lines.append(selected(sql.replace("$", "$$"), quoted(names[name])))
+        lines.append(selected(sql.replace("$", "$$"), identifier(names[name])))
     return "SELECT\n    " + ",\n    ".join(lines) + f"\nFROM {given.sql}", names
 
 

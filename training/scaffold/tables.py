@@ -12,7 +12,7 @@ from typing import Final
 import duckdb
 
 from feature_store.errors import InputError
-from training.audit.columns import quoted
+from feature_store.sql import escaped, identifier, literal
 
 READERS: Final = {
     ".parquet": "read_parquet",
@@ -65,15 +65,14 @@ def _read_file(connection: duckdb.DuckDBPyConnection, path: Path, base: Path, na
     if ending in SHEETS:
         raise InputError(f"'{path}' is a spreadsheet: save the sheet as CSV")
     file = _literal_pattern(path.name) if path.exists() else path.name
-    absolute = f"{_literal_pattern(str(path.parent.resolve()))}/{file}".replace("'", "''")
+    absolute = escaped(f"{_literal_pattern(str(path.parent.resolve()))}/{file}")
     if ending in READERS:
         call = READERS[ending] + "('{file}')"
         _create(connection, call.replace("{file}", absolute), name, f"'{path}'")
     else:
         call = _csv(connection, absolute, name, path)
     folder, paths = _folder(path, base, name)
-    escaped = file.replace("'", "''").replace("$", "$$")
-    shown = call.replace("$", "$$").replace("{file}", f"{folder}/{escaped}")
+    shown = call.replace("$", "$$").replace("{file}", f"{folder}/{escaped(file).replace('$', '$$')}")
     return Given(shown, paths, name, _columns(connection, name))
 
 
@@ -81,7 +80,7 @@ def _folder(path: Path, base: Path, name: str) -> tuple[str, dict[str, str]]:
     """How the SQL names the folder of a file, and the config's paths for it."""
     folder = path.parent.resolve()
     if re.search(r"['*?\[]", str(folder)):  # a path is put between quotes as it is, so this one has to be written out
-        return _literal_pattern(str(folder)).replace("'", "''").replace("$", "$$"), {}
+        return escaped(_literal_pattern(str(folder))).replace("$", "$$"), {}
     return f"${{{name}}}", {name: Path(os.path.relpath(folder, base.resolve())).as_posix()}
 
 
@@ -105,7 +104,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, file: str, name: str, path: Path
         as_text = _columns_to_read_as_text(connection, file, options, columns)
         if not as_text:
             return "read_csv('{file}'" + options + ")"
-        types = ", types = {" + ", ".join(f"{_text(column)}: 'VARCHAR'" for column in as_text) + "}"
+        types = ", types = {" + ", ".join(f"{literal(column)}: 'VARCHAR'" for column in as_text) + "}"
         _create(connection, f"read_csv('{file}'{options}{types})", name, f"'{path}'")
         return "read_csv('{file}'" + options + types + ")"
     raise InputError(f"'{path}' cannot be read as CSV: {problem}")
@@ -119,8 +118,8 @@ def _columns_to_read_as_text(
     times = [column for column, kind in columns.items() if kind == "DATE" or kind.startswith("TIMESTAMP")]
     if not numbers and not times:
         return []
-    rules = [f"bool_or({quoted(column)} LIKE '0_%')" for column in numbers]
-    rules += [f"bool_or(NOT regexp_matches({quoted(column)}, '^\\s*\\d{{4}}\\D'))" for column in times]
+    rules = [f"bool_or({identifier(column)} LIKE '0_%')" for column in numbers]
+    rules += [f"bool_or(NOT regexp_matches({identifier(column)}, '^\\s*\\d{{4}}\\D'))" for column in times]
     query = f"SELECT {', '.join(rules)} FROM read_csv('{file}'{options}, all_varchar = true)"
     lost = connection.execute(query).fetchall()[0]
     return [column for column, loses in zip(numbers + times, lost, strict=True) if loses]
@@ -128,7 +127,7 @@ def _columns_to_read_as_text(
 
 def _blank_separated(connection: duckdb.DuckDBPyConnection, file: str, name: str, header: Sequence[str]) -> str:
     """Read lines of words between blanks, which DuckDB's CSV reader does not know."""
-    words = ", ".join(f"word[{i}] AS {quoted(column)}" for i, column in enumerate(header, 1))
+    words = ", ".join(f"word[{i}] AS {identifier(column)}" for i, column in enumerate(header, 1))
     call = f"""(
     SELECT {words}
     FROM (
@@ -154,8 +153,3 @@ def _first_line(error: duckdb.Error) -> str:
 
 def _columns(connection: duckdb.DuckDBPyConnection, name: str) -> dict[str, str]:
     return {row[0]: row[1] for row in connection.execute(f"DESCRIBE {name}").fetchall()}
-
-
-def _text(value: str) -> str:
-    """A text in SQL."""
-    return "'" + value.replace("'", "''") + "'"
