@@ -1,9 +1,9 @@
 # The scoring server alone: no scikit-learn, no training, no sample data.
 #   docker build -t tidemark .
-# Who may call has to be said: callers by token (docker run tidemark python -m service.tokens new NAME --scopes score)
+# The server starts only if it knows who may call: callers with tokens (docker run --rm tidemark tidemark tokens new NAME --scopes score)
 #   docker run -p 50051:50051 -v "$PWD/build/registry:/registry:ro" -e TIDEMARK_REDIS=redis://host:6379 \
 #     -v "$PWD/callers:/callers:ro" -e TIDEMARK_TOKENS=/callers/callers.toml tidemark
-# or anyone who reaches the port, which is then published where callers are trusted, such as on this machine alone
+# or anyone who can reach the port; then publish it only where callers are trusted, for example on this machine:
 #   docker run -p 127.0.0.1:50051:50051 -v "$PWD/build/registry:/registry:ro" -e TIDEMARK_REDIS=redis://host:6379 \
 #     -e TIDEMARK_ALLOW_ANYONE=true tidemark
 
@@ -22,7 +22,7 @@ RUN /build/bin/uv build --wheel --no-build-isolation --python /build/bin/python 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home tidemark
 COPY --from=build /opt/tidemark /opt/tidemark
-# Other containers are to reach it, so it listens on every address, and starts only when it is told who may call.
+# Other containers must reach it, so it listens on all addresses.
 ENV PATH=/opt/tidemark/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TIDEMARK_HOST=0.0.0.0 \
@@ -30,6 +30,6 @@ ENV PATH=/opt/tidemark/bin:$PATH \
     TIDEMARK_REGISTRY=/registry
 USER 10001
 EXPOSE 50051
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-m", "service.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["tidemark", "healthcheck"]
 STOPSIGNAL SIGTERM
-CMD ["python", "-m", "service"]
+CMD ["tidemark", "serve"]

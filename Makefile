@@ -63,7 +63,7 @@ clean: ## remove the environment and all that was built
 $(UV): requirements/build.lock
 	@echo "making the environment in .venv (once; half a minute to two minutes, depending on the network)"
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed: name one by PYTHON=python3.12")'
-	@$(PYTHON) -m venv --clear .venv
+	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/build.lock
 	@touch $@
 

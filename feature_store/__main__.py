@@ -192,7 +192,7 @@ def verify(
 def archive(url: str, folder: Path, every: float, once: bool) -> None:
     """Move live events from Redis into Parquet files, until stopped.
 
-    `training fit` reads them with `[source] archive = "FOLDER"`. One process per archive.
+    `tidemark fit` reads them with `[source] archive = "FOLDER"`. One process per archive.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     with LogReader(url) as log, Archive(folder) as into:
@@ -296,4 +296,4 @@ def _say_left_out(summary: SourceSummary) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    run_cli(cli, "tidemark")

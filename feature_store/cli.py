@@ -9,10 +9,15 @@ import click
 from feature_store.errors import InputError, StoreUnavailableError, end_with
 
 
-def run_cli(command: click.Command) -> None:
-    """Run a command line: bad input ends in one line on stderr and exit code 2, Ctrl-C in 130."""
+def run_cli(command: click.Command, name: str | None = None) -> None:
+    """Run a command line: bad input ends in one line on stderr and exit code 2, Ctrl-C in 130.
+
+    Args:
+        command: the command to run, with the arguments of this process.
+        name: what help texts call it, such as ``tidemark replay``; by default the name of the program.
+    """
     try:
-        code = command.main(standalone_mode=False)
+        code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""``python -m service``: serve scores over gRPC."""
+"""``tidemark serve``, or ``python -m service``: serve scores over gRPC."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from service.settings import Settings
 from service.telemetry.logs import start_log
 
 
-def main() -> None:
-    """Read settings, serve, and end bad input in one line and exit code 2."""
+def main(arguments: list[str] | None = None) -> None:
+    """Read settings, serve, and end bad input in one line and exit code 2.
+
+    Args:
+        arguments: the options; by default those of this process.
+    """
     try:
-        settings = CliApp.run(Settings, cli_exit_on_error=False)
+        settings = CliApp.run(Settings, cli_args=arguments, cli_exit_on_error=False)
     except ValidationError as error:
         end_with(_hint(first_problem(error)), 2)
     except SettingsError as error:

@@ -220,4 +220,4 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(demo)
+    run_cli(demo, "tidemark demo")

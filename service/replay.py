@@ -1,4 +1,4 @@
-"""``python -m service.replay``: send a source's events through RecordEvents, as if they came in live.
+"""``tidemark replay``: send a source's events through RecordEvents, as if they came in live.
 
 Good for bringing a history in without a load, for trying a config out, and for proving that online equals offline. The
 server must take events as old as those: start it with a large ``--max-lateness-hours``.
@@ -112,4 +112,4 @@ def _progress() -> Progress:
 
 
 if __name__ == "__main__":
-    run_cli(replay)
+    run_cli(replay, "tidemark replay")

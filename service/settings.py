@@ -13,11 +13,11 @@ from tidemark.loopback import is_loopback
 
 
 class Settings(BaseSettings):
-    """Each field's description is its documentation: ``python -m service --help`` and the README show it."""
+    """Each field's description is its documentation: ``tidemark serve --help`` and the README show it."""
 
     model_config = SettingsConfigDict(
         env_prefix="TIDEMARK_",
-        cli_prog_name="python -m service",
+        cli_prog_name="tidemark serve",
         cli_kebab_case=True,
         cli_implicit_flags=True,  # --durable rather than --durable true
         extra="forbid",

@@ -1,4 +1,4 @@
-"""``python -m service.tokens``: make a token for a caller, and the entry that the file of callers needs for it."""
+"""``tidemark tokens``: make a token for a caller, and the entry that the file of callers needs for it."""
 
 from __future__ import annotations
 
@@ -59,4 +59,4 @@ def _toml(entry: Entry) -> str:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    run_cli(cli, "tidemark tokens")

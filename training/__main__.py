@@ -177,4 +177,4 @@ def _steps(progress: Progress) -> Callable[[str, int], Callable[[], None]]:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    run_cli(cli, "tidemark")

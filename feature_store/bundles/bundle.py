@@ -153,9 +153,7 @@ def read(registry: Path, version: str = CURRENT) -> Bundle:
     """Read a version and check its hashes, names and fingerprint; BundleError says what is wrong."""
     folder = (registry / version).resolve()  # once: `current` may move on while this reads
     if not folder.is_dir():
-        raise BundleError(
-            f"no bundle at {registry / version}: run 'python -m training fit CONFIG --registry {registry}' first"
-        )
+        raise BundleError(f"no bundle at {registry / version}: run 'tidemark fit CONFIG --registry {registry}' first")
     manifest = read_manifest(folder)
     model = _read_hashed(folder / MODEL_FILE, manifest.model_sha256)
     golden = _read_hashed(folder / GOLDEN_FILE, manifest.golden_sha256)

@@ -212,7 +212,7 @@ def _cut(source: OfflineStore, redis: StateWriter, history: History, as_of: floa
         return Cut(_checked(source, as_of), 0.0, history.position, alone=True)
     if (load := redis.last_load()) is None:
         raise InputError(
-            "Redis holds no load of this bundle's features: run 'python -m feature_store load' first, or compare with "
+            "Redis holds no load of this bundle's features: run 'tidemark load' first, or compare with "
             "the source alone (--as-of)"
         )
     return Cut(_checked(source, load["as_of"]), load["shift"], int(load["position"]))

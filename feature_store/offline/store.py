@@ -1,7 +1,7 @@
 """Offline feature store: canonical events in DuckDB, and states as of any times.
 
 They follow the same definitions as the online fold, so that both sides compute the same state from the same events
-(``python -m feature_store verify`` proves it); how, is in ``feature_store.offline.point_in_time``.
+(``tidemark verify`` proves it); how, is in ``feature_store.offline.point_in_time``.
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ class RegistryWatcher:
         if not await self._hooks.is_ready(fingerprint):
             reason = (
                 f"{version}: there are no states of its features (fingerprint {fingerprint}): load its states first: "
-                f"python -m feature_store load CONFIG --registry {self.registry} --bundle {version} --redis URL"
+                f"tidemark load CONFIG --registry {self.registry} --bundle {version} --redis URL"
             )
             raise self._refuse(version, reason, files, fingerprint)
 

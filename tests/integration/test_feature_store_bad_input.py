@@ -50,7 +50,7 @@ def test_a_registry_without_a_bundle_is_refused_with_the_mend(
 ) -> None:
     done = call(cli, command, toy.shop.config, "--registry", tmp_path / "nothing", "--redis", clean_redis)
     assert done.is_bad_input
-    assert "run 'python -m training fit CONFIG --registry" in done.err
+    assert "run 'tidemark fit CONFIG --registry" in done.err
     assert not (tmp_path / "nothing").exists()
 
 
@@ -68,7 +68,7 @@ def test_redis_away_or_misspelt_is_one_line_without_the_password(
 def test_verify_needs_a_load_before_it(store: Store) -> None:
     done = store("verify")
     assert done.is_bad_input
-    assert "run 'python -m feature_store load' first" in done.err
+    assert "run 'tidemark load' first" in done.err
 
 
 @pytest.mark.parametrize(

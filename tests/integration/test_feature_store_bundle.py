@@ -103,7 +103,7 @@ def test_a_damaged_bundle_is_refused_by_the_name_of_what_is_wrong(registry: Path
 
 @pytest.mark.parametrize("version", ["current", "20200101T000000-00000000"])
 def test_a_missing_bundle_is_refused_with_the_mend(tmp_path: Path, version: str) -> None:
-    with pytest.raises(BundleError, match=r"no bundle at .*: run 'python -m training fit CONFIG --registry .*' first"):
+    with pytest.raises(BundleError, match=r"no bundle at .*: run 'tidemark fit CONFIG --registry .*' first"):
         bundle.read(tmp_path, version)
 
 

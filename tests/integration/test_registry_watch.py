@@ -144,7 +144,7 @@ def test_states_of_other_features_are_waited_for(worker: Worker) -> None:
         await watch.look()
         await watch.look()
         assert (serving(watch), watch.counts["refused"]) == (before, 1)
-        assert "load its states first: python -m feature_store load" in watch.refused[other].reason
+        assert "load its states first: tidemark load" in watch.refused[other].reason
         worker.ready.add(bundle.read_manifest(worker.registry / other).fingerprint)
         worker.away = True
         await watch.look()

@@ -47,7 +47,7 @@ def stop_on_fatal(findings: Sequence[Finding]) -> None:
     """Raise an InputError with the first fatal finding, if there is one."""
     fatal = [finding for finding in findings if finding.severity == "fatal"]
     if fatal:
-        more = f" (and {len(fatal) - 1} more: python -m training audit shows them)" if len(fatal) > 1 else ""
+        more = f" (and {len(fatal) - 1} more: 'tidemark audit' shows them)" if len(fatal) > 1 else ""
         raise InputError(": ".join(_texts(fatal[0])) + more)
 
 

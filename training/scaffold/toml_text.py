@@ -57,7 +57,7 @@ def source(name: str, queries: Mapping[str, str], paths: Mapping[str, str], rest
 
 def heading(found: Sequence[str], unsure: Sequence[str]) -> str:
     """The comment that a proposed config begins with."""
-    return comments(["Proposed by python -m training init.", *found, *(f"UNSURE: {line}" for line in unsure)])
+    return comments(["Proposed by tidemark init.", *found, *(f"UNSURE: {line}" for line in unsure)])
 
 
 def comments(lines: Sequence[str]) -> str:

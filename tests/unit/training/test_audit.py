@@ -362,7 +362,7 @@ def test_a_fatal_finding_stops_in_the_words_of_the_audit_and_others_do_not() -> 
     stop_on_fatal([warning])
     with pytest.raises(InputError, match=r"^events: a hole: fill it$"):
         stop_on_fatal([warning, fatal])
-    with pytest.raises(InputError, match=r"^events: a hole: fill it \(and 1 more: python -m training audit shows"):
+    with pytest.raises(InputError, match=r"^events: a hole: fill it \(and 1 more: 'tidemark audit' shows"):
         stop_on_fatal([fatal, fatal])
     assert (is_fatal([warning]), is_fatal([warning, fatal])) == (False, True)
 
