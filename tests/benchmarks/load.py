@@ -21,9 +21,9 @@ from tests.benchmarks.setting import (
     tidemark_server,
     unary_requests,
 )
-from tidemark.load.arrivals import times
 from tidemark.load.plan import Plan, Target
-from tidemark.load.processes import Crew
+from tidemark.load.sending.arrivals import times
+from tidemark.load.sending.processes import Crew
 
 RATE: Final = 1000.0
 SECONDS: Final = 2.0

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tidemark.load import report
 from tidemark.load.outcomes import NO_ANSWER, NO_CONNECTION, OK, Outcome
 from tidemark.load.plan import Plan, Target
 from tidemark.load.rate_search import Found
+from tidemark.load.reporting import report
+from tidemark.load.reporting.terminal import verdict
 from tidemark.load.results import Result, Tally
-from tidemark.load.sender import Rows
-from tidemark.load.terminal import verdict
+from tidemark.load.sending.sender import Rows
 
 PHONE, DESK = 360, 1200
 LOOKS = {

@@ -12,7 +12,6 @@ import click
 from rich.console import Console
 
 from feature_store.errors import InputError
-from tidemark.load import report
 from tidemark.load.ids import from_file
 from tidemark.load.plan import (
     MAX_BATCH,
@@ -27,10 +26,11 @@ from tidemark.load.plan import (
     Plan,
     find_target,
 )
-from tidemark.load.processes import Crew
 from tidemark.load.rate_search import Found, search
+from tidemark.load.reporting import report
+from tidemark.load.reporting.terminal import begun, progress, show, step_line, verdict
 from tidemark.load.results import Result
-from tidemark.load.terminal import begun, progress, show, step_line, verdict
+from tidemark.load.sending.processes import Crew
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 OUTPUT = click.Path(path_type=Path, dir_okay=False, writable=True)

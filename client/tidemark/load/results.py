@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tidemark.load.outcomes import Kind, Outcome
 from tidemark.load.plan import MAX_DEADLINE_MS, Plan
-from tidemark.load.sender import Rows
+from tidemark.load.sending.sender import Rows
 
 MOST_US: Final = int(2 * MAX_DEADLINE_MS * 1e3)
 DIGITS: Final = 3

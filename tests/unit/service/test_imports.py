@@ -65,7 +65,7 @@ def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
     assert not found & {"redis", "onnxruntime", "training", "sklearn", "onnx", "duckdb", "matplotlib", "locust"}
     assert "hdrh" not in output_of(IMPORTED.format(module="service.app.server"))
     # Each process that sends waits for what it imports.
-    assert not output_of(IMPORTED.format(module="tidemark.load.sender")) & {
+    assert not output_of(IMPORTED.format(module="tidemark.load.sending.sender")) & {
         "rich",
         "jinja2",
         "redis",
@@ -76,7 +76,7 @@ def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
 @pytest.mark.parametrize(
     ("library", "only"),
     [
-        ("zttp", ["transport/lean/http2.py", "load/connection.py"]),
+        ("zttp", ["transport/lean/http2.py", "load/sending/connection.py"]),
         ("redis", ["online/transport/clients.py", "online/transport/connections.py"]),
         ("hiredis", ["online/transport/connections.py"]),
         ("onnxruntime", ["bundles/onnx_session.py"]),

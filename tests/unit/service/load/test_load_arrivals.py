@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tidemark.load.arrivals import Ids, times
 from tidemark.load.plan import Arrivals
+from tidemark.load.sending.arrivals import Ids, times
 
 
 def all_times(arrivals: Arrivals, rate: float, start: float, stop: float, seed: int = 1) -> NDArray[np.float64]:

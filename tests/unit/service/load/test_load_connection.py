@@ -11,8 +11,8 @@ from google.protobuf import any_pb2
 from tidemark.rpc import error_details_pb2, status_pb2
 
 from service.transport.lean.http2 import Http2
-from tidemark.load.connection import Call, Line
 from tidemark.load.outcomes import CONNECTION_LOST, NO_MESSAGE, STREAM_RESET, Kind, Outcome, of_headers
+from tidemark.load.sending.connection import Call, Line
 
 HEAD = [(b"content-type", b"application/grpc")]
 MESSAGE = b"\0\0\0\0\3abc"

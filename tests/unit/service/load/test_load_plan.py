@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from feature_store.errors import InputError
-from tidemark.load.connection_pool import headers_of
 from tidemark.load.ids import from_file
 from tidemark.load.plan import MAX_CALLS, MAX_RATE, Access, Plan, Target, find_target
+from tidemark.load.sending.connection_pool import headers_of
 
 HERE = Target("127.0.0.1", 50051, "127.0.0.1", remote=False)
 PLAN = Plan(HERE)

@@ -13,13 +13,13 @@ from hdrh.histogram import HdrHistogram
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemark.load import report
 from tidemark.load.outcomes import NO_ANSWER, NO_CONNECTION, OK, Kind, Outcome
 from tidemark.load.plan import Plan, Target
 from tidemark.load.rate_search import Found
+from tidemark.load.reporting import report
+from tidemark.load.reporting.terminal import verdict
 from tidemark.load.results import Result, Tally
-from tidemark.load.sender import Rows
-from tidemark.load.terminal import verdict
+from tidemark.load.sending.sender import Rows
 
 TARGET = Target("127.0.0.1", 50051, "127.0.0.1", remote=False)
 PLAN = Plan(TARGET, duration_s=4.0, p99_ms=10.0)

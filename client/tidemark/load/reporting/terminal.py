@@ -13,9 +13,9 @@ from rich.table import Table
 
 from tidemark.load.outcomes import Kind
 from tidemark.load.plan import Plan
-from tidemark.load.processes import Seen
 from tidemark.load.rate_search import Found
 from tidemark.load.results import HELD, LATE_SHARE, Result, Tally, percentiles
+from tidemark.load.sending.processes import Seen
 
 REFRESH: Final = 4
 SHOWN: Final = (50.0, 90.0, 99.0, 99.9, 100.0)

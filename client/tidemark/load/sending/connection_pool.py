@@ -8,9 +8,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Final
 
-from tidemark.load.connection import Call, Ended, Header, Line
 from tidemark.load.outcomes import NO_CONNECTION
 from tidemark.load.plan import Plan
+from tidemark.load.sending.connection import Call, Ended, Header, Line
 
 UNARY: Final = b"/tidemark.v1.ScoringService/ScoreCustomer"
 BATCH: Final = b"/tidemark.v1.ScoringService/BatchScoreCustomers"

@@ -17,12 +17,12 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 
 from feature_store.errors import InputError
-from tidemark.load.charts import Chart, draw
 from tidemark.load.outcomes import Kind, Outcome
 from tidemark.load.plan import Plan
 from tidemark.load.rate_search import Found
+from tidemark.load.reporting.charts import Chart, draw
+from tidemark.load.reporting.terminal import milliseconds, name_of
 from tidemark.load.results import Result
-from tidemark.load.terminal import milliseconds, name_of
 
 FORMAT: Final = 1
 CURVE_NAMES: Final = (50.0, 90.0, 99.0, 99.9, 99.99)
@@ -144,7 +144,7 @@ def _counts(outcomes: dict[Outcome, int]) -> list[dict[str, Any]]:
 
 def as_html(report: Report) -> str:
     """One page without scripts."""
-    here = files("tidemark.load")
+    here = files("tidemark.load.reporting")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string((here / "report.html.j2").read_text(encoding="utf-8")).render(
         style=(here / "report.css").read_text(encoding="utf-8"),

@@ -15,7 +15,7 @@ from typing import Final, Self
 from feature_store.errors import InputError
 from tidemark.load.plan import Plan
 from tidemark.load.results import Result, Tally
-from tidemark.load.sender import OVERTIME_S, READY, STOP, STOP_S, Rows, Step, work
+from tidemark.load.sending.sender import OVERTIME_S, READY, STOP, STOP_S, Rows, Step, work
 
 START_S: Final = 60.0
 SOON_S: Final = 0.2

@@ -25,11 +25,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tidemark.v1 import scoring_pb2
 
-from tidemark.load.arrivals import BLOCK, Ids, times
-from tidemark.load.connection import PREFIX, Call
-from tidemark.load.connection_pool import Lines
 from tidemark.load.outcomes import NO_ANSWER, NO_MESSAGE, OK, Outcome, of_status
 from tidemark.load.plan import Plan
+from tidemark.load.sending.arrivals import BLOCK, Ids, times
+from tidemark.load.sending.connection import PREFIX, Call
+from tidemark.load.sending.connection_pool import Lines
 
 READY: Final = "ready"
 STOP: Final = "stop"

@@ -1,0 +1,1 @@
+"""The processes that send calls at their times and note how each ended."""
