@@ -1,8 +1,8 @@
 """HTTP/2 for the lean front, without I/O: bytes in, requests as far as they have come, replies out.
 
-It alone imports zttp, beside a load test's client (``tidemark.load.sending.connection``). zttp parses, keeps the windows and
-refuses what the standard forbids. Here stands what it leaves to others: how much one peer may hold in memory, how many
-frames that ask for nothing it may send, and when it should come on a new connection.
+It alone imports zttp, beside the load generator's client (``tidemark.load.sending.connection``). zttp parses, keeps the
+windows and refuses what the standard forbids. Here stands what it leaves to others: how much one peer may hold in
+memory, how many frames that ask for nothing it may send, and when it should come on a new connection.
 """
 
 from __future__ import annotations
