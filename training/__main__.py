@@ -1,4 +1,4 @@
-"""``python -m training``: fit a bundle from a config, show what it is worth, and compare it with another one."""
+"""The command line ``python -m training``."""
 
 from __future__ import annotations
 
@@ -23,32 +23,34 @@ from training.models.export import ParityError
 from training.report.console import print_summary
 
 PIPED_WIDTH = 160
-"""Columns of a table that goes to a file or a pipe, where nobody has said how wide it may be."""
+"""Width in characters of a table that is written to a file or a pipe."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Train churn, propensity and thresholds offline, and export them as one bundle."""
+    """Train models of churn, propensity and spend, and publish them as bundles."""
 
 
 @cli.command()
 @click.argument("config")
-@click.option("--registry", required=True, type=click.Path(path_type=Path), help="Folder that takes the bundle.")
+@click.option(
+    "--registry", required=True, type=click.Path(path_type=Path), help="Folder in which bundles are published."
+)
 @click.option(
     "--activate/--no-activate",
     default=True,
     show_default=True,
-    help="Have servers go over to it; else it waits for ActivateModel or SetRollout.",
+    help="Make it the current bundle, which servers load; otherwise activate it later (ActivateModel, SetRollout).",
 )
 def fit(config: str, registry: Path, *, activate: bool) -> None:
-    """Fit the models of CONFIG, check them on later data, and publish REGISTRY/<version>/.
+    """Fit the models of CONFIG, evaluate them on later data, and publish the bundle REGISTRY/<version>/.
 
-    CONFIG is a TOML file or the name of a built-in one. The bundle is written whole or not at all, and
-    REGISTRY/current points at it afterwards, unless it is not to be activated.
+    CONFIG is a TOML file or the name of a built-in config. The bundle is written completely or not at all. Unless
+    --no-activate is given, REGISTRY/current points to it afterwards.
     """
     settings = load_config(TrainingConfig, config)
     if registry.exists() and not registry.is_dir():
-        raise InputError(f"--registry {registry} is a file: name a folder")
+        raise InputError(f"--registry {registry} is a file: give a folder")
     console = Console()
     with _progress(console) as progress:
         reading = progress.add_task("reading the source", total=1)
@@ -69,11 +71,11 @@ def fit(config: str, registry: Path, *, activate: bool) -> None:
 
 @cli.command()
 @click.argument("config")
-@click.option("--json", "file", type=click.Path(path_type=Path), help="File that takes the findings as JSON.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Also write the findings to this file as JSON.")
 def audit(config: str, file: Path | None) -> int:
-    """Look for trouble in the data of CONFIG: a table of findings, each with its fix.
+    """Check the data of CONFIG and print the findings, each with its fix.
 
-    Exit code 1 where something is fatal, so that nothing could be fitted, else 0.
+    The exit code is 1 if a finding is fatal, so that no model can be fitted, otherwise 0.
     """
     from training.audit.findings import audit as audit_source  # noqa: PLC0415 - other commands start without it
     from training.audit.findings import is_fatal, print_findings  # noqa: PLC0415
@@ -88,12 +90,14 @@ def audit(config: str, file: Path | None) -> int:
 
 
 @cli.command()
-@click.option("--events", metavar="FILE_OR_SQL", help="Table of events: CSV, Parquet, JSON, or a SELECT.")
-@click.option("--attributes", metavar="FILE_OR_SQL", help="With --events: a table with one row per customer.")
-@click.option("--snapshot", metavar="FILE_OR_SQL", help="Instead of events: one row per customer, with a label.")
-@click.option("--label", metavar="COLUMN", help="With --snapshot: the column with the label.")
-@click.option("--output", type=click.Path(path_type=Path), help="File that takes the config, instead of stdout.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--events", metavar="FILE_OR_SQL", help="Table of events: a CSV, Parquet or JSON file, or a SELECT.")
+@click.option("--attributes", metavar="FILE_OR_SQL", help="With --events: table with one row per customer.")
+@click.option(
+    "--snapshot", metavar="FILE_OR_SQL", help="Instead of --events: table with one row per customer, and a label."
+)
+@click.option("--label", metavar="COLUMN", help="With --snapshot: the column of the label.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the config to this file instead of stdout.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(
     events: str | None,
     attributes: str | None,
@@ -102,37 +106,41 @@ def init(
     output: Path | None,
     force: bool,
 ) -> None:
-    """Propose a config for a shop's tables: what each column is, what churn may mean, and horizons that fit.
+    """Generate a config for a shop's tables: roles of the columns, the event that defines churn, and horizons.
 
-    Whatever is a guess is said in comments and on stderr; figures of economics are placeholders for you to replace.
+    Guesses are marked in comments and on stderr. The economics are placeholders: please replace them.
     """
-    from training.scaffold.events import propose_events  # noqa: PLC0415 - other commands start without it
-    from training.scaffold.snapshot import propose_snapshot  # noqa: PLC0415
+    from training.scaffold.events import scaffold_events  # noqa: PLC0415 - other commands start without it
+    from training.scaffold.snapshot import scaffold_snapshot  # noqa: PLC0415
 
     if output is not None and output.exists() and not force:
         raise InputError(f"{output} already exists: name another file, or use --force")
     base = Path() if output is None else output.parent
     if events is not None and snapshot is None and label is None:
-        proposal = propose_events(events, attributes, base)
+        scaffold = scaffold_events(events, attributes, base)
     elif snapshot is not None and events is None and attributes is None:
-        proposal = propose_snapshot(snapshot, label, base)
+        scaffold = scaffold_snapshot(snapshot, label, base)
     else:
-        raise InputError("give --events (with --attributes, if there are any) or --snapshot (with --label, if need be)")
+        raise InputError("give either --events (optionally with --attributes) or --snapshot (optionally with --label)")
     if output is None:
-        print(proposal.text, end="")
+        print(scaffold.text, end="")
     elif force:
-        write_output(output, proposal.text)
+        write_output(output, scaffold.text)
     else:
-        write_output(output, proposal.text, overwrite=False)
-    for line in (*proposal.found, *(f"unsure: {line}" for line in proposal.unsure)):
+        write_output(output, scaffold.text, overwrite=False)
+    for line in (*scaffold.facts, *(f"unsure: {line}" for line in scaffold.unsure)):
         print(line, file=sys.stderr)
 
 
 @cli.command()
 @click.argument("folder", metavar="DIR/VERSION", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="File to write in place of DIR/VERSION/report.html.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write the report to this file instead of DIR/VERSION/report.html.",
+)
 def report(folder: Path, output: Path | None) -> None:
-    """Draw what a fit found out: one HTML file, to be opened anywhere."""
+    """Write the report of a bundle: one HTML file that needs no network."""
     from training.report import write_report  # noqa: PLC0415  # matplotlib is slow to import
 
     print(write_report(folder, output))
@@ -141,19 +149,22 @@ def report(folder: Path, output: Path | None) -> None:
 @cli.command()
 @click.argument("first", metavar="DIR/A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="DIR/B", type=click.Path(path_type=Path))
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File that takes all figures.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write all figures to this file as JSON."
+)
 def compare(first: Path, second: Path, json_file: Path | None) -> None:
-    """Say whether bundle B predicts better than bundle A, on the test rows that both have.
+    """Test whether bundle B predicts better than bundle A, on the test rows that both have.
 
-    Decided on log loss, by resampled customers. The exit code is 0 whatever the verdict.
+    The verdict rests on the difference in log loss and its 95 % interval from resampled customers. The exit code is 0
+    whatever the verdict.
     """
     from training.evaluation.compare import compare as compare_bundles  # noqa: PLC0415  # as above
     from training.evaluation.compare import print_comparison  # noqa: PLC0415
 
-    found = compare_bundles(first, second)
+    comparison = compare_bundles(first, second)
     if json_file:
-        write_output(json_file, json.dumps(found.as_json(), indent=2) + "\n")
-    print_comparison(Console(), found)
+        write_output(json_file, json.dumps(comparison.as_json(), indent=2) + "\n")
+    print_comparison(Console(), comparison)
 
 
 def _progress(console: Console) -> Progress:

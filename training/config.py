@@ -1,4 +1,4 @@
-"""What a config says about training: labels, evaluation in time and economics, beside source and features."""
+"""The sections of a config that concern training: labels, economics, evaluation and treatment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class _Section(BaseModel):
 
 
 class Churn(_Section):
-    """``[churn]``: no event of the type within the horizon, among customers who had one in the active days."""
+    """``[churn]``: a customer churns who has no event of the type within the horizon.
+
+    Only customers with such an event in the ``active_days`` before are considered.
+    """
 
     event: str = "purchase"
     horizon_days: Days = 28
@@ -29,7 +32,7 @@ class Churn(_Section):
 
 
 class Propensity(_Section):
-    """``[propensity]``: at least one event of the type within the horizon, among the same customers."""
+    """``[propensity]``: at least one event of the type within the horizon, for the same customers as churn."""
 
     event: str = "purchase"
     horizon_days: Days = 7
@@ -38,7 +41,12 @@ class Propensity(_Section):
 class Offer(_Section):
     """``[economics.churn]`` and ``[economics.propensity]``: costs and effects of acting on an alert.
 
-    ``budget_share`` is the share of customers that may be alerted; from it training finds the price of the budget.
+    Attributes:
+        contact_cost: Cost of contacting one customer.
+        offer_cost: Cost of the offer if the customer takes it.
+        success_rate: Share of the targeted customers (churners; buyers) whom the offer wins.
+        redemption_rate: Share of the other customers who redeem the offer as well.
+        budget_share: Share of customers that may be alerted; training derives the price of the budget from it.
     """
 
     contact_cost: Amount
@@ -49,13 +57,13 @@ class Offer(_Section):
 
 
 NEVER: Final = Offer(contact_cost=0, offer_cost=0, success_rate=0, redemption_rate=0, budget_share=1)
-"""An offer that wins nobody, so that every threshold is 1."""
+"""An offer that never succeeds, so that every threshold is 1 (never)."""
 
 
 class Economics(_Section):
-    """``[economics]``: what a customer is worth, and what it costs to act.
+    """``[economics]``: the value of a customer, and the costs of acting.
 
-    ``value``: what every customer spends over the horizon, for a snapshot that has no column for it.
+    ``value``: spend of every customer over the horizon, for a snapshot without a column for it.
     """
 
     event: str = "purchase"
@@ -72,19 +80,19 @@ class Economics(_Section):
         return {"churn": self.churn, "propensity": self.propensity}[name]
 
     def figures(self, budget_price: Mapping[str, float]) -> dict[str, float]:
-        """The graph's economics by column name, with the prices of the budgets (lambda) found in training."""
-        found = {"margin": self.margin}
+        """The graph's economics by column name, with the price of each offer's budget as found in training."""
+        figures = {"margin": self.margin}
         for name in OFFERS:
             offer = self.offer(name).model_dump(exclude={"budget_share"})
             offer["budget_price"] = budget_price.get(name, 0.0)
-            found |= {f"{name}.{figure}": value for figure, value in offer.items()}
-        return found
+            figures |= {f"{name}.{figure}": value for figure, value in offer.items()}
+        return figures
 
 
 class Overdue(_Section):
-    """``[[overdue]]``: how long a customer has been away, in units of the customer's own usual interval.
+    """``[[overdue]]``: time since a customer's last event, in units of the usual interval of that customer.
 
-    The days since ``latest`` times the events per day that the decayed count ``rate`` stands for.
+    It is the number of days since ``latest``, multiplied by the events per day that the decayed count ``rate`` implies.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
@@ -93,7 +101,7 @@ class Overdue(_Section):
 
 
 def check_overdue(lines: Sequence[Overdue], features: Sequence[Feature]) -> None:
-    """ValueError where a line names no feature of the right kind."""
+    """ValueError if a line names no feature of the right kind."""
     kinds = {feature.name: feature.aggregate for feature in features}
     for line in lines:
         for key, kind in (("latest", "latest"), ("rate", "count")):
@@ -102,10 +110,20 @@ def check_overdue(lines: Sequence[Overdue], features: Sequence[Feature]) -> None
 
 
 class Evaluation(_Section):
-    """``[evaluation]``: the cut-offs, counted back from the end of the data, and how much is made of them.
+    """``[evaluation]``: cut-offs, counted back from the end of the data, and sizes of samples.
 
-    ``folds``: blocks of later cut-offs by which models and features are chosen. ``most_rows`` to learn from and
-    ``selection_rows`` to choose by: where there are more, customers are drawn by lot.
+    Attributes:
+        step_days: Distance between training cut-offs.
+        test_cutoffs: Number of cut-offs for the test, the latest ones.
+        calibration_cutoffs: Number of cut-offs before the test for calibrating probabilities.
+        least_cutoffs: Minimum number of training cut-offs.
+        most_cutoffs: Maximum number of training cut-offs.
+        warm_up_days: Days at the beginning of the history without cut-offs.
+        folds: Number of cross-validation folds in time, for choosing models and features.
+        most_rows: Maximum number of rows for fitting; above it, customers are sampled at random.
+        selection_rows: The same for selecting models and features.
+        bootstrap: Number of bootstrap resamples.
+        seed: Of all random numbers.
     """
 
     step_days: Days = 14
@@ -122,11 +140,15 @@ class Evaluation(_Section):
 
 
 class Treatment(_Section):
-    """``[treatment]``: an offer that was made at random, from which its effect is measured instead of assumed.
+    """``[treatment]``: a randomised offer, from which the effect is measured instead of assumed.
 
-    ``column`` is 1 where the offer was made and 0 where not; ``probability`` is the chance with which it was made, a
-    number or the name of a column; ``outcome`` is the column that the offer is to raise. All in the snapshot's table or
-    in ``source.attributes``.
+    All columns are in the snapshot's table or in ``source.attributes``.
+
+    Attributes:
+        column: The column that is 1 if the offer was made, otherwise 0.
+        probability: The probability with which it was made: a number, or a column.
+        outcome: The column that the offer is meant to raise.
+        cost: Cost of one offer.
     """
 
     column: Annotated[str, Field(min_length=1)]
@@ -136,7 +158,7 @@ class Treatment(_Section):
 
 
 class TrainingConfig(FeatureConfig):
-    """A whole config file."""
+    """A complete config file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -149,7 +171,7 @@ class TrainingConfig(FeatureConfig):
 
     @property
     def labels(self) -> dict[str, str]:
-        """What each target means, in words."""
+        """The definition of each target, as text."""
         if self.snapshot is not None:
             return {self.snapshot.target: f"column {self.snapshot.label}"}
         churn, propensity, spend = self.churn, self.propensity, self.economics
@@ -163,7 +185,7 @@ class TrainingConfig(FeatureConfig):
     @model_validator(mode="before")
     @classmethod
     def _other_offer(cls, data: Any) -> Any:
-        """A snapshot has a label for one offer: the other one is never made."""
+        """A snapshot has a label for one offer only: disable the other one."""
         snapshot = data.get("snapshot") if isinstance(data, dict) else None
         if not isinstance(snapshot, dict) or not isinstance(data.get("economics"), dict):
             return data
@@ -172,7 +194,7 @@ class TrainingConfig(FeatureConfig):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.candidates is None:  # with candidates, what there is to name is known when the source is read
+        if self.candidates is None:  # with candidates, the features are known only once the source is read
             check_overdue(self.overdue, self.feature)
         return self
 
@@ -180,7 +202,8 @@ class TrainingConfig(FeatureConfig):
     def _worth(self) -> Self:
         if self.snapshot is not None and (self.snapshot.value is None) == (self.economics.value is None):
             raise ValueError(
-                "snapshot.value: name the column with what a customer is worth, or give economics.value for all"
+                "snapshot.value: name the column with the value of a customer, or give economics.value for all "
+                "customers"
             )
         return self
 

@@ -1,1 +1,1 @@
-"""Scaffold: ``training init`` proposes a config from a file or a query."""
+"""Scaffold: ``training init`` generates a config from a file or a query."""

@@ -1,4 +1,4 @@
-"""Horizons and cut-offs that fit how often customers come back, and how much history there is."""
+"""Horizons and cut-offs proposed from the purchase cadence of the customers and the length of the history."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from training.config import TrainingConfig
 from training.data.cutoffs import lay_out
 
 HORIZONS_DAYS: Final = (182.0, 112.0, 84.0, 56.0, 28.0, 14.0, 7.0, 3.0, 1.0)
-"""Whole weeks, because each then holds the same days of the week."""
+"""Mostly whole weeks, so that every horizon has each day of the week equally often."""
 
 PATIENCE: Final = 2.0
-"""Who has been away for twice the usual time between purchases is late, and not just between two of them."""
+"""Churn horizon as a multiple of the usual time between purchases: after twice that time a customer is overdue."""
 
 STEPS_DAYS: Final = (14.0, 7.0, 3.0, 1.0)
 
 HALF_LIVES: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Half-lives around the churn horizon: what is new, what is usual, and what was long ago."""
+"""Half-lives as multiples of the churn horizon, for recent, usual and old behaviour."""
 
-LEAST_REPEATERS: Final = 0.2
-"""Where fewer customers buy a second time, not buying again says little about who has left."""
+MIN_REPEATERS: Final = 0.2
+"""Minimum share of customers with a repeat purchase; below it, not buying again says little about churn."""
 
 
 @dataclass(frozen=True)
-class Rhythm:
-    """A type of event: customers, those with it on two days and more, and the median of their median gaps in days."""
+class Cadence:
+    """How often customers repeat an event (the distribution of inter-purchase times, by its median).
+
+    Attributes:
+        event: The event type.
+        customers: Customers with at least one such event.
+        repeaters: Those with events on at least two days.
+        gap_days: Median over the repeaters of the median gap between days with an event; None without repeaters.
+            Customers with a single event are left out, so gaps are underestimated (they are censored).
+    """
 
     event: str
     customers: int
@@ -38,13 +46,13 @@ class Rhythm:
 
     @property
     def is_habit(self) -> bool:
-        """Whether enough customers do it again."""
-        return self.gap_days is not None and self.repeaters >= LEAST_REPEATERS * self.customers
+        """Whether enough customers repeat the event."""
+        return self.gap_days is not None and self.repeaters >= MIN_REPEATERS * self.customers
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Days of a config. short: why the history is too short, empty where it is not."""
+class HorizonProposal:
+    """Proposed horizons, all in days; ``short`` says why the history is too short, empty if it is long enough."""
 
     churn: float
     active: float
@@ -55,7 +63,7 @@ class Plan:
     short: str = ""
 
     def sections(self) -> dict[str, dict[str, float]]:
-        """The plan as sections of a config."""
+        """The proposal as sections of a config."""
         return {
             "churn": {"horizon_days": self.churn, "active_days": self.active},
             "propensity": {"horizon_days": self.propensity},
@@ -64,8 +72,8 @@ class Plan:
         }
 
 
-def measure(connection: duckdb.DuckDBPyConnection, event: str) -> Rhythm:
-    """How often customers of the view ``events`` come back with an event of a type."""
+def measure(connection: duckdb.DuckDBPyConnection, event: str) -> Cadence:
+    """Measure the cadence of an event type in the view ``events``."""
     customers, repeaters, gap = connection.execute(
         """WITH days AS (SELECT DISTINCT customer_id, floor(t / 86400) AS day FROM events WHERE event_type = $event),
             gaps AS (SELECT customer_id, day - lag(day) OVER (PARTITION BY customer_id ORDER BY day) AS gap FROM days),
@@ -73,28 +81,35 @@ def measure(connection: duckdb.DuckDBPyConnection, event: str) -> Rhythm:
             SELECT count(*), count(gap), median(gap) FROM usual""",
         {"event": event},
     ).fetchall()[0]
-    return Rhythm(event, customers, repeaters, gap)
+    return Cadence(event, customers, repeaters, gap)
 
 
-def plan(config: dict[str, Any], rhythm: Rhythm, start: float, end: float) -> Plan:
-    """The longest horizons up to the rhythm's that leave enough cut-offs between ``start`` and ``end``.
+def propose_horizons(config: dict[str, Any], cadence: Cadence, start: float, end: float) -> HorizonProposal:
+    """Propose the longest horizons that fit the cadence and leave enough cut-offs.
 
-    ``config`` is a whole config but for the days.
+    Args:
+        config: A complete config except for the horizons.
+        cadence: Of the event that defines churn.
+        start: First second of the history, unix time.
+        end: Last second of the history.
+
+    Returns:
+        The proposal; its ``short`` is set if even the shortest horizons do not fit.
     """
     problem = ""
-    for tried in _plans(rhythm.gap_days or HORIZONS_DAYS[4] / PATIENCE, (end - start) / 86_400):
-        merged = {name: {**config.get(name, {}), **section} for name, section in tried.sections().items()}
+    for proposal in _proposals(cadence.gap_days or HORIZONS_DAYS[4] / PATIENCE, (end - start) / 86_400):
+        merged = {name: {**config.get(name, {}), **section} for name, section in proposal.sections().items()}
         try:
             lay_out(TrainingConfig.model_validate({**config, **merged}), start, end)
         except InputError as error:
             problem = str(error)
         else:
-            return tried
-    return replace(tried, short=problem)
+            return proposal
+    return replace(proposal, short=problem)
 
 
-def _plans(gap: float, history: float) -> Iterator[Plan]:
-    """Plans to try, the best first."""
+def _proposals(gap: float, history: float) -> Iterator[HorizonProposal]:
+    """Proposals to try, the best first."""
     ideal = min((days for days in HORIZONS_DAYS if days >= PATIENCE * gap), default=HORIZONS_DAYS[0])
     for horizon in (days for days in HORIZONS_DAYS if days <= ideal):
         soon = max((days for days in HORIZONS_DAYS if days <= min(gap, horizon)), default=HORIZONS_DAYS[-1])
@@ -102,4 +117,4 @@ def _plans(gap: float, history: float) -> Iterator[Plan]:
         half_lives = tuple(sorted(days for days in lives if 0 < days <= max(history / 2, 1.0))) or (1.0,)
         for step in (days for days in STEPS_DAYS if days <= horizon):
             for warm_up in (2 * horizon, horizon):
-                yield Plan(horizon, 2 * horizon, soon, step, warm_up, half_lives)
+                yield HorizonProposal(horizon, 2 * horizon, soon, step, warm_up, half_lives)

@@ -1,4 +1,4 @@
-"""How a column is turned into times or numbers, whatever form they are written in."""
+"""Recognising how times and numbers are written in a column, and the SQL that reads them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from feature_store.offline.source import NUMERIC
 from feature_store.sql import identifier
 
 READ_SHARE: Final = 0.99
-"""A column is in a form if all but a few of its values are: those few are left out as missing."""
+"""Minimum share of values that must match a format; the others become missing."""
 
 DAY_FIRST: Final = ("%d{0}%m{0}%y", "%d{0}%m{0}%Y")
 MONTH_FIRST: Final = ("%m{0}%d{0}%y", "%m{0}%d{0}%Y")
-"""Years of two digits first: four are not read as two, while two may be read as four."""
+"""Two-digit years first: DuckDB does not read four digits as two, but may read two digits as four."""
 
 CLOCKS: Final = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 
@@ -32,44 +32,44 @@ NUMBERS: Final = (
     ("unix microseconds", 315_532_800e6, 4_102_444_800e6, "to_timestamp({0}::DOUBLE / 1e6)"),
     ("unix nanoseconds", 315_532_800e9, 4_102_444_800e9, "to_timestamp({0}::DOUBLE / 1e9)"),
 )
-"""Numbers that are times, by the values between which they lie (1980 to 2100), and how they are read."""
+"""Numbers that stand for times: a name, the range from 1980 (dates: 1900) to 2100, and the SQL that reads them."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """SQL that reads a column, in words, and what is unsure about it."""
+class ColumnFormat:
+    """SQL that reads a column, a description of the format, and the guess in it that a person should check."""
 
     sql: str
     words: str
     unsure: str = ""
 
 
-def time_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind: str) -> Form | None:
-    """How a column is read as a TIMESTAMP, None if it is no time."""
+def time_format(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind: str) -> ColumnFormat | None:
+    """The format that reads a column as TIMESTAMP; None if it has no times."""
     column = identifier(name)
     if kind.startswith("TIMESTAMP"):
-        return Form(column, kind)
+        return ColumnFormat(column, kind)
     if kind == "DATE":
-        return Form(f"{column}::TIMESTAMP", "DATE, without a time of day")
+        return ColumnFormat(f"{column}::TIMESTAMP", "DATE, without a time of day")
     text = column if kind == "VARCHAR" else f"{column}::BIGINT::VARCHAR"
     number = f"try_cast({column} AS DOUBLE)" if kind == "VARCHAR" else column
     if (NUMERIC.fullmatch(kind) and kind != "BOOLEAN") or kind == "VARCHAR":
         for words, low, high, sql in NUMBERS:
             inside = f"{number} BETWEEN {low} AND {high}"
-            if "strptime" in sql:  # a calendar's numbers, not just any between two
+            if "strptime" in sql:  # valid dates, not any number in the range
                 inside += f" AND {sql.format(column, text).replace('strptime', 'try_strptime')} IS NOT NULL"
             share = _share(connection, table, column, inside)
             if share >= READ_SHARE:
                 read = sql.format(column, text)
-                return Form(read if share == 1 else f"CASE WHEN {inside} THEN {read} END", words)
+                return ColumnFormat(read if share == 1 else f"CASE WHEN {inside} THEN {read} END", words)
     return _text_time(connection, table, column) if kind == "VARCHAR" else None
 
 
-def number_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind: str) -> Form | None:
-    """How a column is read as a number, None if it is none."""
+def number_format(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind: str) -> ColumnFormat | None:
+    """The format that reads a column as a number; None if it has no numbers."""
     column = identifier(name)
     if NUMERIC.fullmatch(kind):
-        return Form(column, kind)
+        return ColumnFormat(column, kind)
     if kind != "VARCHAR":
         return None
     plain = f"regexp_replace({column}, '[$€£\\s]', '', 'g')"
@@ -85,42 +85,44 @@ def number_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, ki
     ):
         read = f"try_cast({sql} AS DOUBLE)"
         if _share(connection, table, column, f"{read} IS NOT NULL{rule}") >= READ_SHARE:
-            return Form(read, words)
+            return ColumnFormat(read, words)
     return None
 
 
-def _text_time(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> Form | None:
+def _text_time(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> ColumnFormat | None:
     zone = f"regexp_matches({column}, ':\\d\\d(\\.\\d+)?\\s*(Z|UTC|[+-]\\d\\d(:?\\d\\d)?)$')"
     kind = "TIMESTAMPTZ" if _share(connection, table, column, zone) >= READ_SHARE else "TIMESTAMP"
     iso = f"try_cast({column} AS {kind})"
     if _share(connection, table, column, f"{iso} IS NOT NULL") >= READ_SHARE:
-        return Form(iso, "ISO text")
+        return ColumnFormat(iso, "ISO text")
     for separator in ("/", ".", "-"):
-        found = {
+        matching = {
             first: form
             for first, dates in (("day", DAY_FIRST), ("month", MONTH_FIRST))
             if (form := _calendar(connection, table, column, [date.format(separator) for date in dates]))
         }
-        if len(found) == 2:  # noqa: PLR2004 - both ways of writing
-            choice = found["month"] if separator == "/" else found["day"]
-            return Form(choice.sql, choice.words, "day and month may be the other way round")
-        if found:
-            return next(iter(found.values()))
+        if len(matching) == 2:  # noqa: PLR2004 - both orders match
+            choice = matching["month"] if separator == "/" else matching["day"]
+            return ColumnFormat(choice.sql, choice.words, "day and month may be swapped")
+        if matching:
+            return next(iter(matching.values()))
     return None
 
 
-def _calendar(connection: duckdb.DuckDBPyConnection, table: str, column: str, dates: list[str]) -> Form | None:
+def _calendar(connection: duckdb.DuckDBPyConnection, table: str, column: str, dates: list[str]) -> ColumnFormat | None:
     for date in dates:
         formats = [date + clock for clock in CLOCKS]
-        tried = [_share(connection, table, column, f"try_strptime({column}, '{form}') IS NOT NULL") for form in formats]
-        best = max(range(len(formats)), key=tried.__getitem__)
-        if tried[best] >= READ_SHARE:
-            return Form(f"try_strptime({column}, '{formats[best]}')", f"text as {formats[best]}")
+        shares = [
+            _share(connection, table, column, f"try_strptime({column}, '{form}') IS NOT NULL") for form in formats
+        ]
+        best = max(range(len(formats)), key=shares.__getitem__)
+        if shares[best] >= READ_SHARE:
+            return ColumnFormat(f"try_strptime({column}, '{formats[best]}')", f"text as {formats[best]}")
     return None
 
 
 def _share(connection: duckdb.DuckDBPyConnection, table: str, column: str, rule: str) -> float:
-    """Share of the values of a column for which a rule holds; 0 where there is none."""
+    """Share of the values of a column that satisfy a SQL condition; 0 if there are no values."""
     query = f"SELECT count(*) FILTER ({rule}) / count(*) FROM {table} WHERE {column} IS NOT NULL"
     share = connection.execute(query).fetchall()[0][0]
     return float(share or 0.0) if share == share else 0.0  # noqa: PLR0124 - NaN where there is no row

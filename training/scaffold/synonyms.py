@@ -1,4 +1,4 @@
-"""Names that shops usually give to columns and to kinds of events."""
+"""Synonyms: the names that shops usually give to columns and event types."""
 
 from __future__ import annotations
 
@@ -84,19 +84,19 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
     "channel": ("channel", "source", "medium", "platform", "device", "devicetype", "trafficsource", "utmsource"),
     "text": ("text", "comment", "comments", "review", "reviewtext", "feedback", "message", "body"),
 }
-"""Usual names, without case and separators, the most telling first."""
+"""Usual names, without case and separators, the most specific first."""
 
 PARTS: Final[dict[str, frozenset[str]]] = {
     "event_time": frozenset({"time", "timestamp", "date", "ts", "datetime"}),
     "amount": frozenset({"amount", "revenue", "total", "dollar", "dollars", "sales", "price", "spend", "paid"}),
     "duration_s": frozenset({"duration", "dwell"}),
 }
-"""Words of longer names that tell a role as well."""
+"""Words that suggest a role when they are part of a longer name."""
 
 OTHER_NUMBERS: Final = frozenset(
     {"id", "count", "number", "no", "qty", "quantity", "tax", "discount", "shipping", "items"}
 )
-"""Words of names that are no sum of money, whatever else they say."""
+"""Words in names of columns that are not amounts of money, even if another word suggests it."""
 
 QUANTITY: Final = ("quantity", "qty", "units")
 BUYING: Final = (
@@ -132,18 +132,18 @@ def plain(name: str) -> str:
 
 
 def parts(name: str) -> list[str]:
-    """The words of a name, lower case: of ``orderDate`` and ``Order Date`` alike ``order`` and ``date``."""
+    """The words of a name in lower case: both ``orderDate`` and ``Order Date`` give ``order`` and ``date``."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     return [part for part in re.split(r"[^a-z0-9]+", spaced.lower()) if part]
 
 
 def is_named(name: str, words: tuple[str, ...]) -> bool:
-    """Whether a name, or a word of it, is one of some."""
+    """Whether a name, or a word in it, is one of ``words``."""
     return plain(name) in words or any(part in words for part in parts(name))
 
 
 def candidates(role: str, columns: Mapping[str, str], taken: set[str]) -> list[str]:
-    """Columns whose name tells a role, the most telling first."""
+    """Columns whose name suggests a role, the best match first."""
     order = {name: rank for rank, name in enumerate(NAMES[role])}
     ranked = []
     for i, name in enumerate(columns):
@@ -157,15 +157,15 @@ def candidates(role: str, columns: Mapping[str, str], taken: set[str]) -> list[s
 
 
 def selected(sql: str, name: str) -> str:
-    """A column of a SELECT under a new name, written short where it has that name already."""
+    """An item of a SELECT under a name, without AS if it has that name already."""
     return name if sql.strip('"') == name.strip('"') else f"{sql} AS {name}"
 
 
 def snake(name: str, taken: set[str]) -> str:
-    """A name that a feature may have and that is not ``taken``, and takes it."""
+    """A valid feature name made of ``name``, different from those in ``taken``, to which it is added."""
     words = "_".join(parts(name)) or "column"
     words = (words if words[0].isalpha() else f"c_{words}")[:60]
     endings = ("" if i == 1 else f"_{i}" for i in count(1))
-    found = next(words + ending for ending in endings if words + ending not in taken)
-    taken.add(found)
-    return found
+    unique = next(words + ending for ending in endings if words + ending not in taken)
+    taken.add(unique)
+    return unique

@@ -1,4 +1,4 @@
-"""Tables as users have them, a CSV, Parquet or JSON file or a SELECT: each becomes SQL for a config."""
+"""Reading a user's table (a CSV, Parquet or JSON file, or a SELECT) and the SQL for it in a config."""
 
 from __future__ import annotations
 
@@ -21,46 +21,59 @@ READERS: Final = {
     ".jsonl": "read_json",
     ".ndjson": "read_json",
 }
-"""What reads a file, by the end of its name; everything else is CSV, whatever separates its columns."""
+"""DuckDB's reader by file extension; every other file is read as CSV with any delimiter."""
 
 SHEETS: Final = (".xlsx", ".xls", ".ods")
 
 CSV_ATTEMPTS: Final = ("", ", sample_size = -1", ", encoding = 'latin-1'", ", encoding = 'latin-1', sample_size = -1")
-"""Options to try in turn: a look at the first rows, at all of them, and files that are no UTF-8."""
+"""Options to try in turn: types detected from the first rows, from all rows, and the same for files not in UTF-8."""
 
 WHOLE: Final = ("SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 
 
 @dataclass(frozen=True)
-class Given:
-    """A table as given.
+class InputTable:
+    """A user's table that has been read.
 
-    sql: what stands after FROM, as a config says it (folders as ``${name}``); paths: those folders, relative to the
-    config; table: the table of the connection that holds it; columns: their DuckDB types by name.
+    Attributes:
+        sql: What follows FROM in a config, with folders as ``${name}``.
+        paths: Those folders by name, relative to the config.
+        name: The connection's table that holds it.
+        columns: DuckDB types by column name.
     """
 
     sql: str
     paths: dict[str, str]
-    table: str
+    name: str
     columns: dict[str, str]
 
 
-def read_given(connection: duckdb.DuckDBPyConnection, given: str, base: Path, name: str) -> Given:
-    """Read a file or a SELECT into the table ``name``; ``base`` is the folder that the config will be in."""
-    if re.match(r"\s*(SELECT|FROM|WITH)\b", given, re.IGNORECASE):
-        query = given.strip().removesuffix(";")
+def read_table(connection: duckdb.DuckDBPyConnection, source: str, base: Path, name: str) -> InputTable:
+    """Read a table into a DuckDB connection.
+
+    Args:
+        connection: Where the table is created.
+        source: A file, a pattern of file names, or a SELECT.
+        base: The folder that the config will be in.
+        name: Name of the table, and of the folder in the config's paths.
+
+    Raises:
+        InputError: If it is neither a file nor SQL, or cannot be read.
+    """
+    if re.match(r"\s*(SELECT|FROM|WITH)\b", source, re.IGNORECASE):
+        query = source.strip().removesuffix(";")
         _create(connection, f"({query}\n)", name, "the SQL")
-        return Given("(\n" + query.replace("$", "$$") + "\n)", {}, name, _columns(connection, name))
-    path = Path(given)
-    found = sorted(path.parent.glob(path.name)) if not path.exists() and re.search(r"[*?\[]", path.name) else [path]
-    if not found or not found[0].is_file():
-        more = f": it is a folder, name its files, such as '{given}/*.csv'" if path.is_dir() else ""
-        raise InputError(f"'{given}' is neither a file nor SQL that begins with SELECT, FROM or WITH{more}")
+        return InputTable("(\n" + query.replace("$", "$$") + "\n)", {}, name, _columns(connection, name))
+    path = Path(source)
+    files = sorted(path.parent.glob(path.name)) if not path.exists() and re.search(r"[*?\[]", path.name) else [path]
+    if not files or not files[0].is_file():
+        more = f": it is a folder; give its files, such as '{source}/*.csv'" if path.is_dir() else ""
+        raise InputError(f"'{source}' is neither a file nor SQL beginning with SELECT, FROM or WITH{more}")
     return _read_file(connection, path, base, name)
 
 
-def _read_file(connection: duckdb.DuckDBPyConnection, path: Path, base: Path, name: str) -> Given:
-    """Read a file, or all files that a pattern in the name stands for."""
+def _read_file(connection: duckdb.DuckDBPyConnection, path: Path, base: Path, name: str) -> InputTable:
+    """Read a file, or all files that match a pattern."""
     ending = path.suffix.lower()
     if ending in SHEETS:
         raise InputError(f"'{path}' is a spreadsheet: save the sheet as CSV")
@@ -73,24 +86,26 @@ def _read_file(connection: duckdb.DuckDBPyConnection, path: Path, base: Path, na
         call = _csv(connection, absolute, name, path)
     folder, paths = _folder(path, base, name)
     shown = call.replace("$", "$$").replace("{file}", f"{folder}/{escaped(file).replace('$', '$$')}")
-    return Given(shown, paths, name, _columns(connection, name))
+    return InputTable(shown, paths, name, _columns(connection, name))
 
 
 def _folder(path: Path, base: Path, name: str) -> tuple[str, dict[str, str]]:
-    """How the SQL names the folder of a file, and the config's paths for it."""
+    """The folder of a file as the SQL names it, and the config's ``paths`` for it."""
     folder = path.parent.resolve()
-    if re.search(r"['*?\[]", str(folder)):  # a path is put between quotes as it is, so this one has to be written out
+    if re.search(
+        r"['*?\[]", str(folder)
+    ):  # paths are inserted between quotes unescaped, so write this one into the SQL, escaped
         return escaped(_literal_pattern(str(folder))).replace("$", "$$"), {}
     return f"${{{name}}}", {name: Path(os.path.relpath(folder, base.resolve())).as_posix()}
 
 
 def _literal_pattern(text: str) -> str:
-    """A name that DuckDB, which looks for patterns in names, takes as it is."""
+    """A file name with pattern characters escaped, because DuckDB reads file names as patterns."""
     return re.sub(r"([*?\[])", r"[\1]", text)
 
 
 def _csv(connection: duckdb.DuckDBPyConnection, file: str, name: str, path: Path) -> str:
-    """Read a CSV file into a table: the call that did, with ``{file}`` for the file."""
+    """Read a CSV file into a table; returns the SQL call that succeeded, with ``{file}`` for the file."""
     problem = ""
     for options in CSV_ATTEMPTS:
         try:
@@ -113,7 +128,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, file: str, name: str, path: Path
 def _columns_to_read_as_text(
     connection: duckdb.DuckDBPyConnection, file: str, options: str, columns: dict[str, str]
 ) -> list[str]:
-    """Columns of which reading would lose something: leading zeros, and which of two numbers is the month."""
+    """Columns in which type detection loses information: leading zeros, and the order of day and month."""
     numbers = [column for column, kind in columns.items() if kind in WHOLE]
     times = [column for column, kind in columns.items() if kind == "DATE" or kind.startswith("TIMESTAMP")]
     if not numbers and not times:
@@ -126,7 +141,7 @@ def _columns_to_read_as_text(
 
 
 def _blank_separated(connection: duckdb.DuckDBPyConnection, file: str, name: str, header: Sequence[str]) -> str:
-    """Read lines of words between blanks, which DuckDB's CSV reader does not know."""
+    """Read columns separated by runs of blanks, which DuckDB's CSV reader does not support."""
     words = ", ".join(f"word[{i}] AS {identifier(column)}" for i, column in enumerate(header, 1))
     call = f"""(
     SELECT {words}

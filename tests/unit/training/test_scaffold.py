@@ -16,13 +16,13 @@ from feature_store.offline.store import OfflineStore
 from training.config import Economics, TrainingConfig
 from training.data.cutoffs import lay_out
 from training.scaffold import toml_text as toml
-from training.scaffold.cadence import Rhythm, measure, plan
-from training.scaffold.column_roles import Roles, find_roles
-from training.scaffold.events import check, find_kinds, named, propose_events
-from training.scaffold.formats import number_form, time_form
-from training.scaffold.snapshot import propose_snapshot
+from training.scaffold.cadence import Cadence, measure, propose_horizons
+from training.scaffold.column_roles import ColumnRoles, find_roles
+from training.scaffold.events import check, find_event_types, named, scaffold_events
+from training.scaffold.formats import number_format, time_format
+from training.scaffold.snapshot import scaffold_snapshot
 from training.scaffold.synonyms import BUYING, VIEWING, candidates, parts, snake
-from training.scaffold.tables import Given
+from training.scaffold.tables import InputTable
 
 DAY = 86_400
 START = 1_600_000_000.0
@@ -42,10 +42,10 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
         yield opened
 
 
-def given(connection: duckdb.DuckDBPyConnection, query: str) -> Given:
+def given(connection: duckdb.DuckDBPyConnection, query: str) -> InputTable:
     connection.execute(f"CREATE OR REPLACE TABLE given AS {query}")
     columns = {row[0]: row[1] for row in connection.execute("DESCRIBE given").fetchall()}
-    return Given("given", {}, "given", columns)
+    return InputTable("given", {}, "given", columns)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_time_is_read_in_whatever_form_it_is_written(
     connection: duckdb.DuckDBPyConnection, written: str, words: str
 ) -> None:
     table = given(connection, f'SELECT {written} AS "at" UNION ALL SELECT NULL')
-    form = time_form(connection, "given", "at", table.columns["at"])
+    form = time_format(connection, "given", "at", table.columns["at"])
     assert form is not None
     assert (form.words, form.unsure) == (words, "")
     rows = connection.execute(f"SELECT epoch({form.sql}) AS t FROM given ORDER BY t").fetchall()
@@ -86,16 +86,16 @@ def test_a_time_is_read_in_whatever_form_it_is_written(
 @pytest.mark.parametrize("written", ["'hello'", "42", "19971341", "true", "3.5", "NULL::VARCHAR", "'0042'"])
 def test_what_is_no_time_is_not_read_as_one(connection: duckdb.DuckDBPyConnection, written: str) -> None:
     table = given(connection, f"SELECT {written} AS at")
-    assert time_form(connection, "given", "at", table.columns["at"]) is None
+    assert time_format(connection, "given", "at", table.columns["at"]) is None
 
 
 def test_a_day_that_may_be_a_month_is_told_and_one_that_cannot_be_is_not(connection: duckdb.DuckDBPyConnection) -> None:
     given(connection, "SELECT unnest(['03/04/2024', '05/06/2024']) AS at")
-    form = time_form(connection, "given", "at", "VARCHAR")
+    form = time_format(connection, "given", "at", "VARCHAR")
     assert form is not None
-    assert form.unsure == "day and month may be the other way round"
+    assert form.unsure == "day and month may be swapped"
     given(connection, "SELECT unnest(['03/04/2024', '25/06/2024']) AS at")
-    form = time_form(connection, "given", "at", "VARCHAR")
+    form = time_format(connection, "given", "at", "VARCHAR")
     assert form is not None
     assert (form.words, form.unsure) == ("text as %d/%m/%Y", "")
 
@@ -103,7 +103,7 @@ def test_a_day_that_may_be_a_month_is_told_and_one_that_cannot_be_is_not(connect
 def test_a_few_bad_times_are_left_out_and_many_are_no_times(connection: duckdb.DuckDBPyConnection) -> None:
     for bad, readable in ((5, True), (50, False)):
         given(connection, f"SELECT if(i < {bad}, 'unknown', '20240131') AS at FROM range(1000) AS rows(i)")
-        form = time_form(connection, "given", "at", "VARCHAR")
+        form = time_format(connection, "given", "at", "VARCHAR")
         assert (form is not None) is readable
         if form is not None:
             assert connection.execute(f"SELECT count({form.sql}) FROM given").fetchall() == [(995,)]
@@ -117,14 +117,14 @@ def test_a_number_is_read_in_whatever_form_it_is_written(
     connection: duckdb.DuckDBPyConnection, written: str, number: float
 ) -> None:
     table = given(connection, f"SELECT {written} AS price")
-    form = number_form(connection, "given", "price", table.columns["price"])
+    form = number_format(connection, "given", "price", table.columns["price"])
     assert form is not None
     assert connection.execute(f"SELECT {form.sql}::DOUBLE FROM given").fetchall() == [(number,)]
 
 
 def test_a_text_is_no_number(connection: duckdb.DuckDBPyConnection) -> None:
     given(connection, "SELECT 'cheap' AS price")
-    assert number_form(connection, "given", "price", "VARCHAR") is None
+    assert number_format(connection, "given", "price", "VARCHAR") is None
 
 
 SHOP = """SELECT 1 + i % 300 AS {customer}, 1600000000 + i * 600 AS {time},
@@ -164,7 +164,7 @@ def test_columns_of_other_names_are_known_by_what_they_hold_and_that_is_told(
     assert (roles.sql["customer_id"], roles.sql["event_type"]) == ('"a"', '"c"')
     assert roles.sql["event_time"] == 'to_timestamp("b"::DOUBLE)'
     assert len(roles.unsure) == 3
-    assert "customer_id from 'a': its content looks like it, its name does not" in roles.unsure
+    assert "customer_id from 'a': its content looks right, its name does not" in roles.unsure
 
 
 def test_an_id_on_several_rows_is_no_event_id(connection: duckdb.DuckDBPyConnection) -> None:
@@ -181,7 +181,7 @@ def test_a_unit_price_is_multiplied_and_durations_become_seconds(connection: duc
     roles = find_roles(connection, given(connection, f'SELECT *, 2 AS "Quantity", 1500 AS duration_ms FROM ({shop})'))
     assert roles.sql["amount"] == '"Quantity" * "UnitPrice"'
     assert roles.sql["duration_s"] == '"duration_ms" / 1e3'
-    assert any("price of one" in line for line in roles.unsure)
+    assert any("unit price" in line for line in roles.unsure)
 
 
 def test_ids_that_gaps_have_made_fractions_are_whole_again(connection: duckdb.DuckDBPyConnection) -> None:
@@ -200,10 +200,10 @@ def test_one_row_per_customer_points_to_snapshots(connection: duckdb.DuckDBPyCon
 @pytest.mark.parametrize(
     ("query", "told"),
     [
-        ("SELECT 1600000000 + i AS time, 3.5 AS x FROM range(99) t(i)", "no column can be taken as customer_id (there"),
+        ("SELECT 1600000000 + i AS time, 3.5 AS x FROM range(99) t(i)", "no column can be used as customer_id (there"),
         (
             "SELECT i % 9 AS customer_id, 3.5 AS x FROM range(99) t(i)",
-            "no column can be taken as event_time (there",
+            "no column can be used as event_time (there",
         ),
     ],
 )
@@ -217,7 +217,7 @@ def test_without_customers_or_times_there_is_nothing_to_propose(
 
 
 @pytest.mark.parametrize(
-    ("kinds", "purchase", "view"),
+    ("types", "purchase", "view"),
     [
         (["view", "cart", "purchase"], "purchase", "view"),
         (["pv", "fav", "cart", "buy"], "buy", "pv"),
@@ -226,16 +226,16 @@ def test_without_customers_or_times_there_is_nothing_to_propose(
         (["addtocart", "transaction"], "transaction", None),
     ],
 )
-def test_types_are_known_by_name(kinds: list[str], purchase: str, view: str | None) -> None:
-    assert named(kinds, BUYING) == purchase
-    assert named(kinds, VIEWING) == view
+def test_types_are_known_by_name(types: list[str], purchase: str, view: str | None) -> None:
+    assert named(types, BUYING) == purchase
+    assert named(types, VIEWING) == view
 
 
 @pytest.mark.parametrize(
     ("amount", "why"),
     [
-        ("if(kind = '3', 9, NULL)", "'3' is taken, as it alone has amounts"),
-        ("NULL", "'4' is taken, as it is the rarest"),
+        ("if(kind = '3', 9, NULL)", "'3' is used because it alone has amounts"),
+        ("NULL", "'4' is used because it is the rarest"),
     ],
 )
 def test_a_purchase_without_a_name_is_what_has_amounts_or_is_rare(
@@ -244,8 +244,8 @@ def test_a_purchase_without_a_name_is_what_has_amounts_or_is_rare(
     table = given(
         connection, f"SELECT *, {amount} AS amount FROM (SELECT unnest(['1', '1', '1', '3', '3', '4']) AS kind)"
     )
-    roles = Roles(sql={"event_type": "kind"} | ({} if amount == "NULL" else {"amount": "amount"}))
-    find_kinds(connection, table, roles)
+    roles = ColumnRoles(sql={"event_type": "kind"} | ({} if amount == "NULL" else {"amount": "amount"}))
+    find_event_types(connection, table, roles)
     assert why in roles.unsure[0]
 
 
@@ -253,8 +253,8 @@ def test_without_types_all_are_purchases_and_without_amounts_each_counts_one(
     connection: duckdb.DuckDBPyConnection,
 ) -> None:
     table = given(connection, "SELECT 1 AS customer_id FROM range(9)")
-    roles = Roles()
-    assert find_kinds(connection, table, roles).counts == {"purchase": 9}
+    roles = ColumnRoles()
+    assert find_event_types(connection, table, roles).counts == {"purchase": 9}
     assert roles.sql == {"event_type": "'purchase'", "amount": "1"}
     assert len(roles.unsure) == 2
 
@@ -278,22 +278,22 @@ def test_the_rhythm_is_the_median_gap_of_the_median_customer() -> None:
     events = """SELECT customer_id, to_timestamp(1600000000 + day * 86400) AS event_time, 'purchase' AS event_type
         FROM (VALUES ('a', 0), ('a', 10), ('a', 20), ('a', 20), ('b', 0), ('b', 30), ('c', 5)) t(customer_id, day)"""
     with OfflineStore(Source(events=events)) as store:
-        assert measure(store.connection, "purchase") == Rhythm("purchase", 3, 2, 20.0)
-        assert measure(store.connection, "view") == Rhythm("view", 0, 0, None)
+        assert measure(store.connection, "purchase") == Cadence("purchase", 3, 2, 20.0)
+        assert measure(store.connection, "view") == Cadence("view", 0, 0, None)
 
 
 @pytest.mark.parametrize(
     ("gap", "churn", "propensity"), [(0.5, 1, 1), (3, 7, 3), (10, 28, 7), (65, 182, 56), (400, 182, 182)]
 )
 def test_horizons_follow_the_rhythm(gap: float, churn: float, propensity: float) -> None:
-    days = plan(CONFIG, Rhythm("purchase", 100, 90, gap), START, START + 3000 * DAY)
+    days = propose_horizons(CONFIG, Cadence("purchase", 100, 90, gap), START, START + 3000 * DAY)
     assert (days.churn, days.active, days.propensity, days.short) == (churn, 2 * churn, propensity, "")
 
 
 @pytest.mark.parametrize("history", [60, 138, 365, 545])
 def test_horizons_are_shorter_where_the_history_is_and_leave_enough_cutoffs(history: float) -> None:
     end = START + history * DAY
-    days = plan(CONFIG, Rhythm("purchase", 100, 90, 90), START, end)
+    days = propose_horizons(CONFIG, Cadence("purchase", 100, 90, 90), START, end)
     assert days.short == ""
     assert days.propensity <= days.churn < 182
     merged = {name: {**CONFIG.get(name, {}), **section} for name, section in days.sections().items()}
@@ -302,14 +302,14 @@ def test_horizons_are_shorter_where_the_history_is_and_leave_enough_cutoffs(hist
 
 
 def test_a_history_too_short_for_anything_is_told() -> None:
-    days = plan(CONFIG, Rhythm("purchase", 100, 90, 10), START, START + 5 * DAY)
+    days = propose_horizons(CONFIG, Cadence("purchase", 100, 90, 10), START, START + 5 * DAY)
     assert "bring a longer history" in days.short
 
 
 def test_few_who_come_back_are_no_habit() -> None:
-    assert Rhythm("purchase", 100, 20, 10).is_habit
-    assert not Rhythm("purchase", 100, 19, 10).is_habit
-    assert not Rhythm("purchase", 0, 0, None).is_habit
+    assert Cadence("purchase", 100, 20, 10).is_habit
+    assert not Cadence("purchase", 100, 19, 10).is_habit
+    assert not Cadence("purchase", 0, 0, None).is_habit
 
 
 AWKWARD = (
@@ -353,14 +353,14 @@ SQL_SHOP = """SELECT 'c' || hash(i) % 200 AS "user", TIMESTAMP '2023-01-01' + to
 
 
 def test_sql_becomes_a_config_that_reads_the_same_events() -> None:
-    proposal = propose_events(SQL_SHOP, None, Path())
+    proposal = scaffold_events(SQL_SHOP, None, Path())
     config = check(proposal.text, Path())
-    assert "UNSURE: event_time from 'at $': its content looks like it" in proposal.text
-    assert "UNSURE: event_time from 'at $': its content looks like it" not in proposal.found
+    assert "UNSURE: event_time from 'at $': its content looks right" in proposal.text
+    assert "UNSURE: event_time from 'at $': its content looks right" not in proposal.facts
     assert (config.churn.event, config.propensity.event, config.economics.event) == ("order",) * 3
     assert (config.interests.view, config.interests.purchase) == ("view", "order")
     assert config.candidates is not None
-    assert "ASSUMPTIONS, for you to replace" in proposal.text
+    assert "ASSUMPTIONS, please replace them" in proposal.text
     with OfflineStore(config.source) as store:
         assert store.summary.events == 12_000
         row = store.connection.execute("SELECT sum(amount), count(item_id), min(t) FROM events").fetchall()[0]
@@ -372,16 +372,16 @@ def test_purchases_too_rare_for_churn_leave_it_to_views() -> None:
     rare = (
         f"SELECT * REPLACE (if(event = 'order', 'o' || row_number() OVER (), \"user\") AS \"user\") FROM ({SQL_SHOP}\n)"
     )
-    proposal = propose_events(rare, None, Path())
+    proposal = scaffold_events(rare, None, Path())
     config = check(proposal.text, Path())
     assert (config.churn.event, config.propensity.event) == ("view", "order")
-    assert any("too rare to see churn by it" in line for line in proposal.unsure)
+    assert any("too rare to define churn" in line for line in proposal.unsure)
 
 
 def test_attributes_get_names_of_features_and_times_are_left_to_the_user() -> None:
     people = """SELECT 'c' || i AS "Client ID", i AS "Net Income", 'x' AS "2nd", DATE '2020-01-01' AS joined
         FROM range(200) AS rows(i)"""
-    proposal = propose_events(SQL_SHOP, people, Path())
+    proposal = scaffold_events(SQL_SHOP, people, Path())
     with OfflineStore(check(proposal.text, Path()).source) as store:
         columns = [row[0] for row in store.connection.execute("DESCRIBE attributes").fetchall()]
     assert columns == ["customer_id", "net_income", "c_2nd"]
@@ -390,10 +390,10 @@ def test_attributes_get_names_of_features_and_times_are_left_to_the_user() -> No
 
 def test_attributes_without_an_id_are_refused() -> None:
     with pytest.raises(InputError, match="--attributes: no column looks like the customer's id"):
-        propose_events(SQL_SHOP, "SELECT 1 AS age", Path())
+        scaffold_events(SQL_SHOP, "SELECT 1 AS age", Path())
 
 
-CRM = """SELECT 1000 + i AS "Customer Number", {label}, i % 40 AS "Tenure", 'x' || i % 3 AS "Plan $"
+CRM = """SELECT 1000 + i AS "Customer Number", {label}, i % 40 AS "Tenure", 'x' || i % 3 AS "HorizonProposal $"
     FROM range(400) AS rows(i)"""
 
 
@@ -410,7 +410,7 @@ CRM = """SELECT 1000 + i AS "Customer Number", {label}, i % 40 AS "Tenure", 'x' 
     ],
 )
 def test_the_label_of_a_snapshot_is_known_by_name_and_made_0_or_1(label: str, name: str, target: str) -> None:
-    proposal = propose_snapshot(CRM.format(label=label), None, Path())
+    proposal = scaffold_snapshot(CRM.format(label=label), None, Path())
     config = check(proposal.text, Path())
     assert config.snapshot is not None
     assert (config.snapshot.label, config.snapshot.target, config.snapshot.leave_out) == (name, target, ())
@@ -424,13 +424,13 @@ def test_the_label_of_a_snapshot_is_known_by_name_and_made_0_or_1(label: str, na
 
 def test_a_label_may_be_named_and_has_to_have_two_values() -> None:
     table = CRM.format(label="i % 4 = 0 AS unhappy")
-    with pytest.raises(InputError, match=r"named like a label \(there are unhappy\): say --label COLUMN"):
-        propose_snapshot(table, None, Path())
-    assert 'label = "unhappy"' in propose_snapshot(table, "UNHAPPY", Path()).text
+    with pytest.raises(InputError, match=r"named like a label \(there are unhappy\): give --label COLUMN"):
+        scaffold_snapshot(table, None, Path())
+    assert 'label = "unhappy"' in scaffold_snapshot(table, "UNHAPPY", Path()).text
     with pytest.raises(InputError, match="--label: there is no column 'sad', there are Customer Number, unhappy"):
-        propose_snapshot(table, "sad", Path())
-    with pytest.raises(InputError, match="--label: column 'Tenure' has not two values"):
-        propose_snapshot(table, "Tenure", Path())
+        scaffold_snapshot(table, "sad", Path())
+    with pytest.raises(InputError, match="--label: column 'Tenure' does not have exactly two values"):
+        scaffold_snapshot(table, "Tenure", Path())
 
 
 def test_what_was_not_known_before_the_label_is_left_out_and_what_a_customer_spends_is_the_value() -> None:
@@ -438,7 +438,7 @@ def test_what_was_not_known_before_the_label_is_left_out_and_what_a_customer_spe
         label="""i % 4 = 0 AS conversion, (i % 4 = 0 OR i % 5 = 0) AS visit, if(i % 4 = 0, i % 90, 0)::DOUBLE AS spend,
         if(i % 4 = 0, 'thanks', NULL) AS reply, 'Ms ' || i AS name"""
     )
-    proposal = propose_snapshot(table, None, Path())
+    proposal = scaffold_snapshot(table, None, Path())
     snapshot = check(proposal.text, Path()).snapshot
     assert snapshot is not None
     assert (snapshot.label, snapshot.value) == ("conversion", "spend")
@@ -447,11 +447,11 @@ def test_what_was_not_known_before_the_label_is_left_out_and_what_a_customer_spe
 
 
 def test_rows_are_numbered_where_nothing_names_a_customer() -> None:
-    proposal = propose_snapshot("SELECT i % 4 = 0 AS churn, i % 7 AS calls FROM range(400) AS rows(i)", None, Path())
+    proposal = scaffold_snapshot("SELECT i % 4 = 0 AS churn, i % 7 AS calls FROM range(400) AS rows(i)", None, Path())
     assert "row_number() OVER () AS customer_id" in proposal.text
     assert "rows are numbered" in proposal.unsure[0]
 
 
 def test_a_snapshot_nothing_can_be_learnt_from_is_told() -> None:
-    proposal = propose_snapshot("SELECT i = 4 AS churn, i % 7 AS calls FROM range(400) AS rows(i)", None, Path())
-    assert any("nothing can be fitted yet" in line for line in proposal.unsure)
+    proposal = scaffold_snapshot("SELECT i = 4 AS churn, i % 7 AS calls FROM range(400) AS rows(i)", None, Path())
+    assert any("training cannot run yet" in line for line in proposal.unsure)
