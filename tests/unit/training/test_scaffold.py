@@ -393,7 +393,7 @@ def test_attributes_without_an_id_are_refused() -> None:
         scaffold_events(SQL_SHOP, "SELECT 1 AS age", Path())
 
 
-CRM = """SELECT 1000 + i AS "Customer Number", {label}, i % 40 AS "Tenure", 'x' || i % 3 AS "HorizonProposal $"
+CRM = """SELECT 1000 + i AS "Customer Number", {label}, i % 40 AS "Tenure", 'x' || i % 3 AS "Plan $"
     FROM range(400) AS rows(i)"""
 
 
