@@ -35,7 +35,7 @@ LAST_S: Final = 0.02
 """A client that gives up so shortly before its deadline has reached it: it counts from the other end of the wire."""
 
 
-def given_up(left_s: float | None) -> Code:
+def cancellation_code(left_s: float | None) -> Code:
     """The code of a call that its client waits for no longer, so many seconds (None: any) before the deadline."""
     return Code.CANCELLED if left_s is None or left_s > LAST_S else Code.DEADLINE_EXCEEDED
 

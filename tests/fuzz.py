@@ -1,6 +1,6 @@
 """Mutated captures of real traffic through the whole lean connection: ``python -m tests.fuzz --cases 400000 --seed 1``.
 
-Clients of grpcio and of h2 talk to a front in this process and what they send is recorded. Each case is made from such
+Clients of grpcio and of h2 talk to a server in this process, and their bytes are recorded. Each case is made from such
 a record by its seed and number: damaged in its bytes, frames, header blocks or messages, cut at random, and given to a
 connection on a transport as strict as uvloop's, with a peer that reads well, badly or not at all, and goes so too.
 After each case the connection must have closed or answered, with nothing of it left. Workers are processes, so that a
@@ -52,10 +52,13 @@ from service.call_context import CallContext
 from service.errors import Reason, RequestError
 from service.scoring.scorer import ScoreRequest, Scores
 from service.settings import Settings
+from service.transport.interface import Backend
 from service.transport.lean import call_types as calls
 from service.transport.lean import connection
-from service.transport.lean import server as front_lean
+from service.transport.lean import server as lean_server
 from service.transport.lean.http2 import PREFACE
+from service.transport.lean.lifetime import Phase
+from service.transport.lean.server import LeanServer
 
 Header = tuple[bytes, bytes]
 SERVICE: Final = "/tidemark.v1.ScoringService"
@@ -110,7 +113,7 @@ class ViolationError(Exception):
 
 
 class Clock:
-    """The time of the front, which can be made to run ahead."""
+    """The server's clock, which can be set ahead."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -264,7 +267,7 @@ def capture() -> list[bytes]:
 async def _capture_grpcio() -> list[bytes]:
     records: list[bytearray] = []
     scorer = Scorer()
-    front = _front(scorer, Store(scorer))
+    lean = _lean_server(ScoreBatcher(scorer.score), Store(scorer))
 
     class Recorded(connection.Connection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -276,8 +279,8 @@ async def _capture_grpcio() -> list[bytes]:
             self.record += data
             super().data_received(data)
 
-    server = await asyncio.get_running_loop().create_server(lambda: Recorded(front), "127.0.0.1", 0)
-    await front.set_serving(serving=True)
+    server = await asyncio.get_running_loop().create_server(lambda: Recorded(lean), "127.0.0.1", 0)
+    await lean.set_serving(serving=True)
     target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     for session in (_scores, _bodies, _standard, _events, _cancelled):
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
@@ -665,21 +668,22 @@ class Tally:
         self.violations += other.violations
 
 
-def _front(scorer: Scorer, store: Store) -> front_lean.LeanFront:
+def _lean_server(batcher: ScoreBatcher, store: Store) -> LeanServer:
     settings = Settings(registry=Path("none"), redis="none")
-    return front_lean.LeanFront(ScoreBatcher(scorer.score), settings, store.handlers())
+    return LeanServer(Backend(settings, batcher, store.handlers()))
 
 
 class Bench:
-    """A front in an event loop, for one case after the other."""
+    """A server in an event loop, for one case after the other."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        for module in (calls, connection, front_lean):
+        for module in (calls, connection, lean_server):
             vars(module)["time"] = self.clock
         self.scorer = Scorer()
         self.store = Store(self.scorer)
-        self.front = _front(self.scorer, self.store)
+        self.batcher = ScoreBatcher(self.scorer.score)
+        self.server = _lean_server(self.batcher, self.store)
         self.faults: list[str] = []
         asyncio.get_running_loop().set_exception_handler(self._fault)
         self._healthy: tuple[h2.connection.H2Connection, Transport] | None = None
@@ -698,7 +702,7 @@ class Bench:
     def connect(self, *, reads: bool) -> Transport:
         """A new connection."""
         transport = Transport(reads)
-        transport.protocol = connection.Connection(self.front)
+        transport.protocol = connection.Connection(self.server)
         transport.protocol.connection_made(transport)
         return transport
 
@@ -762,7 +766,7 @@ class Bench:
             await self._pass_time(pick, transport)
         for _ in range(200):
             await asyncio.sleep(0)
-            if transport.lost and not self._at_work() and not self.front._unflushed:
+            if transport.lost and not self._at_work() and not transport.protocol._flush_scheduled:
                 break
         return end
 
@@ -777,41 +781,46 @@ class Bench:
                 transport.protocol.data_received(b"\0\0\x08\6\0\0\0\0\x0012345678")
         await asyncio.sleep(0)
         if not transport.lost:
-            raise ViolationError(f"a connection that does nothing stays (leaving: {transport.protocol._leaving!r})")
+            raise ViolationError(f"a connection that does nothing stays ({transport.protocol._lifetime.phase})")
 
     def _at_work(self) -> bool:
-        lanes = (self.front.batcher._small, self.front.batcher._large)
+        lanes = (self.batcher._small, self.batcher._large)
         scoring = any(lane.waiting or len(lane.idle) < len(lane.tasks) for lane in lanes)
         return scoring or bool(self.store.recorder._workers or self.store.recorder._waiting)
 
     def _check_rest(self, transport: Transport) -> None:
-        connection, front = transport.protocol, self.front
+        connection, server = transport.protocol, self.server
         healthy = {self._healthy[1].protocol} if self._healthy else set()
         rest = {
             "faults": self.faults,
-            "connections": front.connections - healthy,
+            "connections": server.connections - healthy,
             "calls": connection._calls,
-            "watchers": front.health._watchers,
-            "unflushed": front._unflushed,
+            "watchers": server.health._watchers,
+            "unflushed": connection._flush_scheduled,
             "work": self._at_work(),
-            "scoring": connection.scoring,
+            "calls in batches": connection._calls_in_batches,
             "held": set(connection._h2._held) - set(connection._h2.streams),
             "buffered": connection._h2.buffered and not connection._h2.streams,
         }
         if left := {name: what for name, what in rest.items() if what}:
             raise ViolationError(f"left behind: {left}")
 
+    @staticmethod
+    def _stays_open(transport: Transport) -> bool:
+        return not transport.is_closing() and transport.protocol._lifetime.phase is Phase.OPEN
+
     async def check_healthy(self) -> None:
         """Another connection, a well-behaved one, gets right answers meanwhile."""
         self.scorer.mood = lambda: 1.0
-        if self._healthy is None or self._healthy[1].is_closing() or self._healthy[1].protocol._leaving:
+        if self._healthy is None or not self._stays_open(self._healthy[1]):
             if self._healthy is not None:
                 self._healthy[1].lose(None)
             client, transport = h2.connection.H2Connection(), self.connect(reads=True)
             client.initiate_connection()
             self._healthy = client, transport
         client, transport = self._healthy
-        transport.protocol._born = transport.protocol._heard = self.clock.monotonic()
+        lifetime = transport.protocol._lifetime
+        lifetime._accepted_at = lifetime._heard_at = self.clock.monotonic()
         stream = client.get_next_available_stream_id()
         client.send_headers(stream, _request_headers("ScoreCustomer"))
         message = scoring_pb2.ScoreCustomerRequest(customer_id="7").SerializeToString()

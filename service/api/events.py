@@ -22,11 +22,6 @@ def decode_events(data: bytes) -> list[Event]:
     return [_event(event) for event in _events(data)]
 
 
-def count(data: bytes) -> int:
-    """How many events there are in a request."""
-    return len(_events(data))
-
-
 def _events(data: bytes) -> Any:
     request = parsed(events_pb2.RecordEventsRequest, data)
     if (found := len(request.events)) > MAX_EVENTS:

@@ -56,25 +56,27 @@ NO_HANDLERS: Final = Handlers()
 
 def handlers(recorder: EventBatcher, customers: Customers, models: Models) -> Handlers:
     """The methods of all three services."""
-    events, mine, theirs = (f"/{convert.SERVICE}" for convert in (convert_events, convert_customers, convert_models))
+    event, customer, model = (f"/{convert.SERVICE}" for convert in (convert_events, convert_customers, convert_models))
 
     async def record(request: bytes, context: CallContext) -> bytes:
-        recorder.admit(context)  # before it is read
-        return convert_events.encode_recorded(await recorder.record(convert_events.decode_events(request), context))
+        recorder.admit(context)  # before the request is read, so that shedding costs little
+        events = convert_events.decode_events(request)
+        context.charge(len(events))
+        return convert_events.encode_recorded(await recorder.record(events, context))
 
     return Handlers(
         {
-            f"{events}/RecordEvents": record,
-            f"{mine}/GetCustomer": customers.get,
-            f"{mine}/MergeCustomers": customers.merge,
-            f"{mine}/DeleteCustomer": customers.delete,
-            f"{mine}/SetConsent": customers.consent,
-            f"{theirs}/GetServingModel": models.serving,
-            f"{theirs}/ListModels": models.bundles,
-            f"{theirs}/ActivateModel": models.activate,
-            f"{theirs}/SetRollout": models.roll_out,
+            f"{event}/RecordEvents": record,
+            f"{customer}/GetCustomer": customers.get,
+            f"{customer}/MergeCustomers": customers.merge,
+            f"{customer}/DeleteCustomer": customers.delete,
+            f"{customer}/SetConsent": customers.consent,
+            f"{model}/GetServingModel": models.serving,
+            f"{model}/ListModels": models.bundles,
+            f"{model}/ActivateModel": models.activate,
+            f"{model}/SetRollout": models.roll_out,
         },
-        {f"{events}/StreamEvents": partial(EventStream, recorder)},
+        {f"{event}/StreamEvents": partial(EventStream, recorder)},
     )
 
 
@@ -94,6 +96,7 @@ class EventStream:
             self._recorder.admit(self._context)
             self._begun = True
         events = convert_events.decode_events(request)
+        await self._context.wait_and_charge(len(events))  # meanwhile the client's window stays closed
         self._sum.add(await self._recorder.record(events, self._context), self._seen, MOST_TOLD)
         self._seen += len(events)
 
@@ -111,8 +114,9 @@ class Customers:
         """Of the model that serves."""
         self._clock = clock
 
-    async def get(self, request: bytes, _context: CallContext) -> bytes:
+    async def get(self, request: bytes, context: CallContext) -> bytes:
         """GetCustomer."""
+        context.charge(1)
         customer = await _answered(self._store.get(convert_customers.decode_get(request)))
         now, half_life_s = self._clock(), self.interests.half_life_s
         interests = [
@@ -122,18 +126,21 @@ class Customers:
         ]
         return convert_customers.encode_customer(customer, interests, now)
 
-    async def merge(self, request: bytes, _context: CallContext) -> bytes:
+    async def merge(self, request: bytes, context: CallContext) -> bytes:
         """MergeCustomers."""
+        context.charge(1)
         given_up, stays = convert_customers.decode_merge(request)
         return convert_customers.encode_merged(await _answered(self._store.merge(given_up, stays)))
 
-    async def delete(self, request: bytes, _context: CallContext) -> bytes:
+    async def delete(self, request: bytes, context: CallContext) -> bytes:
         """DeleteCustomer."""
+        context.charge(1)
         await _answered(self._store.erase(convert_customers.decode_delete(request)))
         return b""
 
-    async def consent(self, request: bytes, _context: CallContext) -> bytes:
+    async def consent(self, request: bytes, context: CallContext) -> bytes:
         """SetConsent."""
+        context.charge(1)
         return convert_customers.encode_consent(
             await _answered(self._store.consent(*convert_customers.decode_consent(request)))
         )

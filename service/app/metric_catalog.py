@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -16,8 +17,7 @@ from service.errors import Reason
 from service.scoring.model_router import ModelRouter
 from service.scoring.shadow import Differences, Shadow
 from service.telemetry.metrics import Metrics, Value
-from service.transport.grpcio.server import AioFront
-from service.transport.lean.server import LeanFront
+from service.transport.interface import Transport
 
 BEGAN: Final = time.time()
 STATM: Final = Path("/proc/self/statm")
@@ -36,7 +36,7 @@ def expose(metrics: Metrics, parts: Parts) -> None:
     _redis(metrics, parts)
     _models(metrics, parts)
     _shadow(metrics, parts.router)
-    _process(metrics, parts.front)
+    _process(metrics, parts.transport)
 
 
 def _calls(metrics: Metrics, batcher: ScoreBatcher) -> None:
@@ -64,8 +64,8 @@ def _answers(metrics: Metrics, parts: Parts) -> None:
     scorers, recorder, counter = parts.scorers, parts.recorder, metrics.counter
 
     def strangers() -> dict[str, Value]:
-        refused = {} if parts.access is None else parts.access.refused
-        return {reason: refused.get(reason.lower(), 0) for reason in STRANGERS}
+        refused = Counter[Reason]() if parts.access is None else parts.access.refused
+        return {reason: refused[reason] for reason in STRANGERS}
 
     counter("tidemark_explained_total", "Scores that were explained.", lambda: scorers.counts["explained"])
     counter("tidemark_spikes_total", "Windows in which far more alerted than usual.", lambda: scorers.spikes)
@@ -120,11 +120,10 @@ def _shadow(metrics: Metrics, router: ModelRouter) -> None:
     gauge("tidemark_shadow_difference_largest", "The largest of them.", largest, "offer")
 
 
-def _process(metrics: Metrics, front: LeanFront | AioFront) -> None:
+def _process(metrics: Metrics, transport: Transport) -> None:
     counter, gauge = metrics.counter, metrics.gauge
-    gauge("tidemark_serving", "Whether health is SERVING.", lambda: front.serving)
-    if isinstance(front, LeanFront):
-        gauge("tidemark_connections", "Open connections. Lean only.", lambda: len(front.connections))
+    gauge("tidemark_serving", "Whether health is SERVING.", lambda: transport.serving)
+    transport.expose(metrics)
     metrics.histogram(
         "tidemark_loop_lag_seconds", "How late the event loop was, ten times a second.", lambda: metrics.lag
     )

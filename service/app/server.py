@@ -78,7 +78,7 @@ async def serve(
     if (metrics := parts.instruments.metrics) is not None:
         expose(metrics, parts)
         answer(asked, metrics.snapshot)
-    port = await parts.front.start(settings.port, listener)
+    port = await parts.transport.start(settings.port, listener)
     _leave_alone_what_is_loaded()
     _tell_model(parts)
     if pipe is None:
@@ -132,11 +132,11 @@ def _tasks(parts: Parts) -> list[asyncio.Task[None]]:
 async def _stop(parts: Parts, drain_s: float) -> None:
     """Health first, then no more calls, then those that run; what there was to count, and what was traced, last."""
     grace_s = parts.settings.grace_s
-    await parts.front.set_serving(False)
+    await parts.transport.set_serving(False)
     what = "stopping: health is NOT_SERVING; in %g s no more calls, running ones have %g s"
     logger.info(what, drain_s, grace_s, extra={"serving": False})
     await asyncio.sleep(drain_s)
-    await parts.front.stop(grace_s)
+    await parts.transport.stop(grace_s)
     await parts.store.close()
     if parts.instruments.tracer is not None:
         await parts.instruments.tracer.close()
@@ -154,7 +154,7 @@ async def _watch(parts: Parts) -> None:
         await store.follow()
         answers, why = await _state_of(parts.customers)
         if answers is not serving:
-            await parts.front.set_serving(answers)
+            await parts.transport.set_serving(answers)
             serving = answers
         if why != told:
             told = why
@@ -196,7 +196,9 @@ def _counts(parts: Parts) -> list[str]:
     for name, queue in (("scoring", parts.batcher), ("event", parts.recorder)):
         if lost := _told({kind: getattr(queue, kind) for kind in ("shed", "refused", "expired", "cancelled")}):
             lines.append(f"{name} calls not answered so far: {lost}")
-    if parts.access is not None and (refused := _told(parts.access.refused)):
+    if parts.access is not None and (
+        refused := _told({reason.lower(): count for reason, count in parts.access.refused.items()})
+    ):
         lines.append(f"calls refused so far: {refused}")
     if parts.batcher.scored and len(lines) > bool(events):
         lines.append(f"customers scored so far: {parts.batcher.scored}")

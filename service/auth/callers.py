@@ -24,8 +24,8 @@ from service.auth.quota import Bucket
 
 Scope = Literal["score", "events", "customers", "models"]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-MOST_KNOWN: Final = 4096
-"""Authorization headers that are remembered: each caller sends one or two."""
+MAX_REMEMBERED_HEADERS: Final = 4096
+"""Authorization headers whose caller is remembered: each caller sends one or two."""
 
 
 class Entry(BaseModel):
@@ -80,22 +80,26 @@ class Callers:
 
     by_hash: dict[bytes, Caller]
     by_certificate: dict[str, Caller]
-    known: dict[bytes, Caller] = field(default_factory=dict)
-    """By authorization header, those that were right before: their token need not be hashed again."""
+    remembered: dict[bytes, Caller] = field(default_factory=dict)
+    """Callers by authorization headers that were valid before: their tokens need not be hashed again."""
 
     def of_header(self, authorization: bytes) -> Caller | None:
         """Who sends this header; None where nobody in the file does. Says nothing of when they expire."""
-        if (caller := self.known.get(authorization)) is not None:
+        if (caller := self.remembered.get(authorization)) is not None:
             return caller
         scheme, _, token = authorization.partition(b" ")
         # Found by its hash, which nobody who guesses tokens can steer: how long this takes says nothing of a token.
         caller = self.by_hash.get(hashlib.sha256(token).digest())
         if caller is None or scheme.lower() != b"bearer":
             return None
-        if len(self.known) >= MOST_KNOWN:
-            self.known.clear()
-        self.known[authorization] = caller
+        if len(self.remembered) >= MAX_REMEMBERED_HEADERS:
+            self.remembered.clear()
+        self.remembered[authorization] = caller
         return caller
+
+    def forget(self, authorization: bytes) -> None:
+        """Hash the token of this header again next time: a refusal takes as long for it as for any unknown token."""
+        self.remembered.pop(authorization, None)
 
     def of_certificate(self, names: Sequence[str]) -> Caller | None:
         """Who has a certificate with one of these names."""

@@ -14,7 +14,7 @@ from service.api import events as convert_events
 from service.api import models as convert_models
 from service.api import scoring as convert
 from service.errors import Code
-from service.transport.lean.framing import CallError
+from service.transport.call_error import CallError
 
 SERVICES: Final = (convert.SERVICE, convert_events.SERVICE, convert_customers.SERVICE, convert_models.SERVICE)
 """Our own: those whose health is told, beside the empty name of the server as a whole, and which reflection shows."""

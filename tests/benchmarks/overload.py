@@ -18,9 +18,10 @@ from typing import Any, Final, cast
 from service.batching.score_batcher import ScoreBatcher
 from service.scoring.scorer import ScoreRequest, Scores
 from service.settings import Settings
+from service.transport.interface import Backend
 from service.transport.lean.connection import Connection
 from service.transport.lean.http2 import Shed
-from service.transport.lean.server import LeanFront
+from service.transport.lean.server import LeanServer
 from tests.benchmarks import open_load, raw_load
 from tests.benchmarks.open_load import Apart, Seen
 from tests.benchmarks.setting import Bench, Measured, cpu_of, paired, tidemark_server
@@ -95,20 +96,21 @@ def shed_ratio(_bench: Bench) -> Measured:
     step = len(rest) // CALLS * AT_ONCE
     parts = [first, *(rest[at : at + step] for at in range(0, len(rest), step))]
     loop = asyncio.new_event_loop()
-    front = LeanFront(ScoreBatcher(_never, max_wait_s=1e-3), Settings(registry=Path(), redis="redis://nowhere"))
-    lane: Any = front.batcher._small
+    batcher = ScoreBatcher(_never, max_wait_s=1e-3)
+    server = LeanServer(Backend(Settings(registry=Path(), redis="redis://nowhere"), batcher))
+    lane: Any = batcher._small
     lane.rows, lane.waiting = 10**6, deque([None] * 10**5)  # full, with nobody who works on it
-    sheds = dict(front.sheds)
+    sheds = dict(server.sheds)
 
     async def refuse(by: Mapping[bytes, Shed]) -> None:
-        front.sheds.clear()
-        front.sheds.update(by)
-        connection = Connection(front)
+        server.sheds.clear()
+        server.sheds.update(by)
+        connection = Connection(server)
         connection.connection_made(cast("asyncio.Transport", _Nowhere()))
         for part in parts:
             connection.data_received(part)
             await asyncio.sleep(0)
-        front.lost(connection)
+        server.lost(connection)
 
     found = paired(
         lambda: cpu_of(lambda: loop.run_until_complete(refuse(sheds)), 3),

@@ -29,7 +29,9 @@ OWNERS: Final = {
     "service/transport/lean/http2.py": "http2",
     "service/transport/lean/server.py": "front",
     "service/transport/lean/connection.py": "front",
+    "service/transport/lean/call.py": "front",
     "service/transport/lean/call_types.py": "front",
+    "service/transport/lean/lifetime.py": "front",
     "service/transport/lean/framing.py": "front",
 }
 

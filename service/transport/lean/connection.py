@@ -1,228 +1,220 @@
-"""A client's connection on the lean front: its bytes, its turns on the loop, its times, and its end."""
+"""A client's connection to the lean transport: bytes in and out, its calls, and its turns on the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Final, Literal, Protocol, cast
+from typing import Final, Protocol, cast
 
-from service.batching.score_batcher import ScoreBatcher
-from service.errors import Code, given_up, server_stopping
+from service.call_context import CallContext, Quota
+from service.errors import Code, cancellation_code, server_stopping
 from service.settings import Settings
 from service.telemetry.batch_stages import Tracer
 from service.telemetry.metrics import Metrics
-from service.transport.lean.call_types import Call, call_error, too_late, too_slow
-from service.transport.lean.framing import HEAD, CallError
+from service.transport.call_error import CallError, call_error
+from service.transport.lean.call import Call, MakeCall, deadline_exceeded, overdue
+from service.transport.lean.framing import HEAD, IDENTITY, check_encoding, timeout_s
 from service.transport.lean.http2 import PREFACE, Headers, Http2, PeerError, Shed, Stream
-from service.transport.standard_services import Health, Reflection
+from service.transport.lean.lifetime import Action, Lifetime, Limits
 from service.transport.tls import certificate_names
 
 logger = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
-"""How exact deadlines and other times are kept. One timer for all: a timer of its own would cost each call."""
+"""Precision of deadlines and other times. One timer serves all connections: a timer for each call would cost more."""
 TURN_S: Final = 0.002
-HANDSHAKE_S: Final = 10.0
-"""A connection must have spoken HTTP/2 by then."""
-PONG_S: Final = 5.0
-"""A peer that is asked to go has read it by then; without a sign it is taken as read."""
-LINGER_S: Final = 1.0
-"""Then it has as long to close; a socket that is closed before it is read to the end may lose what was sent."""
+"""Seconds that a connection may hold the event loop; what is left waits until the others had their turn."""
+SHED_FLUSH_S: Final = 0.002
+"""Seconds that replies to shed calls may wait, so that they are written together with the replies of a batch."""
 AGE_JITTER: Final = 0.1
 NOT_HTTP2_TEXT: Final = b"This port speaks gRPC over HTTP/2: call it with a gRPC client\n"
 NOT_HTTP2: Final = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n"
     b"Connection: close\r\n\r\n%b" % (len(NOT_HTTP2_TEXT), NOT_HTTP2_TEXT)
 )
-"""For the first bytes of anything else."""
+"""The answer to first bytes that are not HTTP/2."""
 
 
-class Front(Protocol):
-    """What connections share."""
+class ConnectionOwner(Protocol):
+    """The server as its connections see it: what they share."""
 
     @property
     def settings(self) -> Settings:
         """Limits and times."""
 
     @property
-    def batcher(self) -> ScoreBatcher:
-        """Where calls are scored."""
-
-    @property
-    def health(self) -> Health:
-        """Who may be told of changes."""
-
-    @property
-    def reflection(self) -> Reflection:
-        """What there is to call."""
-
-    @property
-    def calls(self) -> Mapping[bytes, Callable[[Connection, Stream], Call]]:
-        """By path, what begins a call."""
+    def calls(self) -> Mapping[bytes, MakeCall]:
+        """What begins a call, by path."""
 
     @property
     def sheds(self) -> Mapping[bytes, Shed]:
-        """By path, what sheds a call before it is read."""
+        """What may shed a call before it is read, by path."""
 
     @property
     def metrics(self) -> Metrics | None:
-        """Where calls are counted."""
+        """Counts calls."""
 
     @property
     def tracer(self) -> Tracer | None:
-        """What begins traces."""
+        """Begins traces."""
 
     @property
     def connections(self) -> set[Connection]:
-        """All that are open."""
+        """All open connections."""
+
+    def authorize(self, stream: Stream, connection: Connection) -> Quota | None:
+        """The quota of the caller, None if there is no limit; RequestError if the caller may not make this call."""
 
     def lost(self, connection: Connection) -> None:
-        """Forget a connection."""
-
-    def flush_soon(self, connection: Connection) -> None:
-        """Have it flushed once, after all of this turn of the loop."""
-
-    def flush_later(self, connection: Connection) -> None:
-        """Have it flushed within a moment, so that there may be more to write by then."""
+        """Forget a connection that has been closed."""
 
 
 class Connection(asyncio.Protocol):
-    """From accept to close."""
+    """A connection, from accept to close."""
 
-    def __init__(self, front: Front) -> None:
-        self.front: Final = front
-        self.most_bytes: Final = front.settings.max_message_bytes
-        self._h2 = Http2(front.settings.max_buffered_bytes, front.sheds)
+    def __init__(self, owner: ConnectionOwner) -> None:
+        settings = owner.settings
+        self._owner: Final = owner
+        self.max_message_bytes: Final = settings.max_message_bytes
+        self._h2 = Http2(settings.max_buffered_bytes, owner.sheds)
         self._calls: Final[dict[int, Call]] = {}
-        self._todo: Final[deque[Stream]] = deque()
-        self._greeting: bytes | None = b""
-        self.scoring = 0
-        """Calls that a batch will answer."""
-        self._unflushed = self._paused = self._choked = self._turning = False
-        self._born = self._heard = self._took = time.monotonic()
-        self._pinged: float | None = None
-        self._pongs = 0
+        self._ready: Final[deque[Stream]] = deque()
+        """Streams with something to do that wait for their turn."""
+        self._preface: bytes | None = b""
+        """The first bytes as far as they have come; None after the preface of HTTP/2."""
+        self._calls_in_batches = 0
+        self._flush_scheduled = self._late_flush_scheduled = self._turn_scheduled = False
+        self._reading_paused = self._write_blocked = False
+        self._write_closed = False
+        """Whether nothing may be written any more: the connection is lost, or our side of it is closed."""
         self._unsent = 0
-        self._mute = False
-        """Whether nothing may be written any more: the connection is lost, or its end has been written."""
-        self._closing: float | None = None
-        self._leaving: Literal["", "asked", "told", "gone"] = ""
-        self._left = math.inf
-        age = front.settings.max_connection_age_s
-        self._age_s = age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311  # spreads reconnecting
+        jitter = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311  # spreads reconnecting
+        limits = Limits(
+            max_age_s=settings.max_connection_age_s * jitter,
+            keepalive_s=settings.keepalive_s,
+            keepalive_timeout_s=settings.keepalive_timeout_s,
+            write_stall_timeout_s=settings.stalled_s,
+        )
+        self._lifetime: Final = Lifetime(limits, time.monotonic())
 
-    # --- the transport ------------------------------------------------------------------------------------------
+    # --- asyncio.Protocol ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet the client, unless there are too many already."""
+        """Take the connection in, unless there are too many already."""
         self._transport = cast("asyncio.Transport", transport)
-        secured: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if len(self.front.connections) >= self.front.settings.max_connections:
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        if len(self._owner.connections) >= self._owner.settings.max_connections:
             self._transport.abort()
             return
-        self.front.connections.add(self)
-        if secured is not None and secured.selected_alpn_protocol() not in ("h2", None):
+        self._owner.connections.add(self)
+        if tls is not None and tls.selected_alpn_protocol() not in ("h2", None):
             self._refuse_protocol()
 
     def data_received(self, data: bytes) -> None:
-        """Take in bytes, and serve what has become whole by them."""
-        self._heard = time.monotonic()
-        if self._mute:
+        """Parse bytes, and serve the streams that have advanced by them."""
+        self._lifetime.heard(time.monotonic())
+        if self._write_closed:
             return
-        if self._greeting is not None:
-            data = self._greeting + data
+        if self._preface is not None:
+            data = self._preface + data
             if len(data) < len(PREFACE) and PREFACE.startswith(data):
-                self._greeting = data
+                self._preface = data
                 return
-            self._greeting = None
+            self._preface = None
+            self._lifetime.greeted()
             if not data.startswith(PREFACE):
                 self._refuse_protocol()
                 return
         try:
-            self._todo.extend(self._h2.receive(data))
+            self._ready.extend(self._h2.receive(data))
         except PeerError as error:
-            self._end(error)
+            self._close_for(error)
             return
-        self._serve_all()
+        self._serve_ready()
 
     def eof_received(self) -> None:
-        """The client sends no more, so nobody waits for answers."""
+        """Close: a client that sends no more does not wait for answers either."""
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Give up all calls."""
-        self._mute = True
-        self.front.lost(self)
+        """End all calls: their client has gone."""
+        self._write_closed = True
+        self._owner.lost(self)
         for call in list(self._calls.values()):
             call.stream.reset = True
-            self._given_up(call)
+            self._cancelled(call)
         self._calls.clear()
 
     def pause_writing(self) -> None:
-        """Read no more from a peer that does not read: nothing it sends could be answered."""
-        self._choked = True
-        self._took = time.monotonic()
-        self._read_or_not()
+        """Read no more from a peer that does not read: no reply to it could be sent."""
+        self._write_blocked = True
+        self._lifetime.write_blocked(time.monotonic())
+        self._pause_or_resume_reading()
 
     def resume_writing(self) -> None:
-        """Go on."""
-        self._choked = False
-        self._read_or_not()
+        """Read again."""
+        self._write_blocked = False
+        self._pause_or_resume_reading()
 
     def abort(self) -> None:
-        """Close without another word."""
+        """Close at once; what has not been sent is lost."""
         self._transport.abort()
 
     def _refuse_protocol(self) -> None:
         self._transport.write(NOT_HTTP2)
-        self._say_goodbye()
+        self._half_close()
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The names in the client's certificate; none without one."""
+    def certificate_names(self) -> tuple[str, ...]:
+        """The names in the client's certificate; empty without one."""
         return certificate_names(self._transport.get_extra_info("peercert") or {})
 
-    # --- calls --------------------------------------------------------------------------------------------------
+    # --- turns on the event loop --------------------------------------------------------------------------------
 
-    def _next_turn(self) -> None:
-        self._turning = False
-        if self._transport.is_closing():
-            return
-        try:
-            if not self._todo:
-                self._todo.extend(self._h2.advance())
-        except PeerError as error:
-            self._end(error)
-            return
-        self._serve_all()
-
-    def _serve_all(self) -> None:
-        """Serve the streams that got further, for as long as a turn may take; the rest has another turn."""
-        todo, end = self._todo, time.monotonic() + TURN_S
-        while todo:
-            self._serve(todo.popleft())
-            if todo and time.monotonic() > end:
+    def _serve_ready(self) -> None:
+        """Serve the streams that are ready, for one turn at most; the rest has another turn."""
+        ready, end = self._ready, time.monotonic() + TURN_S
+        while ready:
+            self._serve(ready.popleft())
+            if ready and time.monotonic() > end:
                 break
         if self._h2.worn:
             self.leave()
-        if not self.scoring or self._h2.owes:  # otherwise replies are due soon, and all is written with them
+        if not self._calls_in_batches or self._h2.owes:  # otherwise all is written with the replies that are due soon
             self.flush()
-        elif self._h2.shed:
-            self.front.flush_later(self)
-        if (todo or self._h2.behind) and not self._turning:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._next_turn)
-        self._read_or_not()
+        elif self._h2.shed and not self._late_flush_scheduled:
+            self._late_flush_scheduled = True
+            asyncio.get_running_loop().call_later(SHED_FLUSH_S, self._flush_late)
+        if ready or self._h2.behind:
+            self._schedule_turn()
+        self._pause_or_resume_reading()
 
-    def _read_or_not(self) -> None:
-        if (wanted := self._choked or self._turning) is not self._paused and not self._transport.is_closing():
-            self._paused = wanted
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn_scheduled = False
+        if self._transport.is_closing():
+            return
+        try:
+            if not self._ready:
+                self._ready.extend(self._h2.advance())
+        except PeerError as error:
+            self._close_for(error)
+            return
+        self._serve_ready()
+
+    def _pause_or_resume_reading(self) -> None:
+        wanted = self._write_blocked or self._turn_scheduled
+        if wanted is not self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = wanted
             if wanted:
                 self._transport.pause_reading()
             else:
@@ -230,8 +222,8 @@ class Connection(asyncio.Protocol):
 
     def _serve(self, stream: Stream) -> None:
         if stream.reset:
-            if (given_up := self._calls.pop(stream.id, None)) is not None:
-                self._given_up(given_up)
+            if (call := self._calls.pop(stream.id, None)) is not None:
+                self._cancelled(call)
             return
         call = self._calls.get(stream.id)
         try:
@@ -243,200 +235,209 @@ class Connection(asyncio.Protocol):
             self.fail(stream, error)
 
     def _begin(self, stream: Stream) -> Call | None:
-        """A call for a stream that is new; None where it was refused on the spot, or is one that has been ended."""
+        """Begin the call of a new stream; None if it was refused at once, or is a stream that has ended already."""
         if stream.id not in self._h2.streams:
             return None
+        headers = stream.headers
         if stream.method != b"POST":
             self._refuse(stream, 405, [(b"allow", b"POST")])
             return None
-        kind = stream.headers.get(b"content-type", b"")
-        if kind != b"application/grpc" and not kind.startswith((b"application/grpc+", b"application/grpc;")):
+        content_type = headers.get(b"content-type", b"")
+        if content_type != b"application/grpc" and not content_type.startswith(
+            (b"application/grpc+", b"application/grpc;")
+        ):
             self._refuse(stream, 415, [(b"accept-post", b"application/grpc")])
             return None
-        if (begin := self.front.calls.get(stream.path)) is None:
+        if (make := self._owner.calls.get(stream.path)) is None:
             raise CallError(Code.UNIMPLEMENTED, "Method not found!")
-        if self._unsent > self.front.settings.max_buffered_bytes:
-            raise CallError(Code.RESOURCE_EXHAUSTED, "replies wait on this connection: read them first")
-        call = begin(self, stream)
-        if call.deadline <= call.began:
-            raise too_late()
-        if (tracer := self.front.tracer) is not None:
-            headers = stream.headers
-            call.trace = tracer.begin(stream.path, headers.get(b"traceparent"), headers.get(b"tracestate"), call.began)
-        self._calls[stream.id] = call
+        if self._unsent > self._owner.settings.max_buffered_bytes:
+            raise _replies_unread()
+        quota = self._owner.authorize(stream, self)
+        check_encoding(headers.get(b"grpc-encoding", IDENTITY))
+        started = time.monotonic()
+        deadline = started + timeout_s(headers.get(b"grpc-timeout"))
+        if deadline <= started:
+            raise deadline_exceeded()
+        trace = None
+        if (tracer := self._owner.tracer) is not None:
+            trace = tracer.begin(stream.path, headers.get(b"traceparent"), headers.get(b"tracestate"), started)
+        call = self._calls[stream.id] = make(self, stream, CallContext(deadline, trace, quota), started)
         return call
 
+    # --- what calls ask for (CallStream) ------------------------------------------------------------------------
+
     def send(self, stream: Stream, head: Headers | None, body: bytes, trailers: Headers | None) -> None:
-        """Send a part of a reply, or all of it, if anybody still waits for it."""
+        """Send a part of a reply, or all of it, if the client still waits for it. Trailers end the call."""
         if stream.id not in self._h2.streams:
             return
         self._h2.send(stream, head, body, trailers)
         if trailers is not None and (call := self._calls.pop(stream.id, None)) is not None:
-            self._over(call, Code.OK)
+            self._ended(call, Code.OK)
         self._flush_soon()
+
+    def fail(self, stream: Stream, error: Exception) -> None:
+        """End a call with a status that is not OK, in headers only if nothing has been sent yet."""
+        status, call = call_error(error), self._calls.pop(stream.id, None)
+        trailers, cause = status.trailers(), None if isinstance(error, CallError) else error
+        if call is not None:
+            self._ended(call, status.code, cause)
+        if stream.id not in self._h2.streams:
+            return
+        if call is None and self._owner.metrics is not None:  # the call was refused before it began
+            self._owner.metrics.ended(stream.path, status.code, 0.0, cause)
+        if call is not None and call.has_replied:
+            self._h2.send(stream, None, b"", trailers)
+            self._flush_soon()
+        else:
+            self._refuse(stream, 200, [*HEAD, *trailers])
+
+    def check_room(self) -> None:
+        """CallError if too many replies wait for the client to read them."""
+        if self._h2.unsent() > self.max_message_bytes:
+            raise _replies_unread()
+
+    def requeue(self, stream: Stream) -> None:
+        """Advance the call again after the other streams that are ready."""
+        self._ready.append(stream)
+
+    def resume(self, stream: Stream) -> None:
+        """Advance the call again in a later turn of the event loop."""
+        self._ready.append(stream)
+        self._schedule_turn()
+
+    def consume(self, stream: Stream, size: int) -> None:
+        """Drop the first bytes of the request's body."""
+        self._h2.consume(stream, size)
+
+    def hold(self, stream: Stream, *, wanted: bool) -> None:
+        """Stop the client from sending more of a request, or let it continue."""
+        if stream.id in self._h2.streams:
+            self._h2.hold(stream, wanted=wanted)
+
+    def expect_batch(self, call: Call) -> None:
+        """Note that a batch will answer the call: what there is to write until then is written with its replies."""
+        call.awaits_batch = True
+        self._calls_in_batches += 1
+
+    def _ended(self, call: Call, code: int, error: Exception | None = None) -> None:
+        self._calls_in_batches -= call.awaits_batch
+        call.close()
+        if (metrics := self._owner.metrics) is not None:
+            metrics.ended(call.stream.path, code, time.monotonic() - call.started, error)
+        if (trace := call.context.trace) is not None:
+            trace.end(code, error)
+
+    def _cancelled(self, call: Call) -> None:
+        self._ended(call, cancellation_code(call.context.deadline - time.monotonic()))
+
+    # --- writing ------------------------------------------------------------------------------------------------
 
     def _refuse(self, stream: Stream, status: int, headers: Headers) -> None:
         self._h2.refuse(stream, status, headers)
         self._flush_soon()
 
     def _flush_soon(self) -> None:
-        if not self._unflushed:
-            self._unflushed = True
-            self.front.flush_soon(self)
+        """Write what there is once, after all of this turn of the event loop."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
 
-    def fail(self, stream: Stream, error: Exception) -> None:
-        """End a call with a status that is not OK; trailers alone where nothing has been sent yet."""
-        told = call_error(error)
-        headers, call = told.headers(), self._calls.pop(stream.id, None)
-        cause = None if isinstance(error, CallError) else error
-        if call is not None:
-            self._over(call, told.code, cause)
-        if stream.id not in self._h2.streams:
-            return
-        if call is None and self.front.metrics is not None:  # refused before it was one
-            self.front.metrics.ended(stream.path, told.code, 0.0, cause)
-        if call is not None and call.talking:
-            self._h2.send(stream, None, b"", headers)
-            self._flush_soon()
-        else:
-            self._refuse(stream, 200, [*HEAD, *headers])
-
-    def check_room(self) -> None:
-        """CallError where more replies wait for the peer than may."""
-        if self._h2.unsent() > self.most_bytes:
-            raise CallError(Code.RESOURCE_EXHAUSTED, "replies wait on this connection: read them first")
-
-    def again(self, stream: Stream) -> None:
-        """Serve the stream once more, behind all that wait."""
-        self._todo.append(stream)
-
-    def go_on(self, stream: Stream) -> None:
-        """Serve the stream once more, in a turn of its own: something that it waited for is done."""
-        self.again(stream)
-        if not self._turning:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._next_turn)
-
-    def consume(self, stream: Stream, size: int) -> None:
-        """Drop the first bytes of a request that goes on: they have been used."""
-        self._h2.consume(stream, size)
-
-    def hold(self, stream: Stream, *, wanted: bool) -> None:
-        """Let the client wait with more of a request, or wait no longer."""
-        if stream.id in self._h2.streams:
-            self._h2.hold(stream, wanted=wanted)
-
-    def _over(self, call: Call, code: int, error: Exception | None = None) -> None:
-        """A call has ended."""
-        call.over()
-        if (metrics := self.front.metrics) is not None:
-            metrics.ended(call.stream.path, code, time.monotonic() - call.began, error)
-        if call.trace is not None:
-            call.trace.end(code, error)
-
-    def _given_up(self, call: Call) -> None:
-        """Its client waits no longer."""
-        self._over(call, given_up(call.deadline - time.monotonic()))
+    def _flush_late(self) -> None:
+        self._late_flush_scheduled = False
+        self.flush()
 
     def flush(self) -> None:
-        """Write what there is to write."""
-        self._unflushed = False
-        if (data := self._h2.to_send()) and not self._mute:
+        """Write what there is."""
+        self._flush_scheduled = False
+        if (data := self._h2.to_send()) and not self._write_closed:
             self._transport.write(data)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes in memory: of incomplete requests, and of replies that the peer had not taken at the last tick."""
+        return self._h2.buffered + self._unsent
 
     # --- its end ------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
         """Ask the client for a new connection, and close this one when its calls are done."""
-        if not self._leaving:
-            self._leaving, self._left = "asked", time.monotonic() + PONG_S
-            self._pongs = self._h2.pongs + (self._pinged is not None)
+        if self._lifetime.leave(time.monotonic(), self._h2.pongs):
             self._h2.go_away()
-            # Its answer shows that the client has read GOAWAY, and opens no more streams here.
-            self._h2.ping()
+            self._h2.ping()  # its answer shows that the client has read GOAWAY and opens no more streams here
             self.flush()
 
     def give_up(self) -> None:
-        """Answer what still runs that it has to be asked again, and close: its time is up."""
-        if self._mute or self._transport.is_closing():
+        """Fail the calls still running with UNAVAILABLE and close: the grace period is over."""
+        if self._write_closed or self._transport.is_closing():
             return
         for call in list(self._calls.values()):
             self.fail(call.stream, server_stopping())
         self._h2.go_away_at_last()
         self.flush()
-        self._say_goodbye()
+        self._half_close()
 
-    def _say_goodbye(self) -> None:
-        """Write no more, and take in what still comes for a while: a socket closed before loses what was sent."""
-        self._leaving, self._left = "gone", time.monotonic() + LINGER_S
-        self._mute = True
+    def _half_close(self) -> None:
+        """Write no more, and read for a while: closing a socket before it is read may lose what was sent."""
+        self._lifetime.half_close(time.monotonic())
+        self._write_closed = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:
             self._transport.close()
 
-    def _end(self, error: PeerError) -> None:
+    def _close_for(self, error: PeerError) -> None:
         logger.debug("closing a connection: %s", error)
         self.flush()
         self._transport.close()
 
     def tick(self, now: float) -> None:
-        """Keep all times: deadlines, signs of life, age."""
-        if self._transport.is_closing():  # what it still has to say may find no reader
-            self._closing = self._closing or now
-            if now > self._closing + self.front.settings.stalled_s:
+        """Enforce deadlines, and do what the connection's lifetime asks for."""
+        if self._transport.is_closing():
+            if self._lifetime.tick_closing(now) is Action.ABORT:
                 self.abort()
             return
         self._h2.refill(TICK_S)
-        for call in [call for call in self._calls.values() if now > call.due]:
-            self.fail(call.stream, too_late() if now > call.deadline else too_slow())
-        if self._stalled(now) or (self._greeting is not None and now > self._born + HANDSHAKE_S):
-            self.abort()
-        elif self._leaving:
-            self._go_on_leaving(now)
-        elif now > self._born + self._age_s:
-            self.leave()
-        else:
-            self._keep_alive(now)
+        for call in list(self._calls.values()):
+            if (error := overdue(call, now)) is not None:
+                self.fail(call.stream, error)
+        if self._tick_lifetime(now) is Action.DRAIN:
+            self._tick_lifetime(now)  # there may be nothing to drain
 
-    @property
-    def held(self) -> int:
-        """Bytes in memory: of requests that are not whole, and of replies that were not taken at the last tick."""
-        return self._h2.buffered + self._unsent
-
-    def _stalled(self, now: float) -> bool:
-        """Whether the peer has taken nothing of what waits for it, for too long."""
-        unsent = self._h2.unsent()
-        if unsent != self._unsent or not (unsent or self._choked):
-            self._unsent, self._took = unsent, now
-        return now > self._took + self.front.settings.stalled_s
-
-    def _keep_alive(self, now: float) -> None:
-        settings = self.front.settings
-        if self._pinged is not None and self._heard >= self._pinged:
-            self._pinged = None
-        if self._pinged is not None:
-            if now > self._pinged + settings.keepalive_timeout_s:
+    def _tick_lifetime(self, now: float) -> Action:
+        self._unsent = self._h2.unsent()
+        action = self._lifetime.tick(
+            now,
+            pongs=self._h2.pongs,
+            open_streams=len(self._h2.streams),
+            unsent=self._unsent,
+            write_blocked=self._write_blocked,
+        )
+        match action:
+            case Action.NOTHING:
+                pass
+            case Action.PING:
+                self._h2.ping()
+                self.flush()
+            case Action.LEAVE:
+                self.leave()
+            case Action.DRAIN:
+                self._drain()
+            case Action.HALF_CLOSE:
+                self.flush()  # the last reply, and those to calls that were shed, may wait for the end of this turn
+                self._half_close()
+            case Action.CLOSE:
+                self._transport.close()
+            case Action.ABORT:
                 self.abort()
-        elif now > self._heard + settings.keepalive_s:
-            self._pinged = now
-            self._h2.ping()
-            self.flush()
+        return action
 
-    def _go_on_leaving(self, now: float) -> None:
-        if self._leaving == "asked" and (self._h2.pongs > self._pongs or now > self._left):
-            self._leaving, self._left = "told", now + self.front.settings.stalled_s
-            self._h2.go_away_at_last()
-            for call in list(self._calls.values()):
-                if call.talking:  # a stream without an end of its own
-                    self.fail(call.stream, server_stopping())
-            self.flush()
-        if self._leaving == "told" and not self._h2.streams and self._unsent and now > self._left:
-            self.abort()  # all is answered, and taken too slowly
-        elif self._leaving == "told" and not self._h2.streams and not self._unsent:
-            self.flush()  # the last reply, and those to calls that were shed, may wait for the end of this turn
-            self._say_goodbye()
-        elif self._leaving == "told" and self._h2.streams:  # a stream may go on for long, and its peer be gone
-            self._keep_alive(now)
-        if self._leaving == "gone" and now > self._left:
-            self._transport.close()
+    def _drain(self) -> None:
+        self._h2.go_away_at_last()
+        for call in list(self._calls.values()):
+            if call.has_replied:  # a stream of replies that does not end by itself
+                self.fail(call.stream, server_stopping())
+        self.flush()
+
+
+def _replies_unread() -> CallError:
+    return CallError(Code.RESOURCE_EXHAUSTED, "replies wait on this connection: read them first")

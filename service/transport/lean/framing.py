@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import zlib
 from functools import lru_cache
 from typing import Final
-from urllib.parse import quote
 
-from service.errors import PUSHBACK, Code
+from service.errors import Code
+from service.transport.call_error import CallError
 from service.transport.lean.http2 import Headers
 
 PREFIX: Final = 5
-"""Bytes before each message: whether it is compressed, and its length."""
+"""Bytes before each message: one flag for compression, and its length in four bytes."""
 IDENTITY: Final = b"identity"
 GZIP: Final = b"gzip"
 WINDOW_BITS: Final = {GZIP: 31, b"deflate": 15}
-"""Compressions, as zlib wants to hear of them."""
-WORTHWHILE: Final = 1024
-"""Replies from this size on are compressed, for callers that compress too."""
+"""The wbits argument of zlib by grpc-encoding."""
+MIN_COMPRESSED_BYTES: Final = 1024
+"""Replies of at least this size are compressed, if the client compresses its requests too."""
 UNITS: Final = {ord("H"): 3600.0, ord("M"): 60.0, ord("S"): 1.0, ord("m"): 1e-3, ord("u"): 1e-6, ord("n"): 1e-9}
-MOST_DIGITS: Final = 10
-PRINTABLE: Final = bytes(range(0x20, 0x7F)).decode().replace("%", "")
+MAX_DIGITS: Final = 10
 
 HEAD: Final[Headers] = [(b"content-type", b"application/grpc")]
 GZIP_HEAD: Final[Headers] = [*HEAD, (b"grpc-encoding", GZIP)]
 OK: Final[Headers] = [(b"grpc-status", b"0")]
-
-
-class CallError(Exception):
-    """The end of a call that is not OK: status code, message, and an encoded google.rpc.Status where there is one.
-
-    ``pushback_ms``: when gRPC's own retries are to come back, where they are told.
-    """
-
-    def __init__(self, code: Code, message: str, details: bytes = b"", pushback_ms: int | None = None) -> None:
-        super().__init__(message)
-        self.code: Final = code
-        self.message: Final = message
-        self.details: Final = details
-        self.pushback_ms: Final = pushback_ms
-
-    def headers(self) -> Headers:
-        """As trailers."""
-        found = [(b"grpc-status", b"%d" % self.code), (b"grpc-message", quote(self.message, safe=PRINTABLE).encode())]
-        if self.details:
-            found.append((b"grpc-status-details-bin", base64.b64encode(self.details).rstrip(b"=")))
-        if self.pushback_ms is not None:
-            found.append((PUSHBACK.encode(), b"%d" % self.pushback_ms))
-        if self.code is Code.UNIMPLEMENTED:
-            found.append((b"grpc-accept-encoding", b"identity, deflate, gzip"))
-        return found
 
 
 def frame(message: bytes) -> bytes:
@@ -71,7 +44,7 @@ def next_message(body: bytes | bytearray, encoding: bytes, most: int) -> tuple[b
 
     CallError where it is larger than ``most`` bytes, compressed or not, or cannot be decompressed.
     """
-    if (size := announced(body, most)) is None or len(body) < PREFIX + size:
+    if (size := announced_size(body, most)) is None or len(body) < PREFIX + size:
         return None
     message = bytes(body[PREFIX : PREFIX + size])
     if body[0]:
@@ -79,7 +52,7 @@ def next_message(body: bytes | bytearray, encoding: bytes, most: int) -> tuple[b
     return message, PREFIX + size
 
 
-def announced(body: bytes | bytearray, most: int) -> int | None:
+def announced_size(body: bytes | bytearray, most: int) -> int | None:
     """The size of the first message of a body, None where that has not come yet; CallError where it is too large."""
     if len(body) < PREFIX:
         return None
@@ -137,6 +110,6 @@ def timeout_s(value: bytes | None) -> float:
     if value is None:
         return math.inf
     digits, unit = value[:-1], UNITS.get(value[-1] if value else 0)
-    if unit is None or not digits.isdigit() or len(digits) > MOST_DIGITS:
+    if unit is None or not digits.isdigit() or len(digits) > MAX_DIGITS:
         raise CallError(Code.INTERNAL, "Error parsing 'grpc-timeout' metadata")
     return int(digits) * unit

@@ -6,19 +6,17 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.errors import InputError
-from service.api.methods import Handlers
-from service.api.scoring import METHODS, Method
-from service.auth.access import SCOPES, Access, Gate, scope_of
-from service.auth.callers import MOST_KNOWN, CallersFile
-from service.call_context import CallContext
+from service.api.scoring import METHODS
+from service.auth.access import SCOPES, Access, required_scopes
+from service.auth.callers import MAX_REMEMBERED_HEADERS, CallersFile, Scope
 from service.errors import Code, Reason, RequestError
 from service.file_watch import Watched
 from service.transport.standard_services import SERVICES
@@ -177,8 +175,8 @@ def test_an_expired_token_is_refused_in_the_words_for_one_that_never_was(tmp_pat
         with pytest.raises(RequestError) as caught:
             file.access.caller(shown, ())
         assert caught.value.code is Code.UNAUTHENTICATED
-        assert caught.value.message == "the token is not known here, or not any more: ask for another one"
-        assert file.watched.value.known == {}  # so it takes as long as well
+        assert caught.value.message == "the token is unknown or has expired: ask for another one"
+        assert file.watched.value.remembered == {}  # so it takes as long as well
     assert file.who(None, "b") == "CREDENTIALS_INVALID"
 
 
@@ -186,21 +184,21 @@ def test_what_is_remembered_of_headers_is_bounded(tmp_path: Path) -> None:
     file = File(tmp_path, entry("a", "one"))
     for length in range(1, 30_000, 2):
         file.who("Bearer " + "x" * (length % 1000))
-    assert file.watched.value.known == {}
-    for number in range(MOST_KNOWN):
-        file.watched.value.known[b"%d" % number] = file.watched.value.of_header(b"Bearer one")  # type: ignore[assignment]
+    assert file.watched.value.remembered == {}
+    for number in range(MAX_REMEMBERED_HEADERS):
+        file.watched.value.remembered[b"%d" % number] = file.watched.value.of_header(b"Bearer one")  # type: ignore[assignment]
     assert file.who("bEARER one") == "a"
-    assert len(file.watched.value.known) == 1
+    assert len(file.watched.value.remembered) == 1
 
 
 def test_refusals_are_counted(tmp_path: Path) -> None:
     file = File(tmp_path, entry("a", "one"))
     for sent in (None, "Bearer two", "Bearer two", "Bearer one"):
         file.who(sent)
-    assert file.access.refused == {"credentials_missing": 1, "credentials_invalid": 2}
+    assert file.access.refused == {Reason.CREDENTIALS_MISSING: 1, Reason.CREDENTIALS_INVALID: 2}
 
 
-def test_the_names_of_a_certificate_are_the_same_from_both_fronts() -> None:
+def test_both_transports_read_the_same_names_from_a_certificate() -> None:
     told = {
         "subject": ((("organizationName", "Shop"),), (("commonName", "jobs"),), (("commonName", "second"),)),
         "subjectAltName": (("DNS", "jobs.example"), ("URI", "spiffe://shop/jobs"), ("IP Address", "10.0.0.1")),
@@ -217,38 +215,31 @@ def test_the_names_of_a_certificate_are_the_same_from_both_fronts() -> None:
 # --- scopes ---------------------------------------------------------------------------------------------------------
 
 
-async def nothing(_request: bytes, _context: CallContext) -> bytes:
-    return b""
+def test_every_service_requires_a_scope() -> None:
+    assert set(SCOPES) == set(SERVICES)
+    assert sorted(SCOPES.values()) == sorted(get_args(Scope))
+    paths = [f"/{service}/Do" for service in SERVICES]
+    assert required_scopes(paths) == dict(zip(paths, [SCOPES[service] for service in SERVICES], strict=True))
+    assert set(required_scopes(METHODS).values()) == {"score"}
 
 
-def gate_of(file: File) -> Gate[str]:
-    handlers = Handlers(dict.fromkeys(PATHS, nothing))
-
-    def build(scores: Mapping[str, Method], handlers: Handlers) -> dict[str, str]:
-        return {path: path for path in (*scores, *handlers.unary)}
-
-    return Gate(file.access, build, handlers)
+def test_a_service_without_a_scope_is_not_served_by_mistake() -> None:
+    with pytest.raises(KeyError):
+        required_scopes(["/tidemark.v1.NewService/Do"])
 
 
-PATHS = tuple(f"/tidemark.v1.{name}/Do" for name in ("EventService", "CustomerService", "ModelService"))
-
-
-def test_every_service_needs_a_scope() -> None:
-    assert set(SERVICES) <= set(SCOPES)
-    assert {scope_of(path) for path in METHODS} == {"score"}
-
-
-@pytest.mark.parametrize("scope", ["score", "events", "customers", "models"])
-def test_a_caller_reaches_the_methods_of_its_scopes_and_no_others(tmp_path: Path, scope: str) -> None:
-    gate = gate_of(File(tmp_path, entry("a", "one", scopes=[scope])))
-    for path in (*METHODS, *PATHS):
-        if scope_of(path) == scope:
-            assert gate.find(path, b"Bearer one", ()) == path
+@pytest.mark.parametrize("granted", get_args(Scope))
+def test_a_caller_reaches_the_methods_of_its_scopes_and_no_others(tmp_path: Path, granted: Scope) -> None:
+    access = File(tmp_path, entry("a", "one", scopes=[granted])).access
+    for scope in get_args(Scope):
+        if scope == granted:
+            assert access.authorize(b"Bearer one", (), scope).name == "a"
         else:
-            with pytest.raises(RequestError, match=f"scope {scope_of(path)}") as caught:
-                gate.find(path, b"Bearer one", ())
+            with pytest.raises(RequestError, match=f"scope {scope}") as caught:
+                access.authorize(b"Bearer one", (), scope)
             assert caught.value.reason is Reason.SCOPE_MISSING
             assert caught.value.code is Code.PERMISSION_DENIED
+    assert access.refused == {Reason.SCOPE_MISSING: 3}
 
 
 # --- a file that changes --------------------------------------------------------------------------------------------
@@ -256,8 +247,7 @@ def test_a_caller_reaches_the_methods_of_its_scopes_and_no_others(tmp_path: Path
 
 def test_a_renewed_file_counts_at_once_and_takes_nothing_back(tmp_path: Path) -> None:
     file = File(tmp_path, entry("a", "one", quota=10), entry("b", "two"))
-    gate = gate_of(file)
-    assert gate.find(PATHS[0].replace("Event", "Scoring").replace("Do", "ScoreCustomer"), b"Bearer one", ())
+    assert file.access.authorize(b"Bearer one", (), "score")
     bucket = file.access.caller(b"Bearer one", ()).bucket
     assert bucket is not None
     file.write(entry("a", "new", quota=10, scopes=["events"]), entry("c", "three", quota=10))
@@ -268,9 +258,9 @@ def test_a_renewed_file_counts_at_once_and_takes_nothing_back(tmp_path: Path) ->
         "a",
         "c",
     ]
-    assert gate.find(PATHS[0], b"Bearer new", ()) == PATHS[0]
+    assert file.access.authorize(b"Bearer new", (), "events").name == "a"
     with pytest.raises(RequestError):
-        gate.find("/tidemark.v1.ScoringService/ScoreCustomer", b"Bearer new", ())
+        file.access.authorize(b"Bearer new", (), "score")
     assert file.access.caller(b"Bearer new", ()).bucket is bucket  # what was used stays used
     assert file.access.caller(b"Bearer three", ()).bucket is not bucket
 

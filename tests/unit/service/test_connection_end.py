@@ -15,8 +15,9 @@ from service.api.methods import Handlers
 from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.settings import Settings
+from service.transport.interface import Backend
 from service.transport.lean.connection import Connection
-from service.transport.lean.server import LeanFront
+from service.transport.lean.server import LeanServer
 from tests.fuzz import Scorer, Transport
 
 PATH = "/tidemark.v1.EventService/RecordEvents"
@@ -28,9 +29,9 @@ class Peer:
     def __init__(self) -> None:
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         settings = Settings(registry=Path("none"), redis="none")
-        self.front = LeanFront(ScoreBatcher(Scorer().score), settings, Handlers({PATH: self._handle}))
+        server = LeanServer(Backend(settings, ScoreBatcher(Scorer().score), Handlers({PATH: self._handle})))
         self.transport = Transport(reads=True)
-        self.connection = self.transport.protocol = Connection(self.front)
+        self.connection = self.transport.protocol = Connection(server)
         self.connection.connection_made(self.transport)
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         self.h2.initiate_connection()
@@ -79,7 +80,7 @@ def test_a_reply_that_waits_to_be_written_is_written_before_the_end(monkeypatch:
         await peer.exchange()  # GOAWAY and a ping
         await peer.exchange()  # and its answer
         peer.connection.tick(time.monotonic())
-        monkeypatch.setattr(peer.front, "flush_soon", lambda _: None)  # the turn is not over
+        monkeypatch.setattr(peer.connection, "_flush_soon", lambda: None)  # the turn is not over
         peer.answer.set_result(b"done")
         for _ in range(3):
             await asyncio.sleep(0)

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Code
+from service.transport.call_error import CallError
 from service.transport.lean.framing import (
     GZIP,
     IDENTITY,
     PREFIX,
-    CallError,
     check_encoding,
     compressed_frame,
     frame,
@@ -173,7 +173,7 @@ def test_without_a_timeout_there_is_no_end() -> None:
 
 @given(st.text(max_size=200), st.binary(max_size=100))
 def test_messages_and_details_come_through_headers_as_clients_read_them(message: str, details: bytes) -> None:
-    headers = dict(CallError(Code.NOT_FOUND, message, details).headers())
+    headers = dict(CallError(Code.NOT_FOUND, message, details).trailers())
     assert headers[b"grpc-status"] == b"5"
     text = headers[b"grpc-message"].decode("ascii")
     assert text.isprintable()
@@ -184,11 +184,11 @@ def test_messages_and_details_come_through_headers_as_clients_read_them(message:
 
 
 def test_when_to_come_back_is_a_trailer_of_its_own() -> None:
-    headers = dict(CallError(Code.RESOURCE_EXHAUSTED, "", b"", 120).headers())
+    headers = dict(CallError(Code.RESOURCE_EXHAUSTED, "", b"", 120).trailers())
     assert headers[b"grpc-retry-pushback-ms"] == b"120"
-    assert b"grpc-retry-pushback-ms" not in dict(CallError(Code.RESOURCE_EXHAUSTED, "").headers())
+    assert b"grpc-retry-pushback-ms" not in dict(CallError(Code.RESOURCE_EXHAUSTED, "").trailers())
 
 
 def test_only_what_must_be_is_encoded_in_a_message() -> None:
-    headers = dict(CallError(Code.INTERNAL, "50 % of ~ is\nÄ").headers())
+    headers = dict(CallError(Code.INTERNAL, "50 % of ~ is\nÄ").trailers())
     assert headers[b"grpc-message"] == b"50 %25 of ~ is%0A%C3%84"

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tidemark.rpc import error_details_pb2, status_pb2
-from tidemark.v1 import events_pb2, scoring_pb2
+from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 
+from feature_store.definitions import Interests
+from feature_store.state.events import Event
 from service.api import events as convert_events
 from service.api import scoring as convert
-from service.api.methods import Handlers
+from service.api.methods import Customers, Handlers, handlers
+from service.api.model_handlers import Models
 from service.api.scoring import METHODS
 from service.api.status import encoded_status
-from service.auth.quota import MOST_WAITING, Bucket, metered_handlers, metered_scores
-from service.call_context import NO_CONTEXT, CallContext
+from service.auth.quota import MAX_WAITING_STREAMS, Bucket
+from service.batching.event_batcher import RecordingResult
+from service.call_context import CallContext
 from service.errors import CODES, Code, QuotaExceededError, Reason, RequestError
-from service.transport.lean.call_types import call_error
+from service.scoring.scorer import ScoreRequest
+from service.transport.call_error import call_error
+from service.transport.lean.call_types import Score
 
 SLACK = 1e-6
 RECORD = f"/{convert_events.SERVICE}/RecordEvents"
@@ -103,69 +111,104 @@ def score_request(count: int) -> bytes:
 
 
 def events_request(count: int) -> bytes:
-    return events_pb2.RecordEventsRequest(events=[events_pb2.Event()] * count).SerializeToString()
+    event = events_pb2.Event(customer_id="c", event_type="visit")
+    return events_pb2.RecordEventsRequest(events=[event] * count).SerializeToString()
+
+
+class FakeBatcher:
+    """Takes what is submitted and answers nothing."""
+
+    def __init__(self) -> None:
+        self.submitted: list[int] = []
+
+    def submit(self, part: ScoreRequest, *_: object) -> None:
+        self.submitted.append(len(part.customer_ids))
 
 
 def test_scores_take_one_for_each_customer_and_bad_requests_nothing() -> None:
-    found, _ = bucket(rate=10, burst=300)
-    batch = metered_scores(METHODS, found)[f"/{convert.SERVICE}/BatchScoreCustomers"]
+    tokens, _ = bucket(rate=10, burst=300)
+    batcher = FakeBatcher()
+    stream, connection = SimpleNamespace(headers={}), SimpleNamespace(expect_batch=lambda _call: None)
+    method = METHODS[f"/{convert.SERVICE}/BatchScoreCustomers"]
+
+    def call(request: bytes) -> None:
+        context = CallContext(quota=tokens)
+        Score(cast("Any", batcher), method, cast("Any", connection), cast("Any", stream), context, 0.0).answer(request)
+
     with pytest.raises(RequestError, match="not a"):
-        batch.decode(b"\xff")
-    assert len(batch.decode(score_request(256)).customer_ids) == 256
+        call(b"\xff")
+    call(score_request(256))
     with pytest.raises(QuotaExceededError) as caught:
-        batch.decode(score_request(256))
+        call(score_request(256))
     assert caught.value.retry_after_s == pytest.approx((256 - 44) / 10)
-    assert len(batch.decode(score_request(44)).customer_ids) == 44
+    call(score_request(44))
+    assert batcher.submitted == [256, 44]
 
 
-async def answer(_request: bytes, _context: CallContext) -> bytes:
-    return b"done"
+class FakeRecorder:
+    """Accepts all events."""
+
+    def __init__(self) -> None:
+        self.recorded: list[int] = []
+
+    def admit(self, _context: CallContext) -> None:
+        """Accept the call."""
+
+    async def record(self, events: Sequence[Event], _context: CallContext) -> RecordingResult:
+        self.recorded.append(len(events))
+        return RecordingResult(accepted=len(events))
+
+
+async def nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+def handlers_on(recorder: FakeRecorder) -> Handlers:
+    watch = SimpleNamespace(aside=nothing_found, serving=SimpleNamespace(lineup=None))
+    customers = Customers(cast("Any", SimpleNamespace(erase=nothing)), Interests())
+    return handlers(cast("Any", recorder), customers, Models(cast("Any", watch)))
+
+
+async def nothing_found(*_: object) -> list[object]:
+    return []
 
 
 def test_events_take_one_each_customers_one_and_models_nothing() -> None:
-    found, _ = bucket(rate=10, burst=10)
-    customer, model = "/tidemark.v1.CustomerService/GetCustomer", "/tidemark.v1.ModelService/ListModels"
-    unary = metered_handlers(Handlers(dict.fromkeys((RECORD, customer, model), answer)), found).unary
+    tokens, _ = bucket(rate=10, burst=10)
+    recorder = FakeRecorder()
+    unary, context = handlers_on(recorder).unary, CallContext(quota=tokens)
+    delete, listing = "/tidemark.v1.CustomerService/DeleteCustomer", "/tidemark.v1.ModelService/ListModels"
+    one_customer = customers_pb2.DeleteCustomerRequest(customer_id="c").SerializeToString()
 
     async def work() -> None:
-        assert await unary[RECORD](events_request(9), NO_CONTEXT) == b"done"
-        assert await unary[customer](b"", NO_CONTEXT) == b"done"
-        for path in (RECORD, customer):
+        await unary[RECORD](events_request(9), context)
+        await unary[delete](one_customer, context)
+        for path, request in ((RECORD, events_request(1)), (delete, one_customer)):
             with pytest.raises(QuotaExceededError):
-                await unary[path](events_request(1), NO_CONTEXT)
-        assert await unary[model](b"", NO_CONTEXT) == b"done"
+                await unary[path](request, context)
+        await unary[listing](b"", context)
+        assert recorder.recorded == [9]
 
     asyncio.run(work())
 
 
-class Stream:
-    def __init__(self, _context: CallContext) -> None:
-        self.added = 0
-
-    async def add(self, _request: bytes) -> None:
-        self.added += 1
-
-    def reply(self) -> bytes:
-        return b"%d" % self.added
-
-
 def test_a_stream_waits_until_it_can_pay_and_too_many_at_once_are_refused() -> None:
     async def work() -> None:
-        found = Bucket("shop", 200, 10)
-        begin = metered_handlers(Handlers({}, {STREAM: Stream}), found).streams[STREAM]
-        stream = begin(NO_CONTEXT)
+        context, recorder = CallContext(quota=Bucket("shop", 200, 10)), FakeRecorder()
+        begin = handlers_on(recorder).streams[STREAM]
+        stream = begin(context)
         start = asyncio.get_running_loop().time()
         for _ in range(3):
             await stream.add(events_request(10))
-        assert stream.reply() == b"3"
+        assert events_pb2.StreamEventsResponse.FromString(stream.reply()).accepted == 30
         assert asyncio.get_running_loop().time() - start == pytest.approx(0.1, abs=0.08)
-        waiting = [asyncio.ensure_future(begin(NO_CONTEXT).add(events_request(10))) for _ in range(MOST_WAITING)]
+        waiting = [asyncio.ensure_future(begin(context).add(events_request(10))) for _ in range(MAX_WAITING_STREAMS)]
         await asyncio.sleep(0)
         with pytest.raises(QuotaExceededError):
-            await begin(NO_CONTEXT).add(events_request(10))
+            await begin(context).add(events_request(10))
         waiting.pop().cancel()
         await asyncio.gather(*waiting)
-        await begin(NO_CONTEXT).add(events_request(10))
+        await begin(context).add(events_request(10))
 
     asyncio.run(work())
 
@@ -186,10 +229,10 @@ def test_the_refusal_names_the_caller_and_when_to_come_back() -> None:
 
 @pytest.mark.parametrize(("wait_s", "told"), [(1.25, b"1250"), (0.0001, b"1")])
 def test_grpcs_own_retries_are_told_as_well(wait_s: float, told: bytes) -> None:
-    trailers = dict(call_error(QuotaExceededError("shop", "used up", wait_s)).headers())
+    trailers = dict(call_error(QuotaExceededError("shop", "used up", wait_s)).trailers())
     assert trailers[b"grpc-retry-pushback-ms"] == told
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if CODES[reason] is not Code.RESOURCE_EXHAUSTED])
 def test_nobody_is_pushed_back_but_for_too_much(reason: Reason) -> None:
-    assert b"grpc-retry-pushback-ms" not in dict(call_error(RequestError(reason, "why")).headers())
+    assert b"grpc-retry-pushback-ms" not in dict(call_error(RequestError(reason, "why")).trailers())

@@ -19,7 +19,8 @@ from service.errors import Reason
 from service.scoring.model_router import ModelRouter, ModelSet
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.transport.lean.server import LeanFront
+from service.transport.interface import Backend
+from service.transport.lean.server import LeanServer
 
 SCORE = next(path for path, method in METHODS.items() if method.single)
 
@@ -43,7 +44,7 @@ class Shown:
             router=self.router,
             watch=SimpleNamespace(counts=Counter[str]()),
             access=None,
-            front=SimpleNamespace(serving=True),
+            transport=SimpleNamespace(serving=True, expose=lambda _metrics: None),
         )
         self.metrics = Metrics([SCORE])
         expose(self.metrics, cast("Parts", self.parts))
@@ -69,7 +70,7 @@ def test_calls_that_are_not_worked_on_are_told_by_queue_and_cause(shown: Shown) 
 def test_who_is_refused_is_told_under_the_names_of_the_reasons(shown: Shown) -> None:
     reasons = {(Reason.CREDENTIALS_MISSING,), (Reason.CREDENTIALS_INVALID,), (Reason.SCOPE_MISSING,)}
     assert shown.told("tidemark_access_refused_total") == dict.fromkeys(reasons, 0)
-    shown.parts.access = SimpleNamespace(refused=Counter({"scope_missing": 4}))
+    shown.parts.access = SimpleNamespace(refused=Counter({Reason.SCOPE_MISSING: 4}))
     assert shown.told("tidemark_access_refused_total")["SCOPE_MISSING",] == 4
 
 
@@ -110,8 +111,8 @@ def test_a_call_that_is_shed_before_it_is_read_is_counted_without_a_time(
 ) -> None:
     monkeypatch.setattr(shown.batcher, "shed_unread", lambda: 0.5)
     settings = Settings(registry=Path("none"), redis="none")
-    front = LeanFront(shown.batcher, settings, metrics=shown.metrics)
-    assert front.sheds[SCORE.encode()]() is not None
+    server = LeanServer(Backend(settings, shown.batcher, metrics=shown.metrics))
+    assert server.sheds[SCORE.encode()]() is not None
     assert shown.metrics.calls() == {(SCORE[1:], "RESOURCE_EXHAUSTED"): 1}
     assert shown.metrics.call_seconds() == {}
     assert shown.metrics.errors == {Reason.OVERLOADED: 1}

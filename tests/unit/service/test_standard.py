@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from service.api.scoring import SERVICE
 from service.errors import Code
-from service.transport.lean.framing import CallError
+from service.transport.call_error import CallError
 from service.transport.standard_services import Health, Reflection
 
 NOT_SERVING, SERVING, SERVICE_UNKNOWN = (
