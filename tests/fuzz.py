@@ -50,7 +50,7 @@ from service.batching.event_batcher import EventBatcher
 from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.errors import Reason, RequestError
-from service.scoring.scorer import ScoreRequest, Scores
+from service.scoring.types import ScoreRequest, Scores, rows_of
 from service.settings import Settings
 from service.transport.interface import Backend
 from service.transport.lean import call_types as calls
@@ -142,7 +142,7 @@ class Scorer:
 
     def _scores(self, part: ScoreRequest) -> Scores:
         rows = [float(i) if i.isascii() and i.isdigit() and len(i) < 9 else -1.0 for i in part.customer_ids]
-        return Scores(np.tile(np.array(rows).reshape(-1, 1), (1, 6)), dict(part.refused), "v1")
+        return Scores(rows_of(np.tile(np.array(rows).reshape(-1, 1), (1, 6))), dict(part.refused), "v1")
 
 
 class Store:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from tidemark.v1 import scoring_pb2
 
 from service.errors import Reason, RequestError
-from service.scoring.shapley import Wanted
 from tidemark.explanation import Contribution, Explanation
 
 MAX_EXPLAINED: Final = 100
@@ -15,14 +15,25 @@ MAX_EXPLAINED: Final = 100
 DEFAULT_REASONS: Final = 5
 
 
-def wanted(request: Any, customers: int) -> Wanted:
-    """What a request that says explain wants to be told; RequestError for too many customers."""
+def max_reasons(request: Any, customers: int) -> int | None:
+    """How many contributions an explanation may have; None if the request does not ask for explanations.
+
+    Raises:
+        RequestError: The request asks for explanations of too many customers.
+    """
+    if not request.explain:
+        return None
     if customers > MAX_EXPLAINED:
         message = (
             f"{customers} customers are too many to explain in one call: send at most {MAX_EXPLAINED} with explain"
         )
         raise RequestError(Reason.EXPLAIN_TOO_MANY, message, "customer_ids")
-    return Wanted(int(request.max_reasons) or DEFAULT_REASONS, encoded)
+    return int(request.max_reasons) or DEFAULT_REASONS
+
+
+def encoded_by_offer(explanations: Mapping[str, Explanation]) -> dict[str, bytes]:
+    """The encoded explanations of a score, by offer."""
+    return {offer: encoded(explanation) for offer, explanation in explanations.items()}
 
 
 def encoded(explanation: Explanation) -> bytes:

@@ -15,14 +15,14 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_store.state.profile import Interest
-from service.scoring.scorer import Note, Scores, Spikes
+from service.scoring.types import OFFER_COLUMNS, Scores
 
 # churn (2) and propensity (3), each an Alert of 26 bytes, and expected_spend (4). What is false is written out as well,
 # so that every customer's figures have the same length.
 _FIGURES: Final = struct.Struct("<2s cdcdc?c?c?c? 2s cdcdc?c?c?c? cd")
 _ALERT: Final = np.dtype(
     {
-        "names": ["probability", "threshold", "alert", "repeated_view", "off", "spike"],
+        "names": list(OFFER_COLUMNS.names or ()),
         "formats": ["<f8", "<f8", "?", "?", "?", "?"],
         "offsets": [1, 10, 19, 21, 23, 25],
         "itemsize": 26,
@@ -32,7 +32,7 @@ _CHURN_AT: Final = 2
 _PROPENSITY_AT: Final = 30
 _FIGURES_TABLE: Final = np.dtype(
     {
-        "names": ["churn", "propensity", "spend"],
+        "names": ["churn", "propensity", "expected_spend"],
         "formats": [_ALERT, _ALERT, "<f8"],
         "offsets": [_CHURN_AT, _PROPENSITY_AT, 57],
         "itemsize": _FIGURES.size,
@@ -55,61 +55,54 @@ def long_field(number: int, data: bytes) -> bytes:
 
 
 def score(
-    customer_id: str,
-    row: Sequence[float],
-    version: bytes,
-    note: Note | None,
-    spikes: Spikes,
-    why: Mapping[str, bytes] | None = None,
+    customer_id: str, scores: Scores, at: int, version: bytes, explanations: Mapping[str, bytes] | None = None
 ) -> bytes:
-    """A ScoreCustomerResponse of one row of Scores.
+    """An encoded Score: the one at position ``at`` of ``scores``.
 
-    version: its encoded model_version field; why: encoded explanations, by offer.
+    Args:
+        customer_id: The customer's id as the caller wrote it.
+        scores: The scores of the call.
+        at: The position of the customer.
+        version: The encoded model_version field.
+        explanations: Encoded explanations by offer, if the call asked for them.
     """
-    churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
-    off = note is not None and note.off
-    figures = _pack(
-        (churn, churn_threshold, churn >= churn_threshold and not off, False, off, spikes.churn),
-        (
-            *(propensity, propensity_threshold, propensity >= propensity_threshold and not off),
-            *(note is not None and note.repeated_view, off, spikes.propensity or (note is not None and note.spike)),
-        ),
-        spend,
-    )
-    if why is not None:
-        figures = _explained(figures, why)
-    return b"%b%b%b%b%b" % (field(1, customer_id.encode()), figures, _as_of(as_of), version, _noted(note))
+    churn, propensity, spend, as_of, stale = scores.rows[at].item()
+    figures = _pack(churn, propensity, spend)
+    if explanations is not None:
+        figures = _explained(figures, explanations)
+    parts = [field(1, customer_id.encode()), figures, _as_of(as_of), version]
+    if (top := scores.top_interests.get(at)) is not None:
+        parts.append(_top(top))
+    if stale:
+        parts.append(_STALE)
+    return b"".join(parts)
 
 
 def results(customer_ids: Sequence[str], scores: Scores, version: bytes | Sequence[bytes]) -> list[bytes]:
-    """The CustomerResult fields of a batch response, for the rows of Scores: like :func:`score`, for many at once.
+    """The CustomerResult fields of a batch response: like :func:`score`, for all customers of a call.
 
-    ``version`` is one for all, or one for each row.
+    Args:
+        customer_ids: The customers' ids as the caller wrote them.
+        scores: The scores of the call.
+        version: The encoded model_version field: one for all rows, or one for each row.
     """
-    table = scores.table
-    blank = bytearray(_BLANK * len(table))
+    rows = scores.rows
+    blank = bytearray(_BLANK * len(rows))
     block = np.frombuffer(blank, dtype=_FIGURES_TABLE)
-    for column, offer, spike in ((0, "churn", scores.spikes.churn), (1, "propensity", scores.spikes.propensity)):
-        alerts = block[offer]
-        alerts["probability"], alerts["threshold"] = table[:, column], table[:, column + 3]
-        alerts["alert"] = table[:, column] >= table[:, column + 3]
-        alerts["spike"] = spike
-    block["spend"] = table[:, 2]
-    as_of = table[:, 5]
+    for name in _FIGURES_TABLE.fields or ():
+        block[name] = rows[name]
+    as_of = rows["features_as_of"]
     # Customers that were loaded together share their time.
     if not isinstance(version, bytes):
         tails = [_as_of(t) + own for t, own in zip(as_of.tolist(), version, strict=True)]
     elif (as_of == as_of[0]).all():
-        tails = [_as_of(float(as_of[0])) + version] * len(table)
+        tails = [_as_of(float(as_of[0])) + version] * len(rows)
     else:
         tails = [_as_of(t) + version for t in as_of.tolist()]
-    for at, note in scores.notes.items():
-        if note.off:
-            for offer in ("churn", "propensity"):
-                block[offer]["alert"][at], block[offer]["off"][at] = False, True
-        block["propensity"]["repeated_view"][at] = note.repeated_view
-        block["propensity"]["spike"][at] |= note.spike
-        tails[at] += _noted(note)
+    for at, top in scores.top_interests.items():
+        tails[at] += _top(top)
+    for at in np.flatnonzero(rows["stale"]).tolist():
+        tails[at] += _STALE
     figures, size = bytes(blank), _FIGURES.size
     names = (customer_id.encode() for customer_id in customer_ids)
     return [
@@ -119,7 +112,7 @@ def results(customer_ids: Sequence[str], scores: Scores, version: bytes | Sequen
 
 
 _Alert = tuple[float, float, bool, bool, bool, bool]
-"""Probability, threshold, alert, repeated_view, automated_response_off, spike."""
+"""A row of OFFER_COLUMNS."""
 
 
 def _pack(churn: _Alert, propensity: _Alert, spend: float) -> bytes:
@@ -141,14 +134,6 @@ def _explained(figures: bytes, why: Mapping[str, bytes]) -> bytes:
 
 
 _BLANK: Final = _pack((0, 0, False, False, False, False), (0, 0, False, False, False, False), 0)
-
-
-def _noted(note: Note | None) -> bytes:
-    """The fields top_interest and stale; nothing where there is nothing to say."""
-    if note is None:
-        return b""
-    top = b"" if note.top is None else _top(note.top)
-    return top + _STALE if note.stale else top
 
 
 def _top(top: Interest) -> bytes:

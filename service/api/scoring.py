@@ -22,10 +22,10 @@ from feature_store.bundles.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.state.events import text_fault
 from service.api import score_wire as wire
-from service.api.explanations import wanted
+from service.api.explanations import encoded_by_offer, max_reasons
 from service.api.status import encoded_status
 from service.errors import Reason, RequestError
-from service.scoring.scorer import ScoreRequest, Scores
+from service.scoring.types import ScoreRequest, Scores
 
 SERVICE: Final = "tidemark.v1.ScoringService"
 MAX_BATCH: Final = 1000
@@ -58,10 +58,13 @@ def decode_score(data: bytes) -> ScoreRequest:
     surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
     if not surely_good and (error := id_error(customer_id, "customer_id")):
         raise error
-    part = ScoreRequest([customer_id], _economics(request), _max_age(request), allow_stale_s=_allow_stale(request))
-    if request.explain:
-        part.explain = wanted(request, 1)
-    return part
+    return ScoreRequest(
+        [customer_id],
+        _economics(request),
+        _max_age(request),
+        allow_stale_s=_allow_stale(request),
+        max_reasons=max_reasons(request, 1),
+    )
 
 
 def decode_batch(data: bytes) -> ScoreRequest:
@@ -77,10 +80,8 @@ def decode_batch(data: bytes) -> ScoreRequest:
             if error := id_error(customer_id, "customer_ids"):
                 refused[at] = error
                 ids[at] = ""
-    part = ScoreRequest(ids, _economics(request), _max_age(request), refused, _allow_stale(request))
-    if request.explain:
-        part.explain = wanted(request, count)
-    return part
+    explain = max_reasons(request, count)
+    return ScoreRequest(ids, _economics(request), _max_age(request), refused, _allow_stale(request), explain)
 
 
 def parsed(kind: Any, data: bytes) -> Any:
@@ -142,24 +143,24 @@ def _checked(field: str, figure: float) -> float:
 # --- replies --------------------------------------------------------------------------------------------------------
 
 
-def encode_score(part: ScoreRequest, scores: Scores) -> bytes:
+def encode_score(request: ScoreRequest, scores: Scores) -> bytes:
     """A ScoreCustomerResponse."""
     if scores.errors:
         raise scores.errors[0]
-    version, note = _version(scores.model_version), scores.notes.get(0)
-    why = None if scores.explanations is None else scores.explanations[0]
-    return wire.score(part.customer_ids[0], scores.table[0].tolist(), version, note, scores.spikes, why)
+    explanations = None if scores.explanations is None else encoded_by_offer(scores.explanations[0])
+    return wire.score(request.customer_ids[0], scores, 0, _version(scores.model_version), explanations)
 
 
-def encode_batch(part: ScoreRequest, scores: Scores) -> bytes:
+def encode_batch(request: ScoreRequest, scores: Scores) -> bytes:
     """A BatchScoreCustomersResponse."""
-    if not part.customer_ids:
+    ids = request.customer_ids
+    if not ids:
         return b""
     version = _version(scores.model_version) if scores.versions is None else [*map(_version, scores.versions)]
-    results = wire.results(part.customer_ids, scores, version)
-    for at, why in (scores.explanations or {}).items():
-        row, mine = scores.table[at].tolist(), version if isinstance(version, bytes) else version[at]
-        score = wire.score(part.customer_ids[at], row, mine, scores.notes.get(at), scores.spikes, why)
+    results = wire.results(ids, scores, version)
+    for at, explanations in (scores.explanations or {}).items():
+        row_version = version if isinstance(version, bytes) else version[at]
+        score = wire.score(ids[at], scores, at, row_version, encoded_by_offer(explanations))
         results[at] = wire.long_field(1, wire.long_field(1, score))
     encoded: dict[RequestError, bytes] = {}  # customers with the same fault share one error
     for at, error in scores.errors.items():

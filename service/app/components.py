@@ -34,7 +34,7 @@ from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
 from service.scoring.model_router import ModelRouter, ModelSet, ServingModel
 from service.scoring.registry_watcher import Hooks, RegistryWatcher, first_model
-from service.scoring.scorer import Scorer
+from service.scoring.scorer import Guards, Scorer
 from service.settings import Settings
 from service.telemetry.batch_stages import BatchObserver
 from service.telemetry.setup import Telemetry
@@ -80,7 +80,7 @@ async def make_parts(settings: Settings) -> Parts:
     model = await first_model(settings.registry, partial(is_ready, store))
     seen = Telemetry.of(settings)
     scorers = Scorers(store, settings, seen.stages)
-    router = ModelRouter(ModelSet(ServingModel(model, scorers(model))))
+    router = ModelRouter(ModelSet(ServingModel(model, scorers.make(model))))
     batcher = _batcher(settings, router, seen.stages)
     customers, rules = _customers(settings, store, model, scorers), _rules(settings)
     recorder = EventBatcher(
@@ -115,23 +115,23 @@ class Scorers:
     def __init__(self, store: Redis, settings: Settings, stages: BatchObserver | None = None) -> None:
         """``stages``: who wants to know of batches."""
         guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
-        self._guards: Final = guard(), guard()
+        self._guards: Final = Guards(churn=guard(), propensity=guard())
         self._store: Final = store
         self._stale_bytes: Final = settings.stale_cache_bytes
         self._recent: Final[WeakSet[RecentStates]] = WeakSet()
-        self._told: Final[dict[str, Any]] = {} if stages is None else {"took": stages.took, "aged": stages.aged}
+        self._observer: Final = stages
         self.counts: Final[Counter[str]] = Counter()
         """Scores of all that answer or have answered: ``stale`` and ``explained``."""
 
-    def __call__(self, model: Model, *, shadow: bool = False) -> Scorer:
-        """A scorer; that of a shadow alerts nobody, is not counted, and leaves the loop to others."""
+    def make(self, model: Model, *, shadow: bool = False) -> Scorer:
+        """The scorer of a model; that of a shadow marks no spikes, is not counted, and runs off the event loop."""
         if shadow:
             return Scorer(StateReader(self._store, model.layout), model, on_loop_rows=0)
         recent = RecentStates(self._stale_bytes) if self._stale_bytes else None
         if recent is not None:
             self._recent.add(recent)
         source = StateReader(self._store, model.layout, recent)
-        return Scorer(source, model, guard=iter(self._guards).__next__, counts=self.counts, **self._told)
+        return Scorer(source, model, self._guards, self._observer, counts=self.counts)
 
     def forget(self, customer_ids: Iterable[str]) -> None:
         """Use nothing any more that was read of these customers before."""

@@ -25,12 +25,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-
 from service.batching.admission import STANDING, AdmissionControl, expired, overloaded
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
-from service.scoring.scorer import OFF_LOOP_ROWS, ScoreRequest, Scores
+from service.scoring.scorer import OFF_LOOP_ROWS
+from service.scoring.types import NO_SCORES, ScoreRequest, Scores
 from service.telemetry.batch_stages import BatchObserver, Trace
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class _Job:
     deliver: Deliver
     abandoned: Callable[[], bool]
     deadline: float
-    asked: float
+    queued_at: float
     trace: Trace | None = None
     taken: int = 0
     finished: dict[int, Scores] = field(default_factory=dict)
@@ -71,11 +70,11 @@ class _Job:
             self.end(outcome)
             return
         size = len(self.part.customer_ids)
-        if len(outcome.table) == size:
+        if len(outcome.rows) == size:
             self.end(outcome)
             return
         self.finished[start] = outcome
-        if self.taken == size and sum(len(s.table) for s in self.finished.values()) == size:
+        if self.taken == size and sum(len(s.rows) for s in self.finished.values()) == size:
             self.end(Scores.joined([self.finished[at] for at in sorted(self.finished)]))
 
     def end(self, outcome: Scores | RequestError) -> None:
@@ -179,10 +178,10 @@ class ScoreBatcher:
         self._asked = now = self._clock()
         rows = len(part.customer_ids)
         if not rows:
-            deliver(Scores(np.empty((0, 0)), {}, ""))
+            deliver(NO_SCORES)
             return
         lane = self._small if rows <= SMALL_ROWS else self._large
-        if part.explain is not None:
+        if part.max_reasons is not None:
             lane = self._explained
         # Nearly all are taken in after a glance.
         close = lane is not self._small or lane.rows >= lane.pace.most_rows or deadline < now + lane.pace.surely_s
@@ -261,7 +260,7 @@ class ScoreBatcher:
             lane.crowded = len(batch) > 1
             left = lane.rows
             if self._stages is not None:
-                self._stages.taken(batch)
+                self._stages.batch_taken(batch)
             outcomes = await self._outcomes([job.part.slice(start, stop) for job, start, stop in batch])
             scored = time.monotonic()
             for (job, start, _), outcome in zip(batch, outcomes, strict=True):
@@ -271,7 +270,7 @@ class ScoreBatcher:
                     logger.error("an answer could not be delivered: %s", type(error).__name__)
             lane.pace.took(self._clock() - began, left)
             if self._stages is not None:
-                self._stages.answered(batch, outcomes, scored)
+                self._stages.batch_answered(batch, outcomes, scored)
 
     def _take(self, lane: _Lane) -> list[tuple[_Job, int, int]]:
         """The next batch: a slice of each waiting job in turn, as far as there is room."""
@@ -304,7 +303,7 @@ class ScoreBatcher:
             return True
         if (
             lane.pace.standing
-            and now > job.asked + lane.pace.most_wait_s
+            and now > job.queued_at + lane.pace.most_wait_s
             and not job.taken
             and lane.rows > lane.most_rows
         ):

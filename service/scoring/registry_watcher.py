@@ -67,22 +67,22 @@ class RefusedError(Exception):
     """A bundle must not be served; ``args[0]`` says why."""
 
 
-class MakeScorer(Protocol):
-    """Makes a model's scorer."""
+class ScorerFactory(Protocol):
+    """Makes the scorers of models."""
 
-    def __call__(self, model: Model, *, shadow: bool = False) -> Scorer:
-        """A scorer; ``shadow``: one that leaves the loop to others."""
+    def make(self, model: Model, *, shadow: bool = False) -> Scorer:
+        """The scorer of a model; that of a shadow leaves the event loop to others."""
 
 
 @dataclass(frozen=True)
 class Hooks:
     """What the watch works with.
 
-    scorer: makes one for a model, or for it as a shadow; is_ready: whether there are states of a fingerprint; use: told
-    of the model that is about to answer, before it does.
+    scorers: makes the scorers of models; is_ready: whether there are states of a fingerprint; use: is called with a
+    model before it answers.
     """
 
-    scorer: MakeScorer
+    scorers: ScorerFactory
     is_ready: Callable[[str], Awaitable[bool]]
     use: Callable[[Model], Awaitable[None]]
 
@@ -232,7 +232,7 @@ class RegistryWatcher:
             return
         canary = shadow = None
         if model is not None and rollout.shadow:
-            shadow = Shadow(model, self._hooks.scorer(model, shadow=True))
+            shadow = Shadow(model, self._hooks.scorers.make(model, shadow=True))
         elif model is not None:
             canary = self._served(model)
         self.router.model_set = ModelSet(model_set.active, canary, rollout.share, shadow)
@@ -247,7 +247,7 @@ class RegistryWatcher:
         for one in (model_set.active, model_set.canary):
             if one is not None and one.model is model:
                 return one
-        return ServingModel(model, self._hooks.scorer(model))
+        return ServingModel(model, self._hooks.scorers.make(model))
 
     async def _opened(self, version: str, *, anew: bool = False) -> Model:
         """The model in use, or one from the registry; RefusedError, told once, or StoreUnavailableError.

@@ -1,13 +1,13 @@
-"""The main path: customer ids → states → graph → scores.
+"""The main path: customer ids → states → model → scores.
 
 ::
 
-    parts ──► ids ──► one MGET ──► unpack ──► one graph run ──► a score or an error for each id
-                         │            │              │
-                         │            │              └ a figure is not finite       STATE_UNREADABLE, this id
-                         │            └ absent, torn, too old, without consent      an error of this id
-                         └ Redis away or slow ─► states read lately, where the caller allows them
-                                                 └ none                             FEATURE_STORE_UNAVAILABLE
+    requests ─► ids ─► one MGET ─► unpack ─► one model run ─► rows with named columns ─► a score or an error for each id
+                          │           │            │
+                          │           │            └ a figure is not finite       STATE_UNREADABLE for this id
+                          │           └ absent, torn, too old, without consent    an error for this id
+                          └ Redis does not answer ─► states read recently, for requests that allow stale scores
+                                                  └ none                          FEATURE_STORE_UNAVAILABLE
 
 Nothing here knows of gRPC, protobuf, Redis or onnxruntime.
 """
@@ -19,382 +19,263 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import StoreUnavailableError
-from feature_store.state.layout import Floats, Missing, StateBatch, finite
-from feature_store.state.profile import LEAST_WEIGHT, Interest, Told
-from service.errors import Reason, RequestError
+from feature_store.state.layout import Floats, StateBatch
+from feature_store.state.profile import LEAST_WEIGHT, Interest
+from service.errors import RequestError
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
-from service.scoring.shapley import Wanted
+from service.scoring.row_errors import Bools, row_errors, usable_rows
+from service.scoring.types import NO_INTERESTS, SCORE_ROW, Rows, ScoreRequest, Scores, mute, rows_of
 from service.store_errors import store_error
-from service.telemetry.logs import customers
-
-EARLIEST_TIME_S: Final = -62_135_596_800.0
-LATEST_TIME_S: Final = 253_402_300_799.0
-"""The years 1 to 9999, which a timestamp of the contract can say."""
-
-
-Usable = npt.NDArray[np.bool_]
+from service.telemetry.batch_stages import BatchObserver
 
 OFF_LOOP_ROWS: Final = 64
-"""Beyond, which is about a quarter of a millisecond, a graph run leaves the loop to others (it releases the GIL)."""
+"""A model run of more rows, about a quarter of a millisecond, goes to a thread. It releases the GIL."""
+
+NO_ROW: Final = np.zeros((), SCORE_ROW)
 
 
 class StateSource(Protocol):
     """Where states come from."""
 
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
-        """States in the order of the ids; StoreUnavailableError where the store does not answer."""
+        """The states of customers, in the order of the ids.
+
+        Raises:
+            StoreUnavailableError: The feature store does not answer.
+        """
 
     def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
-        """States as they were read not longer ago than this, each by its own bound; None where none are kept."""
+        """States that were read at most this many seconds ago, with a bound per customer; None if none are cached."""
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that triples the time to make one, and each call makes one
-class ScoreRequest:
-    """Customers to score on the same terms: a request, or a slice of a large one. Not to be changed.
+class Guards(NamedTuple):
+    """The guards against spikes of alerts, one for each offer."""
 
-    economics: figures that replace a default, by column of the graph's input; max_age_s: None for any age; refused:
-    errors of ids found invalid before, by position (such an id is given as the empty string); allow_stale_s: how long
-    ago a state may have been read where the store does not answer, None for never; explain: what is to be told of why
-    a score is what it is.
-    """
-
-    customer_ids: Sequence[str]
-    economics: Mapping[int, float] = field(default_factory=dict)
-    max_age_s: float | None = None
-    refused: Mapping[int, RequestError] = field(default_factory=dict)
-    allow_stale_s: float | None = None
-    explain: Wanted | None = None
-
-    def slice(self, start: int, stop: int) -> ScoreRequest:
-        """Customers ``start`` to ``stop`` of this part."""
-        if start == 0 and stop == len(self.customer_ids):
-            return self
-        refused = {at - start: error for at, error in self.refused.items() if start <= at < stop}
-        return replace(self, customer_ids=self.customer_ids[start:stop], refused=refused)
-
-
-@dataclass(slots=True, eq=False)
-class Note:
-    """What there is to say about a customer's score beside the figures.
-
-    off: no automated responses allowed; repeated_view: the top interest was looked at often enough; spike: far more
-    answers than usually alert about this top interest; stale: from what was read before the store stopped answering.
-    """
-
-    off: bool
-    repeated_view: bool
-    spike: bool
-    top: Interest | None
-    stale: bool = False
-
-
-class Spikes(NamedTuple):
-    """Whether far more answers alert now than usually, by offer."""
-
-    churn: bool
-    propensity: bool
-
-
-NO_SPIKES: Final = Spikes(churn=False, propensity=False)
-NO_NOTES: Final[Mapping[int, Note]] = {}
-
-
-@dataclass(slots=True, eq=False)
-class Scores:
-    """Scores of a part, a row for each of its ids, in their order. Not to be changed.
-
-    A row of ``table``, float64 ``[n, 6]``, is the graph's outputs in the order of ``bundle.OUTPUTS`` (probabilities and
-    thresholds 0 to 1, spend in the currency of the data), then the time in unix seconds up to which events are known.
-    ``errors`` says by position why an id has no score: its row means nothing, but can be encoded. ``notes`` says by
-    position what there is to add, ``explanations`` by position and offer why a score is what it is, encoded, where
-    that was asked for. ``versions`` names the model of each row where not all are of ``model_version``.
-    """
-
-    table: Floats
-    errors: Mapping[int, RequestError]
-    model_version: str
-    notes: Mapping[int, Note] = field(default_factory=lambda: NO_NOTES)
-    spikes: Spikes = NO_SPIKES
-    versions: Sequence[str] | None = None
-    explanations: Mapping[int, Mapping[str, bytes]] | None = None
-
-    @staticmethod
-    def joined(slices: Sequence[Scores]) -> Scores:
-        """The scores of a part's slices, put together again."""
-        if len(slices) == 1:
-            return slices[0]
-        groups, start = [], 0
-        for scores in slices:
-            groups.append((range(start, start + len(scores.table)), scores))
-            start += len(scores.table)
-        return Scores.placed(groups)
-
-    @staticmethod
-    def placed(groups: Sequence[tuple[Sequence[int], Scores]]) -> Scores:
-        """The scores of a part from groups of its customers, each with the positions that its rows belong to."""
-        errors: dict[int, RequestError] = {}
-        notes: dict[int, Note] = {}
-        explanations: dict[int, Mapping[str, bytes]] = {}
-        last = groups[-1][1]
-        rows = sum(len(scores.table) for _, scores in groups)
-        table, versions = np.empty((rows, last.table.shape[1])), [""] * rows
-        for places, scores in groups:
-            table[places] = scores.table
-            errors.update({places[at]: error for at, error in scores.errors.items()})
-            notes.update({places[at]: note for at, note in scores.notes.items()})
-            explanations.update({places[at]: why for at, why in (scores.explanations or {}).items()})
-            for at, version in zip(places, scores.versions or [scores.model_version] * len(places), strict=True):
-                versions[at] = version
-        several = None if versions.count(versions[0]) == rows else versions
-        return Scores(table, errors, versions[0], notes, last.spikes, several, explanations or None)
+    churn: SpikeGuard
+    propensity: SpikeGuard
 
 
 class Scorer:
-    """Scores parts together: one read and one graph run for all of them."""
+    """Scores the requests of a batch together: one read and one model run for all of them."""
 
     def __init__(
         self,
         store: StateSource,
         model: Model,
-        clock: Callable[[], float] = time.time,
-        guard: Callable[[], SpikeGuard] = SpikeGuard,
-        on_loop_rows: int = OFF_LOOP_ROWS,
+        guards: Guards | None = None,
+        observer: BatchObserver | None = None,
         *,
-        took: Callable[[str, float], None] = lambda _stage, _began: None,
-        aged: Callable[[Floats], None] | None = None,
         counts: Counter[str] | None = None,
+        on_loop_rows: int = OFF_LOOP_ROWS,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``on_loop_rows``: larger batches leave the loop; ``counts``: where to count scores, with those of others.
+        """Make a scorer.
 
-        ``took`` is told of each stage of a batch when it is done, with the time (monotonic) at which it began.
-        ``aged`` is told how old (seconds) the features of those customers were who get a score.
+        Args:
+            store: Where states are read.
+            model: The model that computes the scores.
+            guards: Watch for spikes of alerts; None to watch for none.
+            observer: Is notified of each stage of a batch; None if nobody measures.
+            counts: Counts scores that were ``stale`` or ``explained``; scorers may share it.
+            on_loop_rows: Larger batches run in a thread, so that the event loop goes on meanwhile.
+            clock: Unix seconds.
+            monotonic: Seconds of a clock that never goes back, for measurements.
         """
-        self._took: Final = took
-        self._aged: Final = aged
         self.counts: Final[Counter[str]] = Counter() if counts is None else counts
-        """Scores so far that were ``stale``, of states read before the store went away, or ``explained``."""
-        self._store = store
-        self._model = model
-        self._clock = clock
-        self._on_loop_rows = on_loop_rows
-        self._churn_guard, self._propensity_guard = guard(), guard()
+        self._store: Final = store
+        self._model: Final = model
+        self._guards: Final = guards
+        self._observer: Final = observer
+        self._on_loop_rows: Final = on_loop_rows
+        self._clock: Final = clock
+        self._monotonic: Final = monotonic
         self._defaults = np.tile(model.economics, (OFF_LOOP_ROWS, 1))
-        self._graph_thread = ThreadPoolExecutor(1, "graph")
-        self._explaining_thread = ThreadPoolExecutor(1, "explain")
+        self._model_thread: Final = ThreadPoolExecutor(1, "model")
+        self._explainer_thread: Final = ThreadPoolExecutor(1, "explainer")
 
-    @property
-    def spikes(self) -> int:
-        """Windows that became a spike so far, in total and by item, of either offer."""
-        guards = self._churn_guard, self._propensity_guard
-        return sum(guard.spikes + guard.item_spikes for guard in guards)
+    async def score(self, requests: Sequence[ScoreRequest]) -> Sequence[Scores | RequestError]:
+        """Score the customers of some requests.
 
-    async def score(self, parts: Sequence[ScoreRequest]) -> Sequence[Scores | RequestError]:
-        """Scores of each part, or why it has none as a whole.
+        Returns:
+            For each request its scores, or the error of the request as a whole.
 
-        RequestError (UNAVAILABLE) where the store does not answer and no part may be stale.
+        Raises:
+            RequestError: UNAVAILABLE: the feature store does not answer, and no request can be answered from states
+                that were read recently.
         """
-        ids = [customer_id for part in parts for customer_id in part.customer_ids]
-        began = time.monotonic()
+        ids = [customer_id for request in requests for customer_id in request.customer_ids]
+        started = self._monotonic()
         try:
             states = await self._store.read(ids)
         except StoreUnavailableError as error:
-            self._took("redis", began)
-            return await self._without_store(parts, store_error(error))
-        self._took("redis", began)
-        return await self._score(parts, states)
+            self._stage_done("redis", started)
+            return await self._score_stale(requests, store_error(error))
+        self._stage_done("redis", started)
+        return await self._score(requests, states)
 
-    async def _without_store(self, parts: Sequence[ScoreRequest], error: RequestError) -> list[Scores | RequestError]:
-        """Scores of parts that may be stale, from what was read lately; the error for the others."""
-        willing = [part for part in parts if part.allow_stale_s is not None]
-        ids = [customer_id for part in willing for customer_id in part.customer_ids]
-        bounds = [part.allow_stale_s or 0.0 for part in willing for _ in part.customer_ids]
-        states = self._store.recent(ids, bounds) if willing else None
+    async def _score_stale(self, requests: Sequence[ScoreRequest], error: RequestError) -> list[Scores | RequestError]:
+        """Score the requests that allow stale states from states read recently; the others get the error."""
+        lenient = [request for request in requests if request.allow_stale_s is not None]
+        ids = [customer_id for request in lenient for customer_id in request.customer_ids]
+        bounds = [request.allow_stale_s or 0.0 for request in lenient for _ in request.customer_ids]
+        states = self._store.recent(ids, bounds) if lenient else None
         if states is None:
             raise error
-        scores = iter(await self._score(willing, states))
-        return [error if part.allow_stale_s is None else next(scores) for part in parts]
+        scores = iter(await self._score(lenient, states))
+        return [error if request.allow_stale_s is None else next(scores) for request in requests]
 
-    async def _score(self, parts: Sequence[ScoreRequest], states: StateBatch) -> list[Scores]:
-        now, began = self._clock(), time.monotonic()
-        table = await self._run(states, now, self._economics(parts, len(states.found)))
-        self._took("graph", began)
-        usable = _usable(states, table)
-        if self._aged is not None:
-            ages = now - table[:, -1]
-            self._aged(ages if usable is None else ages[usable])
-        notes = self._notes(states.told, usable, now) if states.told else NO_NOTES
-        if states.stale:
-            notes = self._stale(notes, states.found if usable is None else usable)
-        scored = _Scored(states, table, usable, now, notes, self._spikes(table, usable, notes))
-        shares = self._share_out(parts, scored)
-        if any(part.explain for part in parts):
-            began = time.monotonic()
-            await self._explain(parts, shares, scored)
-            self._took("explain", began)
-        return shares
-
-    async def _explain(self, parts: Sequence[ScoreRequest], shares: Sequence[Scores], scored: _Scored) -> None:
-        """Add explanations to the scores of parts that want them, off the loop: each is a thousand rows of the graph.
-
-        A score that cannot be explained is an error.
-        """
-        loop, states, start = asyncio.get_running_loop(), scored.states, 0
-        for part, share in zip(parts, shares, strict=True):
-            if part.explain is not None:
-                own = np.array([at for at in range(len(part.customer_ids)) if at not in share.errors], dtype=np.intp)
-                slots, age_s = states.slots[start + own], scored.now - states.as_of[start + own]
-                work = partial(self._model.explainer.tell, slots, age_s, share.table[own, : len(OFFERS)], part.explain)
-                found = dict(zip(own.tolist(), await loop.run_in_executor(self._explaining_thread, work), strict=True))
-                share.explanations = {at: why for at, why in found.items() if not isinstance(why, RequestError)}
-                self.counts["explained"] += len(share.explanations)
-                share.errors = {**share.errors, **{at: e for at, e in found.items() if isinstance(e, RequestError)}}
-            start += len(part.customer_ids)
-
-    def _notes(self, told: Mapping[int, Told], usable: Usable | None, now: float) -> dict[int, Note]:
-        """What there is to add for the customers who get a score and whose records say something."""
-        rules, notes = self._model.interests, {}
-        for row, said in told.items():
-            if usable is not None and not usable[row]:
-                continue
-            top = said.top
-            if top is not None and top.weight_at(now, rules.half_life_s) < LEAST_WEIGHT:
-                top = None
-            repeated = top is not None and top.views >= rules.repeated_views and said.automated_response
-            notes[row] = Note(not said.automated_response, repeated, spike=False, top=top)
-        return notes
-
-    def _stale(self, notes: Mapping[int, Note], usable: Usable) -> dict[int, Note]:
-        """The notes, with one for every score, that says that it is stale."""
-        rows = np.flatnonzero(usable).tolist()
-        self.counts["stale"] += len(rows)
-        marked = {row: notes.get(row) or Note(off=False, repeated_view=False, spike=False, top=None) for row in rows}
-        for note in marked.values():
-            note.stale = True
-        return marked
-
-    def _spikes(self, table: Floats, usable: Usable | None, notes: Mapping[int, Note]) -> Spikes:
-        """Show the guards how many alert, and hear whether that is far more than usually."""
-        answers, (churn, propensity) = len(table), (table[:, :2] >= table[:, 3:5]).T
+    async def _score(self, requests: Sequence[ScoreRequest], states: StateBatch) -> list[Scores]:
+        now, started = self._clock(), self._monotonic()
+        table = await self._run_model(states, now, self._economics(requests, len(states.found)))
+        self._stage_done("graph", started)
+        rows, usable = rows_of(table), usable_rows(states, table)
         if usable is not None:
-            answers, churn, propensity = int(np.count_nonzero(usable)), churn & usable, propensity & usable
-        if off := [row for row, note in notes.items() if note.off]:
-            churn[off] = propensity[off] = False
-        about = [
-            note.top.item_id for row, note in notes.items() if note.top and (note.repeated_view or propensity[row])
-        ]
-        self._churn_guard.observe(answers, int(np.count_nonzero(churn)))
-        self._propensity_guard.observe(answers, int(np.count_nonzero(propensity)), about)
-        for note in notes.values():
-            note.spike = note.top is not None and self._propensity_guard.of_item(note.top.item_id)
-        return Spikes(self._churn_guard.in_total(), self._propensity_guard.in_total())
+            rows[~usable] = NO_ROW
+        if self._observer is not None:
+            ages = now - states.as_of
+            self._observer.features_aged(ages if usable is None else ages[usable])
+        interests = self._apply_records(rows, states, usable, now) if states.told else {}
+        if states.stale:
+            self._mark_stale(rows, usable)
+        if self._guards is not None:
+            _mark_spikes(self._guards, rows, usable, interests)
+        scores = self._split(requests, _Batch(states, rows, usable, now, interests))
+        if any(request.max_reasons is not None for request in requests):
+            started = self._monotonic()
+            scores = await self._explained(requests, scores, states, now)
+            self._stage_done("explain", started)
+        return scores
 
-    async def _run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
-        """The graph, off the loop where it takes longer than handing it over, so that the loop goes on meanwhile."""
+    async def _run_model(self, states: StateBatch, now: float, economics: Floats) -> Floats:
+        """Run the model: on the loop if that takes less time than handing it to a thread."""
         if len(economics) <= self._on_loop_rows:
             return self._model.run(states, now, economics)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._graph_thread, self._model.run, states, now, economics
-        )
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._model_thread, self._model.run, states, now, economics)
 
-    def _economics(self, parts: Sequence[ScoreRequest], rows: int) -> Floats:
-        """Economics of every row: the model's defaults, and over them what a part brings of its own."""
-        if not any(part.economics for part in parts):
-            if rows > len(self._defaults):
-                self._defaults = np.tile(self._model.economics, (rows, 1))
-            return self._defaults[:rows]
-        economics = np.tile(self._model.economics, (rows, 1))
+    def _economics(self, requests: Sequence[ScoreRequest], size: int) -> Floats:
+        """The economics of every row: the model's defaults, replaced by the figures of the row's request."""
+        if not any(request.economics for request in requests):
+            if size > len(self._defaults):
+                self._defaults = np.tile(self._model.economics, (size, 1))
+            return self._defaults[:size]
+        economics = np.tile(self._model.economics, (size, 1))
         start = 0
-        for part in parts:
-            stop = start + len(part.customer_ids)
-            for column, figure in part.economics.items():
+        for request in requests:
+            stop = start + len(request.customer_ids)
+            for column, figure in request.economics.items():
                 economics[start:stop, column] = figure
             start = stop
         return economics
 
-    def _share_out(self, parts: Sequence[ScoreRequest], scored: _Scored) -> list[Scores]:
-        version, notes, shares, start = self._model.version, scored.notes, [], 0
-        for part in parts:
-            stop = start + len(part.customer_ids)
-            errors = part.refused
-            if scored.usable is not None or part.max_age_s is not None:
-                errors = {**_errors(part, scored, slice(start, stop)), **part.refused}
-            mine = {row - start: note for row, note in notes.items() if start <= row < stop} if notes else notes
-            shares.append(Scores(scored.table[start:stop], errors, version, mine, scored.spikes))
+    def _apply_records(self, rows: Rows, states: StateBatch, usable: Bools | None, now: float) -> dict[int, Interest]:
+        """Apply consent and interests from customers' records to the rows; returns the top interests by row."""
+        rules, interests = self._model.interests, {}
+        muted, repeated = [], []
+        for row, record in states.told.items():
+            if usable is not None and not usable[row]:
+                continue
+            if not record.automated_response:
+                muted.append(row)
+            top = record.top
+            if top is None or top.weight_at(now, rules.half_life_s) < LEAST_WEIGHT:
+                continue
+            interests[row] = top
+            if top.views >= rules.repeated_views and record.automated_response:
+                repeated.append(row)
+        mute(rows, muted)
+        rows["propensity"]["repeated_view"][repeated] = True
+        return interests
+
+    def _mark_stale(self, rows: Rows, usable: Bools | None) -> None:
+        stale = np.ones(len(rows), dtype=np.bool_) if usable is None else usable
+        rows["stale"] = stale
+        self.counts["stale"] += int(np.count_nonzero(stale))
+
+    def _split(self, requests: Sequence[ScoreRequest], batch: _Batch) -> list[Scores]:
+        """The scores of each request."""
+        version, scores, start = self._model.version, [], 0
+        for request in requests:
+            stop = start + len(request.customer_ids)
+            errors = request.refused
+            if batch.usable is not None or request.max_age_s is not None:
+                errors = {**row_errors(request, batch.states, batch.usable, start, batch.now), **errors}
+            interests = NO_INTERESTS
+            if batch.interests:
+                interests = {row - start: top for row, top in batch.interests.items() if start <= row < stop}
+            scores.append(Scores(batch.rows[start:stop], errors, version, interests))
             start = stop
-        return shares
+        return scores
+
+    async def _explained(
+        self, requests: Sequence[ScoreRequest], scores: Sequence[Scores], states: StateBatch, now: float
+    ) -> list[Scores]:
+        """The scores, with explanations where the request asked for them."""
+        explained, start = [], 0
+        for request, plain in zip(requests, scores, strict=True):
+            max_reasons = request.max_reasons
+            explained.append(
+                plain if max_reasons is None else await self._explain(plain, states, start, now, max_reasons)
+            )
+            start += len(request.customer_ids)
+        return explained
+
+    async def _explain(self, scores: Scores, states: StateBatch, start: int, now: float, max_reasons: int) -> Scores:
+        """The scores of a request with their explanations; a score that cannot be explained becomes an error.
+
+        An explanation takes about a thousand rows of the model, so they are computed in a thread.
+
+        Args:
+            scores: The scores of the request.
+            states: The states of the batch.
+            start: The row of the request's first customer in the batch.
+            now: The time at which the scores were computed, in unix seconds.
+            max_reasons: Maximum number of contributions in an explanation.
+        """
+        positions = np.array([at for at in range(len(scores.rows)) if at not in scores.errors], dtype=np.intp)
+        slots, age_s = states.slots[start + positions], now - states.as_of[start + positions]
+        probabilities = np.stack([scores.rows[offer]["probability"][positions] for offer in OFFERS], axis=1)
+        work = partial(self._model.explainer.explain, slots, age_s, probabilities, max_reasons)
+        outcomes = await asyncio.get_running_loop().run_in_executor(self._explainer_thread, work)
+        by_position = dict(zip(positions.tolist(), outcomes, strict=True))
+        errors = {at: error for at, error in by_position.items() if isinstance(error, RequestError)}
+        explanations = {at: why for at, why in by_position.items() if not isinstance(why, RequestError)}
+        self.counts["explained"] += len(explanations)
+        return scores._replace(errors={**scores.errors, **errors}, explanations=explanations)
+
+    def _stage_done(self, stage: str, started: float) -> None:
+        if self._observer is not None:
+            self._observer.stage_done(stage, started)
 
 
-@dataclass(slots=True, eq=False)
-class _Scored:
-    """A batch that has been through the graph; ``usable`` is None where all rows are, ``notes`` goes by row."""
+class _Batch(NamedTuple):
+    """A batch after the model run; ``usable`` is None if all rows have a score, ``interests`` goes by row."""
 
     states: StateBatch
-    table: Floats
-    usable: Usable | None
+    rows: Rows
+    usable: Bools | None
     now: float
-    notes: Mapping[int, Note]
-    spikes: Spikes
+    interests: Mapping[int, Interest]
 
 
-def _usable(states: StateBatch, table: Floats) -> Usable | None:
-    """Which rows have scores; the others are blanked. None where all have: the usual case, found out cheaply."""
-    as_of, withheld = table[:, -1], [row for row, said in states.told.items() if not said.scoring]
-    in_time = all(EARLIEST_TIME_S <= t <= LATEST_TIME_S for t in as_of.tolist())
-    if states.all_valid and not withheld and finite(table) and in_time:
-        return None
-    usable = states.valid & np.isfinite(table).all(axis=1) & (as_of >= EARLIEST_TIME_S) & (as_of <= LATEST_TIME_S)
-    usable[withheld] = False
-    table[~usable] = 0.0
-    return usable
-
-
-def _errors(part: ScoreRequest, scored: _Scored, rows: slice) -> dict[int, RequestError]:
-    """Why customers of a part have no score."""
-    found = scored.states.found[rows]
-    usable = np.ones_like(found) if scored.usable is None else scored.usable[rows]
-    missing = _missing(scored.states.missing)  # shared by all of them: a batch may be unknown customers only
-    errors = {at: _unusable(part.customer_ids[at]) if found[at] else missing for at in np.flatnonzero(~usable).tolist()}
-    if part.max_age_s is not None:
-        too_old = usable & (scored.now - scored.states.as_of[rows] > part.max_age_s)
-        errors.update({int(at): _too_old(part.max_age_s) for at in np.flatnonzero(too_old)})
-    for row, told in scored.states.told.items():
-        if not told.scoring and rows.start <= row < rows.stop:
-            errors[row - rows.start] = _withheld()
-    return errors
-
-
-def _unusable(customer_id: str) -> RequestError:
-    customers.tell("what is stored cannot be used", customer_id)
-    message = "what is stored for this customer cannot be used: load the features of the serving model again"
-    return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
-
-
-def _missing(why: Missing) -> RequestError:
-    if why is Missing.NOT_LOADED:
-        message = "the feature store holds no features of the serving model, of any customer: load them first"
-        return RequestError(Reason.FEATURES_NOT_LOADED, message)
-    if why is Missing.STORE_AWAY:
-        message = "the feature store does not answer, and has not been read for this customer within allow_stale"
-        return RequestError(Reason.FEATURE_STORE_UNAVAILABLE, f"{message}: try again shortly", "allow_stale")
-    message = "nothing is known about this customer: check the id, or load the customer's features first"
-    return RequestError(Reason.CUSTOMER_UNKNOWN, message, "customer_id")
-
-
-def _withheld() -> RequestError:
-    message = "the customer does not allow scoring: ask for consent first"
-    return RequestError(Reason.CONSENT_WITHHELD, message, "customer_id")
-
-
-def _too_old(max_age_s: float) -> RequestError:
-    message = f"the features are older than {max_age_s:g} s: load newer ones, or allow a larger max_feature_age"
-    return RequestError(Reason.FEATURES_TOO_OLD, message, "max_feature_age")
+def _mark_spikes(guards: Guards, rows: Rows, usable: Bools | None, interests: Mapping[int, Interest]) -> None:
+    """Report the answers of a batch to the guards, and mark the answers that belong to a spike of alerts."""
+    churn, propensity = rows["churn"], rows["propensity"]
+    answers = len(rows) if usable is None else int(np.count_nonzero(usable))
+    items = [
+        top.item_id for row, top in interests.items() if propensity["repeated_view"][row] or propensity["alert"][row]
+    ]
+    guards.churn.observe(answers, int(np.count_nonzero(churn["alert"])))
+    guards.propensity.observe(answers, int(np.count_nonzero(propensity["alert"])), items)
+    churn["spike"] = guards.churn.in_total()
+    propensity["spike"] = guards.propensity.in_total()
+    propensity["spike"][[row for row, top in interests.items() if guards.propensity.of_item(top.item_id)]] = True

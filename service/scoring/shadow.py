@@ -1,6 +1,6 @@
-"""The shadow: a model that scores what another one has answered, and never answers. What differs is kept.
+"""The shadow: a model that scores what another model has answered, and never answers itself.
 
-It works after the answers have gone out, off the loop, and on what it can keep up with: where it is behind, batches are
+It works after the answers have gone out, off the event loop, and only as fast as it can: if it falls behind, calls are
 dropped and counted. So it can neither delay an answer nor fail one.
 """
 
@@ -14,24 +14,30 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from feature_store.bundles.bundle import OFFERS
 from service.errors import RequestError
 from service.scoring.model import Model
-from service.scoring.scorer import Scorer, ScoreRequest, Scores
+from service.scoring.scorer import Scorer
+from service.scoring.types import ScoreRequest, Scores
 
 logger: Final = logging.getLogger("tidemark")
 
-MOST_WAITING: Final = 2048
-"""Customers: more are dropped."""
-AT_ONCE: Final = 256
-"""Customers of a run, more or less."""
+MAX_WAITING_ROWS: Final = 2048
+"""Customers that may wait for the shadow; beyond it calls are dropped."""
+BATCH_ROWS: Final = 256
+"""Customers that are scored together; the last call of a batch may exceed it."""
 
 
 @dataclass
 class Differences:
-    """How the shadow's answers about an offer differ: absolute differences of probabilities, and alerts."""
+    """How the answers of the shadow about an offer differ from those of the model that answers.
+
+    Attributes:
+        total: Sum of the absolute differences of the probabilities.
+        largest: The largest of these differences.
+        alerts: Answers that alert with one model and not with the other.
+    """
 
     total: float = 0.0
     largest: float = 0.0
@@ -39,46 +45,50 @@ class Differences:
 
 
 class Shadow:
-    """A shadow and what it has seen.
+    """A shadow model, and how its answers differ.
 
-    compared: customers whom both have scored; unscored: who have a score, and none by the shadow; dropped: whom it did
-    not look at, because it was behind or Redis was away; differences: by offer.
+    Attributes:
+        model: The shadow.
+        compared: Customers that both models have scored.
+        unscored: Customers with a score that the shadow could not score.
+        dropped: Customers that the shadow did not score, because it was behind or Redis did not answer.
+        differences: By offer.
     """
 
     def __init__(self, model: Model, scorer: Scorer) -> None:
         self.model: Final = model
-        self._scorer: Final = scorer
         self.compared = self.unscored = self.dropped = 0
         self.differences: Final = {offer: Differences() for offer in OFFERS}
+        self._scorer: Final = scorer
         self._waiting: deque[tuple[ScoreRequest, Scores]] = deque()
-        self._rows = 0
+        self._waiting_rows = 0
         self._task: asyncio.Task[None] | None = None
 
     def mean(self, offer: str) -> float:
-        """Mean absolute difference of an offer's probabilities, 0 before there are any."""
+        """The mean absolute difference of an offer's probabilities; 0 before any were compared."""
         return self.differences[offer].total / self.compared if self.compared else 0.0
 
-    def offer(self, parts: Sequence[ScoreRequest], outcomes: Sequence[Scores | RequestError]) -> None:
-        """Look at this later, unless too much waits."""
-        for part, outcome in zip(parts, outcomes, strict=True):
+    def compare_later(self, requests: Sequence[ScoreRequest], outcomes: Sequence[Scores | RequestError]) -> None:
+        """Score these requests later and compare the scores, unless too many customers wait already."""
+        for request, outcome in zip(requests, outcomes, strict=True):
             if isinstance(outcome, RequestError):
                 continue
-            rows = len(part.customer_ids)
-            if self._rows + rows > MOST_WAITING:
+            rows = len(request.customer_ids)
+            if self._waiting_rows + rows > MAX_WAITING_ROWS:
                 self.dropped += rows
                 continue
-            self._waiting.append((part, outcome))
-            self._rows += rows
+            self._waiting.append((request, outcome))
+            self._waiting_rows += rows
         if self._task is None and self._waiting:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
-    def afresh(self) -> Shadow:
-        """The same model as if it had seen nothing; this one sees nothing more."""
+    def restarted(self) -> Shadow:
+        """The same model without its counts; this shadow is closed."""
         self.close()
         return Shadow(self.model, self._scorer)
 
     def close(self) -> None:
-        """Look at nothing any more."""
+        """Stop comparing."""
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -91,42 +101,37 @@ class Shadow:
             self._task = None
 
     def _take(self) -> list[tuple[ScoreRequest, Scores]]:
-        taken, rows = [self._waiting.popleft()], 0
-        while self._waiting and (rows := rows + len(taken[-1][0].customer_ids)) < AT_ONCE:
-            taken.append(self._waiting.popleft())
-        self._rows -= sum(len(part.customer_ids) for part, _ in taken)
-        return taken
+        batch, rows = [], 0
+        while self._waiting and rows < BATCH_ROWS:
+            batch.append(self._waiting.popleft())
+            rows += len(batch[-1][0].customer_ids)
+        self._waiting_rows -= rows
+        return batch
 
-    async def _compare(self, taken: Sequence[tuple[ScoreRequest, Scores]]) -> None:
+    async def _compare(self, batch: Sequence[tuple[ScoreRequest, Scores]]) -> None:
         try:
-            found = await self._scorer.score([part for part, _ in taken])
-        except Exception as error:  # whatever it is: a shadow harms nobody
+            outcomes = await self._scorer.score([request for request, _ in batch])
+        except Exception as error:  # of any kind: a shadow must not disturb the model that answers
             logger.debug("the shadow could not score: %s", type(error).__name__)
-            self.dropped += sum(len(part.customer_ids) for part, _ in taken)
+            self.dropped += sum(len(request.customer_ids) for request, _ in batch)
             return
-        for (part, answered), outcome in zip(taken, found, strict=True):
+        for (request, answered), outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Scores):
-                self._note(answered, outcome)
+                self._count(answered, outcome)
             else:
-                self.dropped += len(part.customer_ids)
+                self.dropped += len(request.customer_ids)
 
-    def _note(self, answered: Scores, found: Scores) -> None:
-        answers = np.ones(len(answered.table), dtype=np.bool_)
-        answers[list(answered.errors)] = False
-        both = answers.copy()
-        both[list(found.errors)] = False
+    def _count(self, answered: Scores, shadowed: Scores) -> None:
+        scored = np.ones(len(answered.rows), dtype=np.bool_)
+        scored[list(answered.errors)] = False
+        both = scored.copy()
+        both[list(shadowed.errors)] = False
         compared = int(np.count_nonzero(both))
         self.compared += compared
-        self.unscored += int(np.count_nonzero(answers)) - compared
-        one, two = answered.table[both], found.table[both]
-        for column, offer in enumerate(OFFERS):
-            seen, apart = self.differences[offer], np.abs(one[:, column] - two[:, column])
-            seen.total += float(apart.sum())
-            seen.largest = max(seen.largest, float(apart.max(initial=0.0)))
-            seen.alerts += int(np.count_nonzero(_alerts(one, column) != _alerts(two, column)))
-
-
-def _alerts(table: npt.NDArray[np.float64], column: int) -> npt.NDArray[np.bool_]:
-    """Which customers reach the threshold of their own."""
-    reached: npt.NDArray[np.bool_] = table[:, column] >= table[:, column + 3]
-    return reached
+        self.unscored += int(np.count_nonzero(scored)) - compared
+        for offer in OFFERS:
+            answer, shadow, seen = answered.rows[offer][both], shadowed.rows[offer][both], self.differences[offer]
+            difference = np.abs(answer["probability"] - shadow["probability"])
+            seen.total += float(difference.sum())
+            seen.largest = max(seen.largest, float(difference.max(initial=0.0)))
+            seen.alerts += int(np.count_nonzero(answer["alert"] != shadow["alert"]))

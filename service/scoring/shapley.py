@@ -1,18 +1,25 @@
-"""Why a score is what it is: how far each feature moves it away from the typical customer's.
+"""Why a score is what it is: how far each feature moves it away from the score of the typical customer.
 
 ::
 
-    state as of now, typical state ──► mixed states ──► one graph run ──► weights ──► a contribution per feature
-                                       some features of the one, the rest of the other
+    state as of now ──┐
+                      ├─► mixed states, one per coalition ─► one model run ─► weights ─► a contribution per player
+    typical state ────┘   (the coalition's features of the customer, all others of the typical customer)
 
-Contributions are Shapley values in points of probability, of *players*: the slots that say the same over different
-spans count as one, because of slots that go together no single one can be told to be the cause, and because no customer
-has many purchases in 28 days and none in 56. Up to EXACT_PLAYERS that differ from the typical customer's, all mixtures
-are looked at. Beyond, steps of the same drawn orders of players are, each with its reverse, which is exact where no
-three features act together.
+Contributions are Shapley values (Shapley, "A Value for n-Person Games", 1953) in points of probability, with the
+typical customer as the single baseline (Sundararajan and Najmi, "The Many Shapley Values for Model Explanation", 2020).
 
-In both cases contributions are a fixed matrix times the probabilities of the mixtures. What it guarantees: they sum to
-the difference; a player with the typical value, or one that the model does not look at, has none.
+A *player* is a group of slots that say the same over different spans, such as purchases in 7, 28 and 56 days. They move
+together, so no single one can be named as the cause; and no customer has many purchases in 28 days and none in 56.
+
+With up to EXACT_PLAYERS differing players all coalitions are evaluated, so the values are exact. Beyond that we use
+antithetic permutation sampling with a fixed seed (Mitchell et al., "Sampling Permutations for Shapley Value
+Estimation", JMLR 2022): each permutation is used together with its reverse, which is exact if no three players
+interact.
+
+Either way the contributions are a fixed matrix times the probabilities of the coalitions. This guarantees that they sum
+to the difference between the two scores, and that a player with the typical value, or one that the model ignores, has a
+contribution of zero.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,50 +36,56 @@ import numpy.typing as npt
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats, StateLayout
 from service.errors import Reason, RequestError
-from service.scoring.explanation_text import Player, players_of, say
+from service.scoring.explanation_text import Player, contribution_of, players_of
 from tidemark.explanation import Contribution, Explanation
 
 EXACT_PLAYERS: Final = 10
-"""Of which there are 1,024 mixtures: two or three milliseconds of a graph run."""
+"""Ten players form 1,024 coalitions, a model run of two or three milliseconds."""
 SAMPLED_ROWS: Final = 1024
-"""About as many where there are more players, and never fewer than LEAST_PAIRS of orders."""
-LEAST_PAIRS: Final = 2
+"""The approximate number of coalitions that are sampled, unless MIN_PAIRS takes more."""
+MIN_PAIRS: Final = 2
+"""Permutations that are drawn at least; each is used together with its reverse."""
 SEED: Final = 7
-LEAST: Final = 1e-7
-"""A contribution below is rounding: probabilities are float32."""
+MIN_CONTRIBUTION: Final = 1e-7
+"""A smaller contribution is a rounding error: probabilities are float32."""
 
-Members = npt.NDArray[np.bool_]
+Bools = npt.NDArray[np.bool_]
 Probabilities = Callable[[Floats], Floats]
-"""Probabilities ``[n, offers]`` of states ``[n, slots]`` as of now."""
+"""Computes the probabilities ``[n, offers]`` of states ``[n, slots]`` as of now."""
 
 
 @dataclass(frozen=True, eq=False)
-class Mixtures:
-    """Which players are the customer's, ``[rows, players]``: from nobody in the first row to everybody in the last.
+class Coalitions:
+    """The coalitions that are evaluated, and how contributions follow from their probabilities.
 
-    weights ``[players, rows]``, times what comes out for the rows, are the contributions.
+    Attributes:
+        members: bool ``[coalitions, players]``: which players have the customer's values. The first coalition is empty,
+            the last one has all players.
+        weights: float64 ``[players, coalitions]``; times the probabilities of the coalitions, the contributions.
     """
 
-    members: Members
+    members: Bools
     weights: Floats
 
 
 @lru_cache(maxsize=EXACT_PLAYERS)
-def exact(players: int) -> Mixtures:
-    """All mixtures: Shapley's own formula."""
+def exact(players: int) -> Coalitions:
+    """All coalitions of this number of players, with the weights of Shapley's formula."""
     members = (np.arange(2**players)[:, np.newaxis] >> np.arange(players) & 1).astype(bool)
     size = members.sum(axis=1)
     share = np.array([1 / (players * math.comb(players - 1, others)) for others in range(players)])
     weights = np.where(members.T, share[np.maximum(size - 1, 0)], -share[np.minimum(size, players - 1)])
-    return Mixtures(members, weights)
+    return Coalitions(members, weights)
 
 
 @lru_cache(maxsize=32)
-def sampled(players: int, rows: int = SAMPLED_ROWS) -> Mixtures:
-    """Steps of orders drawn once and for all, each with its reverse: about so many rows."""
-    drawn = np.random.default_rng(SEED)
-    pairs = max(LEAST_PAIRS, rows // (2 * (players - 1)))
-    orders = [order for _ in range(pairs) for one in [drawn.permutation(players)] for order in (one, one[::-1])]
+def sampled(players: int, rows: int = SAMPLED_ROWS) -> Coalitions:
+    """The coalitions along sampled permutations and their reverses: about ``rows`` of them, always the same ones."""
+    generator = np.random.default_rng(SEED)
+    orders = []
+    for _ in range(max(MIN_PAIRS, rows // (2 * (players - 1)))):
+        order = generator.permutation(players)
+        orders += [order, order[::-1]]
     last = len(orders) * (players - 1) + 1
     members, weights = np.zeros((last + 1, players), dtype=bool), np.zeros((players, last + 1))
     members[last] = True
@@ -82,118 +95,126 @@ def sampled(players: int, rows: int = SAMPLED_ROWS) -> Mixtures:
             members[row, order[: step + 1]] = True
         np.add.at(weights, (order, [*steps, last]), 1 / len(orders))
         np.add.at(weights, (order, [0, *steps]), -1 / len(orders))
-    return Mixtures(members, weights)
+    return Coalitions(members, weights)
 
 
-def mixtures(players: int) -> Mixtures:
-    """All of them where that is affordable."""
+def coalitions(players: int) -> Coalitions:
+    """All coalitions of this number of players if there are few, else sampled ones."""
     return exact(players) if players <= EXACT_PLAYERS else sampled(players)
 
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """What moved a customer's scores.
+    """What moved the scores of a customer.
 
-    baseline ``[offers]``; players: indexes of those that differ from the typical customer's (one where none does);
-    contributions ``[offers, players]``; differ ``[slots]``; alone ``[offers, slots]``: what a slot does by itself, 0
-    where its player has no other; exact: all mixtures were looked at.
+    Attributes:
+        baseline: The probabilities of the typical customer, ``[offers]``.
+        players: Indexes of the players that differ from the typical customer's; one of them if none differs.
+        contributions: float64 ``[offers, players]``.
+        differ: bool ``[slots]``: whether a slot differs from the typical customer's.
+        alone: float64 ``[offers, slots]``: the effect of a slot by itself; 0 if its player has no other slot.
+        exact: Whether all coalitions were evaluated.
     """
 
     baseline: Floats
     players: Sequence[int]
     contributions: Floats
-    differ: Members
+    differ: Bools
     alone: Floats
     exact: bool
-
-
-class Wanted(NamedTuple):
-    """How a caller wants to be told why: at most so many contributions one by one, and in which form."""
-
-    most: int
-    tell: Callable[[Explanation], bytes]
 
 
 class Explainer:
     """Explains the scores of one model against its typical customer."""
 
     def __init__(self, layout: StateLayout, baseline: Floats, probabilities: Probabilities) -> None:
+        """Make an explainer.
+
+        Args:
+            layout: The slots of a state.
+            baseline: The state of the typical customer, ``[slots]``.
+            probabilities: The model.
+        """
         self._layout: Final = layout
         self._baseline: Final = baseline
         self._probabilities: Final = probabilities
         self.players: Final[Sequence[Player]] = players_of(layout.features)
-        self._crowded: Final = np.zeros(len(layout.features), dtype=bool)
+        self._shares_player: Final = np.zeros(len(layout.features), dtype=bool)
         for player in self.players:
-            self._crowded[list(player.slots)] = len(player.slots) > 1
-
-    def tell(
-        self, slots: Floats, age_s: Floats, answered: Floats, wanted: Wanted
-    ) -> list[Mapping[str, bytes] | RequestError]:
-        """The same as :meth:`explain`, in the form that is wanted."""
-        return [
-            why if isinstance(why, RequestError) else {offer: wanted.tell(one) for offer, one in why.items()}
-            for why in self.explain(slots, age_s, answered, wanted.most)
-        ]
+            self._shares_player[list(player.slots)] = len(player.slots) > 1
 
     def explain(
-        self, slots: Floats, age_s: Floats, answered: Floats, most: int
+        self, slots: Floats, age_s: Floats, probabilities: Floats, max_reasons: int
     ) -> list[Mapping[str, Explanation] | RequestError]:
-        """Why states ``[n, slots]`` of ``age_s`` seconds ago score as ``answered`` (``[n, offers]``), by offer.
+        """Explain the scores of some customers.
 
-        At most ``most`` contributions are told one by one. An offer that nothing was learnt about has no explanation.
+        Args:
+            slots: The customers' states as they are stored, ``[n, slots]``.
+            age_s: Seconds since the time of each state, ``[n]``.
+            probabilities: The probabilities that the callers receive, ``[n, offers]``.
+            max_reasons: Maximum number of contributions in an explanation.
+
+        Returns:
+            For each customer the explanations by offer, without offers for which nothing was learnt, or why the
+            customer's scores cannot be explained.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # a state from another age may be beyond all numbers
+        with np.errstate(over="ignore", invalid="ignore"):  # a state in the far past or future may overflow
             now = self._layout.advance(slots, age_s)
-            return [self._explained(one, said, most) for one, said in zip(now, answered, strict=True)]
+            return [self._explain_one(*row, max_reasons) for row in zip(now, probabilities, strict=True)]
 
-    def _explained(self, now: Floats, answered: Floats, most: int) -> Mapping[str, Explanation] | RequestError:
-        found = self.attribute(now, answered)
-        if not (np.isfinite(found.contributions).all() and np.isfinite(found.baseline).all()):
+    def _explain_one(
+        self, now: Floats, probabilities: Floats, max_reasons: int
+    ) -> Mapping[str, Explanation] | RequestError:
+        attribution = self.attribute(now, probabilities)
+        if not (np.isfinite(attribution.contributions).all() and np.isfinite(attribution.baseline).all()):
             message = "the score of this customer cannot be explained: load the features of the serving model again"
             return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
         return {
-            offer: self._told(offer, at, found, now, float(answered[at]), most)
+            offer: self._in_words(offer, at, attribution, now, float(probabilities[at]), max_reasons)
             for at, offer in enumerate(OFFERS)
-            if answered[at] or found.baseline[at]
+            if probabilities[at] or attribution.baseline[at]
         }
 
-    def attribute(self, now: Floats, answered: Floats) -> Attribution:
-        """Contributions for a state ``[slots]`` as of now, for which ``answered`` (``[offers]``) was said."""
+    def attribute(self, now: Floats, probabilities: Floats) -> Attribution:
+        """Attribute the probabilities ``[offers]`` of a state as of now, ``[slots]``, to its players."""
         differ = ~((now == self._baseline) | (np.isnan(now) & np.isnan(self._baseline)))
         players = [at for at, player in enumerate(self.players) if differ[list(player.slots)].any()] or [0]
-        mixed = mixtures(len(players))
-        of = np.zeros(len(now), dtype=np.intp)  # slots of the other players are the same in both states
+        mixed = coalitions(len(players))
+        player_of = np.zeros(len(now), dtype=np.intp)  # slots of the other players are the same in both states
         for at, player in enumerate(players):
-            of[list(self.players[player].slots)] = at
-        asked = np.flatnonzero(differ & self._crowded)
-        single = np.eye(len(now), dtype=bool)[asked]
-        rows = np.concatenate([mixed.members[:, of], single, ~single])
+            player_of[list(self.players[player].slots)] = at
+        tested = np.flatnonzero(differ & self._shares_player)
+        single = np.eye(len(now), dtype=bool)[tested]
+        rows = np.concatenate([mixed.members[:, player_of], single, ~single])
         scores = self._probabilities(np.where(rows, now, self._baseline)).T
-        scores[:, (last := len(mixed.members) - 1)] = answered  # to the bit what the caller is told
-        baseline, whole = scores[:, 0], scores[:, : last + 1]
+        last = len(mixed.members) - 1
+        scores[:, last] = probabilities  # to the bit what the caller receives
+        baseline, of_coalitions = scores[:, 0], scores[:, : last + 1]
         alone = np.zeros((len(scores), len(now)))
-        into, out_of = np.split(scores[:, last + 1 :], 2, axis=1)
-        alone[:, asked] = into - baseline[:, np.newaxis] + answered[:, np.newaxis] - out_of
-        return Attribution(baseline, players, whole @ mixed.weights.T, differ, alone, len(players) <= EXACT_PLAYERS)
+        added, removed = np.split(scores[:, last + 1 :], 2, axis=1)
+        alone[:, tested] = added - baseline[:, np.newaxis] + probabilities[:, np.newaxis] - removed
+        contributions = of_coalitions @ mixed.weights.T
+        return Attribution(baseline, players, contributions, differ, alone, len(players) <= EXACT_PLAYERS)
 
-    def _told(self, offer: str, at: int, found: Attribution, now: Floats, answered: float, most: int) -> Explanation:
-        """In words, the largest contributions first."""
-        amounts = found.contributions[at]
-        ranked = [int(i) for i in np.argsort(-np.abs(amounts), kind="stable")[:most] if abs(amounts[i]) > LEAST]
-        told = [
-            self._contribution(offer, found.players[i], float(amounts[i]), (found.differ, found.alone[at]), now)
-            for i in ranked
+    def _in_words(
+        self, offer: str, at: int, attribution: Attribution, now: Floats, probability: float, max_reasons: int
+    ) -> Explanation:
+        """The explanation of one offer, the largest contributions first."""
+        amounts = attribution.contributions[at]
+        largest = np.argsort(-np.abs(amounts), kind="stable")[:max_reasons].tolist()
+        contributions = [
+            self._contribution(offer, attribution, at, i, now) for i in largest if abs(amounts[i]) > MIN_CONTRIBUTION
         ]
-        baseline = float(found.baseline[at])
-        other = answered - baseline - math.fsum(one.contribution for one in told)
-        return Explanation(baseline, told, other, found.exact)
+        baseline = float(attribution.baseline[at])
+        other = probability - baseline - math.fsum(each.contribution for each in contributions)
+        return Explanation(baseline, contributions, other, attribution.exact)
 
-    def _contribution(
-        self, offer: str, at: int, amount: float, slots: tuple[Members, Floats], now: Floats
-    ) -> Contribution:
-        """About the slot that by itself does most of it."""
-        player, (differ, alone), sign = self.players[at], slots, math.copysign(1.0, amount)
+    def _contribution(self, offer: str, attribution: Attribution, at: int, i: int, now: Floats) -> Contribution:
+        """The contribution of a player, described by the slot that has the largest effect by itself."""
+        player, amount = self.players[attribution.players[i]], float(attribution.contributions[at, i])
+        differ, alone, sign = attribution.differ, attribution.alone[at], math.copysign(1.0, amount)
         first = max(player.slots, key=lambda slot: (bool(differ[slot]), float(alone[slot]) * sign))
         ordered = [first, *(slot for slot in player.slots if slot != first)]
         features = self._layout.features
-        return say(offer, player, amount, [(features[i], float(now[i]), float(self._baseline[i])) for i in ordered])
+        slots = [(features[slot], float(now[slot]), float(self._baseline[slot])) for slot in ordered]
+        return contribution_of(offer, player, amount, slots)

@@ -1,62 +1,88 @@
-"""Where the time of a batch goes: told by batcher and scorer, to histograms and to the traces of the calls in it.
+"""Where the time of a batch goes: reported by batcher and scorer, to histograms and to the traces of the batch's calls.
 
 ::
 
-    call ──► waits ──► taken with a batch ──► Redis ──► graph ──► replies are written
+    call ──► waits ──► taken with a batch ──► Redis ──► model ──► replies are written
              queue                            redis     graph     encode
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from feature_store.state.layout import Floats
 from service.errors import RequestError
-from service.scoring.scorer import Scores
 from service.telemetry.metrics import Metrics
 
 SCORED: Final = "scored"
-"""The outcome of customers who got a score; the others' is a reason."""
+"""The outcome of a customer with a score; the outcome of every other customer is a reason."""
 
 
 class Trace(Protocol):
     """A call that is traced."""
 
     def joined(self, batch: Batch) -> None:
-        """Its customers, or some of them, are scored with this batch."""
+        """Customers of the call are scored with this batch."""
 
     def end(self, code: int, error: Exception | None = None) -> None:
-        """It has ended, with this status code."""
+        """The call has ended with this status code."""
 
 
 class Tracer(Protocol):
-    """Begins traces."""
+    """Starts the traces of calls."""
 
     def begin(
         self, path: bytes | str, parent: bytes | str | None, state: bytes | str | None, began: float
     ) -> Trace | None:
-        """The trace of a call, None where it has none; ``parent`` and ``state`` are as W3C's headers have them."""
+        """The trace of a call, or None if the call is not traced.
+
+        Args:
+            path: The method's path.
+            parent: The value of W3C's ``traceparent`` header.
+            state: The value of W3C's ``tracestate`` header.
+            began: When the call started, by the monotonic clock.
+        """
 
 
-class Job(Protocol):
-    """What waits for a batch."""
+class QueuedCall(Protocol):
+    """A call that waited for a batch."""
 
     @property
-    def asked(self) -> float:
-        """When it began to."""
+    def queued_at(self) -> float:
+        """When it was queued, by the monotonic clock."""
 
     @property
     def trace(self) -> Trace | None:
-        """Its call's, where it has one."""
+        """The trace of the call, if it is traced."""
+
+
+class ScoreOutcome(Protocol):
+    """The scores of a call, as far as they are counted."""
+
+    @property
+    def errors(self) -> Mapping[int, RequestError]:
+        """Why a customer has no score, by position."""
+
+
+Slice = tuple[QueuedCall, int, int]
+"""A call, the position of its first customer in the batch, and the position behind its last one."""
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """A batch that traced calls share. Times are of the monotonic clock; ``stages`` are names, begins and ends."""
+    """A batch that contains traced calls.
+
+    Attributes:
+        taken: When the batch was formed, by the monotonic clock.
+        calls: Number of calls in the batch.
+        rows: Number of customers in the batch.
+        traces: The traces of the calls that are traced.
+        stages: Name, start and end of each stage, by the monotonic clock.
+    """
 
     taken: float
     calls: int
@@ -65,68 +91,79 @@ class Batch:
     stages: list[tuple[str, float, float]] = field(default_factory=list)
 
 
-SHARED: Final[ContextVar[Batch | None]] = ContextVar("SHARED", default=None)
-"""The batch that the running task works on, where calls in it are traced."""
+TRACED_BATCH: Final[ContextVar[Batch | None]] = ContextVar("TRACED_BATCH", default=None)
+"""The batch that the current task works on, if calls in it are traced."""
 
 
 class BatchObserver:
-    """Takes in what there is to tell of batches."""
+    """Is notified of what happens to batches, and passes it on to metrics and traces."""
 
-    def __init__(self, metrics: Metrics | None, *, encodes: bool, traced: bool) -> None:
-        """``metrics``: None where only traces are wanted; ``traced``: whether calls may have one.
+    def __init__(
+        self,
+        metrics: Metrics | None,
+        *,
+        encodes: bool,
+        traced: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make an observer.
 
-        ``encodes``: whether replies are written as they are delivered, and not later by the front.
+        Args:
+            metrics: Where times and outcomes are counted; None if only traces are wanted.
+            encodes: Whether the transport encodes a reply when it is delivered, so that the time is a batch's.
+            traced: Whether calls may be traced.
+            clock: Seconds of a clock that never goes back.
         """
-        self._metrics = metrics
-        self._encodes = encodes
-        self._traced = traced
+        self._metrics: Final = metrics
+        self._encodes: Final = encodes
+        self._traced: Final = traced
+        self._clock: Final = clock
 
-    def taken(self, batch: Sequence[tuple[Job, int, int]]) -> None:
-        """A batch begins: jobs, each with the first of its customers that are in, and the one after the last."""
-        now = time.monotonic()
+    def batch_taken(self, batch: Sequence[Slice]) -> None:
+        """A batch was formed of these slices."""
+        now = self._clock()
         rows = sum(stop - start for _, start, stop in batch)
         if (metrics := self._metrics) is not None:
             metrics.batch_rows.observe(rows)
-            for job, start, _ in batch:
-                if not start:  # the first that does not go on from another batch has waited longest
-                    metrics.stages["queue"].observe(now - job.asked)
+            for call, start, _ in batch:
+                if not start:  # of the calls that enter with this batch, the first one has waited longest
+                    metrics.stages["queue"].observe(now - call.queued_at)
                     break
         if self._traced:
-            traces = [job.trace for job, _, _ in batch if job.trace is not None]
-            shared = Batch(now, len(batch), rows, traces) if traces else None
-            SHARED.set(shared)
-            if shared is not None:
+            traces = [call.trace for call, _, _ in batch if call.trace is not None]
+            traced = Batch(now, len(batch), rows, traces) if traces else None
+            TRACED_BATCH.set(traced)
+            if traced is not None:
                 for trace in traces:
-                    trace.joined(shared)
+                    trace.joined(traced)
 
-    def took(self, stage: str, began: float) -> None:
-        """A stage of the running batch is done."""
-        now = time.monotonic()
+    def stage_done(self, stage: str, started: float) -> None:
+        """A stage of the current batch, which started at this time by the monotonic clock, is done."""
+        now = self._clock()
         if self._metrics is not None:
-            self._metrics.stages[stage].observe(now - began)
-        if self._traced and (batch := SHARED.get()) is not None:
-            batch.stages.append((stage, began, now))
+            self._metrics.stages[stage].observe(now - started)
+        if self._traced and (batch := TRACED_BATCH.get()) is not None:
+            batch.stages.append((stage, started, now))
 
-    def aged(self, ages: Floats) -> None:
-        """The features of scored customers of the running batch were so old: float64 ``[n]`` seconds."""
+    def features_aged(self, ages: Floats) -> None:
+        """The ages of the features of the batch's scored customers: float64 ``[n]`` seconds."""
         if self._metrics is not None:
-            self._metrics.aged(ages)
+            self._metrics.features_aged(ages)
 
-    def answered(
-        self, batch: Sequence[tuple[Job, int, int]], outcomes: Sequence[Scores | RequestError], began: float
+    def batch_answered(
+        self, batch: Sequence[Slice], outcomes: Sequence[ScoreOutcome | RequestError], started: float
     ) -> None:
-        """Outcomes have been delivered, beginning at ``began``."""
+        """The outcomes of a batch have been delivered; delivering started at this time by the monotonic clock."""
         if (metrics := self._metrics) is None:
             return
         if self._encodes:
-            metrics.stages["encode"].observe(time.monotonic() - began)
+            metrics.stages["encode"].observe(self._clock() - started)
         rows, scored = metrics.rows, sum(stop - start for _, start, stop in batch)
-        for at in [at for at, told in enumerate(outcomes) if isinstance(told, RequestError) or told.errors]:
-            outcome, (_, start, stop) = outcomes[at], batch[at]
+        for (_, start, stop), outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, RequestError):
                 rows[outcome.reason] += stop - start
                 scored -= stop - start
-            else:
+            elif outcome.errors:
                 rows.update(error.reason for error in outcome.errors.values())
                 scored -= len(outcome.errors)
         rows[SCORED] += scored

@@ -118,7 +118,7 @@ class Metrics:
         self._by_path[path].codes[Code.RESOURCE_EXHAUSTED] += 1
         self.errors[Reason.OVERLOADED] += 1
 
-    def aged(self, ages: Floats) -> None:
+    def features_aged(self, ages: Floats) -> None:
         """Count the ages of the features of a batch, float64 ``[n]`` seconds."""
         self._new_ages.append(ages)
         if len(self._new_ages) >= AGES_AT_ONCE:

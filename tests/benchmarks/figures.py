@@ -21,7 +21,7 @@ from feature_store.embedded_redis import embedded_redis
 from feature_store.online.store import Keys, Redis, StateReader, StateWriter
 from feature_store.state.layout import StateLayout
 from service.api.scoring import encode_batch
-from service.scoring.scorer import ScoreRequest, Scores
+from service.scoring.types import ScoreRequest, Scores, rows_of
 from service.transport.lean.framing import HEAD, OK
 from service.transport.lean.http2 import Http2
 from tests.benchmarks import (
@@ -84,7 +84,7 @@ def encode_256_ratio(_bench: Bench) -> Measured:
     ids = [customer_id(i) for i in range(256)]
     part, scores = (
         ScoreRequest(ids),
-        Scores(np.array([[0.25, 0.5, 120.0, 0.3, 0.5, 1.7e9]] * 256), {}, "20260102T030405-0123abcd"),
+        Scores(rows_of(np.array([[0.25, 0.5, 120.0, 0.3, 0.5, 1.7e9]] * 256)), {}, "20260102T030405-0123abcd"),
     )
 
     def by_messages() -> None:
@@ -92,14 +92,16 @@ def encode_256_ratio(_bench: Bench) -> Measured:
             scoring_pb2.CustomerResult(
                 score=scoring_pb2.ScoreCustomerResponse(
                     customer_id=name,
-                    churn=scoring_pb2.Alert(probability=row[0], threshold=row[3], alert=row[0] >= row[3]),
-                    propensity=scoring_pb2.Alert(probability=row[1], threshold=row[4], alert=row[1] >= row[4]),
-                    expected_spend=row[2],
-                    features_as_of=Timestamp(seconds=int(row[5])),
+                    churn=scoring_pb2.Alert(probability=churn[0], threshold=churn[1], alert=churn[2]),
+                    propensity=scoring_pb2.Alert(
+                        probability=propensity[0], threshold=propensity[1], alert=propensity[2]
+                    ),
+                    expected_spend=spend,
+                    features_as_of=Timestamp(seconds=int(as_of)),
                     model_version=scores.model_version,
                 )
             )
-            for name, row in zip(ids, scores.table.tolist(), strict=True)
+            for name, (churn, propensity, spend, as_of, _) in zip(ids, scores.rows.tolist(), strict=True)
         ]
         scoring_pb2.BatchScoreCustomersResponse(results=results).SerializeToString()
 

@@ -17,7 +17,7 @@ from feature_store.online.store import StateWriter
 from feature_store.state.layout import Floats, StateBatch
 from service.api.scoring import decode_batch, decode_score
 from service.scoring.model import Model
-from service.scoring.scorer import ScoreRequest
+from service.scoring.types import ScoreRequest
 from tests.benchmarks.garbage_made import FED, GOOD, SURE, TIMEOUT_S, Maker, Method, Tally, methods
 from tests.benchmarks.setting import BATCH, UNARY
 

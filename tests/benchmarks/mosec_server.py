@@ -23,7 +23,7 @@ from mosec import Server, Worker
 from feature_store.bundles import bundle
 from service.api import score_wire as wire
 from service.scoring.model import Model
-from service.scoring.scorer import NO_SPIKES
+from service.scoring.types import Scores, rows_of
 
 BATCH: Final = 64
 WAIT_MS: Final = 3
@@ -60,8 +60,8 @@ class Scorer(Worker):
         if not states.valid.all():
             raise ValueError("a customer is unknown")
         table = self._model.run(states, time.time(), self._economics[: len(data)])
-        rows = zip(data, table.tolist(), strict=True)
-        return [wire.score(name.decode(), row, self._version, None, NO_SPIKES) for name, row in rows]
+        scores = Scores(rows_of(table), {}, self._model.version)
+        return [wire.score(name.decode(), scores, at, self._version) for at, name in enumerate(data)]
 
 
 def free_port() -> int:

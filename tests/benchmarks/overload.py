@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from service.batching.score_batcher import ScoreBatcher
-from service.scoring.scorer import ScoreRequest, Scores
+from service.scoring.types import ScoreRequest, Scores
 from service.settings import Settings
 from service.transport.interface import Backend
 from service.transport.lean.connection import Connection

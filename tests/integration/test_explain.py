@@ -14,7 +14,7 @@ from feature_store.bundles.bundle import BundleError, Manifest
 from feature_store.bundles.typical_customer import baseline, told, typical
 from feature_store.state.layout import Floats
 from service.scoring.model import Model
-from service.scoring.shapley import EXACT_PLAYERS, Mixtures, exact, sampled
+from service.scoring.shapley import EXACT_PLAYERS, Coalitions, exact, sampled
 from tidemark.explanation import Explanation
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def test_drawn_orders_are_near_the_exact_values_on_the_sample(sample_registry: P
         of[list(player.slots)] = at
     middle = typical(model.layout, states)
 
-    def values(mixed: Mixtures) -> Floats:
+    def values(mixed: Coalitions) -> Floats:
         rows = [np.where(mixed.members[:, of], state, middle) for state in states]
         return np.array([mixed.weights @ model.probabilities(row) for row in rows])
 

@@ -63,13 +63,13 @@ class Worker:
         self.used.append(model.version)
 
     @staticmethod
-    def scorer(model: Model, *, shadow: bool = False) -> Scorer:
+    def make(model: Model, *, shadow: bool = False) -> Scorer:
         return Scorer(cast("Any", None), model, on_loop_rows=0 if shadow else 64)
 
     def watch(self) -> RegistryWatcher:
         model = Model.current(self.registry)
-        model_set = ModelSet(ServingModel(model, self.scorer(model)))
-        return RegistryWatcher(self.registry, ModelRouter(model_set), Hooks(self.scorer, self.is_ready, self.use))
+        model_set = ModelSet(ServingModel(model, self.make(model)))
+        return RegistryWatcher(self.registry, ModelRouter(model_set), Hooks(self, self.is_ready, self.use))
 
     def run(self, act: Callable[[RegistryWatcher], Awaitable[None]]) -> None:
         async def run() -> None:

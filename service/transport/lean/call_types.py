@@ -15,7 +15,7 @@ from service.batching.admission import overloaded
 from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.errors import RequestError
-from service.scoring.scorer import Scores
+from service.scoring.types import Scores
 from service.transport.call_error import call_error
 from service.transport.lean.call import Call, CallStream, Unary, deadline_exceeded
 from service.transport.lean.framing import HEAD, OK, frame

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from service.batching.score_batcher import ScoreBatcher
 from service.errors import Reason, RequestError
-from service.scoring.scorer import ScoreRequest, Scores
-from service.scoring.shapley import Wanted
+from service.scoring.types import SCORE_ROW, Rows, ScoreRequest, Scores
 
 Score = Callable[[Sequence[ScoreRequest]], Awaitable[list[Scores]]]
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, 10))
+
+
+def numbered(customer_ids: Sequence[str]) -> Rows:
+    """Rows that can be told apart: each expects its customer's id as the spend."""
+    rows = np.zeros(len(customer_ids), SCORE_ROW)
+    rows["expected_spend"] = [float(customer_id) for customer_id in customer_ids]
+    return rows
+
+
+def numbers(scores: Scores) -> list[float]:
+    return cast("list[float]", scores.rows["expected_spend"].tolist())
 
 
 class Recorder:
@@ -31,7 +41,7 @@ class Recorder:
     async def score(self, parts: Sequence[ScoreRequest]) -> list[Scores]:
         self.batches.append([customer_id for part in parts for customer_id in part.customer_ids])
         await asyncio.sleep(self.pause_s)
-        return [Scores(np.array([[float(i)] for i in p.customer_ids]), dict(p.refused), "v") for p in parts]
+        return [Scores(numbered(p.customer_ids), dict(p.refused), "v") for p in parts]
 
 
 def ids(start: int, stop: int) -> ScoreRequest:
@@ -44,7 +54,7 @@ def test_what_arrives_together_is_one_batch() -> None:
         batcher = ScoreBatcher(recorder.score)
         scores = await asyncio.gather(*(batcher.score(ids(i, i + 1)) for i in range(50)))
         assert len(recorder.batches) == 1
-        assert [score.table.tolist() for score in scores] == [[[float(i)]] for i in range(50)]
+        assert [numbers(score) for score in scores] == [[float(i)] for i in range(50)]
 
     run(main())
 
@@ -68,7 +78,7 @@ def test_a_large_part_is_cut_and_comes_back_whole_and_in_order() -> None:
         batcher = ScoreBatcher(recorder.score, max_rows=100, slice_rows=30)
         refused = {at: RequestError(Reason.CUSTOMER_ID_INVALID, "bad") for at in (0, 29, 30, 999)}
         scores = await batcher.score(ScoreRequest([str(i) for i in range(1000)], refused=refused))
-        assert scores.table.tolist() == [[float(i)] for i in range(1000)]
+        assert numbers(scores) == [float(i) for i in range(1000)]
         assert set(scores.errors) == {0, 29, 30, 999}
         assert max(len(batch) for batch in recorder.batches) <= 30
 
@@ -97,7 +107,7 @@ def test_no_batch_is_larger_than_allowed() -> None:
         recorder = Recorder()
         batcher = ScoreBatcher(recorder.score, max_rows=10, slice_rows=4)
         scores = await asyncio.gather(*(batcher.score(ids(i, i + 7)) for i in range(0, 70, 7)))
-        assert [row for score in scores for row in score.table.tolist()] == [[float(i)] for i in range(70)]
+        assert [number for score in scores for number in numbers(score)] == [float(i) for i in range(70)]
         assert max(len(batch) for batch in recorder.batches) <= 10
 
     run(main())
@@ -128,7 +138,7 @@ def test_a_bug_becomes_an_internal_error_that_shows_nothing_of_the_inside(caplog
         assert "4711" not in caplog.text
         assert "ValueError" in caplog.text
         batcher = ScoreBatcher(Recorder().score)
-        assert (await batcher.score(ids(0, 1))).table.tolist() == [[0.0]]
+        assert numbers(await batcher.score(ids(0, 1))) == [0.0]
 
     run(main())
 
@@ -152,7 +162,7 @@ def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
         stayer = asyncio.create_task(batcher.score(ids(1, 2)))
         await asyncio.sleep(0.01)
         leaver.cancel()
-        assert (await stayer).table.tolist() == [[1.0]]
+        assert numbers(await stayer) == [1.0]
 
     run(main())
 
@@ -172,7 +182,7 @@ def test_a_call_at_any_moment_of_the_end_of_a_batch_is_taken_up() -> None:
 def test_a_part_without_customers_is_answered_without_a_batch() -> None:
     async def main() -> None:
         recorder = Recorder()
-        assert (await ScoreBatcher(recorder.score).score(ScoreRequest([]))).table.tolist() == []
+        assert numbers(await ScoreBatcher(recorder.score).score(ScoreRequest([]))) == []
         assert recorder.batches == []
 
     run(main())
@@ -182,12 +192,11 @@ def test_explanations_go_eight_at_a_time_on_a_lane_of_their_own() -> None:
     async def main() -> None:
         recorder = Recorder(pause_s=0.002)
         batcher = ScoreBatcher(recorder.score)
-        wanted = Wanted(5, lambda _: b"")
-        many = asyncio.create_task(batcher.score(ScoreRequest([str(i) for i in range(100)], explain=wanted)))
+        many = asyncio.create_task(batcher.score(ScoreRequest([str(i) for i in range(100)], max_reasons=5)))
         await asyncio.sleep(0.004)
-        await asyncio.gather(batcher.score(ids(500, 501)), batcher.score(ScoreRequest(["600"], explain=wanted)))
+        await asyncio.gather(batcher.score(ids(500, 501)), batcher.score(ScoreRequest(["600"], max_reasons=5)))
         assert not many.done()
-        assert (await many).table.tolist() == [[float(i)] for i in range(100)]
+        assert numbers(await many) == [float(i) for i in range(100)]
         assert max(len(batch) for batch in recorder.batches) == 8
         assert ["500"] in recorder.batches
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.errors import Reason, RequestError
-from service.scoring.scorer import ScoreRequest, Scores
+from service.scoring.types import SCORE_ROW, ScoreRequest, Scores
 
 
 class Clock:
@@ -38,7 +38,7 @@ class Gate:
         self.batches.append([name for part in parts for name in part.customer_ids])
         self.under_way.append(released := asyncio.get_running_loop().create_future())
         await released
-        return [Scores(np.zeros((len(part.customer_ids), 6)), {}, "v") for part in parts]
+        return [Scores(np.zeros(len(part.customer_ids), SCORE_ROW), {}, "v") for part in parts]
 
     async def release(self) -> None:
         """End the oldest batch, and let everybody go on until nothing moves."""

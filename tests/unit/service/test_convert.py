@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,11 +16,9 @@ from tidemark.v1 import scoring_pb2
 
 from feature_store.bundles.bundle import ECONOMICS
 from feature_store.state.profile import Interest
-from service.api.explanations import encoded
 from service.api.scoring import METHODS, decode_batch, decode_score, encode_batch, encode_score
 from service.errors import Reason, RequestError
-from service.scoring.scorer import Note, ScoreRequest, Scores, Spikes
-from service.scoring.shapley import Wanted
+from service.scoring.types import ScoreRequest, Scores, mute, rows_of
 from tidemark.explanation import Contribution, Explanation, SlotValue
 
 ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
@@ -176,95 +176,108 @@ tops = st.none() | st.builds(
     st.just(1.0),
     st.sampled_from([0.0, 0.999999999, 2.5e11]) | st.floats(0, 2.5e11),
 )
-notes = st.none() | st.builds(Note, st.booleans(), st.booleans(), st.booleans(), tops, st.booleans())
-every_spike = st.builds(Spikes, st.booleans(), st.booleans())
+
+
+class Flags(NamedTuple):
+    """What is true of a customer's score beside the figures."""
+
+    off: bool = False
+    repeated_view: bool = False
+    churn_spike: bool = False
+    propensity_spike: bool = False
+    stale: bool = False
+
+
+flags = st.builds(Flags, *[st.booleans()] * 5)
+Customer = tuple[str, list[float], Flags, Interest | None]
+customers = st.tuples(ids, rows, flags, tops)
+
+
+def scores_of(customers: Sequence[Customer], version: str, **fields: Any) -> Scores:
+    """Scores with these flags, as the scorer makes them."""
+    made = rows_of(np.array([row for _, row, _, _ in customers]))
+    mute(made, [at for at, (_, _, flags, _) in enumerate(customers) if flags.off])
+    for row, (_, _, flags, _) in zip(made, customers, strict=True):
+        row["churn"]["spike"], row["propensity"]["spike"] = flags.churn_spike, flags.propensity_spike
+        row["propensity"]["repeated_view"], row["stale"] = flags.repeated_view, flags.stale
+    tops = {at: top for at, (_, _, _, top) in enumerate(customers) if top is not None}
+    return Scores(made, fields.pop("errors", {}), version, tops, **fields)
 
 
 def timestamp(seconds: float) -> Timestamp:
     return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
-def said(
-    customer_id: str, row: list[float], version: str, note: Note | None, spikes: Spikes
-) -> scoring_pb2.ScoreCustomerResponse:
-    """The reply as the contract has it, put together by protobuf itself."""
+def expected_reply(customer: Customer, version: str) -> scoring_pb2.ScoreCustomerResponse:
+    """The reply as protobuf itself builds it."""
+    customer_id, row, flags, top = customer
     churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
-    off = note is not None and note.off
     reply = scoring_pb2.ScoreCustomerResponse(
         customer_id=customer_id,
         churn=scoring_pb2.Alert(
             probability=churn,
             threshold=churn_threshold,
-            alert=churn >= churn_threshold and not off,
-            automated_response_off=off,
-            spike=spikes.churn,
+            alert=churn >= churn_threshold and not flags.off,
+            automated_response_off=flags.off,
+            spike=flags.churn_spike,
         ),
         propensity=scoring_pb2.Alert(
             probability=propensity,
             threshold=propensity_threshold,
-            alert=propensity >= propensity_threshold and not off,
-            repeated_view=note is not None and note.repeated_view,
-            automated_response_off=off,
-            spike=spikes.propensity or (note is not None and note.spike),
+            alert=propensity >= propensity_threshold and not flags.off,
+            repeated_view=flags.repeated_view,
+            automated_response_off=flags.off,
+            spike=flags.propensity_spike,
         ),
         expected_spend=spend,
         features_as_of=timestamp(as_of),
         model_version=version,
-        stale=note is not None and note.stale,
+        stale=flags.stale,
     )
-    if note is not None and note.top is not None:
-        top = note.top
+    if top is not None:
         reply.top_interest.CopyFrom(
             scoring_pb2.Interest(item_id=top.item_id, views=top.views, last_viewed=timestamp(top.at))
         )
     return reply
 
 
-@given(
-    customers=st.lists(st.tuples(ids, rows, notes), min_size=1, max_size=5),
-    version=st.sampled_from(["v", "x" * 200]),
-    spikes=every_spike,
-)
-def test_replies_say_what_protobuf_would_say(
-    customers: list[tuple[str, list[float], Note | None]], version: str, spikes: Spikes
-) -> None:
-    part = ScoreRequest([customer_id for customer_id, _, _ in customers])
-    noted = {at: note for at, (_, _, note) in enumerate(customers) if note is not None}
-    scores = Scores(np.array([row for _, row, _ in customers]), {}, version, noted, spikes)
-    response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores))
-    expected = [said(customer_id, row, version, note, spikes) for customer_id, row, note in customers]
+@given(batch=st.lists(customers, min_size=1, max_size=5), version=st.sampled_from(["v", "x" * 200]))
+def test_replies_say_what_protobuf_would_say(batch: list[Customer], version: str) -> None:
+    request = ScoreRequest([customer_id for customer_id, *_ in batch])
+    scores = scores_of(batch, version)
+    response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(request, scores))
+    expected = [expected_reply(customer, version) for customer in batch]
     assert [result.score for result in response.results] == expected
     assert all(result.WhichOneof("result") == "score" for result in response.results)
-    assert scoring_pb2.ScoreCustomerResponse.FromString(encode_score(part, scores)) == expected[0]
+    assert scoring_pb2.ScoreCustomerResponse.FromString(encode_score(request, scores)) == expected[0]
 
 
-@given(customers=st.lists(st.tuples(ids, rows, notes), min_size=1, max_size=3), spikes=every_spike)
-def test_replies_hold_nothing_that_the_contract_does_not_know(
-    customers: list[tuple[str, list[float], Note | None]], spikes: Spikes
-) -> None:
-    for customer_id, row, note in customers:
-        scores = Scores(np.array([row]), {}, "v", {} if note is None else {0: note}, spikes)
-        found = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest([customer_id]), scores))
-        whole = found.ByteSize()
-        found.DiscardUnknownFields()
-        assert found.ByteSize() == whole
+@given(customer=customers)
+def test_replies_hold_nothing_that_the_contract_does_not_know(customer: Customer) -> None:
+    encoded = encode_score(ScoreRequest([customer[0]]), scores_of([customer], "v"))
+    reply = scoring_pb2.ScoreCustomerResponse.FromString(encoded)
+    whole = reply.ByteSize()
+    reply.DiscardUnknownFields()
+    assert reply.ByteSize() == whole
 
 
 def test_the_largest_reply_of_a_customer_can_be_written() -> None:
     top = Interest("客" * 85 + "x", 2**32 - 1, 1.0, 253_402_300_799.5)
-    row, note = [*ROW[:5], 253_402_300_799.5], Note(off=True, repeated_view=True, spike=True, top=top, stale=True)
-    name, version, spikes = "é" * 128, "v" * 255, Spikes(churn=True, propensity=True)
-    scores = Scores(np.array([row] * 1000), {}, version, dict.fromkeys(range(1000), note), spikes)
-    response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(ScoreRequest([name] * 1000), scores))
-    assert [result.score for result in response.results] == [said(name, row, version, note, spikes)] * 1000
+    customer = "é" * 128, [*ROW[:5], 253_402_300_799.5], Flags(*[True] * 5), top
+    version = "v" * 255
+    encoded = encode_batch(ScoreRequest([customer[0]] * 1000), scores_of([customer] * 1000, version))
+    response = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded)
+    assert [result.score for result in response.results] == [expected_reply(customer, version)] * 1000
 
 
-def test_a_note_is_about_its_own_customer() -> None:
-    note = Note(off=True, repeated_view=False, spike=False, top=Interest("lamp", 3, 1.0, 1_700_000_000.5))
+def test_flags_and_interests_are_those_of_their_own_customer() -> None:
     errors = {2: RequestError(Reason.CONSENT_WITHHELD, "withheld", "customer_id")}
-    row = [0.9, 0.9, 120.0, 0.3, 0.5, 1_700_000_000.25]
-    scores = Scores(np.array([row] * 4), errors, "v", {1: note, 2: note}, Spikes(churn=False, propensity=False))
-    encoded = encode_batch(ScoreRequest(["a", "b", "c", "d"]), scores)
+    row, top = [0.9, 0.9, 120.0, 0.3, 0.5, 1_700_000_000.25], Interest("lamp", 3, 1.0, 1_700_000_000.5)
+    muted = Flags(off=True), top
+    batch: list[Customer] = [
+        (name, row, *(muted if name in "bc" else (Flags(), None))) for name in ("a", "b", "c", "d")
+    ]
+    encoded = encode_batch(ScoreRequest(["a", "b", "c", "d"]), scores_of(batch, "v", errors=errors))
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
     assert [result.WhichOneof("result") for result in results] == ["score", "score", "status", "score"]
     assert [result.score.churn.alert for result in results] == [True, False, False, True]
@@ -278,7 +291,7 @@ def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
         1: RequestError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id"),
         2: RequestError(Reason.FEATURES_TOO_OLD, "old", "max_feature_age"),
     }
-    encoded = encode_batch(ScoreRequest(["a", "b", "c"]), Scores(np.array([ROW] * 3), errors, "v"))
+    encoded = encode_batch(ScoreRequest(["a", "b", "c"]), Scores(rows_of(np.array([ROW] * 3)), errors, "v"))
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
     assert [result.WhichOneof("result") for result in results] == ["score", "status", "status"]
     assert [result.status.code for result in results] == [0, 5, 9]
@@ -289,17 +302,17 @@ def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
 def test_the_error_of_a_single_customer_is_the_error_of_the_call() -> None:
     error = RequestError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id")
     with pytest.raises(RequestError) as caught:
-        encode_score(ScoreRequest(["a"]), Scores(np.array([ROW]), {0: error}, "v"))
+        encode_score(ScoreRequest(["a"]), Scores(rows_of(np.array([ROW])), {0: error}, "v"))
     assert caught.value is error
 
 
 def test_explanations_are_asked_for_with_five_reasons_or_as_many_as_wanted() -> None:
     for decode, request in ((decode_score, {"customer_id": "a"}), (decode_batch, {"customer_ids": ["a"] * 100})):
         made = score_request if decode is decode_score else batch_request
-        assert decode(made(**request)).explain is None
-        assert decode(made(**request, max_reasons=9)).explain is None
-        for asked, told in ((0, 5), (9, 9), (2**32 - 1, 2**32 - 1)):
-            assert decode(made(**request, explain=True, max_reasons=asked)).explain == Wanted(told, encoded)
+        assert decode(made(**request)).max_reasons is None
+        assert decode(made(**request, max_reasons=9)).max_reasons is None
+        for asked, expected in ((0, 5), (9, 9), (2**32 - 1, 2**32 - 1)):
+            assert decode(made(**request, explain=True, max_reasons=asked)).max_reasons == expected
 
 
 def test_more_than_a_hundred_customers_are_too_many_to_explain() -> None:
@@ -321,9 +334,9 @@ WHY = Explanation(
 
 
 def test_an_explanation_stands_with_its_alert() -> None:
-    note = Note(off=True, repeated_view=False, spike=False, top=Interest("shoe", 3, 1.0, 1.7e9))
-    plain = Scores(np.array([ROW]), {}, "v1", {0: note}, Spikes(churn=True, propensity=False))
-    scores = Scores(plain.table, {}, "v1", plain.notes, plain.spikes, explanations={0: {"churn": encoded(WHY)}})
+    flags = Flags(off=True, churn_spike=True)
+    plain = scores_of([("a", ROW, flags, Interest("shoe", 3, 1.0, 1.7e9))], "v1")
+    scores = plain._replace(explanations={0: {"churn": WHY}})
     reply = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), scores))
     told = reply.churn.explanation
     assert (told.baseline_probability, told.other_contribution, told.exact) == (0.2, 0.01, True)
@@ -337,10 +350,11 @@ def test_an_explanation_stands_with_its_alert() -> None:
 
 
 def test_in_a_batch_each_has_its_own_explanation_or_error() -> None:
-    error, why = RequestError(Reason.CUSTOMER_UNKNOWN, "who", "customer_id"), encoded(WHY)
-    notes = {2: Note(off=False, repeated_view=True, spike=True, top=None)}
-    table, part = np.array([ROW, ROW, [0.5, *ROW[1:]]]), ScoreRequest(["a", "b", "c"])
-    scores = Scores(table, {1: error}, "v1", notes, explanations={0: {"churn": why}, 2: {"propensity": why}})
+    error = RequestError(Reason.CUSTOMER_UNKNOWN, "who", "customer_id")
+    flags = Flags(repeated_view=True, propensity_spike=True)
+    batch = [("a", ROW, Flags(), None), ("b", ROW, Flags(), None), ("c", [0.5, *ROW[1:]], flags, None)]
+    plain, part = scores_of(batch, "v1"), ScoreRequest(["a", "b", "c"])
+    scores = plain._replace(errors={1: error}, explanations={0: {"churn": WHY}, 2: {"propensity": WHY}})
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores)).results
     assert [result.WhichOneof("result") for result in results] == ["score", "status", "score"]
     assert results[0].score.churn.explanation.contributions[0].sentence == "Why."
@@ -348,6 +362,5 @@ def test_in_a_batch_each_has_its_own_explanation_or_error() -> None:
     for result in results:
         result.score.churn.ClearField("explanation")
         result.score.propensity.ClearField("explanation")
-    plain = encode_batch(part, Scores(table, {}, "v1", notes))
-    expected = scoring_pb2.BatchScoreCustomersResponse.FromString(plain).results
+    expected = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, plain)).results
     assert [results[0], results[2]] == [expected[0], expected[2]]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from feature_store.definitions import Feature
 from feature_store.state.layout import DAY_S, Floats, StateLayout
 from service.errors import Reason, RequestError
-from service.scoring.shapley import EXACT_PLAYERS, SAMPLED_ROWS, Explainer, Mixtures, Wanted, exact, mixtures, sampled
+from service.scoring.shapley import EXACT_PLAYERS, SAMPLED_ROWS, Coalitions, Explainer, coalitions, exact, sampled
 from tidemark.explanation import Explanation
 
 MANY = 24
@@ -95,7 +95,7 @@ def test_of_a_linear_model_they_are_coefficient_times_difference(seed: int, coun
 
 @given(seeds, st.integers(EXACT_PLAYERS + 1, MANY))
 @settings(max_examples=20)
-def test_drawn_orders_are_exact_where_features_act_in_pairs(seed: int, count: int) -> None:
+def test_sampled_permutations_are_exact_if_features_interact_in_pairs_only(seed: int, count: int) -> None:
     random = np.random.default_rng(seed)
     linear, pairs = random.normal(size=count), np.triu(random.normal(size=(count, count)), 1)
     now = random.normal(size=count)
@@ -105,7 +105,7 @@ def test_drawn_orders_are_exact_where_features_act_in_pairs(seed: int, count: in
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_all_mixtures_give_what_all_orders_give(count: int) -> None:
+def test_all_coalitions_give_the_average_over_all_permutations(count: int) -> None:
     model, now, empty = tangled(3, count), someone(3, count), np.zeros(count)
     expected = np.zeros(count)
     orders = list(itertools.permutations(range(count)))
@@ -119,7 +119,7 @@ def test_all_mixtures_give_what_all_orders_give(count: int) -> None:
 
 
 @pytest.mark.parametrize("pairs", [30, 300])
-def test_drawn_orders_come_close_to_all_mixtures(pairs: int) -> None:
+def test_sampled_permutations_come_close_to_all_coalitions(pairs: int) -> None:
     count = 9
     whole, drawn = exact(count), sampled(count, rows=pairs * 2 * (count - 1))
     worst = 0.0
@@ -131,14 +131,14 @@ def test_drawn_orders_come_close_to_all_mixtures(pairs: int) -> None:
 
 
 @pytest.mark.parametrize("count", [*range(1, 14), 50, 512])
-def test_mixtures_begin_with_nobody_end_with_everybody_and_are_bounded(count: int) -> None:
-    found: Mixtures = mixtures(count)
+def test_coalitions_start_empty_end_complete_and_are_bounded_in_number(count: int) -> None:
+    found: Coalitions = coalitions(count)
     assert not found.members[0].any()
     assert found.members[-1].all()
     assert found.weights.shape == found.members.T.shape
     assert len(found.members) <= max(SAMPLED_ROWS, 4 * count) + 2
     np.testing.assert_allclose(found.weights.sum(axis=0)[[0, -1]], [-1, 1])
-    assert mixtures(count) is found  # the same for everybody
+    assert coalitions(count) is found  # cached
 
 
 HISTORY = StateLayout(
@@ -222,7 +222,7 @@ def test_an_offer_that_nothing_was_learnt_about_is_not_explained() -> None:
     assert list(found) == ["churn"]
 
 
-def test_a_mixture_without_a_finite_score_is_an_error_of_this_customer_alone() -> None:
+def test_a_coalition_without_a_finite_score_is_an_error_of_this_customer_alone() -> None:
     def picky(slots: Floats) -> Floats:
         churn = np.where((slots[:, 0] == 1) & (slots[:, 1] == 0), np.nan, 0.5)
         return np.stack([churn, churn], axis=1)
@@ -232,13 +232,6 @@ def test_a_mixture_without_a_finite_score_is_an_error_of_this_customer_alone() -
     assert isinstance(bad, RequestError)
     assert (bad.reason, bad.field) == (Reason.STATE_UNREADABLE, "customer_id")
     assert not isinstance(good, RequestError)
-
-
-def test_explanations_are_told_in_the_form_that_is_wanted() -> None:
-    model = Explainer(HISTORY, TYPICAL, lapsing)
-    slots = np.array([TYPICAL])
-    (found,) = model.tell(slots, np.zeros(1), lapsing(slots), Wanted(3, lambda why: b"%.2f" % why.baseline_probability))
-    assert found == {"churn": b"0.19", "propensity": b"0.81"}
 
 
 @given(

@@ -14,7 +14,14 @@ from typing import Literal
 import pytest
 
 from service.settings import Settings
-from service.telemetry.logs import MOST_A_MINUTE, CustomerLog, hashed, log_loop_error, start_log, without_trace
+from service.telemetry.logs import (
+    MAX_LINES_PER_MINUTE,
+    CustomerLog,
+    customers,
+    log_loop_error,
+    start_log,
+    without_trace,
+)
 
 
 def started(monkeypatch: pytest.MonkeyPatch, log_format: Literal["text", "json"]) -> None:
@@ -61,13 +68,13 @@ def test_what_a_loop_complains_of_is_named_without_the_data_it_was_about(caplog:
     assert "customer-17" not in caplog.text
 
 
-def test_a_customer_is_told_by_an_hmac_of_the_id() -> None:
+def test_a_customer_is_named_by_an_hmac_of_the_id() -> None:
     log = CustomerLog()
     log.key = b"of the shop"
     found = log.hashed("küche-17")
     assert found == hmac.new(b"of the shop", "küche-17".encode(), hashlib.sha256).hexdigest()[:16]
     assert CustomerLog().hashed("17") != CustomerLog().hashed("17")
-    assert hashed("17") == hashed("17")
+    assert customers.hashed("17") == customers.hashed("17")
 
 
 def test_lines_about_customers_are_few_whatever_happens(caplog: pytest.LogCaptureFixture) -> None:
@@ -75,10 +82,10 @@ def test_lines_about_customers_are_few_whatever_happens(caplog: pytest.LogCaptur
     log = CustomerLog(lambda: now)
     for round_ in (1, 2):
         for number in range(1000):
-            log.tell("cannot be used", f"customer-{number}")
+            log.report("cannot be used", f"customer-{number}")
         lines = [record.getMessage() for record in caplog.records]
-        assert len(lines) == MOST_A_MINUTE * round_
-        assert lines[-1].endswith("cannot be used (others are left out for a minute)")
+        assert len(lines) == MAX_LINES_PER_MINUTE * round_
+        assert lines[-1].endswith("cannot be used (further customers are not logged for a minute)")
         now += 61
     assert "customer-" not in caplog.text
 

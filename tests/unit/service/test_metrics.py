@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from feature_store.errors import InputError
 from service.errors import Code, Reason, RequestError
-from service.scoring.scorer import Scores
+from service.scoring.types import Scores, rows_of
 from service.settings import Settings
 from service.telemetry.batch_stages import BatchObserver, Trace
 from service.telemetry.metrics import AGES_AT_ONCE, SECONDS, Histogram, Metrics
@@ -126,7 +126,7 @@ def test_every_code_of_grpc_has_a_name() -> None:
 def test_ages_are_counted_though_they_are_put_into_buckets_together() -> None:
     metrics = Metrics([])
     for _ in range(AGES_AT_ONCE + 3):
-        metrics.aged(np.array([5.0, 7200.0]))
+        metrics.features_aged(np.array([5.0, 7200.0]))
     found = metrics.feature_ages()
     assert found.counts[found.bounds.index(10.0)] == AGES_AT_ONCE + 3
     assert sum(found.counts) == 2 * (AGES_AT_ONCE + 3)
@@ -230,25 +230,25 @@ def test_a_loop_that_is_held_up_is_late() -> None:
 class Waiting:
     """A job of a batch."""
 
-    def __init__(self, asked: float, trace: Trace | None = None) -> None:
-        self.asked, self.trace = asked, trace
+    def __init__(self, queued_at: float, trace: Trace | None = None) -> None:
+        self.queued_at, self.trace = queued_at, trace
 
 
-def test_a_batch_tells_its_rows_outcomes_and_stages() -> None:
+def test_the_observer_counts_rows_outcomes_and_stages_of_a_batch() -> None:
     metrics = Metrics([])
-    stages = BatchObserver(metrics, encodes=True, traced=False)
+    observer = BatchObserver(metrics, encodes=True, traced=False)
     now = time.monotonic()
     batch = [
         (Waiting(now - 9.0), 128, 200),  # goes on, so what it waited was counted before
         (Waiting(now - 3.0), 0, 2),
         (Waiting(now - 1.0), 0, 1),
     ]
-    stages.taken(batch)
-    stages.took("redis", time.monotonic() - 0.5)
+    observer.batch_taken(batch)
+    observer.stage_done("redis", time.monotonic() - 0.5)
     unknown = RequestError(Reason.CUSTOMER_UNKNOWN, "…")
-    table = np.zeros((72, 6))
+    rows = rows_of(np.zeros((72, 6)))
     away = RequestError(Reason.FEATURE_STORE_UNAVAILABLE, "…")
-    stages.answered(batch, [Scores(table, {}, "v"), Scores(table[:2], {1: unknown}, "v"), away], time.monotonic())
+    observer.batch_answered(batch, [Scores(rows, {}, "v"), Scores(rows[:2], {1: unknown}, "v"), away], time.monotonic())
     assert metrics.rows == {"scored": 73, "CUSTOMER_UNKNOWN": 1, "FEATURE_STORE_UNAVAILABLE": 1}
     assert metrics.batch_rows.sum == 75
     assert metrics.stages["queue"].sum == pytest.approx(3.0, abs=0.5)

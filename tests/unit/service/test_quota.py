@@ -25,7 +25,7 @@ from service.auth.quota import MAX_WAITING_STREAMS, Bucket
 from service.batching.event_batcher import RecordingResult
 from service.call_context import CallContext
 from service.errors import CODES, Code, QuotaExceededError, Reason, RequestError
-from service.scoring.scorer import ScoreRequest
+from service.scoring.types import ScoreRequest
 from service.transport.call_error import call_error
 from service.transport.lean.call_types import Score
 

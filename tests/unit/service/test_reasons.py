@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from feature_store.definitions import Feature
 from feature_store.state.layout import DAY_S
-from service.scoring.explanation_text import players_of, say
+from service.scoring.explanation_text import contribution_of, players_of
 
 NEVER, NOT_YET = -math.inf, math.inf
 LATEST = Feature(name="last", event="purchase", aggregate="latest")
@@ -31,7 +31,7 @@ def said(
     feature: Feature, value: float, typical: float, amount: float = 0.123, offer: str = "churn"
 ) -> tuple[str, str]:
     (player,) = players_of([feature])
-    found = say(offer, player, amount, [(feature, value, typical)])
+    found = contribution_of(offer, player, amount, [(feature, value, typical)])
     return found.reason_code, found.sentence
 
 
@@ -70,7 +70,7 @@ def test_direction_and_offer_are_said() -> None:
 
 def test_values_are_told_in_units_that_a_program_can_use() -> None:
     (player,) = players_of([DURATION])
-    (slot,) = say("churn", player, 0.1, [(DURATION, 90 * WEEK, 600 * WEEK)]).slots
+    (slot,) = contribution_of("churn", player, 0.1, [(DURATION, 90 * WEEK, 600 * WEEK)]).slots
     assert (slot.slot, slot.unit, slot.text, slot.typical_text) == (
         "dwell_7",
         "seconds per day",
@@ -80,7 +80,7 @@ def test_values_are_told_in_units_that_a_program_can_use() -> None:
     assert slot.value == pytest.approx(90 / 7)
     assert slot.typical == pytest.approx(600 / 7)
     (player,) = players_of([REGION])
-    (slot,) = say("churn", player, 0.1, [(REGION, 1, math.nan)]).slots
+    (slot,) = contribution_of("churn", player, 0.1, [(REGION, 1, math.nan)]).slots
     assert (slot.value, slot.typical, slot.unit, slot.text, slot.typical_text) == (
         None,
         None,

@@ -16,8 +16,9 @@ from feature_store.state.layout import Floats, Missing, State, StateBatch, State
 from feature_store.state.profile import Told
 from service.errors import Reason, RequestError
 from service.scoring.model import Model
-from service.scoring.scorer import Scorer, ScoreRequest, Scores
-from service.scoring.shapley import Wanted
+from service.scoring.scorer import Scorer
+from service.scoring.types import ScoreRequest, Scores
+from tidemark.explanation import Explanation
 
 NOW = 1_800_000_000.0
 WITHHELD = Told(scoring=False, automated_response=True, top=None)
@@ -44,16 +45,21 @@ class FakeStore:
         return LAYOUT.pack(State(as_of, np.array([1.0])))
 
 
-class FakeExplainer:
-    """Says the age that it was told, and what is wanted; cannot explain what is three days old."""
+def explanation(age_s: float, max_reasons: int) -> Explanation:
+    """One that repeats what the explainer was asked."""
+    return Explanation(age_s, [], max_reasons, exact=True)
 
-    def tell(
-        self, slots: Floats, age_s: Floats, answered: Floats, wanted: Wanted
-    ) -> list[dict[str, bytes] | RequestError]:
-        assert len(slots) == len(age_s) == len(answered)
-        assert answered.shape[1] == len(OFFERS)
+
+class FakeExplainer:
+    """Repeats the age and the number of reasons; cannot explain a state that is three days old."""
+
+    def explain(
+        self, slots: Floats, age_s: Floats, probabilities: Floats, max_reasons: int
+    ) -> list[dict[str, Explanation] | RequestError]:
+        assert len(slots) == len(age_s) == len(probabilities)
+        assert probabilities.shape[1] == len(OFFERS)
         error = RequestError(Reason.STATE_UNREADABLE, "cannot be explained", "customer_id")
-        return [error if age == 3 * 86_400 else {"churn": f"{age:g} {wanted.most}".encode()} for age in age_s]
+        return [error if age == 3 * 86_400 else {"churn": explanation(age, max_reasons)} for age in age_s]
 
 
 class FakeModel:
@@ -88,8 +94,8 @@ def test_each_id_gets_a_score_or_an_error_of_its_own() -> None:
         3: Reason.STATE_UNREADABLE,
         4: Reason.STATE_UNREADABLE,
     }
-    assert scores.table[0, :5].tolist() == [0.25] * 5
-    assert scores.table[5, 5] == NOW - 7
+    assert scores.rows[0].item()[:3] == ((0.25, 0.25, True, False, False, False),) * 2 + (0.25,)
+    assert scores.rows["features_as_of"][5] == NOW - 7
 
 
 def test_features_older_than_the_caller_allows_are_refused_for_that_caller_only() -> None:
@@ -104,7 +110,12 @@ def test_the_economics_of_one_call_do_not_reach_its_neighbours() -> None:
     one, two, three = score(
         ScoreRequest(["known-1"]), ScoreRequest(["known-1"] * 2, economics={0: 0.5}), ScoreRequest(["known-1"])
     )
-    assert [row[0] for scores in (one, two, three) for row in scores.table.tolist()] == [0.25, 0.5, 0.5, 0.25]
+    assert [spend for scores in (one, two, three) for spend in scores.rows["expected_spend"].tolist()] == [
+        0.25,
+        0.5,
+        0.5,
+        0.25,
+    ]
 
 
 def test_an_id_refused_before_keeps_its_error() -> None:
@@ -156,8 +167,8 @@ def test_while_the_store_is_away_who_allows_it_gets_what_was_read_lately() -> No
     assert isinstance(stale, Scores)
     assert reasons(stale) == {1: Reason.FEATURE_STORE_UNAVAILABLE, 2: Reason.CONSENT_WITHHELD}
     assert stale.errors[1].field == "allow_stale"
-    assert {at for at, note in stale.notes.items() if note.stale} == {0, 3}
-    assert stale.table[3, 5] == NOW - 3
+    assert np.flatnonzero(stale.rows["stale"]).tolist() == [0, 3]
+    assert stale.rows["features_as_of"][3] == NOW - 3
     assert isinstance(checked, Scores)
     assert reasons(checked) == {1: Reason.FEATURES_TOO_OLD}
     assert isinstance(too_old, Scores)
@@ -171,7 +182,7 @@ def test_a_slice_of_a_part_may_be_stale_where_another_is_not() -> None:
     (fresh,) = score(part.slice(0, 1))
     ((stale,), _) = without_store(part.slice(1, 3))
     assert isinstance(stale, Scores)
-    assert list(Scores.joined([fresh, stale]).notes) == [1, 2]
+    assert Scores.joined([fresh, stale]).rows["stale"].tolist() == [False, True, True]
 
 
 def test_where_nothing_is_loaded_nobody_is_unknown() -> None:
@@ -191,25 +202,21 @@ def test_no_error_repeats_a_customer_id() -> None:
     assert not any("4711" in error.message or "torn" in error.message for error in scores.errors.values())
 
 
-def wanted(most: int) -> Wanted:
-    return Wanted(most, lambda _: b"")
-
-
 def test_only_scores_of_parts_that_ask_for_it_are_explained_each_with_its_own_age() -> None:
     ids = ["known-5", "nobody", "known-61", "known-259200"]
     plain, asked, strict = score(
-        ScoreRequest(ids), ScoreRequest(ids, explain=wanted(3)), ScoreRequest(ids, max_age_s=60.0, explain=wanted(1))
+        ScoreRequest(ids), ScoreRequest(ids, max_reasons=3), ScoreRequest(ids, max_age_s=60.0, max_reasons=1)
     )
     assert plain.explanations is None
     assert reasons(plain) == {1: Reason.CUSTOMER_UNKNOWN}
-    assert asked.explanations == {0: {"churn": b"5 3"}, 2: {"churn": b"61 3"}}
+    assert asked.explanations == {0: {"churn": explanation(5, 3)}, 2: {"churn": explanation(61, 3)}}
     assert reasons(asked) == {1: Reason.CUSTOMER_UNKNOWN, 3: Reason.STATE_UNREADABLE}
-    assert strict.explanations == {0: {"churn": b"5 1"}}
+    assert strict.explanations == {0: {"churn": explanation(5, 1)}}
     assert set(strict.errors) == {1, 2, 3}
 
 
 def test_a_slice_asks_for_explanations_too_and_they_come_back_in_place() -> None:
-    part = ScoreRequest(["known-1", "known-2", "nobody", "known-3"], explain=wanted(2))
+    part = ScoreRequest(["known-1", "known-2", "nobody", "known-3"], max_reasons=2)
     (first,), (second,) = score(part.slice(0, 2)), score(part.slice(2, 4))
     joined = Scores.joined([first, second])
-    assert joined.explanations == {0: {"churn": b"1 2"}, 1: {"churn": b"2 2"}, 3: {"churn": b"3 2"}}
+    assert joined.explanations == {at: {"churn": explanation(age_s, 2)} for at, age_s in ((0, 1), (1, 2), (3, 3))}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -16,7 +17,8 @@ from feature_store.state.profile import LEAST_WEIGHT, Interest, Told
 from service.errors import Code, Reason, RequestError
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
-from service.scoring.scorer import Note, Scorer, ScoreRequest, Scores, Spikes
+from service.scoring.scorer import Guards, Scorer
+from service.scoring.types import SCORE_ROW, ScoreRequest, Scores
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout([Feature(name="visits", event="visit", aggregate="count", half_life_days=7)])
@@ -90,19 +92,30 @@ class FakeGuard:
         return item in self.items
 
 
-def score(*parts: ScoreRequest, churn: FakeGuard | None = None, propensity: FakeGuard | None = None) -> list[Scores]:
-    guards = iter([churn or FakeGuard(), propensity or FakeGuard()])
-    scorer = Scorer(FakeStore(), cast("Model", FakeModel()), lambda: NOW, lambda: cast("SpikeGuard", next(guards)))
-    return cast("list[Scores]", asyncio.run(scorer.score(parts)))
+def score(*requests: ScoreRequest, churn: FakeGuard | None = None, propensity: FakeGuard | None = None) -> list[Scores]:
+    guards = cast("Guards", SimpleNamespace(churn=churn or FakeGuard(), propensity=propensity or FakeGuard()))
+    scorer = Scorer(FakeStore(), cast("Model", FakeModel()), guards, clock=lambda: NOW)
+    return cast("list[Scores]", asyncio.run(scorer.score(requests)))
 
 
 def reasons(scores: Scores) -> dict[int, Reason]:
     return {at: error.reason for at, error in scores.errors.items()}
 
 
-def note(name: str) -> Note | None:
+def flags(name: str, offer: str = "propensity") -> tuple[bool, bool]:
+    """Whether automated responses are off for a customer, and whether there was a repeated view."""
     (scores,) = score(ScoreRequest([name]))
-    return scores.notes.get(0)
+    columns = scores.rows[offer][0]
+    return bool(columns["automated_response_off"]), bool(columns["repeated_view"])
+
+
+def top_interest(name: str) -> Interest | None:
+    (scores,) = score(ScoreRequest([name]))
+    return scores.top_interests.get(0)
+
+
+def column(scores: Scores, offer: str, name: str) -> list[bool]:
+    return cast("list[bool]", scores.rows[offer][name].tolist())
 
 
 # --- consent --------------------------------------------------------------------------------------------------------
@@ -117,13 +130,13 @@ def test_without_consent_there_is_no_score_for_this_customer_alone() -> None:
         5: Reason.CONSENT_WITHHELD,
     }
     assert (scores.errors[1].code, scores.errors[1].field) == (Code.PERMISSION_DENIED, "customer_id")
-    assert scores.table[[0, 2], 0].tolist() == [0.75, 0.75]
+    assert scores.rows["churn"]["probability"][[0, 2]].tolist() == [0.75, 0.75]
 
 
-def test_what_the_graph_made_of_a_customer_without_consent_is_blanked_and_not_noted() -> None:
+def test_the_row_of_a_customer_without_consent_is_blank() -> None:
     (scores,) = score(ScoreRequest(["withheld", "plain"]))
-    assert scores.table[0].tolist() == [0.0] * 6
-    assert scores.notes == {}
+    assert scores.rows[0] == np.zeros((), SCORE_ROW)
+    assert scores.top_interests == {}
 
 
 def test_consent_comes_before_any_other_reason() -> None:
@@ -143,8 +156,9 @@ def test_each_part_hears_of_its_own_customers() -> None:
         {0: Reason.CUSTOMER_ID_INVALID, 1: Reason.CONSENT_WITHHELD},
         {0: Reason.CONSENT_WITHHELD},
     ]
-    assert [sorted(scores.notes) for scores in (one, two, three)] == [[1], [2], []]
-    assert (one.notes[1].top, two.notes[2].off) == (LAMP, True)
+    assert [dict(scores.top_interests) for scores in (one, two, three)] == [{1: LAMP}, {}, {}]
+    assert column(one, "churn", "automated_response_off") == [False, False]
+    assert column(two, "churn", "automated_response_off") == [False, False, True]
 
 
 def test_no_error_repeats_a_customer_id() -> None:
@@ -152,48 +166,51 @@ def test_no_error_repeats_a_customer_id() -> None:
     assert "withheld " not in scores.errors[0].message
 
 
-# --- notes ----------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------------------------
 
 
-def test_where_no_record_says_anything_there_is_nothing_to_add() -> None:
-    assert note("plain") is None
+def test_a_customer_without_a_record_has_no_top_interest() -> None:
+    assert top_interest("plain") is None
+    assert flags("plain") == flags("plain", "churn") == (False, False)
 
 
-def test_the_top_interest_is_told_and_that_it_was_looked_at_often_enough() -> None:
-    assert note("lamp") is not None
+def test_the_top_interest_is_returned_and_whether_it_was_viewed_often_enough() -> None:
     for name, repeated, top in (("lamp", True, LAMP), ("lamp-calm", True, LAMP), ("once", False, ONCE)):
-        found = note(name)
-        assert found is not None
-        assert (found.off, found.repeated_view, found.spike, found.top) == (False, repeated, False, top)
+        assert top_interest(name) == top
+        assert flags(name) == (False, repeated)
+        assert flags(name, "churn") == (False, False)
 
 
-def test_where_no_automated_response_is_allowed_a_repeated_view_is_none_either() -> None:
-    found = note("off-lamp")
-    assert found is not None
-    assert (found.off, found.repeated_view, found.top) == (True, False, LAMP)
+def test_a_repeated_view_needs_consent_to_automated_responses() -> None:
+    assert top_interest("off-lamp") == LAMP
+    assert flags("off-lamp") == (True, False)
 
 
-@pytest.mark.parametrize(("half_lives", "told"), [(4.9, True), (5.1, False)])
-def test_an_interest_that_has_faded_since_is_not_told(
-    monkeypatch: pytest.MonkeyPatch, half_lives: float, *, told: bool
+def test_a_customer_without_consent_to_automated_responses_never_alerts() -> None:
+    (scores,) = score(ScoreRequest(["plain", "off", "off-lamp", "calm"]))
+    for offer in ("churn", "propensity"):
+        assert column(scores, offer, "alert") == [True, False, False, False]
+        assert column(scores, offer, "automated_response_off") == [False, True, True, False]
+
+
+@pytest.mark.parametrize(("half_lives", "counts"), [(4.9, True), (5.1, False)])
+def test_an_interest_that_has_faded_is_not_returned(
+    monkeypatch: pytest.MonkeyPatch, half_lives: float, *, counts: bool
 ) -> None:
     top = Interest("lamp", 9, 1.0, NOW - half_lives * RULES.half_life_s)
-    assert (top.weight_at(NOW, RULES.half_life_s) >= LEAST_WEIGHT) is told
+    assert (top.weight_at(NOW, RULES.half_life_s) >= LEAST_WEIGHT) is counts
     monkeypatch.setitem(cast("dict[str, Told]", TOLD), "faded", Told(scoring=True, automated_response=True, top=top))
-    found = note("faded")
-    assert found is not None
-    assert (found.top, found.repeated_view) == ((top, True) if told else (None, False))
+    assert (top_interest("faded"), flags("faded")[1]) == ((top, True) if counts else (None, False))
 
 
-def test_slices_put_together_keep_their_notes_in_place() -> None:
+def test_joined_slices_keep_flags_and_interests_in_place() -> None:
     names = ["plain", "lamp", "unknown", "off"]
     whole, *slices = score(ScoreRequest(names), *(ScoreRequest([name]) for name in names))
     joined = Scores.joined(slices)
-    assert {at: asdict(note) for at, note in joined.notes.items()} == {
-        at: asdict(note) for at, note in whole.notes.items()
-    }
+    assert (joined.rows == whole.rows).all()
+    assert joined.top_interests == whole.top_interests == {1: LAMP}
     assert reasons(joined) == reasons(whole) == {2: Reason.CUSTOMER_UNKNOWN}
-    assert sorted(joined.notes) == [1, 3]
+    assert column(joined, "propensity", "automated_response_off") == [False, False, False, True]
 
 
 # --- spikes ---------------------------------------------------------------------------------------------------------
@@ -225,34 +242,41 @@ def test_an_answer_without_automated_response_does_not_alert() -> None:
     assert churn.shown == propensity.shown == [(3, 1, [])]
 
 
-def test_a_spike_in_total_is_told_with_every_answer_of_its_offer() -> None:
+def test_a_spike_in_total_marks_every_answer_about_its_offer() -> None:
     one, two = score(ScoreRequest(["plain"]), ScoreRequest(["calm", "lamp"]), churn=FakeGuard(total=True))
-    assert one.spikes == two.spikes == Spikes(churn=True, propensity=False)
+    assert column(one, "churn", "spike") + column(two, "churn", "spike") == [True] * 3
+    assert column(one, "propensity", "spike") + column(two, "propensity", "spike") == [False] * 3
     (three,) = score(ScoreRequest(["plain"]), propensity=FakeGuard(total=True))
-    assert three.spikes == Spikes(churn=False, propensity=True)
+    assert (column(three, "churn", "spike"), column(three, "propensity", "spike")) == ([False], [True])
 
 
-def test_a_spike_of_an_item_is_told_where_it_is_the_top_interest() -> None:
+def test_a_spike_of_an_item_marks_the_customers_whose_top_interest_it_is() -> None:
     (scores,) = score(ScoreRequest(["lamp", "once", "off-lamp", "off", "plain"]), propensity=FakeGuard(items={"lamp"}))
-    assert {at: note.spike for at, note in scores.notes.items()} == {0: True, 1: False, 2: True, 3: False}
-    assert scores.spikes == Spikes(churn=False, propensity=False)
+    assert column(scores, "propensity", "spike") == [True, False, True, False, False]
+    assert not any(column(scores, "churn", "spike"))
+
+
+def test_without_guards_nothing_is_a_spike() -> None:
+    scorer = Scorer(FakeStore(), cast("Model", FakeModel()), clock=lambda: NOW)
+    (scores,) = cast("list[Scores]", asyncio.run(scorer.score([ScoreRequest(["lamp", "plain"])])))
+    assert column(scores, "propensity", "alert") == [True, True]
+    assert not any(column(scores, "churn", "spike") + column(scores, "propensity", "spike"))
 
 
 def test_real_guards_see_a_rise_of_alerts_about_one_item() -> None:
     clock = [0.0]
-    scorer = Scorer(
-        FakeStore(), cast("Model", FakeModel()), lambda: NOW, lambda: SpikeGuard(window_s=1.0, clock=lambda: clock[0])
-    )
-    usual, rise = ScoreRequest(["calm"] * 290 + ["once"] * 10), ScoreRequest(["calm"] * 100 + ["lamp"] * 200)
+    guards = Guards(*(SpikeGuard(window_s=1.0, clock=lambda: clock[0]) for _ in range(2)))
+    scorer = Scorer(FakeStore(), cast("Model", FakeModel()), guards, clock=lambda: NOW)
+    usual = ScoreRequest(["calm"] * 290 + ["once"] * 10)
+    rise = ScoreRequest(["calm"] * 100 + ["lamp"] * 200)
 
     async def main() -> list[Scores]:
-        found: list[Scores] = []
-        for part in [usual] * 12 + [rise]:
-            found += cast("list[Scores]", await scorer.score([part]))
+        answers: list[Scores] = []
+        for request in [usual] * 12 + [rise]:
+            answers += cast("list[Scores]", await scorer.score([request]))
             clock[0] += 1.0
-        return found
+        return answers
 
     *before, last = asyncio.run(main())
-    assert not any(any(scores.spikes) for scores in before)
-    assert last.spikes == Spikes(churn=True, propensity=True)
-    assert all(note.spike for note in last.notes.values())
+    assert not any(any(column(scores, offer, "spike")) for scores in before for offer in ("churn", "propensity"))
+    assert all(column(last, "churn", "spike") + column(last, "propensity", "spike"))

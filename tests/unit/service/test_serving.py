@@ -16,8 +16,9 @@ from service.api.scoring import encode_batch, encode_score
 from service.errors import Reason, RequestError
 from service.scoring.model import Model
 from service.scoring.model_router import ModelRouter, ModelSet, ServingModel, drawn, in_canary
-from service.scoring.scorer import NO_SPIKES, Note, Scorer, ScoreRequest, Scores
-from service.scoring.shadow import AT_ONCE, MOST_WAITING, Shadow
+from service.scoring.scorer import Scorer
+from service.scoring.shadow import BATCH_ROWS, MAX_WAITING_ROWS, Shadow
+from service.scoring.types import ScoreRequest, Scores, mute, rows_of
 
 IDS = st.lists(st.text(max_size=20), max_size=30)
 SHARES = st.floats(0, 1)
@@ -48,12 +49,9 @@ class FakeScorer:
         table = np.array([[self.probability, 0.5, float(len(name)), 0.4, 0.9, 1.7e9] for name in ids])
         unknown = RequestError(Reason.CUSTOMER_UNKNOWN, "nobody", "customer_id")
         errors = {at: unknown for at, name in enumerate(ids) if name.startswith("?")} | dict(part.refused)
-        notes = {
-            at: Note(off=True, repeated_view=False, spike=False, top=None)
-            for at, name in enumerate(ids)
-            if name.startswith("!")
-        }
-        return Scores(table, errors, self.version, notes, NO_SPIKES)
+        rows = rows_of(table)
+        mute(rows, [at for at, name in enumerate(ids) if name.startswith("!")])
+        return Scores(rows, errors, self.version)
 
 
 def served(version: str, probability: float) -> tuple[ServingModel, FakeScorer]:
@@ -114,12 +112,13 @@ def test_each_customer_of_a_batch_is_answered_by_the_right_model_in_the_right_pl
         names = scores.versions or [scores.model_version] * len(part.customer_ids)
         wanted = ["new" if chosen else "old" for chosen in in_canary(part.customer_ids, share)]
         assert list(names) == wanted
-        assert scores.table[:, 0].tolist() == [{"old": 0.1, "new": 0.2}[name] for name in wanted]
-        assert scores.table[:, 2].tolist() == [len(name) for name in part.customer_ids]
+        assert scores.rows["churn"]["probability"].tolist() == [{"old": 0.1, "new": 0.2}[name] for name in wanted]
+        assert scores.rows["expected_spend"].tolist() == [len(name) for name in part.customer_ids]
         unknown = {at for at, name in enumerate(part.customer_ids) if name.startswith("?")}
         assert set(scores.errors) == unknown | set(part.refused)
         assert all(scores.errors[at] is refusal for at in part.refused)
-        assert set(scores.notes) == {at for at, name in enumerate(part.customer_ids) if name.startswith("!")}
+        muted = scores.rows["churn"]["automated_response_off"].tolist()
+        assert muted == [name.startswith("!") for name in part.customer_ids]
 
 
 def test_the_terms_of_a_call_reach_both_models() -> None:
@@ -148,7 +147,7 @@ def test_without_a_canary_a_batch_is_handed_on_as_it_is() -> None:
 
 
 def test_slices_that_a_switch_has_come_between_name_the_model_of_each_row() -> None:
-    slices = [Scores(np.full((2, 6), 1.7e9), {}, version) for version in ("old", "old", "new")]
+    slices = [Scores(rows_of(np.full((2, 6), 1.7e9)), {}, version) for version in ("old", "old", "new")]
     joined = Scores.joined(slices)
     assert joined.versions == ["old"] * 4 + ["new"] * 2
     reply = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(ScoreRequest(list("abcdef")), joined))
@@ -157,11 +156,11 @@ def test_slices_that_a_switch_has_come_between_name_the_model_of_each_row() -> N
 
 
 def test_versions_of_rows_are_written_as_the_generated_messages_have_them() -> None:
-    table = np.array([[0.1, 0.2, 3.0, 0.4, 0.5, 1.7e9 + at] for at in range(3)])
-    mixed = Scores(table, {}, "v1", versions=["v1", "v2", "v1"])
+    rows = rows_of(np.array([[0.1, 0.2, 3.0, 0.4, 0.5, 1.7e9 + at] for at in range(3)]))
+    mixed = Scores(rows, {}, "v1", versions=["v1", "v2", "v1"])
     reply = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(ScoreRequest(["a", "b", "c"]), mixed))
     for at, result in enumerate(reply.results):
-        alone = Scores(table[at : at + 1], {}, ["v1", "v2", "v1"][at])
+        alone = Scores(rows[at : at + 1], {}, ["v1", "v2", "v1"][at])
         wanted = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["abc"[at]]), alone))
         assert result.score == wanted
 
@@ -213,14 +212,14 @@ def test_a_shadow_that_is_behind_drops_what_it_cannot_keep_up_with() -> None:
         scorer = FakeScorer("new", 0.6)
         shadow = shadow_of(scorer)
         parts = [ScoreRequest(["a"] * 100) for _ in range(50)]
-        shadow.offer(parts, await active.scorer.score(parts))
+        shadow.compare_later(parts, await active.scorer.score(parts))
         await settle(shadow)
         return shadow, scorer
 
     shadow, scorer = asyncio.run(run())
-    assert shadow.compared <= MOST_WAITING
+    assert shadow.compared <= MAX_WAITING_ROWS
     assert shadow.compared + shadow.dropped == 5000
-    assert max(sum(len(part.customer_ids) for part in parts) for parts in scorer.asked) < AT_ONCE + 100
+    assert max(sum(len(part.customer_ids) for part in parts) for parts in scorer.asked) < BATCH_ROWS + 100
 
 
 def test_a_shadow_begins_anew_when_another_model_answers() -> None:

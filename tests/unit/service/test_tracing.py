@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 
 from service.errors import Code, Reason, RequestError
-from service.scoring.scorer import Scores
+from service.scoring.types import Scores, rows_of
 from service.telemetry.batch_stages import BatchObserver
 from service.telemetry.tracing import MOST_LINKS, CallTrace, OtelTracer
 
@@ -66,22 +66,22 @@ class Waiting:
     """A job of a batch."""
 
     def __init__(self, trace: CallTrace | None) -> None:
-        self.asked, self.trace = time.monotonic(), trace
+        self.queued_at, self.trace = time.monotonic(), trace
 
 
-def scored(stages: BatchObserver, *traces: CallTrace | None) -> None:
+def scored(observer: BatchObserver, *traces: CallTrace | None) -> None:
     """A batch of calls for one customer each."""
     batch = [(Waiting(trace), 0, 1) for trace in traces]
-    stages.taken(batch)
+    observer.batch_taken(batch)
     for stage in ("redis", "graph"):
-        stages.took(stage, time.monotonic())
-    stages.answered(batch, [Scores(np.zeros((1, 6)), {}, "v")] * len(batch), time.monotonic())
+        observer.stage_done(stage, time.monotonic())
+    observer.batch_answered(batch, [Scores(rows_of(np.zeros((1, 6))), {}, "v")] * len(batch), time.monotonic())
 
 
 def test_a_call_and_its_stages_are_a_tree_in_the_callers_trace() -> None:
-    of, stages = tracer(), BatchObserver(None, encodes=True, traced=True)
+    of, observer = tracer(), BatchObserver(None, encodes=True, traced=True)
     trace = begun(of, state="vendor=1")
-    scored(stages, trace, None)
+    scored(observer, trace, None)
     trace.end(Code.OK)
     spans = {span.name: span for span in sent(of)}
     call = spans[SCORE[1:]]
@@ -112,13 +112,13 @@ def test_a_call_and_its_stages_are_a_tree_in_the_callers_trace() -> None:
 
 
 def test_calls_that_share_a_batch_are_linked_within_bounds() -> None:
-    of, stages = tracer(), BatchObserver(None, encodes=True, traced=True)
+    of, observer = tracer(), BatchObserver(None, encodes=True, traced=True)
     traces = [begun(of) for _ in range(MOST_LINKS + 5)]
-    scored(stages, *traces)
+    scored(observer, *traces)
     for trace in traces:
         trace.end(Code.OK)
     alone = begun(of)
-    scored(stages, alone)
+    scored(observer, alone)
     alone.end(Code.OK)
     *shared, last = [span for span in sent(of) if span.name == "batch"]
     calls = {trace.span.get_span_context().span_id for trace in traces}
