@@ -56,7 +56,7 @@ SECTIONS: Final[dict[str, dict[str, Command]]] = {
         "replay": Command(
             "service.replay:replay", "service,training", "Send a source's events to a server as live events."
         ),
-        "load-test": Command("tidemark.load.cli:load", "load", "Measure how many calls a server can answer."),
+        "load-test": Command("service.load_test:load_test", "service,load", "Measure how many calls a server answers."),
     },
 }
 COMMANDS: Final = {name: command for section in SECTIONS.values() for name, command in section.items()}

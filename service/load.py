@@ -1,10 +1,10 @@
-"""``python -m service.load``: the former name of ``python -m tidemark.load``.
+"""``python -m service.load``: see ``service.load_test``.
 
-Sending processes import this module once more, before their own: each of them would wait for what it imports.
+Each sending process imports this module again before it starts, so it imports nothing else at the top.
 """
 
 if __name__ == "__main__":
     from feature_store.cli import run_cli
-    from tidemark.load.cli import load
+    from service.load_test import load_test
 
-    run_cli(load)
+    run_cli(load_test, "tidemark load-test")

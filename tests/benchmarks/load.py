@@ -22,8 +22,8 @@ from tests.benchmarks.setting import (
     unary_requests,
 )
 from tidemark.load.plan import Plan, Target
-from tidemark.load.sending.arrivals import times
-from tidemark.load.sending.processes import Crew
+from tidemark.load.processes import SendingProcesses
+from tidemark.load.sending.arrivals import arrival_times
 
 RATE: Final = 1000.0
 SECONDS: Final = 2.0
@@ -37,7 +37,7 @@ def load_ratio(bench: Bench) -> Measured:
     with tidemark_server(bench.registry, bench.url) as server:
         target = Target("127.0.0.1", server.port, "127.0.0.1", remote=False)
         plan = Plan(target, rate=RATE, duration_s=SECONDS, warm_up_s=0.0, connections=CONNECTIONS, draw="uniform")
-        with Crew(plan, ids) as crew:
+        with SendingProcesses(plan, ids) as crew:
 
             def ours() -> float:
                 result = crew.run(RATE, lambda *_: None)
@@ -58,7 +58,7 @@ async def _by_aio(port: int) -> float:
     channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) for _ in range(CONNECTIONS)]
     calls: list[Any] = [channel.unary_unary(UNARY) for channel in channels]
     requests, begun = unary_requests(), []
-    arrivals = np.concatenate(list(times("poisson", RATE, 0.0, SECONDS, np.random.default_rng(1))))
+    arrivals = np.concatenate(list(arrival_times("poisson", RATE, 0.0, SECONDS, np.random.default_rng(1))))
     cpu, start = time.process_time(), time.monotonic()
     for number, at in enumerate(arrivals.tolist()):
         if (pause := start + at - time.monotonic()) > 0:

@@ -111,7 +111,7 @@ def test_every_call_is_counted_once_in_every_part_of_the_report(
     page = (tmp_path / "a.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
     assert page.rstrip().endswith("</html>")
-    assert "The load generator kept its times" in page
+    assert "The load generator kept up" in page
     assert server.target in done.out
 
 
@@ -128,7 +128,7 @@ def test_batches_of_customers_in_redis_tell_who_has_no_score(
     assert unknown + sum(step["customers_by_model"].values()) == 1000
     assert 400 < unknown < 600
     done = run_module(
-        "tidemark.load", server.target, "--redis", loaded_redis, "--registry", sample_registry, *command, *BUSY
+        "service.load", server.target, "--redis", loaded_redis, "--registry", sample_registry, *command, *BUSY
     )
     assert (done.code, "2,469" in done.out) == (0, False), done.err
 
@@ -157,7 +157,7 @@ def test_a_search_tells_the_highest_rate_that_held(server: ServerProcess, load: 
     done, found = load(server.target, *options)
     assert done.code == 0, done.err
     assert [step["rate"] for step in found["steps"]] == [20, 40, 80]
-    assert (found["highest_rate"], found["least_rate_that_broke"]) == (80, None)
+    assert (found["highest_rate"], found["lowest_rate_that_failed"]) == (80, None)
     assert "At least 80.0 calls/s hold a p99 of 9000 ms: no higher rate was tried." in done.out
     assert "step  3:" in done.err
     assert "Steps of the search" in (tmp_path / "a.html").read_text()

@@ -16,11 +16,11 @@ import pytest
 
 from tidemark.load.outcomes import NO_ANSWER, NO_CONNECTION, OK, Outcome
 from tidemark.load.plan import Plan, Target
-from tidemark.load.rate_search import Found
+from tidemark.load.rate_search import SearchResult
 from tidemark.load.reporting import report
 from tidemark.load.reporting.terminal import verdict
 from tidemark.load.results import Result, Tally
-from tidemark.load.sending.sender import Rows
+from tidemark.load.sending.sender import Records
 
 PHONE, DESK = 360, 1200
 LOOKS = {
@@ -39,7 +39,7 @@ def step(rate: float) -> Result:
     latency = rng.gamma(2, rate / 1e6, calls) + 0.0005
     rows = np.column_stack([rng.uniform(0, PLAN.duration_s, calls), latency, rng.exponential(1e-4, calls), kinds])
     tally = Tally(PLAN, rate)
-    tally.add(Rows(rows.tobytes(), OUTCOMES, last=(0, 4.0)))
+    tally.add(Records(rows.tobytes(), OUTCOMES, last=(0, 4.0)))
     return replace(tally.result(PLAN.duration_s), models={"20261122T100536-b11830bc": calls})
 
 
@@ -49,7 +49,7 @@ def seen(node_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("the browser is built for Linux on x86_64")
     folder = tmp_path_factory.mktemp("load")
-    results, found = [step(rate) for rate in (400, 800, 1600, 3200)], Found(800.0, 1600.0, 4)
+    results, found = [step(rate) for rate in (400, 800, 1600, 3200)], SearchResult(800.0, 1600.0, 4)
     whole = report.Report(
         PLAN, "2,469 ids", datetime.now(UTC), results, found, verdict(PLAN, results, found), results[1]
     )

@@ -2,7 +2,7 @@
 
 ::
 
-    plan ─► processes, each: arrival times ─► calls on connections ─► rows (when, how long, how late, what came)
-                                                                        │
-    report (JSON, HTML) ◄── result ◄── tally: histograms, counts ◄──────┘      search: the same, step by step
+    plan ─► processes, each: arrival times ─► calls on connections ─► records (when, latency, lag, outcome)
+                                                                          │
+    report (JSON, HTML) ◄── result ◄── tally: histograms, counts ◄────────┘     rate search: the same, step by step
 """

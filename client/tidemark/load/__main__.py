@@ -1,10 +1,9 @@
 """``python -m tidemark.load``: see ``tidemark.load.cli``.
 
-Sending processes import this module once more, before their own: what it imports, each of them would wait for.
+Each sending process imports this module again before it starts, so it imports nothing else at the top.
 """
 
 if __name__ == "__main__":
-    from feature_store.cli import run_cli
-    from tidemark.load.cli import load
+    from tidemark.load.cli import main
 
-    run_cli(load)
+    main()

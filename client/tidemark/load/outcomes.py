@@ -1,4 +1,4 @@
-"""How calls end: answered, refused for load, out of time, or failed, each with its code and reason."""
+"""How calls end: answered, refused because of load, expired, or failed; each with a status code and a reason."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ CODES: Final = (
     "DATA_LOSS",
     "UNAUTHENTICATED",
 )
-"""By their numbers. Not grpc's own: to import it takes a sender longer than to start."""
+"""Status codes by number. Written out, because importing grpc would take a sending process longer than all the rest."""
 HTTP_CODES: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
-"""What gRPC makes of an answer that is none of gRPC's."""
+"""The status codes that gRPC assigns to HTTP statuses of replies without a gRPC status."""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Kind(StrEnum):
-    """What an outcome counts as."""
+    """What a call counts as in the totals."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
@@ -49,14 +49,14 @@ KINDS: Final = {"OK": Kind.ANSWERED, "RESOURCE_EXHAUSTED": Kind.REFUSED, "DEADLI
 
 
 class Outcome(NamedTuple):
-    """A status code and the reason of its ErrorInfo; in lower case a reason of ours, empty where there is none."""
+    """A status code, and the reason of its ErrorInfo. Lower-case reasons are the load generator's; empty means none."""
 
     code: str
     reason: str = ""
 
     @property
     def kind(self) -> Kind:
-        """What it counts as."""
+        """What a call with this outcome counts as."""
         return KINDS.get(self.code, Kind.FAILED)
 
 
@@ -65,17 +65,17 @@ NO_ANSWER: Final = Outcome("DEADLINE_EXCEEDED", "no answer by the deadline")
 NO_CONNECTION: Final = Outcome("UNAVAILABLE", "no connection")
 CONNECTION_LOST: Final = Outcome("UNAVAILABLE", "connection lost")
 STREAM_RESET: Final = Outcome("UNAVAILABLE", "stream reset")
-NO_MESSAGE: Final = Outcome("INTERNAL", "the answer is no whole message")
+INCOMPLETE_MESSAGE: Final = Outcome("INTERNAL", "the reply is not one complete message")
 
 
 def of_headers(status: int, headers: Headers) -> Outcome:
-    """The outcome that the last headers of an answer tell, with the HTTP status of the first."""
-    found = dict(headers)
-    number = found.get(b"grpc-status", b"")
+    """The outcome of a reply with this HTTP status, and these headers or trailers at its end."""
+    by_name = dict(headers)
+    number = by_name.get(b"grpc-status", b"")
     if not number.isdigit():
         return Outcome(CODES[HTTP_CODES.get(status, 2)], f"HTTP status {status} without a gRPC status")
     code = CODES[int(number)] if int(number) < len(CODES) else "UNKNOWN"
-    return Outcome(code, _reason(found.get(b"grpc-status-details-bin", b"")))
+    return Outcome(code, _reason(by_name.get(b"grpc-status-details-bin", b"")))
 
 
 def of_status(status: status_pb2.Status) -> Outcome:

@@ -1,4 +1,4 @@
-"""The highest rate that holds: twice as much until it does not, then between the two, in a bounded number of steps."""
+"""Search for the highest rate that holds: double it until it fails, then bisect, in a bounded number of steps."""
 
 from __future__ import annotations
 
@@ -7,51 +7,62 @@ from dataclasses import dataclass
 from typing import Final
 
 GROWTH: Final = 2.0
-NEAR: Final = 1.05
-"""The search ends where the least rate that does not hold is so close to the highest that does."""
-LEAST_RATE: Final = 1.0
+TOLERANCE: Final = 1.05
+"""The search ends once the lowest rate that failed is within this factor of the highest that held."""
+MIN_RATE: Final = 1.0
 
 
 @dataclass(frozen=True)
-class Found:
-    """The highest rate that held, the least above it that twice did not, and the steps it took; None: none such."""
+class SearchResult:
+    """What a search has found.
+
+    Attributes:
+        held: the highest rate that held; None if none did.
+        failed: the lowest rate above it that failed twice; None if none did.
+        steps: how many steps were made.
+    """
 
     held: float | None
-    broke: float | None
+    failed: float | None
     steps: int
 
 
-def search(holds: Callable[[float], bool | None], start: float, most: float, steps: int) -> Found:
-    """Ask at one rate after another whether it holds; None as an answer ends the search.
+def search(holds: Callable[[float], bool | None], start: float, max_rate: float, max_steps: int) -> SearchResult:
+    """Search for the highest rate that holds.
 
-    A rate that does not hold is asked for once more, because machines have bad moments: both times count. Never asks
-    beyond ``most``, nor more often than ``steps``.
+    A rate that fails is tried once more, because a machine may be busy for a moment; both count as steps.
+
+    Args:
+        holds: tries a rate and returns whether it held; None ends the search.
+        start: the first rate.
+        max_rate: no rate above this is tried.
+        max_steps: at most this many rates are tried.
     """
     held: float | None = None
-    broke: float | None = None
-    asked, again = 0, False
-    rate = min(start, most)
-    while asked < steps:
+    failed: float | None = None
+    steps, second_try = 0, False
+    rate = min(start, max_rate)
+    while steps < max_steps:
         answer = holds(rate)
         if answer is None:
             break
-        asked += 1
-        if not answer and not again:
-            again = True
+        steps += 1
+        if not answer and not second_try:
+            second_try = True
             continue
-        again = False
-        held, broke = (rate, broke) if answer else (held, rate)
-        following = _following(held, broke, most)
+        second_try = False
+        held, failed = (rate, failed) if answer else (held, rate)
+        following = _next_rate(held, failed, max_rate)
         if following is None:
             break
         rate = following
-    return Found(held, broke, asked)
+    return SearchResult(held, failed, steps)
 
 
-def _following(held: float | None, broke: float | None, most: float) -> float | None:
-    """The rate to ask for next; None where there is none."""
-    if broke is None:
-        return None if held is None or held >= most else min(most, held * GROWTH)
+def _next_rate(held: float | None, failed: float | None, max_rate: float) -> float | None:
+    """The next rate to try; None if the search has ended."""
+    if failed is None:
+        return None if held is None or held >= max_rate else min(max_rate, held * GROWTH)
     if held is None:
-        return None if broke <= LEAST_RATE else max(LEAST_RATE, broke / GROWTH)
-    return None if broke <= held * NEAR else (held * broke) ** 0.5
+        return None if failed <= MIN_RATE else max(MIN_RATE, failed / GROWTH)
+    return None if failed <= held * TOLERANCE else (held * failed) ** 0.5

@@ -62,7 +62,18 @@ def test_training_imports_no_server() -> None:
 def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
     found = output_of(IMPORTED.format(module="tidemark.load.cli"))
     assert {"rich", "numpy", "zttp", "hdrh"} <= found
-    assert not found & {"redis", "onnxruntime", "training", "sklearn", "onnx", "duckdb", "matplotlib", "locust"}
+    assert not found & {
+        "feature_store",
+        "service",
+        "redis",
+        "onnxruntime",
+        "training",
+        "sklearn",
+        "onnx",
+        "duckdb",
+        "matplotlib",
+        "locust",
+    }
     assert "hdrh" not in output_of(IMPORTED.format(module="service.app.server"))
     # Each process that sends waits for what it imports.
     assert not output_of(IMPORTED.format(module="tidemark.load.sending.sender")) & {

@@ -1,4 +1,4 @@
-"""When calls begin and whom they are about: drawn beforehand from a seed, whatever the server does."""
+"""When calls start and which customers they ask for: drawn from a seed in advance, whatever the server does."""
 
 from __future__ import annotations
 
@@ -9,48 +9,57 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemark.load.plan import Arrivals, Draw
+from tidemark.load.plan import Arrivals, IdDistribution
 
 BLOCK: Final = 1024
-"""Drawn at a time: few enough not to hold up calls that are due."""
+"""How many are drawn at a time: few enough not to delay calls that are due."""
 
 
-def times(
+def arrival_times(
     arrivals: Arrivals, rate: float, start: float, stop: float, rng: np.random.Generator, phase: float = 0.0
 ) -> Iterator[NDArray[np.float64]]:
-    """Blocks of times from ``start`` on, before ``stop``, in order, at so many a second.
+    """Draw the times at which calls start, in seconds.
 
-    Constant arrivals begin ``phase`` of an interval after the start, so that processes take turns.
+    Args:
+        arrivals: ``poisson`` for exponential gaps, ``constant`` for equal ones.
+        rate: calls a second.
+        start: the first time may be here.
+        stop: all times are before this.
+        rng: source of the exponential gaps.
+        phase: constant arrivals begin this share of an interval after ``start``, so that processes take turns.
+
+    Yields:
+        Blocks of increasing times.
     """
     last = start
     for block in count():
         if arrivals == "poisson":
-            found = last + np.cumsum(rng.exponential(1 / rate, BLOCK))
+            times = last + np.cumsum(rng.exponential(1 / rate, BLOCK))
         else:
-            found = start + (np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64) + phase) / rate
-        last = float(found[-1])
-        yield found[: int(np.searchsorted(found, stop))]
+            times = start + (np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64) + phase) / rate
+        last = float(times[-1])
+        yield times[: int(np.searchsorted(times, stop))]
         if last >= stop:
             return
 
 
-class Ids:
-    """Draws from so many ids by their index: all alike, or by Zipf's law over ranks given by lot.
+class IdSampler:
+    """Draws indices of ids, uniformly or by Zipf's law: the id of rank r has a weight of r ** -exponent.
 
-    The lot is that of ``seed``, so that all processes have the same favourites; the draws are each one's own.
+    The ranks are assigned at random from ``seed``, so that all processes have the same popular ids.
     """
 
-    def __init__(self, number: int, draw: Draw, exponent: float, seed: int) -> None:
+    def __init__(self, number: int, distribution: IdDistribution, exponent: float, seed: int) -> None:
         self._number: Final = number
         self._cumulative: NDArray[np.float64] | None = None
-        if draw == "zipf":
+        if distribution == "zipf":
             weights = np.arange(1, number + 1, dtype=np.float64) ** -exponent
             self._cumulative = np.cumsum(weights / weights.sum())
             self._ranked = np.random.default_rng(seed).permutation(number)
 
-    def draw(self, number: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """So many indices."""
+    def sample(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw ``size`` indices, with replacement."""
         if self._cumulative is None:
-            return rng.integers(self._number, size=number)
-        at = np.searchsorted(self._cumulative, rng.random(number))
-        return np.asarray(self._ranked[np.minimum(at, self._number - 1)], dtype=np.int64)
+            return rng.integers(self._number, size=size)
+        ranks = np.searchsorted(self._cumulative, rng.random(size))
+        return np.asarray(self._ranked[np.minimum(ranks, self._number - 1)], dtype=np.int64)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tidemark.load.plan import Arrivals
-from tidemark.load.sending.arrivals import Ids, times
+from tidemark.load.sending.arrivals import IdSampler, arrival_times
 
 
 def all_times(arrivals: Arrivals, rate: float, start: float, stop: float, seed: int = 1) -> NDArray[np.float64]:
-    return np.concatenate(list(times(arrivals, rate, start, stop, np.random.default_rng(seed))))
+    return np.concatenate(list(arrival_times(arrivals, rate, start, stop, np.random.default_rng(seed))))
 
 
 @given(
@@ -34,7 +34,7 @@ def test_times_are_in_order_and_within_the_step(
 
 def test_constant_arrivals_are_evenly_spaced_and_processes_take_turns() -> None:
     rng = np.random.default_rng(1)
-    one, two = (np.concatenate(list(times("constant", 50, 0, 2, rng, phase))) for phase in (0.0, 0.5))
+    one, two = (np.concatenate(list(arrival_times("constant", 50, 0, 2, rng, phase))) for phase in (0.0, 0.5))
     both = np.sort(np.concatenate([one, two]))
     assert np.allclose(np.diff(both), 0.01)
     assert len(both) == 200
@@ -55,8 +55,8 @@ def test_a_seed_gives_the_same_times() -> None:
 
 
 def test_zipf_draws_by_rank_and_all_processes_have_the_same_favourites() -> None:
-    ids = [Ids(1000, "zipf", 1.0, seed=3) for _ in range(2)]
-    drawn = [Counter(each.draw(50_000, np.random.default_rng(n)).tolist()) for n, each in enumerate(ids)]
+    ids = [IdSampler(1000, "zipf", 1.0, seed=3) for _ in range(2)]
+    drawn = [Counter(each.sample(50_000, np.random.default_rng(n)).tolist()) for n, each in enumerate(ids)]
     first, second = (found.most_common(2) for found in drawn)
     assert [identity for identity, _ in first] == [identity for identity, _ in second]
     assert first[0][1] == pytest.approx(2 * first[1][1], rel=0.1)
@@ -64,12 +64,12 @@ def test_zipf_draws_by_rank_and_all_processes_have_the_same_favourites() -> None
 
 
 def test_uniform_draws_reach_everybody_alike() -> None:
-    drawn = Counter(Ids(100, "uniform", 1.0, seed=3).draw(100_000, np.random.default_rng(1)).tolist())
+    drawn = Counter(IdSampler(100, "uniform", 1.0, seed=3).sample(100_000, np.random.default_rng(1)).tolist())
     assert len(drawn) == 100
     assert max(drawn.values()) < 1.2 * min(drawn.values())
 
 
 @given(number=st.integers(1, 50), exponent=st.floats(0, 5))
 def test_draws_are_always_of_somebody(number: int, exponent: float) -> None:
-    drawn = Ids(number, "zipf", exponent, seed=1).draw(200, np.random.default_rng(2))
+    drawn = IdSampler(number, "zipf", exponent, seed=1).sample(200, np.random.default_rng(2))
     assert ((drawn >= 0) & (drawn < number)).all()

@@ -1,4 +1,4 @@
-"""A line against a server of the lean front's HTTP/2, byte for byte and without I/O."""
+"""A connection against a server of the lean front's HTTP/2, byte for byte and without I/O."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from google.protobuf import any_pb2
 from tidemark.rpc import error_details_pb2, status_pb2
 
 from service.transport.lean.http2 import Http2
-from tidemark.load.outcomes import CONNECTION_LOST, NO_MESSAGE, STREAM_RESET, Kind, Outcome, of_headers
-from tidemark.load.sending.connection import Call, Line
+from tidemark.load.outcomes import CONNECTION_LOST, INCOMPLETE_MESSAGE, STREAM_RESET, Kind, Outcome, of_headers
+from tidemark.load.sending.connection import Call, Connection
 
 HEAD = [(b"content-type", b"application/grpc")]
 MESSAGE = b"\0\0\0\0\3abc"
@@ -20,7 +20,7 @@ MESSAGE = b"\0\0\0\0\3abc"
 
 @dataclass
 class Wire:
-    """A line, the server at its other end, and what became of calls."""
+    """A connection, the server at its other end, and what became of calls."""
 
     server: Http2 = field(default_factory=lambda: Http2(2**20))
     ended: list[tuple[Call, Outcome | None]] = field(default_factory=list)
@@ -29,9 +29,11 @@ class Wire:
     closed: bool = False
 
     def __post_init__(self) -> None:
-        self.line = Line(b"/a/b", HEAD, lambda *what: self.ended.append(what), self.returned.append, lambda: None)
+        self.connection = Connection(
+            b"/a/b", HEAD, lambda *what: self.ended.append(what), self.returned.append, lambda: None
+        )
         transport: Any = self
-        self.line.connection_made(transport)
+        self.connection.connection_made(transport)
         self.turn()
 
     def write(self, data: bytes) -> None:
@@ -48,15 +50,15 @@ class Wire:
             data, self.sent = self.sent, b""
             self.server.receive(data)
             if back := self.server.to_send():
-                self.line.data_received(back)
+                self.connection.data_received(back)
         if back := self.server.to_send():
-            self.line.data_received(back)
+            self.connection.data_received(back)
             self.turn()
 
     def call(self, timeout_s: float = 1.0) -> Call:
         call = Call(0.0, 0.0, MESSAGE)
-        self.line.begin(call, timeout_s)
-        self.line.flush()
+        self.connection.start(call, timeout_s)
+        self.connection.flush()
         self.turn()
         return call
 
@@ -101,17 +103,17 @@ def test_a_status_may_come_with_the_first_headers(wire: Wire) -> None:
 @pytest.mark.parametrize("body", [b"", MESSAGE[:-1], MESSAGE + b"d"])
 def test_an_answer_that_is_no_whole_message_is_none(wire: Wire, body: bytes) -> None:
     wire.answer(call := wire.call(), body, grpc_status=b"0")
-    assert wire.ended == [(call, NO_MESSAGE)]
+    assert wire.ended == [(call, INCOMPLETE_MESSAGE)]
 
 
 def test_calls_that_the_server_never_began_are_returned_and_the_others_finish(wire: Wire) -> None:
     first = wire.call()
     wire.server.go_away()
     wire.turn()
-    assert not wire.line.free
+    assert not wire.connection.has_capacity
     late = Call(0.0, 0.0, MESSAGE)
     wire.server.go_away_at_last()
-    wire.line.begin(late, 1.0)
+    wire.connection.start(late, 1.0)
     wire.turn()
     assert wire.returned == [late]
     wire.answer(first, grpc_status=b"0")
@@ -121,7 +123,7 @@ def test_calls_that_the_server_never_began_are_returned_and_the_others_finish(wi
 
 def test_a_lost_connection_ends_its_calls(wire: Wire) -> None:
     calls = [wire.call(), wire.call()]
-    wire.line.connection_lost(None)
+    wire.connection.connection_lost(None)
     assert sorted((call.stream, outcome) for call, outcome in wire.ended) == [
         (c.stream, CONNECTION_LOST) for c in calls
     ]
@@ -130,7 +132,7 @@ def test_a_lost_connection_ends_its_calls(wire: Wire) -> None:
 def test_a_call_that_is_given_up_is_reset_and_what_still_comes_is_not_counted(wire: Wire) -> None:
     call = wire.call()
     stream = wire.server.streams[call.stream]
-    wire.line.cancel(call)
+    wire.connection.cancel(call)
     wire.turn()
     assert stream.reset
     assert wire.ended == []
@@ -144,13 +146,13 @@ def test_a_reset_by_the_server_is_a_failure(wire: Wire) -> None:
 
 
 def test_there_is_room_for_as_many_calls_as_the_server_says(wire: Wire) -> None:
-    while wire.line.free:
+    while wire.connection.has_capacity:
         wire.call()
     assert len(wire.server.streams) == 128
 
 
 def test_garbage_closes_the_connection(wire: Wire) -> None:
-    wire.line.data_received(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    wire.connection.data_received(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     assert wire.closed
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from feature_store.errors import InputError
-from tidemark.load.ids import from_file
+from tidemark.load.errors import InputError
+from tidemark.load.ids import read_ids
 from tidemark.load.plan import MAX_CALLS, MAX_RATE, Access, Plan, Target, find_target
-from tidemark.load.sending.connection_pool import headers_of
+from tidemark.load.sending.connection_pool import call_headers
 
 HERE = Target("127.0.0.1", 50051, "127.0.0.1", remote=False)
 PLAN = Plan(HERE)
@@ -64,15 +64,15 @@ def test_what_is_too_much_or_does_not_go_together_is_told(change: dict[str, Any]
 
 def test_a_search_stays_within_the_bounds_of_all_steps_together() -> None:
     plan = replace(PLAN, find=True, p99_ms=5.0, duration_s=1000.0, warm_up_s=0.0, steps=40)
-    assert plan.most_rate * plan.duration_s * plan.steps <= MAX_CALLS
+    assert plan.max_rate * plan.duration_s * plan.steps <= MAX_CALLS
     plan = replace(PLAN, deadline_ms=60_000.0, batch=1000)
-    replace(plan, rate=plan.most_rate).check()
+    replace(plan, rate=plan.max_rate).check()
 
 
 def test_a_token_goes_into_the_headers_and_into_no_text() -> None:
     plan = replace(PLAN, access=Access(token="s3cret"))
-    assert (b"authorization", b"Bearer s3cret") in headers_of(plan)
-    assert not [name for name, _ in headers_of(PLAN) if name == b"authorization"]
+    assert (b"authorization", b"Bearer s3cret") in call_headers(plan)
+    assert not [name for name, _ in call_headers(PLAN) if name == b"authorization"]
 
 
 def test_files_of_tls_that_cannot_be_used_are_told(tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_files_of_tls_that_cannot_be_used_are_told(tmp_path: Path) -> None:
 def test_ids_of_a_file_are_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "ids"
     path.write_text(" a\n\nb \nc")
-    assert from_file(path) == ["a", "b", "c"]
+    assert list(read_ids(path).ids) == ["a", "b", "c"]
     path.write_text("\n \n")
     with pytest.raises(InputError, match="no ids"):
-        from_file(path)
+        read_ids(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="UTF-8"):
-        from_file(path)
+        read_ids(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemark.load.rate_search import GROWTH, LEAST_RATE, NEAR, search
+from tidemark.load.rate_search import GROWTH, MIN_RATE, TOLERANCE, search
 
 RATES = st.floats(1, 100_000)
 
@@ -29,31 +29,31 @@ def test_a_search_never_asks_too_often_or_too_much(capacity: float, start: float
     assert len(asked) == found.steps <= steps
     assert all(asked.count(rate) == 1 for rate in asked if rate <= capacity)
     assert max(map(asked.count, asked)) <= 2
-    assert min(asked) >= LEAST_RATE
+    assert min(asked) >= MIN_RATE
     assert max(asked) <= most
     assert found.held is None or found.held <= capacity
-    assert found.broke is None or found.broke > capacity
+    assert found.failed is None or found.failed > capacity
 
 
 @given(capacity=st.floats(2, 50_000), start=RATES)
 def test_with_enough_steps_it_comes_near_to_the_capacity(capacity: float, start: float) -> None:
     found = search(lambda rate: rate <= capacity, start, 100_000, 40)
     assert found.held is not None
-    assert found.broke is not None
-    assert found.held <= capacity < found.broke <= found.held * NEAR * 1.0001
+    assert found.failed is not None
+    assert found.held <= capacity < found.failed <= found.held * TOLERANCE * 1.0001
 
 
 @given(most=RATES, start=RATES)
 def test_a_server_that_holds_everything_is_asked_for_the_most(most: float, start: float) -> None:
     found = search(lambda _rate: True, start, most, 40)
-    assert (found.held, found.broke) == (most, None)
+    assert (found.held, found.failed) == (most, None)
 
 
 def test_a_server_that_holds_nothing_is_asked_for_less_and_less() -> None:
     server = Server(0)
     found = search(server.holds, 8, 100, 40)
     assert server.asked == [8, 8, 4, 4, 2, 2, 1, 1]
-    assert (found.held, found.broke) == (None, 1)
+    assert (found.held, found.failed) == (None, 1)
 
 
 @given(answers=st.lists(st.booleans(), min_size=40, max_size=40))
@@ -61,7 +61,7 @@ def test_a_server_of_many_moods_does_not_keep_it_from_ending(answers: list[bool]
     left = iter(answers)
     found = search(lambda _rate: next(left), 100, 10_000, 40)
     assert found.steps <= 40
-    assert found.held is None or found.broke is None or found.held < found.broke
+    assert found.held is None or found.failed is None or found.held < found.failed
 
 
 def test_it_doubles_then_goes_between_and_a_stop_ends_it() -> None:
@@ -74,7 +74,7 @@ def test_it_doubles_then_goes_between_and_a_stop_ends_it() -> None:
     found = search(holds, 100, 10_000, 40)
     assert asked[:5] == [100, 100 * GROWTH, 400, 800, 800]
     assert 400 < asked[5] < 800
-    assert (found.held, found.broke, found.steps) == (400, 800, 5)
+    assert (found.held, found.failed, found.steps) == (400, 800, 5)
 
 
 def test_one_bad_moment_breaks_no_search() -> None:
@@ -87,4 +87,4 @@ def test_one_bad_moment_breaks_no_search() -> None:
 
     found = search(holds, 100, 10_000, 40)
     assert asked[:6] == [100, 200, 200, 400, 800, 800]
-    assert (found.broke, found.held) == (800, asked[6])
+    assert (found.failed, found.held) == (800, asked[6])

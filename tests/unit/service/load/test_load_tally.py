@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from tidemark.load.outcomes import NO_ANSWER, NO_CONNECTION, OK, Kind, Outcome
 from tidemark.load.plan import Plan, Target
-from tidemark.load.rate_search import Found
+from tidemark.load.rate_search import SearchResult
 from tidemark.load.reporting import report
 from tidemark.load.reporting.terminal import verdict
 from tidemark.load.results import Result, Tally
-from tidemark.load.sending.sender import Rows
+from tidemark.load.sending.sender import Records
 
 TARGET = Target("127.0.0.1", 50051, "127.0.0.1", remote=False)
 PLAN = Plan(TARGET, duration_s=4.0, p99_ms=10.0)
@@ -31,7 +31,7 @@ Row = tuple[float, float, float, int]
 
 def tallied(*rows: Row, plan: Plan = PLAN, unsent: int = 0) -> Result:
     tally = Tally(plan, 100.0)
-    tally.add(Rows(np.array(rows, dtype=np.float64).tobytes(), OUTCOMES, last=(unsent, 0.5)))
+    tally.add(Records(np.array(rows, dtype=np.float64).tobytes(), OUTCOMES, last=(unsent, 0.5)))
     return tally.result(plan.duration_s)
 
 
@@ -56,7 +56,7 @@ def test_rows_in_pieces_come_to_the_same() -> None:
     rows: list[Row] = [(i / 100, 0.001 * (i % 30), 0.0, i % 4) for i in range(400)]
     tally = Tally(PLAN, 100.0)
     for at in range(0, 400, 7):
-        tally.add(Rows(np.array(rows[at : at + 7]).tobytes(), OUTCOMES, last=(0, 0.5 / 58)))
+        tally.add(Records(np.array(rows[at : at + 7]).tobytes(), OUTCOMES, last=(0, 0.5 / 58)))
     assert replace(tally.result(4.0), cpu_cores=0.1) == replace(tallied(*rows), cpu_cores=0.1)
 
 
@@ -84,8 +84,8 @@ def test_a_generator_that_is_late_says_so_and_nothing_else(late: int, unsent: in
     assert (result.valid, result.holds) == (valid, valid)
     said = verdict(PLAN, [result], None)
     assert ("NOT VALID: the load generator was the bottleneck" in said) is not valid
-    assert ("kept its times" in said) is valid
-    found = verdict(PLAN, [result], Found(50.0, 100.0, 2))
+    assert ("kept up" in said) is valid
+    found = verdict(PLAN, [result], SearchResult(50.0, 100.0, 2))
     assert found.startswith("At least 50.0" if not valid else "50.0 calls/s hold a p99 of 10 ms, 100.0 do not")
 
 
@@ -102,7 +102,7 @@ def test_no_calls_at_all_make_a_report_without_figures() -> None:
 def test_reports_hold_no_token_and_are_valid_whatever_a_server_calls_its_reasons() -> None:
     strange = Outcome("INTERNAL", "<script>alert('é')</script>")
     tally = Tally(PLAN, 100.0)
-    tally.add(Rows(np.array([(0.5, 0.01, 0.0, 0)]).tobytes(), [strange]))
+    tally.add(Records(np.array([(0.5, 0.01, 0.0, 0)]).tobytes(), [strange]))
     result = tally.result(4.0)
     access = replace(PLAN.access, token="s3cret", tls=True)
     plan = replace(PLAN, access=access)
