@@ -785,8 +785,8 @@ class Bench:
 
     def _at_work(self) -> bool:
         lanes = (self.batcher._small, self.batcher._large)
-        scoring = any(lane.waiting or len(lane.idle) < len(lane.tasks) for lane in lanes)
-        return scoring or bool(self.store.recorder._workers or self.store.recorder._waiting)
+        scoring = any(lane.queue or len(lane.idle) < len(lane.tasks) for lane in lanes)
+        return scoring or bool(self.store.recorder._workers or self.store.recorder._queue)
 
     def _check_rest(self, transport: Transport) -> None:
         connection, server = transport.protocol, self.server

@@ -157,7 +157,7 @@ def _batcher(settings: Settings, router: ModelRouter, stages: BatchObserver | No
         slice_rows=settings.slice_rows,
         turns=TURNS[settings.front],
         max_wait_s=settings.max_queue_ms / 1000,
-        stages=stages,
+        observer=stages,
     )
 
 

@@ -53,8 +53,8 @@ def _calls(metrics: Metrics, batcher: ScoreBatcher) -> None:
 
 def _queues(metrics: Metrics, batcher: ScoreBatcher, recorder: EventBatcher) -> None:
     def dropped() -> dict[tuple[str, ...], Value]:
-        queues = {"scoring": batcher, "events": recorder}
-        return {(name, cause): getattr(queue, cause) for name, queue in queues.items() for cause in CAUSES}
+        queues = {"scoring": batcher.drops, "events": recorder.drops}
+        return {(name, cause): getattr(drops, cause) for name, drops in queues.items() for cause in CAUSES}
 
     meaning = "Calls that were not worked on, or not to their end."
     metrics.counter("tidemark_dropped_calls_total", meaning, dropped, "queue", "cause")

@@ -193,8 +193,8 @@ def _counts(parts: Parts) -> list[str]:
     lines = []
     if events := _told({**parts.recorder.counts, "spikes": parts.scorers.spikes}):
         lines.append(f"events so far: {events}")
-    for name, queue in (("scoring", parts.batcher), ("event", parts.recorder)):
-        if lost := _told({kind: getattr(queue, kind) for kind in ("shed", "refused", "expired", "cancelled")}):
+    for name, drops in (("scoring", parts.batcher.drops), ("event", parts.recorder.drops)):
+        if lost := _told({kind: getattr(drops, kind) for kind in ("shed", "refused", "expired", "cancelled")}):
             lines.append(f"{name} calls not answered so far: {lost}")
     if parts.access is not None and (
         refused := _told({reason.lower(): count for reason, count in parts.access.refused.items()})

@@ -1,14 +1,14 @@
-"""Events on their way into the store: checked, put together with what else arrives, and answered when they are stored.
+"""Batches of events: each event is checked, recorded together with what else arrived, and answered when it is stored.
 
 ::
 
-    call ──► check each ──► waiting events of all calls ──► up to 32 at a time: read, fold, commit ──► call
-                 │                                                      │
-      │          └ an event is bad       rejected, alone                └ Redis away, archive behind     all of the call
-      └ too much waits already, or its deadline is too short or gone by                                  all of the call
+    call ─► check each event ─► fair queue ─► up to 64 events: read, fold, commit ─► answer of the call
+       │            │                                          │
+       │            └ a bad event     rejected, it alone       └ Redis does not answer, archive behind   fails the call
+       └ too much waits, or the deadline is too short or has passed                                      fails the call
 
-As with scores nobody waits for a timer: what has arrived while the last batch was stored is the next one. Batches are
-small, and between them others have turns of the loop, so that a score never waits long for the loop or for Redis.
+As with scores nothing waits for a timer: the events that arrive while a batch is stored form the next one. Batches are
+small and yield the event loop in between, so that a score never waits long for the loop or for Redis.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -26,24 +26,26 @@ from feature_store.errors import ArchiveBehindError, NotInClusterError, StoreUna
 from feature_store.online.customer_store import ConflictError
 from feature_store.state.events import Event, Problem, Rules, problem
 from feature_store.state.folding import Outcome, Verdict
-from service.batching.admission import AdmissionControl, expired, overloaded
+from service.batching.admission import AdmissionControl
+from service.batching.fair_queue import DropCounts, FairQueue, QueuedCall
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
 from service.store_errors import not_in_cluster, store_error
 
 logger = logging.getLogger(__name__)
 
-BATCH: Final = 64
-BESIDE_SCORES: Final = 16
-"""Smaller batches cost a third more CPU an event, and scores beside them take a fraction of the time."""
-TURNS: Final = 4
-"""Of the loop, between batches: a score takes about so many to be asked for, and so again to be answered."""
+BATCH_ROWS: Final = 64
+"""Maximum number of events in a batch."""
+BATCH_ROWS_BESIDE_SCORES: Final = 16
+"""The maximum while scores are requested: an event costs a third more CPU, but scores wait a fraction of the time."""
+YIELDED_TURNS: Final = 4
+"""Turns of the event loop that events yield to scores: a score takes about as many to be read, and to be answered."""
 WORKERS: Final = 2
-"""Batches under way: one waits for Redis while the other is folded."""
+"""Batches that run at the same time: one waits for Redis while the other is folded."""
 
 
 class IndexedProblem(NamedTuple):
-    """An event (by its position in the request) and what there is to say about it."""
+    """What is wrong with an event, or was changed in it; ``at`` is its position in the request."""
 
     at: int
     problem: Problem
@@ -51,7 +53,16 @@ class IndexedProblem(NamedTuple):
 
 @dataclass(slots=True)
 class RecordingResult:
-    """What became of the events of a request."""
+    """The result of recording the events of a request.
+
+    Attributes:
+        accepted: Number of events that were recorded.
+        duplicates: Number of events that had been recorded before.
+        rejected: The events that were not recorded, and why; a stream keeps only the first of them.
+        guarded: The events that were recorded, but limited by a rule; a stream keeps only the first of them.
+        rejected_count: Number of events that were not recorded.
+        guarded_count: Number of events that were limited.
+    """
 
     accepted: int = 0
     duplicates: int = 0
@@ -60,30 +71,75 @@ class RecordingResult:
     rejected_count: int = 0
     guarded_count: int = 0
 
-    def add(self, other: RecordingResult, offset: int, most: int) -> None:
-        """Take in what became of further events, which begin at ``offset``; keep at most ``most`` of the details."""
+    def add(self, other: RecordingResult, offset: int, max_details: int) -> None:
+        """Add the result of further events.
+
+        Args:
+            other: Their result.
+            offset: The position of the first of them in the stream.
+            max_details: Maximum number of rejected, and of guarded, events to keep.
+        """
         self.accepted += other.accepted
         self.duplicates += other.duplicates
         self.rejected_count += other.rejected_count
         self.guarded_count += other.guarded_count
-        for mine, theirs in ((self.rejected, other.rejected), (self.guarded, other.guarded)):
-            mine += [IndexedProblem(offset + at, why) for at, why in theirs[: max(0, most - len(mine))]]
+        for details, further in ((self.rejected, other.rejected), (self.guarded, other.guarded)):
+            kept = further[: max(0, max_details - len(details))]
+            details += [IndexedProblem(offset + at, problem) for at, problem in kept]
+
+    def add_outcome(self, at: int, outcome: Outcome) -> None:
+        """Add what became of the event at this position."""
+        verdict, problem = outcome
+        if verdict is Verdict.DUPLICATE:
+            self.duplicates += 1
+        elif verdict is Verdict.ACCEPTED:
+            self.accepted += 1
+            if problem is not None:
+                self.guarded.append(IndexedProblem(at, problem))
+        elif problem is not None:
+            self.rejected.append(IndexedProblem(at, problem))
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
-    """The good events of a call, how far they have been taken, and what became of those that are done."""
+class _EventCall(QueuedCall):
+    """The valid events of a call, and the outcomes of those that are stored."""
 
     events: Sequence[Event]
-    finished: asyncio.Future[list[Outcome | None]]
-    outcomes: list[Outcome | None]
-    deadline: float = math.inf
-    taken: int = 0
-    left: int = 0
+    finished: asyncio.Future[list[Outcome]]
+    outcomes: dict[int, Sequence[Outcome]] = field(default_factory=dict, init=False)
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = self.size
+
+    def is_done(self) -> bool:
+        """Whether a batch with some of its events has failed."""
+        return self.finished.done() and not self.finished.cancelled()
+
+    def is_cancelled(self) -> bool:
+        """Whether the client waits no longer."""
+        return self.finished.cancelled()
+
+    def fail(self, error: RequestError) -> None:
+        """Fail the call, if it has no outcome yet."""
+        if not self.finished.done():
+            self.finished.set_exception(error)
+
+    def add(self, start: int, outcomes: Sequence[Outcome]) -> None:
+        """Add the outcomes of a slice; the last slice completes the call."""
+        self.outcomes[start] = outcomes
+        self.left -= len(outcomes)
+        if not self.left and not self.finished.done():
+            self.finished.set_result([outcome for first in sorted(self.outcomes) for outcome in self.outcomes[first]])
 
 
 class EventBatcher:
-    """Records the events of all calls."""
+    """Forms batches of the events of all calls.
+
+    Attributes:
+        drops: Calls whose events were not recorded, or not all of them.
+        counts: Events by verdict (accepted, duplicates), or by the reason why they were rejected or guarded.
+    """
 
     def __init__(
         self,
@@ -95,150 +151,133 @@ class EventBatcher:
         max_wait_s: float = math.inf,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``scoring``: whether scores are being asked for, which events then give way to.
+        """Make a batcher.
 
-        ``max_wait_s``: calls whose events would wait longer are shed.
+        Args:
+            record: Stores the events of a batch; returns what became of each.
+            rules: The rules for valid events.
+            clock: Unix seconds.
+            scoring: Whether scores are requested, to which events yield.
+            max_wait_s: Maximum time in the queue.
+            monotonic: Seconds of a clock that never goes back.
         """
-        self._record = record
-        self._rules = rules
-        self._scoring = scoring
-        self._clock = clock
-        self._monotonic = monotonic
-        self._pace = AdmissionControl(max_wait_s, rows=BATCH, workers=WORKERS, clock=monotonic)
-        self._waiting: deque[_Job] = deque()
-        self._rows = 0
-        """Events that wait."""
-        self._workers: set[asyncio.Task[None] | None] = set()
+        self.drops: Final = DropCounts()
         self.counts: Final[Counter[str]] = Counter()
-        """Events by what became of them: a verdict, or the reason's name."""
-        self.shed = self.refused = self.expired = self.cancelled = 0
-        """Calls so far that were not recorded to the end: too much to do, too short a deadline, too late, given up."""
+        self._record: Final = record
+        self._rules: Final = rules
+        self._scoring: Final = scoring
+        self._clock: Final = clock
+        self._monotonic: Final = monotonic
+        self._admission: Final = AdmissionControl(max_wait_s, batch_rows=BATCH_ROWS, workers=WORKERS, clock=monotonic)
+        self._queue: Final = FairQueue[_EventCall](
+            self._admission, self.drops, batch_rows=BATCH_ROWS, slice_rows=BATCH_ROWS
+        )
+        self._workers: set[asyncio.Task[None] | None] = set()
 
     def admit(self, context: CallContext = NO_CONTEXT) -> None:
-        """RequestError where new events would wait too long, or for longer than the call's deadline."""
-        ahead = min(self._rows, len(self._waiting) * BATCH)
-        if ahead >= self._pace.most_rows:
-            self.shed += 1
-            raise overloaded(self._pace.retry_s(BATCH))
-        if (deadline := context.deadline) != math.inf:
-            busy = len(self._workers) >= WORKERS
-            if error := self._pace.too_short(deadline - self._monotonic(), ahead, 1, busy=busy):
-                self.refused += 1
-                raise error
+        """Admit a call before its events are read.
+
+        Raises:
+            RequestError: Events would wait for too long, or for longer than the call's deadline allows.
+        """
+        left_s, busy = context.deadline - self._monotonic(), len(self._workers) >= WORKERS
+        if (error := self._queue.refusal(BATCH_ROWS, left_s, busy=busy)) is not None:
+            raise error
 
     async def record(self, events: Sequence[Event], context: CallContext = NO_CONTEXT) -> RecordingResult:
-        """Record events, and say what became of each; RequestError where the call as a whole failed.
+        """Record events.
 
-        Then some of them may be recorded; sent again, those with an event_id are counted once all the same.
+        Args:
+            events: The events of a request.
+            context: The deadline of the call.
+
+        Returns:
+            What became of each event.
+
+        Raises:
+            RequestError: The call failed as a whole. Some of its events may be recorded; if they are sent again, those
+                with an event_id are counted only once.
         """
-        if len(events) > BATCH:
-            await _give_way()
-        now, found = self._clock(), RecordingResult()
-        good, places = [], []
-        for index, event in enumerate(events):
-            if (bad := problem(event, self._rules, now)) is None:
-                good.append(event)
-                places.append(index)
-            else:
-                found.rejected.append(IndexedProblem(index, bad))
-        if good:
-            for index, outcome in zip(places, await self._outcomes(good, context.deadline), strict=True):
-                _tell(found, index, outcome)
-            found.rejected.sort()
-        found.rejected_count, found.guarded_count = len(found.rejected), len(found.guarded)
-        self._count(found)
-        return found
+        result = RecordingResult()
+        valid, positions = await self._check(events, result)
+        if valid:
+            for at, outcome in zip(positions, await self._outcomes(valid, context), strict=True):
+                result.add_outcome(at, outcome)
+            result.rejected.sort()
+        result.rejected_count, result.guarded_count = len(result.rejected), len(result.guarded)
+        self._count(result)
+        return result
 
-    async def _outcomes(self, events: Sequence[Event], deadline: float) -> list[Outcome | None]:
-        finished: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Job(events, finished, [None] * len(events), deadline, left=len(events)))
-        self._rows += len(events)
+    async def _check(self, events: Sequence[Event], result: RecordingResult) -> tuple[list[Event], list[int]]:
+        """The valid events and their positions; the others are added to the result.
+
+        A large request is checked in slices and yields the event loop in between: 1,000 events would hold it for two
+        milliseconds.
+        """
+        if len(events) > BATCH_ROWS:
+            await _yield_loop()
+        now, valid, positions = self._clock(), [], []
+        for start in range(0, len(events), BATCH_ROWS):
+            if start:
+                await asyncio.sleep(0)
+            for at, event in enumerate(events[start : start + BATCH_ROWS], start):
+                if (bad := problem(event, self._rules, now)) is None:
+                    valid.append(event)
+                    positions.append(at)
+                else:
+                    result.rejected.append(IndexedProblem(at, bad))
+        return valid, positions
+
+    async def _outcomes(self, events: Sequence[Event], context: CallContext) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        call = _EventCall(len(events), context.deadline, self._monotonic(), context.trace, events, loop.create_future())
+        self._queue.append(call)
         if len(self._workers) < WORKERS:
-            self._workers.add(asyncio.get_running_loop().create_task(self._work()))
-        return await finished
+            self._workers.add(loop.create_task(self._work()))
+        return await call.finished
 
     async def _work(self) -> None:
         try:
-            await self._record_waiting()
-        finally:  # at once: whoever comes before the task's callbacks were called would wait for nobody
+            while batch := self._take():
+                await self._record_batch(batch)
+        finally:  # at once: a call that comes before the callbacks of this task would wait for no worker
             self._workers -= {asyncio.current_task()}
 
-    async def _record_waiting(self) -> None:
-        while batch := self._take():
-            began, left = self._monotonic(), self._rows
-            events = [event for job, start, stop in batch for event in job.events[start:stop]]
-            try:
-                outcomes = await self._record(events)
-            except Exception as error:  # whatever it is, every caller gets an answer
-                for job, _, _ in batch:
-                    if not job.finished.done():
-                        job.finished.set_exception(_failure(error))
-                continue
-            at = 0
-            for job, start, stop in batch:
-                job.outcomes[start:stop] = outcomes[at : at + stop - start]
-                at += stop - start
-                job.left -= stop - start
-                if not job.left and not job.finished.done():
-                    job.finished.set_result(job.outcomes)
-            if self._waiting and self._scoring():
-                await _give_way()
-            self._pace.took(self._monotonic() - began, left)
+    def _take(self) -> list[tuple[_EventCall, int, int]]:
+        room = BATCH_ROWS_BESIDE_SCORES if self._scoring() else BATCH_ROWS
+        return self._queue.take(room, self._monotonic())
 
-    def _take(self) -> list[tuple[_Job, int, int]]:
-        """The next batch: some events of each waiting call in turn, as far as there is room."""
-        batch, unfinished, room = [], [], BESIDE_SCORES if self._scoring() else BATCH
-        now = self._monotonic()
-        while self._waiting and room:
-            job = self._waiting.popleft()
-            if self._dropped(job, now):
-                self._rows -= len(job.events) - job.taken
-                continue
-            start, job.taken = job.taken, min(len(job.events), job.taken + room)
-            room -= job.taken - start
-            self._rows -= job.taken - start
-            batch.append((job, start, job.taken))
-            if job.taken < len(job.events):
-                unfinished.append(job)
-        self._waiting.extend(unfinished)
-        return batch
+    async def _record_batch(self, batch: Sequence[tuple[_EventCall, int, int]]) -> None:
+        started, rows_waiting = self._monotonic(), self._queue.rows
+        events = [event for call, start, stop in batch for event in call.events[start:stop]]
+        try:
+            outcomes = await self._record(events)
+        except Exception as error:  # of any kind: every caller gets an answer
+            for call, _, _ in batch:
+                call.fail(_request_error(error))
+            return
+        first = 0
+        for call, start, stop in batch:
+            call.add(start, outcomes[first : first + stop - start])
+            first += stop - start
+        if self._queue and self._scoring():
+            await _yield_loop()
+        self._admission.batch_done(self._monotonic() - started, rows_waiting)
 
-    def _dropped(self, job: _Job, now: float) -> bool:
-        """Whether a job is not worked on any further: it failed, nobody waits any more, or it is too late."""
-        if job.finished.done():
-            self.cancelled += job.finished.cancelled()
-            return True
-        if now <= job.deadline:
-            return False
-        self.expired += 1
-        job.finished.set_exception(expired())
-        return True
-
-    def _count(self, found: RecordingResult) -> None:
-        self.counts["accepted"] += found.accepted
-        self.counts["duplicates"] += found.duplicates
-        for noted in (*found.rejected, *found.guarded):
-            self.counts[noted.problem.reason.partition(":")[0]] += 1
+    def _count(self, result: RecordingResult) -> None:
+        self.counts["accepted"] += result.accepted
+        self.counts["duplicates"] += result.duplicates
+        for detail in (*result.rejected, *result.guarded):
+            self.counts[detail.problem.reason.partition(":")[0]] += 1
 
 
-async def _give_way() -> None:
-    for _ in range(TURNS):
+async def _yield_loop() -> None:
+    for _ in range(YIELDED_TURNS):
         await asyncio.sleep(0)
 
 
-def _tell(found: RecordingResult, index: int, outcome: Outcome | None) -> None:
-    verdict, why = outcome or (Verdict.REJECTED, None)
-    if verdict is Verdict.DUPLICATE:
-        found.duplicates += 1
-    elif verdict is Verdict.ACCEPTED:
-        found.accepted += 1
-        if why is not None:
-            found.guarded.append(IndexedProblem(index, why))
-    elif why is not None:
-        found.rejected.append(IndexedProblem(index, why))
-
-
-def _failure(error: Exception) -> RequestError:
+def _request_error(error: Exception) -> RequestError:
+    """The error of a call from a failure of the store, without its details."""
     if isinstance(error, StoreUnavailableError):
         return store_error(error, "send the events again, with the same ids")
     if isinstance(error, NotInClusterError):

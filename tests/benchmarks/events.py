@@ -204,7 +204,7 @@ class Bare:
     def rate(self) -> float:
         """Events a second."""
         events = drawn(self._kinds, REQUESTS * ROWS)
-        batches = [events[at : at + recorder.BATCH] for at in range(0, len(events), recorder.BATCH)]
+        batches = [events[at : at + recorder.BATCH_ROWS] for at in range(0, len(events), recorder.BATCH_ROWS)]
         start = time.perf_counter()
         self._loop.run_until_complete(self._all(batches))
         return len(events) / (time.perf_counter() - start)

@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from hyperframe import frame as frames
 from tidemark.v1 import events_pb2, scoring_pb2
 
-from service.batching.event_batcher import BESIDE_SCORES
+from service.batching.event_batcher import BATCH_ROWS_BESIDE_SCORES
 from tests.e2e.conftest import ServerProcess
 from tests.e2e.live import calling, event, someone
 
@@ -643,7 +643,7 @@ def test_who_goes_in_the_middle_of_a_stream_leaves_whole_events_only(server: Ser
         time.sleep(0.3)
         counts = [live.counted(customer) - 1 for customer in customers]
         # Batches are whole, of whatever size they are.
-        assert set(counts) <= set(range(0, 193, BESIDE_SCORES))
+        assert set(counts) <= set(range(0, 193, BATCH_ROWS_BESIDE_SCORES))
         assert sum(counts) > 0
 
 

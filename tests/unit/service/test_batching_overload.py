@@ -134,11 +134,11 @@ def check(callers: list[Caller], gate: Gate, batcher: ScoreBatcher) -> None:
     small = [number for number in begun if callers[number].rows <= 64]
     assert small == sorted(small)
     reasons = [caller.reason for caller in callers if caller.told]
-    assert batcher.shed == reasons.count(Reason.OVERLOADED)
-    assert batcher.refused + batcher.expired == reasons.count(Reason.DEADLINE_TOO_SHORT)
-    assert batcher.cancelled == sum(not caller.told for caller in callers)
+    assert batcher.drops.shed == reasons.count(Reason.OVERLOADED)
+    assert batcher.drops.refused + batcher.drops.expired == reasons.count(Reason.DEADLINE_TOO_SHORT)
+    assert batcher.drops.cancelled == sum(not caller.told for caller in callers)
     for lane in (batcher._small, batcher._large):
-        assert (lane.rows, len(lane.waiting)) == (0, 0)
+        assert (lane.queue.rows, len(lane.queue)) == (0, 0)
 
 
 def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
@@ -155,7 +155,7 @@ def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
         assert gate.batches == [["0:0"], ["2:0", "4:0"]]
         assert callers[3].reason is Reason.DEADLINE_TOO_SHORT
         assert callers[1].told == []
-        assert (batcher.cancelled, batcher.expired, batcher.scored) == (1, 1, 3)
+        assert (batcher.drops.cancelled, batcher.drops.expired, batcher.scored) == (1, 1, 3)
         await gate.release()
 
     run(main())
@@ -190,7 +190,7 @@ def test_a_deadline_that_the_queue_leaves_no_time_for_is_refused_at_once() -> No
         patient.submit(batcher, clock() + 0.05)
         assert hurried.reason is Reason.DEADLINE_TOO_SHORT
         assert patient.told == []
-        assert batcher.refused == 1
+        assert batcher.drops.refused == 1
         while gate.under_way:
             await gate.release()
         assert patient.reason is None
@@ -213,7 +213,7 @@ def test_too_much_is_shed_before_it_is_read_and_room_lets_in_again() -> None:
         late = Caller(1000, 1)
         late.submit(batcher)
         assert late.reason is Reason.OVERLOADED
-        assert batcher.shed == 2
+        assert batcher.drops.shed == 2
         await gate.release()
         assert batcher.shed_unread() is None
         while gate.under_way:
@@ -259,7 +259,7 @@ def test_the_oldest_of_a_standing_queue_make_room() -> None:
             await gate.release()
         assert all(len(caller.told) == 1 for caller in callers)
         answered = [caller.number for caller in callers if caller.reason is None]
-        assert len(answered) + batcher.shed == 1500
+        assert len(answered) + batcher.drops.shed == 1500
 
     run(main())
 
@@ -281,8 +281,8 @@ def test_a_cancelled_caller_leaves_nothing_behind(when: str) -> None:
             await gate.release()
         await first
         assert ("leaver" in gate.seen) is (when == "under way")
-        assert batcher.cancelled == (when == "waiting")
-        assert not batcher._small.waiting
+        assert batcher.drops.cancelled == (when == "waiting")
+        assert not batcher._small.queue
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert len(left) <= 2  # the worker, and the time limit of this test
 

@@ -61,8 +61,8 @@ def shown() -> Shown:
 
 
 def test_calls_that_are_not_worked_on_are_told_by_queue_and_cause(shown: Shown) -> None:
-    shown.batcher.shed, shown.batcher.expired = 3, 2
-    shown.parts.recorder.cancelled = 1
+    shown.batcher.drops.shed, shown.batcher.drops.expired = 3, 2
+    shown.parts.recorder.drops.cancelled = 1
     told = {labels: count for labels, count in shown.told("tidemark_dropped_calls_total").items() if count}
     assert told == {("scoring", "shed"): 3, ("scoring", "expired"): 2, ("events", "cancelled"): 1}
 

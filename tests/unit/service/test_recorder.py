@@ -24,7 +24,7 @@ from feature_store.online.customer_store import ConflictError
 from feature_store.state.events import Event, Problem, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
 from service.api.methods import MOST_TOLD, EventStream
-from service.batching.event_batcher import BATCH, WORKERS, EventBatcher, IndexedProblem, RecordingResult
+from service.batching.event_batcher import BATCH_ROWS, WORKERS, EventBatcher, IndexedProblem, RecordingResult
 from service.call_context import NO_CONTEXT
 from service.errors import Code, Reason, RequestError
 
@@ -138,9 +138,9 @@ def test_what_arrives_together_is_one_batch() -> None:
     async def main() -> None:
         store = Store()
         recorder = recorder_of(store)
-        found = await asyncio.gather(*(recorder.record(events("ok")) for _ in range(BATCH)))
-        assert [one.accepted for one in found] == [1] * BATCH
-        assert [len(batch) for batch in store.batches] == [BATCH]
+        found = await asyncio.gather(*(recorder.record(events("ok")) for _ in range(BATCH_ROWS)))
+        assert [one.accepted for one in found] == [1] * BATCH_ROWS
+        assert [len(batch) for batch in store.batches] == [BATCH_ROWS]
 
     run(main())
 
@@ -166,8 +166,8 @@ def test_no_batch_is_larger_than_it_may_be_and_few_are_under_way() -> None:
         sizes = [1000, 1, 63, 64, 65, 300]
         found = await asyncio.gather(*(recorder.record(events(*["ok"] * size)) for size in sizes))
         assert [one.accepted for one in found] == sizes
-        assert max(map(len, store.batches)) == BATCH
-        assert len(store.batches) <= math.ceil(sum(sizes) / BATCH) + WORKERS
+        assert max(map(len, store.batches)) == BATCH_ROWS
+        assert len(store.batches) <= math.ceil(sum(sizes) / BATCH_ROWS) + WORKERS
         assert store.most_at_once == WORKERS
 
     run(main())

@@ -13,13 +13,13 @@ from tidemark.v1 import events_pb2
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, Outcome
 from service.api.methods import EventStream
-from service.batching.event_batcher import BATCH, EventBatcher
+from service.batching.event_batcher import BATCH_ROWS, EventBatcher
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
 
 NOW = 1_800_000_000.0
 RULES = Rules(max_lateness_s=1e6, max_future_s=10, cap_type_hour=9, cap_hour=9, cap_total=9, keep_text=False)
-FULL = [Event(f"c{number}", "view", NOW) for number in range(BATCH)]
+FULL = [Event(f"c{number}", "view", NOW) for number in range(BATCH_ROWS)]
 
 
 class Gate:
@@ -70,8 +70,8 @@ def test_calls_that_would_wait_too_long_are_shed_and_the_others_recorded() -> No
         shed = [one for one in outcomes if isinstance(one, RequestError)]
         assert {error.reason for error in shed} == {Reason.OVERLOADED}
         assert all(error.retry_after_s and error.pushback_ms for error in shed)
-        assert len(shed) == recorder.shed == 7  # two and a half batches of 2 ms, for two workers
-        assert len(gate.recorded) == 5 * BATCH
+        assert len(shed) == recorder.drops.shed == 7  # two and a half batches of 2 ms, for two workers
+        assert len(gate.recorded) == 5 * BATCH_ROWS
 
     run(main())
 
@@ -111,11 +111,11 @@ def test_a_deadline_that_cannot_be_met_is_refused_and_one_that_went_by_is_not_re
         gate.now += 2
         gate.open.set()
         outcomes = await asyncio.gather(*tasks, late, leaver, return_exceptions=True)
-        assert outcomes[:2] == [BATCH, BATCH]
+        assert outcomes[:2] == [BATCH_ROWS, BATCH_ROWS]
         assert isinstance(outcomes[2], RequestError)
         assert outcomes[2].reason is Reason.DEADLINE_TOO_SHORT
         assert not {"late", "leaver"} & set(gate.recorded)
-        assert (recorder.refused, recorder.expired, recorder.cancelled) == (1, 1, 1)
-        assert recorder._rows == 0
+        assert (recorder.drops.refused, recorder.drops.expired, recorder.drops.cancelled) == (1, 1, 1)
+        assert recorder._queue.rows == 0
 
     run(main())

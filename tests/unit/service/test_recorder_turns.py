@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 
-from feature_store.state.events import Event, Rules
+from feature_store.state.events import Event, Problem, Rules, problem
 from feature_store.state.folding import ACCEPTED, DUPLICATE, Outcome
-from service.batching.event_batcher import BATCH, BESIDE_SCORES, TURNS, WORKERS, EventBatcher
+from service.batching import event_batcher
+from service.batching.event_batcher import (
+    BATCH_ROWS,
+    BATCH_ROWS_BESIDE_SCORES,
+    WORKERS,
+    YIELDED_TURNS,
+    EventBatcher,
+    RecordingResult,
+)
 
 
 def event(customer_id: str = "c", event_id: str = "") -> Event:
@@ -79,7 +88,7 @@ def test_calls_share_batches_and_each_hears_of_its_own_events() -> None:
             (1, 0, 1),
             *[(1, 0, 0)] * 5,
         ]
-        assert max(store.batches) == BATCH
+        assert max(store.batches) == BATCH_ROWS
         assert store.most_at_once <= WORKERS
 
     asyncio.run(run())
@@ -94,8 +103,8 @@ def test_who_gives_up_leaves_nothing_to_do_for_the_others_to_wait_for() -> None:
         for call in calls[:2]:
             call.cancel()
         assert (await calls[2]).accepted == 500
-        assert sum(store.batches) < 500 + 3 * BATCH
-        assert not recorder._waiting
+        assert sum(store.batches) < 500 + 3 * BATCH_ROWS
+        assert not recorder._queue
         assert not recorder._workers
 
     asyncio.run(run())
@@ -115,13 +124,41 @@ def test_events_give_way_to_scores_in_small_batches_with_turns_of_the_loop_betwe
                 turns += 1
 
         scoring = asyncio.create_task(score())
-        await recorder.record([event() for _ in range(4 * BATCH)])
-        assert max(store.batches) == BESIDE_SCORES
-        assert turns >= TURNS * (len(store.batches) // WORKERS - 1)
+        await recorder.record([event() for _ in range(4 * BATCH_ROWS)])
+        assert max(store.batches) == BATCH_ROWS_BESIDE_SCORES
+        assert turns >= YIELDED_TURNS * (len(store.batches) // WORKERS - 1)
         asked = False
         await scoring
         store.batches.clear()
-        await recorder.record([event() for _ in range(4 * BATCH)])
-        assert max(store.batches) == BATCH
+        await recorder.record([event() for _ in range(4 * BATCH_ROWS)])
+        assert max(store.batches) == BATCH_ROWS
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["view", ""])
+def test_a_large_request_is_checked_in_slices_between_which_others_run(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    turns, checked = 0, Counter[int]()
+
+    def counted(event: Event, rules: Rules, now: float) -> Problem | None:
+        checked[turns] += 1
+        return problem(event, rules, now)
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def run() -> RecordingResult:
+        counting = asyncio.create_task(count_turns())
+        result = await EventBatcher(Store().record, Rules()).record([Event("c", kind, time.time())] * 1000)
+        counting.cancel()
+        return result
+
+    monkeypatch.setattr(event_batcher, "problem", counted)
+    result = asyncio.run(run())
+    assert result.accepted + result.rejected_count == checked.total() == 1000
+    assert max(checked.values()) <= BATCH_ROWS
