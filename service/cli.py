@@ -139,3 +139,7 @@ def serve(options: Sequence[str]) -> None:
 def main() -> None:
     """Run the console command."""
     run_cli(cli, "tidemark")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,16 @@
-"""``tidemark replay``: send a source's events through RecordEvents, as if they came in live.
+"""``tidemark replay``: send the events of a source through RecordEvents, as if they came in live.
 
-Good for bringing a history in without a load, for trying a config out, and for proving that online equals offline. The
-server must take events as old as those: start it with a large ``--max-lateness-hours``.
+Use it to bring in a history without a load, to try a config, or to check that online equals offline. The server must
+accept events that old: start it with a large ``--max-lateness-hours``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -24,45 +26,52 @@ from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
 from tidemark.scoring import bearing
 
-PER_CALL: Final = 1000
+EVENTS_PER_CALL: Final = 1000
 TIMEOUT_S: Final = 60.0
 QUERY: Final = """SELECT customer_id, event_type, t, amount, duration_s, item_id, event_id FROM events ORDER BY t"""
+
+Metadata = Sequence[tuple[str, str]] | None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config")
 @click.argument("target", metavar="HOST:PORT")
-@click.option("--in-flight", default=4, show_default=True, type=click.IntRange(1, 64), help="Calls at a time.")
-@click.option("--token", envvar="TIDEMARK_TOKEN", help="Of a caller with the scope events, or TIDEMARK_TOKEN.")
-def replay(config: str, target: str, in_flight: int, token: str | None) -> None:
+@click.option("--in-flight", default=4, show_default=True, type=click.IntRange(1, 64), help="Concurrent calls.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="File with the token of a caller with the scope events [default: the token in TIDEMARK_TOKEN, if any].",
+)
+def replay(config: str, target: str, in_flight: int, token_file: Path | None) -> None:
     """Send all events of CONFIG's source to the server at HOST:PORT, oldest first.
 
     Events with an event_id are counted once, however often they are sent; those without are counted each time.
     """
+    token = os.environ.get("TIDEMARK_TOKEN") if token_file is None else token_file.read_text().strip()
     try:
         metadata = bearing(token, target, secure=False)
     except ValueError as error:
-        raise InputError(f"--token: {error}") from error
+        raise InputError(f"{'TIDEMARK_TOKEN' if token_file is None else '--token-file'}: {error}") from error
     settings = load_config(FeatureConfig, config)
     with OfflineStore(settings.source) as source, _progress() as progress:
         task = progress.add_task("sending events", total=source.summary.events)
         try:
-            found = asyncio.run(
+            counts = asyncio.run(
                 _send(target, _requests(source), in_flight, lambda n: progress.advance(task, n), metadata)
             )
         except grpc.RpcError as error:
             raise InputError(f"{target}: {error.code().name}: {error.details()}") from error
-    click.echo(f"accepted   {found.pop('accepted', 0):,}")
-    click.echo(f"duplicates {found.pop('duplicates', 0):,}")
-    for reason, number in found.most_common():
+    click.echo(f"accepted   {counts.pop('accepted', 0):,}")
+    click.echo(f"duplicates {counts.pop('duplicates', 0):,}")
+    for reason, number in counts.most_common():
         click.echo(f"{number:,} times {reason}")
 
 
 def _requests(source: OfflineStore) -> Iterator[bytes]:
-    """Encoded RecordEventsRequests."""
-    rows = source.connection.execute(QUERY)
-    while some := rows.fetchmany(PER_CALL):
-        yield events_pb2.RecordEventsRequest(events=map(_event, some)).SerializeToString()
+    """Encoded RecordEventsRequests with all events of the source."""
+    cursor = source.connection.execute(QUERY)
+    while rows := cursor.fetchmany(EVENTS_PER_CALL):
+        yield events_pb2.RecordEventsRequest(events=map(_event, rows)).SerializeToString()
 
 
 def _event(row: tuple[Any, ...]) -> events_pb2.Event:
@@ -79,24 +88,26 @@ def _event(row: tuple[Any, ...]) -> events_pb2.Event:
     return event
 
 
-async def _send(target: str, requests: Iterator[bytes], in_flight: int, done: Any, metadata: Any) -> Counter[str]:
-    """Send requests, so many at a time, and count what became of the events."""
-    found: Counter[str] = Counter()
+async def _send(
+    target: str, requests: Iterator[bytes], in_flight: int, on_progress: Callable[[int], None], metadata: Metadata
+) -> Counter[str]:
+    """Send requests, ``in_flight`` at a time, and count events by what became of them."""
+    counts: Counter[str] = Counter()
     async with grpc.aio.insecure_channel(target) as channel:
-        call: Any = channel.unary_unary("/tidemark.v1.EventService/RecordEvents")
+        record: Any = channel.unary_unary("/tidemark.v1.EventService/RecordEvents")
 
-        async def work() -> None:
+        async def worker() -> None:
             for request in requests:
-                encoded = await call(request, timeout=TIMEOUT_S, wait_for_ready=True, metadata=metadata)
+                encoded = await record(request, timeout=TIMEOUT_S, wait_for_ready=True, metadata=metadata)
                 reply = events_pb2.RecordEventsResponse.FromString(encoded)
-                found["accepted"] += reply.accepted
-                found["duplicates"] += reply.duplicates
-                found.update(one.reason for one in reply.rejected)
-                found.update(one.reason for one in reply.guarded)
-                done(reply.accepted + reply.duplicates + len(reply.rejected))
+                counts["accepted"] += reply.accepted
+                counts["duplicates"] += reply.duplicates
+                counts.update(event.reason for event in reply.rejected)
+                counts.update(event.reason for event in reply.guarded)
+                on_progress(reply.accepted + reply.duplicates + len(reply.rejected))
 
-        await asyncio.gather(*(work() for _ in range(in_flight)))
-    return found
+        await asyncio.gather(*(worker() for _ in range(in_flight)))
+    return counts
 
 
 def _progress() -> Progress:

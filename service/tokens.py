@@ -1,4 +1,4 @@
-"""``tidemark tokens``: make a token for a caller, and the entry that the file of callers needs for it."""
+"""``tidemark tokens``: create a token for a caller, and the entry that the file of callers needs for it."""
 
 from __future__ import annotations
 
@@ -17,44 +17,52 @@ from feature_store.errors import InputError
 from service.auth.callers import Entry, Scope
 
 PREFIX: Final = "tidemark_"
-"""By which a token that got somewhere it should not be is found and known for what it is."""
+"""Marks a token as one of tidemark, so that secret scanners can find it where it should not be."""
 TOKEN_BYTES: Final = 32
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Tokens of callers."""
+    """Create tokens for callers."""
 
 
 @cli.command()
 @click.argument("name")
-@click.option("--scopes", required=True, help=f"What the caller may do: {', '.join(get_args(Scope))}, with commas.")
+@click.option(
+    "--scopes", required=True, help=f"What the caller may do, separated by commas: {', '.join(get_args(Scope))}."
+)
 @click.option("--quota", type=float, help="Customers and events a second.")
-@click.option("--burst", type=float, help="How many of them at once [default: a second's].")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True, max=36_500), help="Until it expires.")
+@click.option("--burst", type=float, help="How many of them at once [default: the quota of one second].")
+@click.option("--days", type=click.FloatRange(min=0, min_open=True, max=36_500), help="Days until the token expires.")
 def new(name: str, scopes: str, quota: float | None, burst: float | None, days: float | None) -> None:
-    """Make a token for the caller NAME.
+    """Create a token for the caller NAME.
 
-    The entry goes to stdout, to be appended to the file of callers (>> callers.toml). The token goes to stderr, this
-    once: the file has only its hash.
+    The entry goes to stdout: append it to the file of callers (>> callers.toml). The token goes to stderr and is shown
+    only once, because the file holds only its hash.
     """
     token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     expires = None if days is None else (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
-    sha256 = hashlib.sha256(token.encode()).hexdigest()
-    given = {"name": name, "scopes": [scope.strip() for scope in scopes.split(",")], "sha256": sha256}
+    values = {
+        "name": name,
+        "scopes": [scope.strip() for scope in scopes.split(",")],
+        "sha256": hashlib.sha256(token.encode()).hexdigest(),
+        "quota": quota,
+        "burst": burst,
+        "expires": expires,
+    }
     try:
-        entry = Entry.model_validate({**given, "quota": quota, "burst": burst, "expires": expires})
+        entry = Entry.model_validate(values)
     except ValidationError as error:
         raise InputError(first_problem(error)) from error
     click.echo(_toml(entry))
-    click.echo(f"token of {name}, shown this once: {token}", err=True)
+    click.echo(f"token of {name}, shown only once: {token}", err=True)
 
 
 def _toml(entry: Entry) -> str:
-    """As TOML: what is neither missing nor a time is written as in JSON."""
-    given = entry.model_dump(exclude_none=True)
-    expires = given.pop("expires", None)
-    lines = ["[[caller]]", *(f"{name} = {json.dumps(value)}" for name, value in given.items())]
+    """The entry as TOML. All values but times are written as in JSON; missing ones are left out."""
+    values = entry.model_dump(exclude_none=True)
+    expires = values.pop("expires", None)
+    lines = ["[[caller]]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
     return "\n".join([*lines, *([f"expires = {expires.isoformat()}"] if expires else []), ""])
 
 

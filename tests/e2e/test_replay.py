@@ -35,10 +35,11 @@ def test_the_whole_year_replayed_is_what_a_load_of_it_says(
     (tmp_path / "callers.toml").write_text(
         f'[[caller]]\nname = "replay"\nscopes = ["events"]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\n'
     )
+    (tmp_path / "token").write_text("secret\n")
     old = ["--max-lateness-hours", "200000", "--port", "0", "--tokens", "callers.toml"]
     with ServerProcess(tmp_path, *map(str, [*store, *old])) as server:
         server.wait_for("health is SERVING")
-        sent = module("service.replay", "complete_journey", server.target, "--token", "secret")
+        sent = module("service.replay", "complete_journey", server.target, "--token-file", tmp_path / "token")
         assert sent.returncode == 0, sent.stderr
         assert f"accepted   {EVENTS:,}" in sent.stdout
         assert "duplicates 0" in sent.stdout

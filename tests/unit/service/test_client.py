@@ -69,8 +69,9 @@ def test_what_cannot_be_a_token_is_refused_and_not_repeated(bad: str) -> None:
     assert not bad or bad not in str(caught.value)
 
 
-def test_a_replay_sends_its_token_nowhere_else_either(call: Call) -> None:
-    done = call(replay, "complete_journey", "10.0.0.1:1", "--token", "secret")
+def test_a_replay_sends_its_token_nowhere_else_either(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    done = call(replay, "complete_journey", "10.0.0.1:1", "--token-file", tmp_path / "token")
     assert done.is_bad_input
     assert "in the clear" in done.err
     assert "secret" not in done.err
