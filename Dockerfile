@@ -2,7 +2,7 @@
 #   docker build -t tidemark .
 # The server starts only if it knows who may call: callers with tokens (docker run --rm tidemark tidemark tokens new NAME --scopes score)
 #   docker run -p 50051:50051 -v "$PWD/build/registry:/registry:ro" -e TIDEMARK_REDIS=redis://host:6379 \
-#     -v "$PWD/callers:/callers:ro" -e TIDEMARK_TOKENS=/callers/callers.toml tidemark
+#     -v "$PWD/callers:/callers:ro" -e TIDEMARK_CALLERS=/callers/callers.toml tidemark
 # or anyone who can reach the port; then publish it only where callers are trusted, for example on this machine:
 #   docker run -p 127.0.0.1:50051:50051 -v "$PWD/build/registry:/registry:ro" -e TIDEMARK_REDIS=redis://host:6379 \
 #     -e TIDEMARK_ALLOW_ANYONE=true tidemark

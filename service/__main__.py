@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
@@ -11,7 +12,7 @@ from feature_store.bundles.bundle import BundleError
 from feature_store.config import first_problem
 from feature_store.errors import InputError, end_with
 from service.app.supervisor import supervise
-from service.settings import Settings
+from service.settings import Settings, outdated_setting
 from service.telemetry.logs import start_log
 
 
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the options; by default those of this process.
     """
+    if problem := outdated_setting(sys.argv[1:] if arguments is None else arguments, os.environ):
+        end_with(problem, 2)
     try:
         settings = CliApp.run(Settings, cli_args=arguments, cli_exit_on_error=False)
     except ValidationError as error:

@@ -1,29 +1,58 @@
-"""Settings of the server: from the command line, else from the environment (``TIDEMARK_…``), else the default."""
+"""Settings of the server: from the command line, else from the environment (``TIDEMARK_…``), else the default.
+
+Durations are in seconds, as all times in the metrics, the log and the code are. The one exception is the lateness of
+events: it is a matter of days, and the same setting in hours belongs to ``tidemark load``.
+"""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSuppress, SettingsConfigDict
 
 from tidemark.loopback import is_loopback
+
+PREFIX: Final = "TIDEMARK_"
+
+RENAMED: Final[Mapping[str, str]] = {
+    "cap_hour": "max_events_per_hour",
+    "cap_total": "max_events_per_customer",
+    "cap_type_hour": "max_events_per_type_hour",
+    "durable": "durable_events",
+    "front": "transport",
+    "health_interval_ms": "health_interval_s",
+    "keepalive_s": "keepalive_interval_s",
+    "max_events_queue_ms": "max_event_queue_s",
+    "max_held_bytes": "max_total_buffered_bytes",
+    "max_queue_ms": "max_queue_s",
+    "max_unarchived": "max_unarchived_commits",
+    "redis_timeout_ms": "redis_timeout_s",
+    "registry_interval_ms": "registry_interval_s",
+    "spike_z": "spike_threshold",
+    "stalled_s": "write_stall_timeout_s",
+    "tokens": "callers",
+}
+"""Settings of earlier releases and their names today."""
+REMOVED: Final = frozenset({"max_batch_rows", "slice_rows", "spike_window_s"})
+"""Settings of earlier releases that have a fixed value today."""
 
 
 class Settings(BaseSettings):
     """Each field's description is its documentation: ``tidemark serve --help`` and the README show it."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TIDEMARK_",
+        env_prefix=PREFIX,
         cli_prog_name="tidemark serve",
         cli_kebab_case=True,
-        cli_implicit_flags=True,  # --durable rather than --durable true
+        cli_implicit_flags=True,  # --durable-events rather than --durable-events true
         extra="forbid",
     )
 
-    registry: Annotated[Path, Field(description="Folder of model bundles; its current one is served.")]
+    registry: Annotated[Path, Field(description="Folder of model bundles; its current bundle is served.")]
     redis: Annotated[
         str,
         Field(
@@ -33,159 +62,248 @@ class Settings(BaseSettings):
         ),
     ]
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = (
-        50051
-    )
-    front: Annotated[
+    port: Annotated[
+        int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free port and logs its number.")
+    ] = 50051
+    transport: Annotated[
         Literal["lean", "grpcio"],
-        Field(description="What speaks gRPC: lean, our own over a native HTTP/2 parser, or grpcio's server."),
+        Field(
+            description="gRPC implementation: lean, our own on a native HTTP/2 parser, or grpcio, grpc.aio's server."
+        ),
     ] = "lean"
     workers: Annotated[
-        int, Field(ge=1, le=64, description="Processes that share the port; each is one core, more or less.")
+        int, Field(ge=1, le=64, description="Processes that share the port; each uses about one core.")
     ] = 1
     tls_certificate: Annotated[
-        Path | None, Field(description="PEM file with the server's certificate, and what stands above it; sets TLS on.")
+        Path | None, Field(description="PEM file with the server certificate and its chain. Enables TLS.")
     ] = None
-    tls_key: Annotated[Path | None, Field(description="PEM file with its key, without a password.")] = None
+    tls_key: Annotated[
+        Path | None, Field(description="PEM file with the private key of the certificate, without a password.")
+    ] = None
     tls_client_ca: Annotated[
-        Path | None, Field(description="PEM file of the authorities that clients must have a certificate of.")
+        Path | None,
+        Field(description="PEM file of CAs; clients must present a certificate issued by one of them (mTLS)."),
     ] = None
-    tokens: Annotated[
-        Path | None, Field(description="TOML or JSON file of callers, by token or certificate; others are refused.")
+    callers: Annotated[
+        Path | None,
+        Field(description="TOML or JSON file of the callers and their tokens or certificates; all others are refused."),
     ] = None
     allow_anyone: Annotated[
-        bool, Field(description="Listen beyond this machine with neither tokens nor tls_client_ca: anyone may call.")
+        bool,
+        Field(description="Listen beyond this machine without callers or tls_client_ca: anyone may call."),
     ] = False
-    redis_timeout_ms: Annotated[
-        int, Field(ge=1, le=60_000, description="Redis must connect and answer within this time.")
-    ] = 250
-    health_interval_ms: Annotated[
-        int,
-        Field(ge=10, le=60_000, description="How often Redis is asked whether it is there, for the health service."),
-    ] = 500
+    redis_timeout_s: Annotated[
+        float, Field(ge=0.001, le=60, description="Seconds for Redis to connect, and to answer.")
+    ] = 0.25
+    health_interval_s: Annotated[
+        float, Field(ge=0.01, le=60, description="Seconds between probes of Redis for the health service.")
+    ] = 0.5
     stale_cache_bytes: Annotated[
-        int, Field(ge=0, description="Memory for states read lately, for callers with allow_stale; 0: none are kept.")
-    ] = 0
-    registry_interval_ms: Annotated[
         int,
-        Field(ge=10, le=600_000, description="How often the registry is looked at for another model or rollout."),
-    ] = 1000
-    max_batch_rows: Annotated[int, Field(ge=1, le=10_000, description="Most customers in one graph run.")] = 256
-    slice_rows: Annotated[
-        int, Field(ge=1, le=10_000, description="Most customers of one call in one graph run; the rest takes turns.")
-    ] = 128
-    max_queue_ms: Annotated[
-        float, Field(gt=0, description="Scores that would wait longer are shed; a fifth, once the queue is standing.")
-    ] = 50.0
-    max_events_queue_ms: Annotated[float, Field(gt=0, description="Events that would wait longer are shed.")] = 500.0
+        Field(
+            ge=0,
+            description="Memory for recently read states, used for callers with allow_stale while Redis is "
+            "unavailable; 0 disables it.",
+        ),
+    ] = 0
+    registry_interval_s: Annotated[
+        float,
+        Field(ge=0.01, le=600, description="Seconds between checks of the registry for another model or rollout."),
+    ] = 1.0
+    max_queue_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Scores that would wait longer than these seconds are shed; a fifth of it applies to a queue "
+            "that does not empty.",
+        ),
+    ] = 0.05
+    max_event_queue_s: Annotated[
+        float, Field(gt=0, description="Events that would wait longer than these seconds are shed.")
+    ] = 0.5
     max_message_bytes: Annotated[
-        int, Field(ge=1024, le=2**30, description="Largest request or reply, after decompression.")
+        int, Field(ge=1024, le=2**30, description="Maximum size of a request or reply, after decompression.")
     ] = 2**20
     max_buffered_bytes: Annotated[
         int,
         Field(
-            ge=1024, description="Most bytes of unfinished requests, and of unread replies, a connection. Lean only."
+            ge=1024,
+            description="Maximum bytes of incomplete requests, and of unread replies, per connection. Lean only.",
         ),
     ] = 16 * 2**20
-    max_held_bytes: Annotated[
-        int, Field(ge=1024, description="The same for all connections together; the greediest is closed. Lean only.")
+    max_total_buffered_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            description="Maximum bytes buffered over all connections; beyond it the connection that holds most is "
+            "closed. Lean only.",
+        ),
     ] = 256 * 2**20
-    stalled_s: Annotated[
-        float, Field(gt=0, description="A client must have taken some of its replies within this time. Lean only.")
+    write_stall_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Seconds after which a client that takes none of its replies is closed. Lean only."),
     ] = 30.0
-    max_connections: Annotated[int, Field(ge=1, description="More are closed at once. Lean only.")] = 1000
+    max_connections: Annotated[
+        int, Field(ge=1, description="Maximum open connections; further ones are closed at once. Lean only.")
+    ] = 1000
     max_connection_age_s: Annotated[
-        float, Field(gt=0, description="Then a client is asked to come on a new connection, give or take 10 %.")
+        float,
+        Field(gt=0, description="Seconds after which a connection is closed gracefully with GOAWAY (±10 % jitter)."),
     ] = 1800.0
-    keepalive_s: Annotated[
-        float, Field(gt=0, description="A client that was silent for so long is asked for a sign of life.")
+    keepalive_interval_s: Annotated[
+        float, Field(gt=0, description="Idle seconds before the server pings a client.")
     ] = 60.0
-    keepalive_timeout_s: Annotated[float, Field(gt=0, description="It has so long to give one.")] = 20.0
+    keepalive_timeout_s: CliSuppress[
+        Annotated[float, Field(gt=0, description="Seconds for the answer to a ping before the connection is closed.")]
+    ] = 20.0
     max_lateness_hours: Annotated[
-        float, Field(gt=0, le=1e6, description="Older events are refused; so long an event is known again by its id.")
+        float,
+        Field(
+            gt=0,
+            le=1e6,
+            description="Older events are rejected; an event sent again within this time is recognised by its id.",
+        ),
     ] = 72.0
-    max_future_s: Annotated[float, Field(ge=0, description="Events further ahead of the clock are refused.")] = 300.0
-    cap_type_hour: Annotated[
-        int, Field(ge=1, description="Most events of one type that are folded for a customer and an hour.")
+    max_future_s: Annotated[
+        float, Field(ge=0, description="Events dated further ahead of the server's clock are rejected.")
+    ] = 300.0
+    max_events_per_type_hour: Annotated[
+        int, Field(ge=1, description="Maximum events of one type that count per customer and hour.")
     ] = 300
-    cap_hour: Annotated[int, Field(ge=1, description="Most events that are folded for a customer and an hour.")] = 1000
-    cap_total: Annotated[
-        int, Field(ge=1, description="Most events that are folded for a customer within the lateness.")
+    max_events_per_hour: Annotated[int, Field(ge=1, description="Maximum events that count per customer and hour.")] = (
+        1000
+    )
+    max_events_per_customer: Annotated[
+        int, Field(ge=1, description="Maximum events that count per customer within max_lateness_hours.")
     ] = 5000
     keep_text: Annotated[bool, Field(description="Keep feedback texts in the archive.")] = False
-    durable: Annotated[
-        bool, Field(description="Acknowledge events only when they are on disk (needs Redis with appendonly).")
+    durable_events: Annotated[
+        bool, Field(description="Acknowledge events only when they are on disk; needs Redis with appendonly.")
     ] = False
-    max_unarchived: Annotated[
-        int, Field(ge=0, description="Commits that may wait for the archive; then events are refused. 0: any number.")
+    max_unarchived_commits: Annotated[
+        int,
+        Field(ge=0, description="Commits that may wait for the archiver before events are refused; 0 is no limit."),
     ] = 1_000_000
-    spike_z: Annotated[
+    spike_threshold: Annotated[
         float,
-        Field(gt=0, description="How far beyond the usual a share of alerts marks answers as given in a spike."),
+        Field(
+            gt=0,
+            description="Robust standard deviations above the usual at which a share of alerts is marked as a spike.",
+        ),
     ] = 6.0
-    spike_window_s: Annotated[
-        float, Field(gt=0, description="Length of the windows in which alerts are counted for that; 60 are remembered.")
-    ] = 60.0
     grace_s: Annotated[
-        float, Field(ge=0, le=600, description="At a stop, running calls may take this long to finish.")
+        float, Field(ge=0, le=600, description="Seconds for running calls to finish when the server stops.")
     ] = 5.0
     drain_s: Annotated[
         float,
-        Field(ge=0, le=600, description="At a stop, calls are still taken for so long after health says NOT_SERVING."),
+        Field(
+            ge=0,
+            le=600,
+            description="Seconds for which calls are still accepted after health turns NOT_SERVING, when the server "
+            "stops.",
+        ),
     ] = 0.0
     supervised: Annotated[
-        bool, Field(description="Let a process watch over a single worker too, for restarts by SIGHUP.")
+        bool, Field(description="Run a supervisor even for a single worker, for rolling restarts by SIGHUP.")
     ] = False
-    log_key: Annotated[
-        SecretStr | None,
-        Field(description="Key under which the log has hashes of customer ids; without one another at each start."),
+    log_key: CliSuppress[
+        Annotated[
+            SecretStr | None,
+            Field(
+                description="Key of the hashes of customer ids in the log, from the environment only; a random key at "
+                "each start without it."
+            ),
+        ]
+    ] = None
+    log_key_file: Annotated[
+        Path | None, Field(description="File with the same key, whose surrounding white space is ignored.")
     ] = None
     metrics_port: Annotated[
-        int, Field(ge=0, le=65535, description="Port for metrics over HTTP, of all workers together; 0: none.")
+        int,
+        Field(ge=0, le=65535, description="HTTP port for the Prometheus metrics of all workers; 0 disables it."),
     ] = 0
     metrics_host: Annotated[str, Field(description="Address to listen on for metrics.")] = "127.0.0.1"
     otlp_endpoint: Annotated[
         str | None,
         Field(
             pattern=r"^https?://[^/\s]+/?$",
-            description="Collector that traces go to: http(s)://host:port of OTLP over gRPC. Needs the extra otel.",
+            description="Collector for traces: http(s)://host:port of OTLP over gRPC. Needs the extra otel.",
         ),
     ] = None
     trace_share: Annotated[
-        float, Field(ge=0, le=1, description="Share of calls to trace, of those that come without a caller's trace.")
+        float, Field(ge=0, le=1, description="Share of calls to trace among those that arrive without a trace.")
     ] = 0.0
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Least severity that is logged.")
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Minimum severity of log lines.")
     ] = "INFO"
     log_format: Annotated[
-        Literal["text", "json"], Field(description="How lines of the log look: for people, or one JSON object each.")
+        Literal["text", "json"], Field(description="Format of log lines: text for people, or one JSON object per line.")
     ] = "text"
 
     @property
     def host_of_address(self) -> str:
-        """The host as it stands before a port."""
+        """The host as it is written before a port."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
+    # Messages are a setting, a colon, and what to do: the command shows the setting as its option.
+
     @model_validator(mode="after")
-    def _tls_goes_together(self) -> Self:
-        # A setting, a colon and the mend, as all other problems of settings are told.
+    def _tls_is_complete(self) -> Self:
         if (self.tls_certificate is None) is not (self.tls_key is None):
             missing = "tls_certificate" if self.tls_certificate is None else "tls_key"
-            raise ValueError(f"{missing}: missing, certificate and key go together: give both, or none")
+            raise ValueError(f"{missing}: missing, certificate and key belong together: give both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_certificate: missing, and tls_client_ca needs it with its key")
+            raise ValueError("tls_certificate: missing, tls_client_ca needs a certificate and its key")
         return self
 
     @model_validator(mode="after")
     def _callers_are_known(self) -> Self:
-        anyone = self.tokens is None and self.tls_client_ca is None
+        anyone = self.callers is None and self.tls_client_ca is None
         if anyone and not self.allow_anyone and not is_loopback(self.host):
             others = f"others can reach {self.host_of_address or 'every address'}, and anyone may call"
-            raise ValueError(f"tokens: missing, {others}: name callers, set tls_client_ca, or say --allow-anyone")
+            raise ValueError(f"callers: missing, {others}: name callers, set tls_client_ca, or say --allow-anyone")
         return self
 
     @model_validator(mode="after")
     def _log_has_a_key(self) -> Self:
-        if self.log_key is None:  # here, so that all workers have the same
-            self.log_key = SecretStr(secrets.token_hex(16))
+        if self.log_key is not None and self.log_key_file is not None:
+            raise ValueError("log_key_file: given together with TIDEMARK_LOG_KEY: give one of them")
+        if self.log_key_file is not None:
+            try:
+                key = self.log_key_file.read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"log_key_file: cannot be read ({type(error).__name__}): name a text file") from error
+            if not key:
+                raise ValueError("log_key_file: the file is empty: put a key into it")
+            self.log_key = SecretStr(key)
+        elif self.log_key is None:
+            self.log_key = SecretStr(secrets.token_hex(16))  # here, so that all workers have the same key
         return self
+
+
+def outdated_setting(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """Find a setting of an earlier release.
+
+    Args:
+        arguments: The options of the command.
+        environment: The environment variables.
+
+    Returns:
+        What to use instead, as a line for the user; None if all settings are known today.
+    """
+    for option in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        name = option.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if name == "log_key":
+            return "--log-key: a secret on the command line is visible to all users: set TIDEMARK_LOG_KEY"
+        if name in RENAMED:
+            return f"{option} is called --{RENAMED[name].replace('_', '-')} now{_unit(name)}"
+        if name in REMOVED:
+            return f"{option} is no longer a setting: leave it out"
+    for name, current in RENAMED.items():
+        if PREFIX + name.upper() in environment:
+            return f"{PREFIX}{name.upper()} is called {PREFIX}{current.upper()} now{_unit(name)}"
+    return None
+
+
+def _unit(name: str) -> str:
+    return ", in seconds" if name.endswith("_ms") else ""

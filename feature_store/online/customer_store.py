@@ -104,7 +104,7 @@ class CustomerStore:
         """
         await self.use(self._view.fold.layout, self._view.fold.interests)
         if self._durable and not await self._redis.has_append_only_file():
-            raise StoreUnavailableError("--durable needs a Redis with appendonly")
+            raise StoreUnavailableError("--durable-events needs a Redis with appendonly")
 
     async def use(self, layout: StateLayout, interests: Interests) -> None:
         """Go over to the layout and interests of a model; StoreUnavailableError."""

@@ -46,6 +46,9 @@ from service.transport.lean.server import LeanServer
 TURNS: Final = {"lean": 4, "grpcio": 16}
 """Of the loop, before a batch is taken. With 16 single calls in flight lean's 4 turns save a sixth of the CPU."""
 
+SPIKE_WINDOW_S: Final = 60.0
+"""Length of the windows in which alerts are counted."""
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -74,25 +77,23 @@ class Parts:
 async def make_parts(settings: Settings) -> Parts:
     """All parts, with the registry's model; BundleError, InputError or OSError where there cannot be a server."""
     certificates, access = tls.watched(settings), Access.of(settings)
-    store = Redis(settings.redis, settings.redis_timeout_ms / 1000)
-    if store.is_cluster and settings.durable:
-        raise InputError("durable: a Redis cluster takes no live events: leave it out, or use a single Redis")
+    store = Redis(settings.redis, settings.redis_timeout_s)
+    if store.is_cluster and settings.durable_events:
+        raise InputError("durable_events: a Redis cluster takes no live events: leave it out, or use a single Redis")
     model = await first_model(settings.registry, partial(is_ready, store))
     seen = Telemetry.of(settings)
     scorers = Scorers(store, settings, seen.stages)
     router = ModelRouter(ModelSet(ServingModel(model, scorers.make(model))))
     batcher = _batcher(settings, router, seen.stages)
     customers, rules = _customers(settings, store, model, scorers), _rules(settings)
-    recorder = EventBatcher(
-        customers.record, rules, scoring=batcher.busy, max_wait_s=settings.max_events_queue_ms / 1000
-    )
+    recorder = EventBatcher(customers.record, rules, scoring=batcher.busy, max_wait_s=settings.max_event_queue_s)
     shown = Customers(customers, model.interests)
     hooks = Hooks(scorers, partial(is_ready, store), partial(_use, customers, shown))
     watch = RegistryWatcher(settings.registry, router, hooks)
     await watch.look()
     methods = handlers(recorder, shown, Models(watch))
     backend = Backend(settings, batcher, methods, certificates, access, seen.metrics, seen.tracer)
-    transport: Transport = LeanServer(backend) if settings.front == "lean" else GrpcioServer(backend)
+    transport: Transport = LeanServer(backend) if settings.transport == "lean" else GrpcioServer(backend)
     return Parts(
         settings=settings,
         instruments=seen,
@@ -114,7 +115,7 @@ class Scorers:
 
     def __init__(self, store: Redis, settings: Settings, stages: BatchObserver | None = None) -> None:
         """``stages``: who wants to know of batches."""
-        guard = partial(SpikeGuard, z=settings.spike_z, window_s=settings.spike_window_s)
+        guard = partial(SpikeGuard, z=settings.spike_threshold, window_s=SPIKE_WINDOW_S)
         self._guards: Final = Guards(churn=guard(), propensity=guard())
         self._store: Final = store
         self._stale_bytes: Final = settings.stale_cache_bytes
@@ -153,10 +154,8 @@ class Scorers:
 def _batcher(settings: Settings, router: ModelRouter, stages: BatchObserver | None) -> ScoreBatcher:
     return ScoreBatcher(
         router.score,
-        max_rows=settings.max_batch_rows,
-        slice_rows=settings.slice_rows,
-        turns=TURNS[settings.front],
-        max_wait_s=settings.max_queue_ms / 1000,
+        turns=TURNS[settings.transport],
+        max_wait_s=settings.max_queue_s,
         observer=stages,
     )
 
@@ -166,8 +165,8 @@ def _customers(settings: Settings, store: Redis, model: Model, scorers: Scorers)
     return CustomerStore(
         store,
         fold,
-        most_waiting=settings.max_unarchived,
-        durable=settings.durable,
+        most_waiting=settings.max_unarchived_commits,
+        durable=settings.durable_events,
         forget=scorers.forget,
     )
 
@@ -176,9 +175,9 @@ def _rules(settings: Settings) -> Rules:
     return Rules(
         max_lateness_s=settings.max_lateness_hours * HOUR_S,
         max_future_s=settings.max_future_s,
-        cap_type_hour=settings.cap_type_hour,
-        cap_hour=settings.cap_hour,
-        cap_total=settings.cap_total,
+        cap_type_hour=settings.max_events_per_type_hour,
+        cap_hour=settings.max_events_per_hour,
+        cap_total=settings.max_events_per_customer,
         keep_text=settings.keep_text,
     )
 

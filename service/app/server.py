@@ -122,7 +122,7 @@ def _tell_model(parts: Parts) -> None:
 
 def _tasks(parts: Parts) -> list[asyncio.Task[None]]:
     """What goes on beside the calls, until cancelled; each is begun."""
-    follow = parts.watch.run(parts.settings.registry_interval_ms / 1000)
+    follow = parts.watch.run(parts.settings.registry_interval_s)
     works = [follow, keep(parts.files), _tell_counts(parts)]
     if (metrics := parts.instruments.metrics) is not None:
         works.append(watch_loop(metrics))
@@ -160,7 +160,7 @@ async def _watch(parts: Parts) -> None:
             told = why
             logger.log(logging.INFO if why == SERVING else logging.WARNING, why, extra={"serving": answers})
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(parts.settings.health_interval_ms / 1000):
+            async with asyncio.timeout(parts.settings.health_interval_s):
                 await store.changed.wait()
             await asyncio.sleep(SETTLE_S)
 

@@ -51,12 +51,12 @@ class Access:
     @classmethod
     def of(cls, settings: Settings) -> Access | None:
         """As the settings say; None if everybody may call everything. InputError if the file cannot be used."""
-        if settings.tokens is None:
+        if settings.callers is None:
             return None
         if settings.tls_certificate is None and not is_loopback(settings.host):
-            logger.warning("tokens travel unencrypted: set tls_certificate, unless a proxy in front of this does TLS")
-        file = CallersFile(settings.tokens, settings.workers)
-        return cls(Watched("callers", [settings.tokens], lambda contents: file.load(contents[0])))
+            logger.warning("tokens travel in the clear: set tls_certificate, unless a proxy before the server does TLS")
+        file = CallersFile(settings.callers, settings.workers)
+        return cls(Watched("callers", [settings.callers], lambda contents: file.load(contents[0])))
 
     def authorize(self, authorization: bytes | None, names: Sequence[str], scope: Scope) -> Caller:
         """Find the caller of a call and check its scope.

@@ -46,7 +46,9 @@ class Telemetry:
         if metrics is None and tracer is None:
             return cls()
         # grpcio's front writes a reply in the task of its call, some time after its batch.
-        return cls(metrics, tracer, BatchObserver(metrics, encodes=settings.front == "lean", traced=tracer is not None))
+        return cls(
+            metrics, tracer, BatchObserver(metrics, encodes=settings.transport == "lean", traced=tracer is not None)
+        )
 
 
 STANDARD: Final = (health.SERVICE_NAME, reflection.SERVICE_NAME)

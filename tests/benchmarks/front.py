@@ -69,8 +69,8 @@ def unary(in_flight: int, bench: Bench) -> Measured:
 def fronts_1(bench: Bench) -> Measured:
     """Server CPU of one call at a time on the lean front, where it gains least, over the same on grpcio's."""
     with (
-        tidemark_server(bench.registry, bench.url, "--front", "lean") as lean,
-        tidemark_server(bench.registry, bench.url, "--front", "grpcio") as grpcio,
+        tidemark_server(bench.registry, bench.url, "--transport", "lean") as lean,
+        tidemark_server(bench.registry, bench.url, "--transport", "grpcio") as grpcio,
     ):
         found = paired(lambda: cost(lean, 1), lambda: cost(grpcio, 1))
     return found.median, f"CPU per call; on grpcio's front {found.unit * 1e6:.0f} µs; {found.spread}"
@@ -78,7 +78,7 @@ def fronts_1(bench: Bench) -> Measured:
 
 def unary_clients(front: str, bench: Bench) -> Measured:
     """The same with 64 in flight, called by grpcio's clients on four channels."""
-    with tidemark_server(bench.registry, bench.url, "--front", front) as ours, empty_server() as empty:
+    with tidemark_server(bench.registry, bench.url, "--transport", front) as ours, empty_server() as empty:
         a, b = (Caller(target, UNARY, unary_requests(), 64) for target in (ours, empty))
         found = paired(lambda: a.cost(SLICE_S), lambda: b.cost(SLICE_S))
         a.close()

@@ -133,7 +133,7 @@ def outage(bench: Bench) -> Mapping[str, Measured]:
 
 
 def _outage(bench: Bench, server: Server, front: str, away: Callable[[], None], back: Callable[[], None]) -> Seen:
-    with tidemark_server(bench.registry, server.url, "--front", front) as ours:
+    with tidemark_server(bench.registry, server.url, "--transport", front) as ours:
         return asyncio.run(_seen(f"127.0.0.1:{ours.port}", server, away, back))
 
 

@@ -147,7 +147,7 @@ def _why(found: dict[str, Counter[str]]) -> str:
 
 def rolled(bench: Bench, front: str) -> Counter[str]:
     """What came of calls while the workers were replaced."""
-    options = ("--front", front, "--workers", str(WORKERS))
+    options = ("--transport", front, "--workers", str(WORKERS))
     with tidemark_server(bench.registry, bench.url, *options) as server:
         command = [sys.executable, "-m", "tests.benchmarks.rolling", "--target", f"127.0.0.1:{server.port}", "--number"]
         clients = [

@@ -125,10 +125,10 @@ def front(request: pytest.FixtureRequest) -> Iterator[str]:
     """All tests run on both fronts: every server that they start is of this one."""
     name = str(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIDEMARK_FRONT", name)
+        patch.setenv("TIDEMARK_TRANSPORT", name)
         # Nothing is shed, however slow the machine is; who tests that gives options of its own.
-        patch.setenv("TIDEMARK_MAX_QUEUE_MS", "60000")
-        patch.setenv("TIDEMARK_MAX_EVENTS_QUEUE_MS", "60000")
+        patch.setenv("TIDEMARK_MAX_QUEUE_S", "60")
+        patch.setenv("TIDEMARK_MAX_EVENT_QUEUE_S", "60")
         yield name
 
 

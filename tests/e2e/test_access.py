@@ -102,7 +102,7 @@ def guarded(start: Start, tmp_path_factory: pytest.TempPathFactory) -> ServerPro
     """A server that knows its callers."""
     path = tmp_path_factory.mktemp("callers") / "callers.json"
     write(path, *CALLERS)
-    return start("--tokens", str(path))
+    return start("--callers", str(path))
 
 
 # --- scopes ---------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_a_changed_file_counts_for_calls_on_open_connections_and_a_bad_one_does_
 ) -> None:
     path = tmp_path / "callers.json"
     write(path, entry("first", "score"))
-    server = start("--tokens", str(path), "--host", "0.0.0.0")
+    server = start("--callers", str(path), "--host", "0.0.0.0")
     assert "tokens travel in the clear" in server.log
 
     def outcome(live: Live) -> str:
@@ -283,8 +283,8 @@ def test_a_changed_file_counts_for_calls_on_open_connections_and_a_bad_one_does_
     ("options", "said"),
     [
         (["--host", "0.0.0.0"], "--allow-anyone"),
-        (["--tokens", "missing.toml"], "missing.toml"),
-        (["--tokens", "bad.toml"], "bad.toml"),
+        (["--callers", "missing.toml"], "missing.toml"),
+        (["--callers", "bad.toml"], "bad.toml"),
     ],
 )
 def test_what_cannot_be_meant_ends_in_one_line(
@@ -343,7 +343,7 @@ def test_no_customer_and_no_token_is_in_the_log_whatever_comes(
 ) -> None:
     path = tmp_path / "callers.json"
     write(path, entry(f"{SECRET}-token", ALL) | {"name": "shop"})
-    options = ["--registry", str(sample_registry), "--redis", own_redis.url, "--port", "0", "--tokens", str(path)]
+    options = ["--registry", str(sample_registry), "--redis", own_redis.url, "--port", "0", "--callers", str(path)]
     key = {"TIDEMARK_LOG_KEY": "of the shop", "PYTHONASYNCIODEBUG": "1"}
     with ServerProcess(tmp_path, *options, "--log-level", "DEBUG", environment=key) as server:
         server.wait_for("health is SERVING")

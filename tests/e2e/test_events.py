@@ -159,7 +159,7 @@ def test_bytes_that_are_no_events_are_an_invalid_argument(live: Live, data: byte
 
 
 def test_what_is_beyond_a_cap_is_accepted_and_told_and_not_folded(start: Start) -> None:
-    caps = ["--cap-type-hour", "3", "--cap-hour", "5", "--cap-total", "8"]
+    caps = ["--max-events-per-type-hour", "3", "--max-events-per-hour", "5", "--max-events-per-customer", "8"]
     with calling(start(*caps).target) as live:
         customer = someone()
         reply = live.record(*(event(customer, "visit", channel="web") for _ in range(5)))
@@ -180,7 +180,7 @@ def test_what_is_beyond_a_cap_is_accepted_and_told_and_not_folded(start: Start) 
 
 
 def test_events_are_refused_where_the_archive_is_behind(own_redis: RedisProcess, start: Start) -> None:
-    server = start("--max-unarchived", "3", redis=own_redis.url)
+    server = start("--max-unarchived-commits", "3", redis=own_redis.url)
     with calling(server.target) as live:
         customer = someone()
         for _ in range(3):
@@ -554,7 +554,16 @@ def test_events_that_a_hanging_redis_took_late_are_counted_once(own_redis: Redis
 
 
 def test_what_became_of_events_is_in_the_log(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> None:
-    options = ["--registry", str(sample_registry), "--redis", loaded_redis, "--port", "0", "--cap-type-hour", "1"]
+    options = [
+        "--registry",
+        str(sample_registry),
+        "--redis",
+        loaded_redis,
+        "--port",
+        "0",
+        "--max-events-per-type-hour",
+        "1",
+    ]
     with ServerProcess(tmp_path, *options) as process:
         process.wait_for("health is SERVING")
         customer = someone()

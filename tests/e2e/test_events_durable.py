@@ -129,7 +129,16 @@ def assert_all_is_there(url: str, target: str, clients: list[Client]) -> None:
 
 def settings() -> list[str]:
     """Caps out of the way; and a slow disk is not what is tested."""
-    return ["--cap-type-hour", "100000", "--cap-hour", "100000", "--cap-total", "100000", "--redis-timeout-ms", "2000"]
+    return [
+        "--max-events-per-type-hour",
+        "100000",
+        "--max-events-per-hour",
+        "100000",
+        "--max-events-per-customer",
+        "100000",
+        "--redis-timeout-s",
+        "2",
+    ]
 
 
 def test_a_killed_server_loses_nothing_that_it_acknowledged(kept: Kept, start: Start) -> None:
@@ -148,7 +157,9 @@ def test_a_killed_server_loses_nothing_that_it_acknowledged(kept: Kept, start: S
     assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize(("fsync", "options"), [("always", []), ("everysec", ["--durable"])], ids=["always", "durable"])
+@pytest.mark.parametrize(
+    ("fsync", "options"), [("always", []), ("everysec", ["--durable-events"])], ids=["always", "durable"]
+)
 def test_a_killed_redis_loses_nothing_that_was_acknowledged(
     kept: Kept, start: Start, fsync: str, options: list[str]
 ) -> None:
@@ -170,7 +181,7 @@ def test_a_killed_redis_loses_nothing_that_was_acknowledged(
 def test_a_durable_acknowledgement_comes_when_the_disk_has_it_without_further_settings(
     kept: Kept, start: Start, fsync: str
 ) -> None:
-    server = start("--durable", redis=kept(fsync).url)
+    server = start("--durable-events", redis=kept(fsync).url)
     with calling(server.target) as live:
         customer = someone()
         began = time.monotonic()
@@ -186,7 +197,9 @@ def test_without_an_append_only_file_a_durable_server_acknowledges_nothing_and_s
     kept: Kept, start: Start
 ) -> None:
     store = kept("never")
-    server = start("--durable", redis=store.url, wait_for="NOT_SERVING.*--durable needs a Redis with appendonly")
+    server = start(
+        "--durable-events", redis=store.url, wait_for="NOT_SERVING.*--durable-events needs a Redis with appendonly"
+    )
     with calling(server.target) as live:
         check = health_pb2_grpc.HealthStub(live.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
         assert check.status == NOT_SERVING

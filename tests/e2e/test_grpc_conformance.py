@@ -88,7 +88,7 @@ def start(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> Iterator[
 @pytest.fixture
 def patient(start: Start, stoppable: RedisProcess) -> Iterator[ServerProcess]:
     """A server that waits for its Redis, however long that takes, and asks it nothing of its own meanwhile."""
-    yield start("--redis-timeout-ms", "20000", "--health-interval-ms", "60000", redis=stoppable.url)
+    yield start("--redis-timeout-s", "20", "--health-interval-s", "60", redis=stoppable.url)
     stoppable.resume()
 
 
@@ -389,7 +389,7 @@ def test_requests_of_a_stream_that_come_together_are_answered_in_turn(raw: RawCl
 
 
 def test_a_watcher_hears_of_health_as_it_changes(start: Start, own_redis: RedisProcess) -> None:
-    server = start("--health-interval-ms", "50", redis=own_redis.url)
+    server = start("--health-interval-s", "0.05", redis=own_redis.url)
     with RawClient(server.target) as raw:
         services = [b"", SERVICE.encode(), b"unknown"]
         requests = [health_pb2.HealthCheckRequest(service=name.decode()).SerializeToString() for name in services]
@@ -436,7 +436,7 @@ def test_a_request_comes_in_while_another_waits_for_redis(patient: ServerProcess
 
 
 def test_a_client_without_a_sign_of_life_is_closed_and_another_is_kept(start: Start) -> None:
-    server = start("--keepalive-s", "0.3", "--keepalive-timeout-s", "0.4")
+    server = start("--keepalive-interval-s", "0.3", "--keepalive-timeout-s", "0.4")
     with RawClient(server.target) as silent, RawClient(server.target) as alive:
         for client in (silent, alive):
             client.messages(client.call(WATCH, ALL), 1)
@@ -547,12 +547,12 @@ def test_a_stop_under_load_loses_no_call_that_was_taken(start: Start, front: str
     assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("timeout_ms", ["300", "20000"])
+@pytest.mark.parametrize("timeout_s", ["0.3", "20"])
 def test_a_stop_ends_also_who_is_connecting_to_redis(
-    stoppable: RedisProcess, sample_registry: Path, tmp_path: Path, timeout_ms: str
+    stoppable: RedisProcess, sample_registry: Path, tmp_path: Path, timeout_s: str
 ) -> None:
     options = ["--registry", str(sample_registry), "--redis", stoppable.url, "--port", "0"]
-    options += ["--health-interval-ms", "10", "--redis-timeout-ms", timeout_ms]
+    options += ["--health-interval-s", "0.01", "--redis-timeout-s", timeout_s]
     stoppable.pause()
     try:
         with ServerProcess(tmp_path, *options) as server:
@@ -812,7 +812,7 @@ def pair(
     with ExitStack() as stack:
         servers = [
             stack.enter_context(
-                ServerProcess(folder, *options, "--front", name, environment={"PYTHONPATH": str(folder)})
+                ServerProcess(folder, *options, "--transport", name, environment={"PYTHONPATH": str(folder)})
             )
             for name in ("grpcio", "lean")
         ]
@@ -830,7 +830,7 @@ def test_both_fronts_say_the_same_to_the_byte(pair: list[ServerProcess], name: s
 
 @pytest.mark.usefixtures("lean")
 def test_both_fronts_say_the_same_of_a_redis_that_is_away(start: Start, tmp_path: Path) -> None:
-    servers = [start("--front", name, redis=f"unix://{tmp_path}/none") for name in ("grpcio", "lean")]
+    servers = [start("--transport", name, redis=f"unix://{tmp_path}/none") for name in ("grpcio", "lean")]
     for name in ("a score", "a batch", "health"):
         by_grpcio, by_lean = (said(server.target, TABLE[name]) for server in servers)
         assert by_lean == by_grpcio

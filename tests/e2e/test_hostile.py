@@ -265,7 +265,7 @@ def options(sample_registry: Path, loaded_redis: str) -> list[str]:
 @pytest.fixture(scope="module")
 def server(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One for all attacks: what one of them leaves behind would harm the next."""
-    environment = {"TIDEMARK_FRONT": "lean"}
+    environment = {"TIDEMARK_TRANSPORT": "lean"}
     with ServerProcess(tmp_path_factory.mktemp("hostile"), *options, environment=environment) as process:
         process.wait_for("health is SERVING")
         with Peer(process.target) as peer:
@@ -467,7 +467,9 @@ def test_a_dribble_is_served_in_the_end(server: ServerProcess) -> None:
 
 
 def test_more_connections_than_allowed_are_closed_at_once(options: list[str], tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, *options, "--max-connections", "20", environment={"TIDEMARK_FRONT": "lean"}) as server:
+    with ServerProcess(
+        tmp_path, *options, "--max-connections", "20", environment={"TIDEMARK_TRANSPORT": "lean"}
+    ) as server:
         server.wait_for("health is SERVING")
         with unharmed(server) as healthy:
             while not healthy.times:
@@ -556,7 +558,7 @@ def test_clients_that_go_while_they_are_answered_harm_nobody(server: ServerProce
 
 def test_a_client_that_speaks_after_the_end_is_not_heard(options: list[str], tmp_path: Path) -> None:
     settings = ["--max-connection-age-s", "0.5"]
-    with ServerProcess(tmp_path, *options, *settings, environment={"TIDEMARK_FRONT": "lean"}) as server:
+    with ServerProcess(tmp_path, *options, *settings, environment={"TIDEMARK_TRANSPORT": "lean"}) as server:
         server.wait_for("health is SERVING")
         with Peer(server.target) as peer:
             assert peer.read(lambda peer: [f for f in peer.frames if f.type == PING])

@@ -267,7 +267,7 @@ def test_no_customer_is_in_metrics_or_log(watched: Seen) -> None:
 def test_calls_that_are_given_up_and_a_redis_that_is_away_are_told(
     own_redis: RedisProcess, sample_registry: Path, tmp_path: Path
 ) -> None:
-    found = seen(tmp_path, sample_registry, own_redis.url, "--redis-timeout-ms", "1000")
+    found = seen(tmp_path, sample_registry, own_redis.url, "--redis-timeout-s", "1")
     with found.server, grpc.insecure_channel(found.server.target) as channel:
         assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN)) is grpc.StatusCode.FAILED_PRECONDITION  # it is empty
         own_redis.pause()
@@ -314,7 +314,7 @@ def test_explanations_stale_scores_and_changes_of_the_model_are_counted(
 ) -> None:
     done = call(feature_store_cli, "load", shop.config, "--registry", registry, "--redis", own_redis.url)
     assert done.code == 0, done.err
-    options = ("--registry-interval-ms", "50", "--stale-cache-bytes", "100000")
+    options = ("--registry-interval-s", "0.05", "--stale-cache-bytes", "100000")
     found = seen(tmp_path, registry, own_redis.url, *options)
     with found.server, ScoringClient(found.server.target) as client, grpc.insecure_channel(found.server.target) as to:
         models = Models(to)

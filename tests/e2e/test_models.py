@@ -25,7 +25,7 @@ from tests.e2e.live import Live, Start, calling, event, someone, starter, told_o
 from tests.e2e.models import HALF_LIFE, OTHER_HALF_LIFE, Models, republished, until, with_other_features
 
 KNOWN = [f"c{number:04}" for number in range(300)]
-QUICK = ("--registry-interval-ms", "50")
+QUICK = ("--registry-interval-s", "0.05")
 
 
 @dataclass

@@ -36,7 +36,7 @@ BATCH = "/tidemark.v1.ScoringService/BatchScoreCustomers"
 RECORD = "/tidemark.v1.EventService/RecordEvents"
 STREAM = "/tidemark.v1.EventService/StreamEvents"
 GET = "/tidemark.v1.CustomerService/GetCustomer"
-PATIENT = ("--redis-timeout-ms", "20000", "--health-interval-ms", "60000")
+PATIENT = ("--redis-timeout-s", "20", "--health-interval-s", "60")
 """A server for which a Redis that is paused is slow, not away."""
 
 ONE = scoring_pb2.ScoreCustomerRequest(customer_id=customer_id(7)).SerializeToString()
@@ -137,7 +137,7 @@ async def serving(target: str) -> int:
 
 
 def test_beyond_the_bound_calls_are_shed_at_once_and_the_others_answered(start: Start, redis: RedisProcess) -> None:
-    server = start(*PATIENT, "--max-queue-ms", "5")
+    server = start(*PATIENT, "--max-queue-s", "0.005")
 
     async def main() -> None:
         async with Calls(server.target) as one, Calls(server.target) as other:
@@ -163,7 +163,7 @@ def test_beyond_the_bound_calls_are_shed_at_once_and_the_others_answered(start: 
 
 
 def test_calls_that_were_cancelled_or_have_expired_are_not_scored(start: Start, redis: RedisProcess) -> None:
-    server = start(*PATIENT, "--max-queue-ms", "10000")
+    server = start(*PATIENT, "--max-queue-s", "10")
 
     async def main() -> None:
         async with Calls(server.target) as calls:
@@ -191,7 +191,7 @@ def test_calls_that_were_cancelled_or_have_expired_are_not_scored(start: Start, 
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Start, redis: RedisProcess) -> None:
-    server = start(*PATIENT, "--max-queue-ms", "60000")
+    server = start(*PATIENT, "--max-queue-s", "60")
 
     async def main() -> None:
         async with Calls(server.target) as one, Calls(server.target) as other:
@@ -221,7 +221,7 @@ async def told(call: Any) -> str:
 def test_events_are_shed_by_the_time_they_would_wait_and_streams_wait_themselves(
     start: Start, redis: RedisProcess
 ) -> None:
-    server = start(*PATIENT, "--max-events-queue-ms", "10")
+    server = start(*PATIENT, "--max-event-queue-s", "0.01")
 
     async def main() -> None:
         async with Calls(server.target) as calls:
@@ -245,7 +245,7 @@ def test_events_are_shed_by_the_time_they_would_wait_and_streams_wait_themselves
 
 
 def test_events_of_calls_that_expired_or_were_cancelled_are_not_recorded(start: Start, redis: RedisProcess) -> None:
-    server = start(*PATIENT, "--max-events-queue-ms", "10000")
+    server = start(*PATIENT, "--max-event-queue-s", "10")
 
     async def main() -> None:
         async with Calls(server.target) as calls:
@@ -290,7 +290,7 @@ class Watch(threading.Thread):
 
 
 def test_health_and_customers_get_through_while_the_server_is_overloaded(front: str, start: Start) -> None:
-    server: ServerProcess = start("--max-queue-ms", "50")
+    server: ServerProcess = start("--max-queue-s", "0.05")
     target = server.target
     watches = [
         Watch(target, "/grpc.health.v1.Health/Check", b""),

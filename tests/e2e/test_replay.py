@@ -36,7 +36,7 @@ def test_the_whole_year_replayed_is_what_a_load_of_it_says(
         f'[[caller]]\nname = "replay"\nscopes = ["events"]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\n'
     )
     (tmp_path / "token").write_text("secret\n")
-    old = ["--max-lateness-hours", "200000", "--port", "0", "--tokens", "callers.toml"]
+    old = ["--max-lateness-hours", "200000", "--port", "0", "--callers", "callers.toml"]
     with ServerProcess(tmp_path, *map(str, [*store, *old])) as server:
         server.wait_for("health is SERVING")
         sent = module("service.replay", "complete_journey", server.target, "--token-file", tmp_path / "token")

@@ -55,8 +55,8 @@ def fragile(
         own_redis.url,
         "--port",
         "0",
-        "--health-interval-ms",
-        "50",
+        "--health-interval-s",
+        "0.05",
     ]
     with ServerProcess(tmp_path, *options) as server:
         server.wait_for("health is SERVING")
@@ -224,7 +224,7 @@ def test_settings_come_from_the_environment_too(loaded_redis: str, sample_regist
 
 
 def test_a_stop_lets_running_calls_finish(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> None:
-    options = ["--registry", str(sample_registry), "--redis", loaded_redis, "--port", "0", "--max-queue-ms", "10000"]
+    options = ["--registry", str(sample_registry), "--redis", loaded_redis, "--port", "0", "--max-queue-s", "10"]
     with ServerProcess(tmp_path, *options) as server:
         server.wait_for("health is SERVING")
         with grpc.insecure_channel(server.target) as channel:

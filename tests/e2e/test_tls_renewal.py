@@ -204,7 +204,7 @@ def test_a_certificate_is_a_caller_by_its_common_or_alternative_name(start: Star
         {"name": "by-token", "sha256": token_hash, "scopes": ["score"]},
     ]
     (tmp_path / "callers.json").write_text(json.dumps({"caller": entries}))
-    server = start(*pki.mutual, "--tokens", str(tmp_path / "callers.json"))
+    server = start(*pki.mutual, "--callers", str(tmp_path / "callers.json"))
 
     def outcomes(*names: str, common: str = "", token: str = "") -> tuple[str, str]:
         with secure(server, pki.credentials(pki.authority, *names, common=common)) as channel:

@@ -54,7 +54,7 @@ class GrpcioServer:
         self._tracer = backend.tracer
         self._certificates = backend.certificates
         self.serving = False
-        self._lag = Lag(backend.settings.max_queue_ms / 1000)
+        self._lag = Lag(backend.settings.max_queue_s)
         self._health = Health(("", *SERVICES))
         self._reflection = Reflection((*SERVICES, health.SERVICE_NAME))
         self._watches: set[asyncio.Queue[bytes | None]] = set()
@@ -110,7 +110,7 @@ class GrpcioServer:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), MAX_MS)),
-            ("grpc.keepalive_time_ms", min(int(settings.keepalive_s * 1000), MAX_MS)),
+            ("grpc.keepalive_time_ms", min(int(settings.keepalive_interval_s * 1000), MAX_MS)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_timeout_ms", timeout_ms),
             ("grpc.http2.ping_timeout_ms", timeout_ms),

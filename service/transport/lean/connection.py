@@ -97,9 +97,9 @@ class Connection(asyncio.Protocol):
         jitter = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311  # spreads reconnecting
         limits = Limits(
             max_age_s=settings.max_connection_age_s * jitter,
-            keepalive_s=settings.keepalive_s,
+            keepalive_s=settings.keepalive_interval_s,
             keepalive_timeout_s=settings.keepalive_timeout_s,
-            write_stall_timeout_s=settings.stalled_s,
+            write_stall_timeout_s=settings.write_stall_timeout_s,
         )
         self._lifetime: Final = Lifetime(limits, time.monotonic())
 

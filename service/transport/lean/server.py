@@ -180,7 +180,7 @@ class LeanServer:
                 logger.error("closing a connection: %s", type(error).__name__)
                 connection.abort()
             buffered += connection.buffered_bytes
-        if buffered > self.settings.max_held_bytes:
+        if buffered > self.settings.max_total_buffered_bytes:
             logger.warning("connections hold %d bytes: closing the one that holds most", buffered)
             max(self.connections, key=lambda connection: connection.buffered_bytes).abort()
 

@@ -9,19 +9,24 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.settings import Settings
+from service.settings import REMOVED, RENAMED, Settings, outdated_setting
 
 ROOT = Path(__file__).parents[3]
 GOOD: dict[str, Any] = {"registry": Path("r"), "redis": "redis://x"}
 README = Path(__file__).parents[3] / "README.md"
+ONLY_IN_THE_ENVIRONMENT = {"log_key"}
+HIDDEN = {"keepalive_timeout_s"}
 
 
 def test_the_readme_documents_every_setting_with_its_default() -> None:
     table = README.read_text()
     for name, setting in Settings.model_fields.items():
+        if name in HIDDEN:
+            assert name.upper() not in table
+            continue
         default = "required" if setting.is_required() else f"`{setting.default}`"
-        option = "--" + name.replace("_", "-")
-        assert f"| `{option}` | `TIDEMARK_{name.upper()}` | {default} | {setting.description} |" in table
+        option = "" if name in ONLY_IN_THE_ENVIRONMENT else f"`--{name.replace('_', '-')}`"
+        assert f"| {option} | `TIDEMARK_{name.upper()}` | {default} | {setting.description} |" in table
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +39,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", 70_000), ("port", -1), ("redis", ""), ("redis_timeout_ms", 0), ("slice_rows", 0), ("log_level", "LOUD")],
+    [("port", 70_000), ("port", -1), ("redis", ""), ("redis_timeout_s", 0), ("workers", 0), ("log_level", "LOUD")],
 )
 def test_a_setting_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
@@ -56,7 +61,7 @@ def test_other_machines_may_call_only_where_it_is_said_who_or_that_anyone_may(ho
     for not_enough in ({}, PAIR):
         with pytest.raises(ValidationError, match=r"anyone may call: .*--allow-anyone"):
             Settings(**GOOD, host=host, **not_enough)
-    for enough in ({"tokens": "callers.toml"}, {"tls_client_ca": "ca.pem", **PAIR}, {"allow_anyone": True}):
+    for enough in ({"callers": "callers.toml"}, {"tls_client_ca": "ca.pem", **PAIR}, {"allow_anyone": True}):
         assert Settings(**GOOD, host=host, **enough).host == host
 
 
@@ -82,3 +87,48 @@ def test_the_key_of_the_log_is_given_or_made_and_not_shown() -> None:
     assert len(made.log_key.get_secret_value()) == 32
     assert made.log_key != other.log_key
     assert "of the shop" not in repr(given)
+
+
+def test_the_key_of_the_log_may_be_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("of the shop\n")
+    settings = Settings(**GOOD, log_key_file=path)
+    assert settings.log_key is not None
+    assert settings.log_key.get_secret_value() == "of the shop"
+    with pytest.raises(ValidationError, match="log_key_file: given together with TIDEMARK_LOG_KEY"):
+        Settings(**GOOD, log_key_file=path, log_key=SecretStr("another"))
+    path.write_text(" \n")
+    with pytest.raises(ValidationError, match="log_key_file: the file is empty"):
+        Settings(**GOOD, log_key_file=path)
+    with pytest.raises(ValidationError, match="log_key_file: cannot be read"):
+        Settings(**GOOD, log_key_file=tmp_path / "none")
+
+
+# --- settings of earlier releases -----------------------------------------------------------------------------------
+
+
+def test_old_names_are_no_settings_and_new_names_are() -> None:
+    assert not (set(RENAMED) | REMOVED) & set(Settings.model_fields)
+    assert set(RENAMED.values()) <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "problem"),
+    [
+        (["--front", "grpcio"], {}, "--front is called --transport now"),
+        (["--max-queue-ms=50"], {}, "--max-queue-ms is called --max-queue-s now, in seconds"),
+        (["--no-durable"], {}, "--no-durable is called --durable-events now"),
+        (["--slice-rows", "5"], {}, "--slice-rows is no longer a setting: leave it out"),
+        ([], {"TIDEMARK_TOKENS": "c.toml"}, "TIDEMARK_TOKENS is called TIDEMARK_CALLERS now"),
+        (
+            ["--log-key", "secret"],
+            {},
+            "--log-key: a secret on the command line is visible to all users: set TIDEMARK_LOG_KEY",
+        ),
+        (["--transport", "grpcio", "--log-key-file=key"], {"TIDEMARK_LOG_KEY": "x"}, None),
+    ],
+)
+def test_a_setting_of_an_earlier_release_is_refused_with_its_new_name(
+    arguments: list[str], environment: dict[str, str], problem: str | None
+) -> None:
+    assert outdated_setting(arguments, environment) == problem
