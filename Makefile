@@ -49,10 +49,11 @@ bench: $(DEV) $(WHEEL) ## measure the figures of the README; writes build/bench.
 protos: $(UV) ## build the Python stubs of the contract into client/tidemark
 	$(BIN)/python client/build_stubs.py
 
+# Of the sample only its Parquet files are used, by DuckDB; pandas and pyarrow (210 MB) are for its Python functions.
 lock: $(UV) ## renew the lock files from pyproject.toml
 	$(COMPILE) pyproject.toml --all-extras --group dev --output-file requirements/dev.lock
 	$(COMPILE) pyproject.toml --constraints requirements/dev.lock --extra service --extra training --extra load --extra demo \
-		--group build --output-file requirements/run.lock
+		--group build --no-emit-package pandas --no-emit-package pyarrow --output-file requirements/run.lock
 	$(COMPILE) pyproject.toml --constraints requirements/dev.lock --extra service --output-file requirements/server.lock
 	$(COMPILE) --constraints requirements/dev.lock --group pyproject.toml:build --output-file requirements/build.lock
 

