@@ -54,6 +54,17 @@ def test_every_make_target_that_the_readme_names_exists() -> None:
         assert re.search(rf"^{target}:.* ## ", makefile, re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "client/README.md"])
+def test_every_file_that_is_named_exists(name: str) -> None:
+    root = Path(__file__).parents[2]
+    text = (root / name).read_text()
+    packages = "client|feature_store|protos|requirements|service|tests|training"
+    named = {match[1] for match in re.finditer(rf"[`( ]((?:{packages})/[\w./-]*[\w/])", text)}
+    named |= {match[1] for match in re.finditer(r"\]\(([^):#]+)\)", text)}
+    assert named or name == "client/README.md"
+    assert {path for path in named if not (root / path).exists()} == set()
+
+
 LOCKS = Path(__file__).parents[2] / "requirements"
 
 
