@@ -9,10 +9,12 @@ from typing import Final
 
 from feature_store.bundles.bundle import BundleError, Manifest, read_manifest
 from feature_store.bundles.registry import Rollout, Stamp, stamp, versions
+from feature_store.errors import StoreUnavailableError
 from service.api import models as convert_models
 from service.call_context import CallContext
 from service.errors import Reason, RequestError
-from service.scoring.registry_watcher import RegistryWatcher
+from service.scoring.model_loader import RefusedError
+from service.scoring.registry_watcher import RegistryWatcher, RegistryWriteError
 
 Told = tuple[str, Manifest | None, str]
 """A version, its manifest if it can be read, and why it is refused, if it is."""
@@ -30,13 +32,13 @@ class Models:
         """GetServingModel."""
         convert_models.decode_serving(request)
         watch = self._watch
-        return convert_models.encode_serving(watch.router.model_set, watch.since, watch.rollout, watch.refusal)
+        return convert_models.encode_serving(watch.router.model_set, watch.since, watch.rollout, watch.loader.latest)
 
     async def bundles(self, request: bytes, _context: CallContext) -> bytes:
         """ListModels."""
         convert_models.decode_list(request)
         try:
-            found = await self._watch.aside(self._look)
+            found = await self._watch.loader.in_thread(self._look)
         except OSError as error:
             raise _unreadable(error) from error
         return convert_models.encode_models(found, self._watch.router.model_set)
@@ -45,7 +47,7 @@ class Models:
         """ActivateModel."""
         version = convert_models.decode_activate(request)
         await self._known(version, "version")
-        await self._to_the_end(self._watch.activate(version))
+        await self._to_the_end(self._watch.activate(version), "version")
         return convert_models.encode_activated(version, self._watch.since)
 
     async def roll_out(self, request: bytes, _context: CallContext) -> bytes:
@@ -53,29 +55,37 @@ class Models:
         rollout = convert_models.decode_rollout(request)
         if rollout.version is not None:
             await self._known(rollout.version, _field(rollout))
-        await self._to_the_end(self._watch.roll_out(rollout))
+        await self._to_the_end(self._watch.roll_out(rollout), _field(rollout))
         return convert_models.encode_rollout(self._watch.rollout)
 
     async def _known(self, version: str, field: str) -> None:
         try:
-            known = version in await self._watch.aside(versions, self._watch.registry)
+            known = version in await self._watch.loader.in_thread(versions, self._watch.loader.registry)
         except OSError as error:
             raise _unreadable(error) from error
         if not known:
             message = "the registry has no bundle of this version: send one that ListModels tells"
             raise RequestError(Reason.MODEL_UNKNOWN, message, field)
 
-    async def _to_the_end(self, operation: Awaitable[None]) -> None:
-        """Carry an operation out even if the caller does not wait."""
+    async def _to_the_end(self, operation: Awaitable[None], field: str) -> None:
+        """Complete an operation on the version in a field of the request, even if the caller does not wait."""
         task = asyncio.ensure_future(operation)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to hear of it
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except RefusedError as error:
+            raise RequestError(Reason.MODEL_REFUSED, str(error), field) from error
+        except RegistryWriteError as error:
+            raise RequestError(Reason.REGISTRY_UNAVAILABLE, str(error)) from error
+        except StoreUnavailableError as error:
+            message = "the feature store does not answer: try again shortly"
+            raise RequestError(Reason.FEATURE_STORE_UNAVAILABLE, message) from error
 
     def _look(self) -> list[Told]:
         """All bundles of the registry. Manifests are read once, until a file changes."""
-        registry, refused, before = self._watch.registry, self._watch.refused, self._read
+        registry, refused, before = self._watch.loader.registry, self._watch.loader.refused, self._read
         self._read = {}
         found: list[Told] = []
         for version in versions(registry):

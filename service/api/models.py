@@ -13,8 +13,8 @@ from feature_store.bundles.bundle import Manifest
 from feature_store.bundles.registry import NO_ROLLOUT, Rollout, is_version
 from service.api.scoring import parsed
 from service.errors import Reason, RequestError
+from service.scoring.model_loader import Refusal
 from service.scoring.model_router import ModelSet
-from service.scoring.registry_watcher import Refusal
 from service.scoring.shadow import Shadow
 
 SERVICE: Final = "tidemark.v1.ModelService"

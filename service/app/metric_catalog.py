@@ -83,7 +83,7 @@ def _redis(metrics: Metrics, parts: Parts) -> None:
 
 
 def _models(metrics: Metrics, parts: Parts) -> None:
-    router, counts, counter, gauge = parts.router, parts.watch.counts, metrics.counter, metrics.gauge
+    router, watch, counter, gauge = parts.router, parts.watch, metrics.counter, metrics.gauge
 
     def used() -> dict[tuple[str, ...], Value]:
         model_set = router.model_set
@@ -93,8 +93,8 @@ def _models(metrics: Metrics, parts: Parts) -> None:
 
     labels = "version", "fingerprint", "role"
     gauge("tidemark_model_info", "The models in use; always 1.", used, *labels)
-    counter("tidemark_model_switches_total", "Times that another model became active.", lambda: counts["switches"])
-    counter("tidemark_model_refusals_total", "Bundles and rollouts refused.", lambda: counts["refused"])
+    counter("tidemark_model_switches_total", "Times that another model became active.", lambda: watch.switches)
+    counter("tidemark_model_refusals_total", "Bundles and rollouts refused.", lambda: watch.loader.refusals)
     gauge("tidemark_canary_share", "Share of customers whom a canary answers.", lambda: router.model_set.share)
 
 

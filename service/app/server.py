@@ -25,7 +25,7 @@ from service.app.supervisor import READY
 from service.file_watch import keep
 from service.settings import Settings
 from service.telemetry.logs import log_loop_error, start_log
-from service.telemetry.prometheus import answer, exposed
+from service.telemetry.prometheus import answer_scrapes, exposed
 from service.telemetry.setup import watch_loop
 
 GC_EVERY: Final = 20_000
@@ -77,7 +77,7 @@ async def serve(
         asyncio.get_running_loop().add_signal_handler(number, stop, settings.drain_s)
     if (metrics := parts.instruments.metrics) is not None:
         expose(metrics, parts)
-        answer(asked, metrics.snapshot)
+        answer_scrapes(asked, metrics.snapshot)
     port = await parts.transport.start(settings.port, listener)
     _leave_alone_what_is_loaded()
     _tell_model(parts)

@@ -1,7 +1,7 @@
-"""What the server counts of itself: plain numbers, cheap to add to, which are read when somebody asks.
+"""Counters and histograms of a process: plain numbers that are cheap to add to and are read at a scrape.
 
-A lock and an object per label, as metrics libraries have them, would cost a call a tenth of what it costs altogether.
-Here one event loop adds to lists, and ``readings`` says which of them are exposed under which name.
+The lock and the object per label of a metrics library would cost a tenth of the CPU of a call. Here one event loop adds
+to lists, and ``app.metric_catalog`` decides which of them are exposed under which name.
 """
 
 from __future__ import annotations
@@ -19,22 +19,29 @@ from service.errors import Code, Reason, RequestError
 
 CODES: Final[Mapping[int, str]] = {code.value[0]: code.name for code in grpc.StatusCode}
 UNKNOWN: Final = "unknown"
-"""The method of calls for which there is none: a path is whatever a caller makes up, and may hold anything."""
+"""The label of calls to an unknown method: their path comes from the caller and may contain anything."""
 STAGES: Final = ("queue", "redis", "graph", "explain", "encode")
 SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STAGE_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 ROWS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 AGE_SECONDS: Final = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, *(day * 86_400.0 for day in (1, 2, 7, 30, 90, 365)))
 AGES_AT_ONCE: Final = 256
-"""Batches whose feature ages are put into buckets together: for one alone that costs ten times as much."""
+"""Batches whose feature ages are counted together: to count each batch by itself costs ten times as much."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 Snapshot = list[dict[str, Any]]
-"""All families with their values, as JSON has it."""
+"""All metric families with their values, ready for JSON."""
 
 
 class Histogram:
-    """Counts of values by bucket: of those up to each bound, and beyond the bound before it; and the sum of all."""
+    """Counts values by bucket.
+
+    Attributes:
+        bounds: The upper bounds of the buckets.
+        counts: The number of values in each bucket, which is above the bound before it and at most at its own; the last
+            bucket has no bound.
+        sum: The sum of all values.
+    """
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -50,29 +57,29 @@ class Histogram:
 
     def observe_all(self, values: Floats) -> None:
         """Count many values, float64 ``[n]``."""
-        at = np.searchsorted(self.bounds, values, side="left")
-        for bucket, count in enumerate(np.bincount(at, minlength=len(self.counts)).tolist()):
+        buckets = np.searchsorted(self.bounds, values, side="left")
+        for bucket, count in enumerate(np.bincount(buckets, minlength=len(self.counts)).tolist()):
             self.counts[bucket] += count
         self.sum += float(values.sum())
 
 
 Value = float | Histogram
 Reading = float | Histogram | Mapping[str, Value] | Mapping[tuple[str, ...], Value]
-"""What a family holds: one value, or values by the values of its labels."""
+"""The value of a metric family, or its values by the values of its labels."""
 
 
 class Family(NamedTuple):
-    """A metric: its name, what it means, the names of its labels, and where its values are read."""
+    """A metric family: its kind and name, its HELP text, the names of its labels, and a function that reads it."""
 
     kind: Kind
     name: str
-    meaning: str
+    help_text: str
     labels: tuple[str, ...]
     read: Callable[[], Reading]
 
 
 class _Calls:
-    """Calls of a method: how many by code, and how long they took."""
+    """The calls of a method: counts by status code, and durations."""
 
     __slots__ = ("codes", "seconds")
 
@@ -82,10 +89,23 @@ class _Calls:
 
 
 class Metrics:
-    """The counters of a process, for one event loop, which is also asked for them: nothing here is locked."""
+    """The counters of a process. One event loop adds to them and reads them, so nothing is locked.
+
+    Attributes:
+        errors: Failed calls, by reason.
+        rows: Customers by outcome: scored, or the reason why not.
+        batch_rows: Customers per batch.
+        stages: Seconds of each stage of a batch.
+        lag: Seconds by which the event loop was late.
+    """
 
     def __init__(self, methods: Iterable[str], uncounted: Iterable[str] = ()) -> None:
-        """``methods``: paths that are counted by name; ``uncounted``: those that are not counted at all."""
+        """Make the counters.
+
+        Args:
+            methods: Paths of methods that are counted by name.
+            uncounted: Paths of methods that are not counted.
+        """
         self._unknown: Final = _Calls()
         self._calls: Final = {UNKNOWN: self._unknown, **{path.lstrip("/"): _Calls() for path in methods}}
         self._by_path: Final[dict[bytes | str, _Calls]] = {f"/{name}": calls for name, calls in self._calls.items()}
@@ -93,9 +113,7 @@ class Metrics:
         self._by_path.update(dict.fromkeys(uncounted, self._uncounted))
         self._by_path.update({path.encode(): calls for path, calls in self._by_path.items() if isinstance(path, str)})
         self.errors: Final[Counter[str]] = Counter()
-        """Calls that failed, by reason."""
         self.rows: Final[Counter[str]] = Counter()
-        """Customers by outcome: scored, or the reason why not."""
         self.batch_rows: Final = Histogram(ROWS)
         self.stages: Final = {stage: Histogram(STAGE_SECONDS) for stage in STAGES}
         self.lag: Final = Histogram(STAGE_SECONDS)
@@ -103,10 +121,17 @@ class Metrics:
         self._new_ages: list[Floats] = []
         self._families: Final[dict[str, Family]] = {}
 
-    # --- adding, on the way of each call or batch ---------------------------------------------------------------
+    # --- counting -----------------------------------------------------------------------------------------------
 
     def ended(self, path: bytes | str, code: int, seconds: float, error: Exception | None = None) -> None:
-        """Count a call: its path as the caller wrote it, status code, seconds, and the error that has a reason."""
+        """Count a call that has ended.
+
+        Args:
+            path: The path as the caller wrote it.
+            code: The status code.
+            seconds: The duration of the call.
+            error: Why the call failed, if it did for a reason that is counted.
+        """
         calls = self._by_path.get(path, self._unknown)
         calls.codes[code] += 1
         calls.seconds.observe(seconds)
@@ -114,12 +139,12 @@ class Metrics:
             self.errors[error.reason if isinstance(error, RequestError) else Reason.INTERNAL] += 1
 
     def shed(self, path: str) -> None:
-        """Count a call that was shed before it was read: it took no time that could be told."""
+        """Count a call that was shed before it was read; it has no duration."""
         self._by_path[path].codes[Code.RESOURCE_EXHAUSTED] += 1
         self.errors[Reason.OVERLOADED] += 1
 
     def features_aged(self, ages: Floats) -> None:
-        """Count the ages of the features of a batch, float64 ``[n]`` seconds."""
+        """Count the ages of the features in a batch, float64 ``[n]`` seconds."""
         self._new_ages.append(ages)
         if len(self._new_ages) >= AGES_AT_ONCE:
             self._fold_ages()
@@ -129,19 +154,19 @@ class Metrics:
         if new:
             self._ages.observe_all(np.concatenate(new))
 
-    # --- reading, at a scrape -----------------------------------------------------------------------------------
+    # --- exposing -----------------------------------------------------------------------------------------------
 
-    def counter(self, name: str, meaning: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Expose what only grows."""
-        self._add(Family("counter", name, meaning, labels, read))
+    def counter(self, name: str, help_text: str, read: Callable[[], Reading], *labels: str) -> None:
+        """Expose values that only grow."""
+        self._add(Family("counter", name, help_text, labels, read))
 
-    def gauge(self, name: str, meaning: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Expose what goes up and down."""
-        self._add(Family("gauge", name, meaning, labels, read))
+    def gauge(self, name: str, help_text: str, read: Callable[[], Reading], *labels: str) -> None:
+        """Expose values that go up and down."""
+        self._add(Family("gauge", name, help_text, labels, read))
 
-    def histogram(self, name: str, meaning: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Expose one histogram, or histograms by label."""
-        self._add(Family("histogram", name, meaning, labels, read))
+    def histogram(self, name: str, help_text: str, read: Callable[[], Reading], *labels: str) -> None:
+        """Expose a histogram, or histograms by label."""
+        self._add(Family("histogram", name, help_text, labels, read))
 
     def _add(self, family: Family) -> None:
         if family.name in self._families:
@@ -150,25 +175,29 @@ class Metrics:
 
     def calls(self) -> dict[tuple[str, ...], Value]:
         """Calls by method and code."""
-        found = ((name, code, count) for name, calls in self._calls.items() for code, count in enumerate(calls.codes))
-        return {(name, CODES[code]): count for name, code, count in found if count}
+        return {
+            (name, CODES[code]): count
+            for name, calls in self._calls.items()
+            for code, count in enumerate(calls.codes)
+            if count
+        }
 
     def call_seconds(self) -> dict[str, Value]:
-        """How long calls took, by method, of those that were called."""
+        """Durations of calls, by method, of the methods that were called."""
         return {name: calls.seconds for name, calls in self._calls.items() if any(calls.seconds.counts)}
 
     def feature_ages(self) -> Histogram:
-        """How old the features of scored customers were."""
+        """The ages of the features of scored customers."""
         self._fold_ages()
         return self._ages
 
     def snapshot(self) -> Snapshot:
-        """Everything that is exposed, as of now."""
+        """The current values of all metric families."""
         return [
             {
                 "kind": family.kind,
                 "name": family.name,
-                "meaning": family.meaning,
+                "help": family.help_text,
                 "labels": family.labels,
                 "samples": [(labels, _plain(value)) for labels, value in _samples(family.read())],
             }

@@ -1,12 +1,12 @@
-"""Metrics over HTTP, for Prometheus. The only module that imports prometheus_client.
+"""Exposes the metrics of all workers over HTTP, for Prometheus. The only module that imports prometheus_client.
 
 ::
 
     scrape ─► thread ─► pipe ─► event loop of each worker ─► snapshot ─► pipe ─► one page, with a label for the worker
 
-Several workers share one address: whichever answered by itself would tell its own share as if it were all. So the
-process that starts them asks each. What they count is not added up here: a worker that is replaced begins at zero, and
-Prometheus knows how to go on from there only as long as it sees one worker's counter.
+Several workers share one address, and a worker that answered a scrape by itself would report its share as the whole.
+So the process that starts the workers asks each of them. Their counts are not added up here: the counters of a worker
+that is replaced restart at zero, which Prometheus can handle only if it sees each worker's counter by itself.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from prometheus_client.registry import Collector
 from feature_store.errors import InputError
 from service.settings import Settings
 
-if TYPE_CHECKING:  # the process that asks counts nothing, and needs neither numpy nor grpcio
+if TYPE_CHECKING:  # the process that asks needs neither numpy nor grpcio
     from service.telemetry.metrics import Snapshot
 
-ASK: Final = b"?"
-PATIENCE_S: Final = 2.0
-"""For all workers together: a scrape shows those that have answered by then."""
+SCRAPE: Final = b"?"
+SCRAPE_TIMEOUT_S: Final = 2.0
+"""Time for all workers together to answer; a scrape shows the workers that did."""
 WORKER: Final = "worker"
-"""The label that says which of the workers, from 0."""
+"""The label with the number of the worker, from 0."""
 
 
-def answer(pipe: Connection, snapshot: Callable[[], Snapshot]) -> None:
-    """Have the running event loop answer whoever asks at the other end of ``pipe``, until it is closed."""
+def answer_scrapes(pipe: Connection, snapshot: Callable[[], Snapshot]) -> None:
+    """Let the running event loop answer each scrape that comes through ``pipe``, until the pipe is closed."""
     loop = asyncio.get_running_loop()
 
     def asked() -> None:
@@ -53,9 +53,14 @@ def answer(pipe: Connection, snapshot: Callable[[], Snapshot]) -> None:
 
 @contextmanager
 def exposed(settings: Settings, pipes: Callable[[], Mapping[int, Connection]]) -> Iterator[None]:
-    """Serve the metrics of the workers at the ends of these pipes, where a port is set; InputError where that is taken.
+    """Expose the metrics of the workers over HTTP, if the settings have a port.
 
-    ``pipes`` is asked at each scrape: workers come and go.
+    Args:
+        settings: The settings of the server.
+        pipes: Returns a pipe to each worker, by number. It is called at each scrape, since workers come and go.
+
+    Raises:
+        InputError: The port is taken.
     """
     if not settings.metrics_port:
         yield
@@ -75,64 +80,64 @@ def exposed(settings: Settings, pipes: Callable[[], Mapping[int, Connection]]) -
 
 
 class WorkerCollector(Collector):
-    """Asks all workers at each scrape."""
+    """Collects the metrics of all workers at each scrape."""
 
     def __init__(self, pipes: Callable[[], Mapping[int, Connection]]) -> None:
         self._pipes: Final = pipes
-        self._asking: Final = threading.Lock()
+        self._scraping: Final = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
-        """The families of all workers, each sample with the worker's number."""
-        with self._asking:  # one scrape at a time, or answers would meet another's question
-            found = _answers(self._pipes())
-        told = GaugeMetricFamily("tidemark_workers", "Worker processes that answered this scrape.")
-        told.add_metric([], len(found))
-        yield told
-        yield from families(found).values()
+        """The metric families of all workers, each sample with the number of its worker."""
+        with self._scraping:  # one scrape at a time, or an answer would be read by another scrape
+            snapshots = _snapshots(self._pipes())
+        workers = GaugeMetricFamily("tidemark_workers", "Worker processes that answered this scrape.")
+        workers.add_metric([], len(snapshots))
+        yield workers
+        yield from families(snapshots).values()
 
 
-def _answers(pipes: Mapping[int, Connection]) -> dict[int, Snapshot]:
+def _snapshots(pipes: Mapping[int, Connection]) -> dict[int, Snapshot]:
     asked = {number: pipe for number, pipe in pipes.items() if _ask(pipe)}
-    end, found = time.monotonic() + PATIENCE_S, {}
+    end, snapshots = time.monotonic() + SCRAPE_TIMEOUT_S, {}
     for number, pipe in asked.items():
         try:
             if pipe.poll(max(0.0, end - time.monotonic())):
-                found[number] = json.loads(pipe.recv_bytes())
+                snapshots[number] = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
-            continue  # it has ended; the next one will answer in its place
-    return found
+            continue  # the worker has ended
+    return snapshots
 
 
 def _ask(pipe: Connection) -> bool:
-    """Whether the worker could be asked. An answer that came too late for the scrape before is thrown away."""
+    """Ask a worker; returns whether it could be asked. An answer that missed the scrape before is discarded."""
     try:
         while pipe.poll():
             pipe.recv_bytes()
-        pipe.send_bytes(ASK)
+        pipe.send_bytes(SCRAPE)
     except (EOFError, OSError):
         return False
     return True
 
 
 def families(snapshots: Mapping[int, Snapshot]) -> dict[str, Metric]:
-    """Snapshots of workers, by number, as one family for each name."""
-    found: dict[str, Metric] = {}
+    """The metric families of some workers, by name, from their snapshots by the number of the worker."""
+    by_name: dict[str, Metric] = {}
     for number, snapshot in snapshots.items():
-        for told in snapshot:
-            name, labels = told["name"], (WORKER, *told["labels"])
-            if name not in found:
-                found[name] = _family(told["kind"], name, told["meaning"], labels)
-            for values, value in told["samples"]:
-                _add(found[name], [str(number), *values], value)
-    return found
+        for family in snapshot:
+            name, labels = family["name"], (WORKER, *family["labels"])
+            if name not in by_name:
+                by_name[name] = _family(family["kind"], name, family["help"], labels)
+            for values, value in family["samples"]:
+                _add(by_name[name], [str(number), *values], value)
+    return by_name
 
 
-def _family(kind: str, name: str, meaning: str, labels: tuple[str, ...]) -> Metric:
+def _family(kind: str, name: str, help_text: str, labels: tuple[str, ...]) -> Metric:
     if kind == "counter":
-        return CounterMetricFamily(name, meaning, labels=labels)
+        return CounterMetricFamily(name, help_text, labels=labels)
     if kind == "gauge":
-        return GaugeMetricFamily(name, meaning, labels=labels)
-    return HistogramMetricFamily(name, meaning, labels=labels)
+        return GaugeMetricFamily(name, help_text, labels=labels)
+    return HistogramMetricFamily(name, help_text, labels=labels)
 
 
 def _add(family: Any, labels: list[str], value: Any) -> None:

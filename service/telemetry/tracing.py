@@ -1,4 +1,4 @@
-"""Traces of calls, by OpenTelemetry. The only module that imports it; it comes with the extra ``otel``.
+"""Traces calls with OpenTelemetry, which the extra ``otel`` installs. The only module that imports it.
 
 ::
 
@@ -8,8 +8,8 @@
                                │   └─ graph
                                └─ encode    until the reply is written
 
-Times are taken as the call goes along, by whoever counts them anyway, and spans are made of them at its end. A call
-that is not traced costs a look for ``traceparent``.
+The times are those that are measured for metrics anyway; spans are made of them when the call ends. A call that is not
+traced costs one lookup of ``traceparent``.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from service.errors import Code, Reason, RequestError
 from service.telemetry.batch_stages import Batch
 
 FLAG_AT: Final = 54
-"""Where ``traceparent`` (version 00: version, 32 digits, 16 digits, flags, with dashes) has its last flags."""
+"""Position of the last flag digit in ``traceparent``, version 00: version, 32 digits, 16 digits, flags, with dashes."""
 SAMPLED: Final = frozenset("13579bdf")
-MOST_LINKS: Final = 16
-"""Of a batch, to others in it: with all of them, 64 traced calls would make 4,032."""
+MAX_LINKS: Final = 16
+"""Links of a batch to the other calls in it: with a link to all, 64 traced calls would make 4,032."""
 FLUSH_S: Final = 2.0
-"""At a stop, for what has not been sent yet."""
+"""Time at a stop to send the spans that have not been sent yet."""
 SERVER_FAULTS: Final = {
     Code.DEADLINE_EXCEEDED,
     Code.UNIMPLEMENTED,
@@ -50,21 +50,24 @@ SERVER_FAULTS: Final = {
     Code.UNAVAILABLE,
     Code.DATA_LOSS,
 }
-"""Codes that make a server's span one in error, by OpenTelemetry's conventions for RPC."""
+"""Codes that mark a server's span as an error, by OpenTelemetry's semantic conventions for RPC."""
 
 
 class OtelTracer:
-    """Begins traces, and sends them to a collector from a thread of its own."""
+    """Starts traces, and sends them to a collector from a thread."""
 
     def __init__(self, endpoint: str | None, share: float, methods: Iterable[str], attributes: dict[str, str]) -> None:
-        """``endpoint``: http(s)://host:port of OTLP over gRPC, None for what OTEL_EXPORTER_OTLP_ENDPOINT says.
+        """Make a tracer.
 
-        ``share`` of the calls that come without a caller's trace begin one of their own; ``methods``: paths that may be
-        traced; ``attributes``: what to say about this process.
+        Args:
+            endpoint: http(s)://host:port of OTLP over gRPC; None for the value of OTEL_EXPORTER_OTLP_ENDPOINT.
+            share: The share of the calls without a caller's trace for which a trace is started.
+            methods: Paths of the methods that may be traced.
+            attributes: Resource attributes of this process.
         """
         named = "OTEL_SERVICE_NAME" in os.environ
         resource = Resource.create(attributes if named else {"service.name": "tidemark", **attributes})
-        # Whether a call is traced is decided before a span is made: what the SDK does to say no costs more than a call.
+        # The sampling decision is made before a span: the SDK takes more time to say no than a call takes altogether.
         self._provider: Final = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer: Final = self._provider.get_tracer("tidemark")
@@ -75,25 +78,25 @@ class OtelTracer:
     def begin(
         self, path: bytes | str, parent: bytes | str | None, state: bytes | str | None, began: float
     ) -> CallTrace | None:
-        """The trace of a call, None where it has none."""
+        """The trace of a call, or None if the call is not traced; see ``batch_stages.Tracer``."""
         if parent is None:
-            if random.random() >= self._share:  # noqa: S311  # chooses calls to look at
+            if random.random() >= self._share:  # noqa: S311  # sampling needs no cryptography
                 return None
         elif not _sampled(parent):
             return None
-        if (known := self._methods.get(path)) is None:
+        if (name := self._methods.get(path)) is None:
             return None
         headers = {"traceparent": _text(parent), "tracestate": _text(state)}
-        return CallTrace(self._tracer, known.lstrip("/"), self._read.extract(headers, Context()), began)
+        return CallTrace(self._tracer, name.lstrip("/"), self._read.extract(headers, Context()), began)
 
     async def close(self) -> None:
-        """Send what has not been sent, as far as the collector takes it in time."""
-        # A thread that the end of the process does not wait for: the SDK may try for half a minute.
+        """Send the spans that have not been sent, if the collector accepts them in time."""
+        # In a daemon thread, which the end of the process does not wait for: the SDK may retry for half a minute.
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
             self._provider.shutdown()
-            with suppress(RuntimeError):  # nobody has waited, and the loop is closed
+            with suppress(RuntimeError):  # the wait has timed out, and the loop is closed
                 loop.call_soon_threadsafe(done.set)
 
         threading.Thread(target=shut_down, daemon=True).start()
@@ -102,7 +105,7 @@ class OtelTracer:
 
 
 def _sampled(parent: bytes | str) -> bool:
-    """Whether the caller's trace is recorded, as ``traceparent`` says; what is none at all says no."""
+    """Whether ``traceparent`` says that the caller's trace is sampled; False if it is malformed."""
     return _text(parent[FLAG_AT : FLAG_AT + 1]) in SAMPLED
 
 
@@ -127,11 +130,11 @@ class CallTrace:
         )
 
     def joined(self, batch: Batch) -> None:
-        """Its customers, or some of them, are scored with this batch."""
+        """Customers of the call are scored with this batch."""
         self._batches.append(batch)
 
     def end(self, code: int, error: Exception | None = None) -> None:
-        """It has ended: make the spans of its stages, and send all."""
+        """The call has ended: make the spans of its stages, and send all of them."""
         now = time.monotonic()
         within = trace.set_span_in_context(self.span)
         if self._batches:
@@ -147,9 +150,9 @@ class CallTrace:
         self.span.end(self._at(now))
 
     def _batch(self, batch: Batch, within: Context) -> float:
-        """The span of a batch and those of its stages; the time at which the last of them was over."""
+        """Make the spans of a batch and of its stages; returns the time at which the last of them ended."""
         others = [other for other in batch.traces if other is not self and isinstance(other, CallTrace)]
-        links = [Link(other.span.get_span_context()) for other in others[:MOST_LINKS]]
+        links = [Link(other.span.get_span_context()) for other in others[:MAX_LINKS]]
         attributes = {"tidemark.batch.calls": batch.calls, "tidemark.batch.rows": batch.rows}
         span = self._tracer.start_span(
             "batch", within, attributes=attributes, links=links, start_time=self._at(batch.taken)
@@ -165,5 +168,5 @@ class CallTrace:
         self._tracer.start_span(name, within, start_time=self._at(began)).end(self._at(ended))
 
     def _at(self, moment: float) -> int:
-        """Unix nanoseconds of a time of the monotonic clock."""
+        """Converts a time of the monotonic clock into unix nanoseconds."""
         return int((self._epoch + moment) * 1e9)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.api import customers as convert_customers
@@ -18,7 +19,14 @@ from service.transport.call_error import CallError
 
 SERVICES: Final = (convert.SERVICE, convert_events.SERVICE, convert_customers.SERVICE, convert_models.SERVICE)
 """Our own: those whose health is told, beside the empty name of the server as a whole, and which reflection shows."""
+STANDARD_SERVICES: Final = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 Told = Callable[[bytes], None]
+
+
+def method_paths(services: Sequence[str]) -> list[str]:
+    """The paths of all methods of some services."""
+    pool = Default()
+    return [f"/{name}/{method.name}" for name in services for method in pool.FindServiceByName(name).methods]
 
 
 class Health:

@@ -32,11 +32,11 @@ from feature_store.bundles.registry import (
 )
 from feature_store.definitions import fingerprint
 from feature_store.errors import StoreUnavailableError
-from service.errors import Reason, RequestError
-from service.scoring import registry_watcher as registry_watch
+from service.scoring import model_loader
 from service.scoring.model import Model
+from service.scoring.model_loader import ModelLoader, first_model
 from service.scoring.model_router import ModelRouter, ModelSet, ServingModel
-from service.scoring.registry_watcher import Hooks, RegistryWatcher, first_model
+from service.scoring.registry_watcher import RegistryWatcher, RegistryWriteError
 from service.scoring.scorer import Scorer
 from tests.e2e.models import republished, with_other_features
 
@@ -69,7 +69,8 @@ class Worker:
     def watch(self) -> RegistryWatcher:
         model = Model.current(self.registry)
         model_set = ModelSet(ServingModel(model, self.make(model)))
-        return RegistryWatcher(self.registry, ModelRouter(model_set), Hooks(self, self.is_ready, self.use))
+        loader = ModelLoader(self.registry, self.is_ready)
+        return RegistryWatcher(loader, ModelRouter(model_set), self, self.use)
 
     def run(self, act: Callable[[RegistryWatcher], Awaitable[None]]) -> None:
         async def run() -> None:
@@ -96,9 +97,9 @@ def test_what_was_refused_is_not_tried_again_until_its_files_change(
 ) -> None:
     read: list[str] = []
 
-    def current(registry: Path, version: str, rest: Callable[[], None]) -> Model:
+    def current(registry: Path, version: str, pause: Callable[[], None]) -> Model:
         read.append(version)
-        return honest(registry, version, rest)
+        return honest(registry, version, pause)
 
     async def act(watch: RegistryWatcher) -> None:
         before, bad = serving(watch), republished(worker.registry)
@@ -108,31 +109,31 @@ def test_what_was_refused_is_not_tried_again_until_its_files_change(
         tear(graph)
         for _ in range(3):
             await watch.look()
-        assert (serving(watch), read, watch.counts["refused"]) == (before, [bad], 1)
-        assert "torn or was changed" in watch.refused[bad].reason
-        assert watch.refusal is watch.refused[bad]
+        assert (serving(watch), read, watch.loader.refusals) == (before, [bad], 1)
+        assert "torn or was changed" in watch.loader.refused[bad].reason
+        assert watch.loader.latest is watch.loader.refused[bad]
         assert caplog.text.count("refused, the old one goes on") == 1
         graph.write_bytes(whole)
         await watch.look()
-        assert (serving(watch), watch.refused, worker.used) == (bad, {}, [bad])
+        assert (serving(watch), watch.loader.refused, worker.used) == (bad, {}, [bad])
         read.clear()
         await watch.look()
-        assert (read, watch.counts["switches"]) == ([], 1)
+        assert (read, watch.switches) == ([], 1)
 
     honest = Model.current
     worker.run(act)
 
 
 def test_a_model_is_loaded_behind_all_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    rests: list[None] = []
+    pauses: list[None] = []
 
     async def act(watch: RegistryWatcher) -> None:
-        assert os.getpriority(os.PRIO_PROCESS, await watch.aside(threading.get_native_id)) == 19
+        assert os.getpriority(os.PRIO_PROCESS, await watch.loader.in_thread(threading.get_native_id)) == 19
         assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19
         republished(worker.registry)
-        monkeypatch.setattr(registry_watch, "REST", partial(rests.append, None))
+        monkeypatch.setattr(model_loader, "LOAD_PAUSE", partial(pauses.append, None))
         await watch.look()
-        assert len(rests) == 3
+        assert len(pauses) == 3
 
     worker.run(act)
 
@@ -143,8 +144,8 @@ def test_states_of_other_features_are_waited_for(worker: Worker) -> None:
         bundle.point(worker.registry, bundle.CURRENT, other)
         await watch.look()
         await watch.look()
-        assert (serving(watch), watch.counts["refused"]) == (before, 1)
-        assert "load its states first: tidemark load" in watch.refused[other].reason
+        assert (serving(watch), watch.loader.refusals) == (before, 1)
+        assert "load its states first: tidemark load" in watch.loader.refused[other].reason
         worker.ready.add(bundle.read_manifest(worker.registry / other).fingerprint)
         worker.away = True
         await watch.look()
@@ -160,11 +161,10 @@ def test_a_redis_that_is_away_puts_a_switch_off_and_leaves_current_as_it_was(wor
     async def act(watch: RegistryWatcher) -> None:
         before, later = serving(watch), republished(worker.registry, activate=False)
         worker.away = True
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(StoreUnavailableError):
             await watch.activate(later)
-        assert caught.value.reason is Reason.FEATURE_STORE_UNAVAILABLE
         assert (serving(watch), linked(worker.registry)) == (before, before)
-        assert watch.refused == {}
+        assert watch.loader.refused == {}
 
     worker.run(act)
 
@@ -177,11 +177,10 @@ def test_a_registry_that_cannot_be_written_refuses_and_stays(worker: Worker, mon
         before, later = serving(watch), republished(worker.registry, activate=False)
         with monkeypatch.context() as patch:
             patch.setattr("tempfile.mkdtemp", fail)
-            patch.setattr("tempfile.mkstemp", fail)
+            patch.setattr("feature_store.bundles.registry.write_atomically", fail)
             for call in (watch.activate(later), watch.roll_out(Rollout(shadow=later))):
-                with pytest.raises(RequestError) as caught:
+                with pytest.raises(RegistryWriteError, match="cannot be written"):
                     await call
-                assert caught.value.reason is Reason.REGISTRY_UNAVAILABLE
         assert (serving(watch), worker.used[-1], watch.rollout) == (before, before, NO_ROLLOUT)
         bundle.point(worker.registry, bundle.CURRENT, later)
         with monkeypatch.context() as patch:
@@ -208,8 +207,8 @@ def test_a_rollout_is_followed_kept_by_a_refusal_and_ended(worker: Worker) -> No
             (worker.registry / ROLLOUT_FILE).write_text(rubbish)
             await watch.look()
             assert watch.rollout == Rollout(canary=canary, share=0.5)
-            assert watch.refusal is not None
-            assert watch.refusal.version == ROLLOUT_FILE
+            assert watch.loader.latest is not None
+            assert watch.loader.latest.version == ROLLOUT_FILE
         (worker.registry / ROLLOUT_FILE).unlink()
         await watch.look()
         assert not watch.router.model_set.canary
@@ -229,8 +228,8 @@ def test_a_bundle_that_serves_and_is_damaged_on_disk_goes_on_from_memory(worker:
         await watch.look()
         tear(worker.registry / before / bundle.MODEL_FILE)
         await watch.look()
-        assert (serving(watch), watch.counts["switches"]) == (before, 0)
-        assert before in watch.refused
+        assert (serving(watch), watch.switches) == (before, 0)
+        assert before in watch.loader.refused
 
     worker.run(act)
 

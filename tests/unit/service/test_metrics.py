@@ -27,7 +27,7 @@ from service.scoring.types import Scores, rows_of
 from service.settings import Settings
 from service.telemetry.batch_stages import BatchObserver, Trace
 from service.telemetry.metrics import AGES_AT_ONCE, SECONDS, Histogram, Metrics
-from service.telemetry.prometheus import WorkerCollector, answer, exposed, families
+from service.telemetry.prometheus import WorkerCollector, answer_scrapes, exposed, families
 from service.telemetry.setup import Telemetry, watch_loop
 
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
@@ -162,7 +162,7 @@ def collected(pipes: dict[int, Connection]) -> dict[str, Metric]:
 def test_a_worker_that_is_gone_or_late_is_left_out_and_its_late_answer_is_thrown_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.telemetry.prometheus.PATIENCE_S", 0.05)
+    monkeypatch.setattr("service.telemetry.prometheus.SCRAPE_TIMEOUT_S", 0.05)
     metrics, calls = Metrics([]), 0
 
     def read() -> int:
@@ -178,7 +178,7 @@ def test_a_worker_that_is_gone_or_late_is_left_out_and_its_late_answer_is_thrown
         with closing(mine), closing(asked), closing(gone):
             late = await asyncio.to_thread(collected, {0: mine, 1: gone})  # nobody answers yet
             assert late["tidemark_workers"].samples[0].value == 0
-            answer(asked, metrics.snapshot)
+            answer_scrapes(asked, metrics.snapshot)
             await asyncio.sleep(0.05)  # the first question is answered now, too late
             found = await asyncio.to_thread(collected, {0: mine, 1: gone})
             assert found["tidemark_workers"].samples[0].value == 1
@@ -198,7 +198,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_nothing_is_counted_without_a_port() -> None:
-    assert Telemetry.of(PLAIN) == Telemetry()
+    assert Telemetry.of(PLAIN, [SCORE]) == Telemetry()
     with exposed(PLAIN, dict):  # and nobody listens
         pass
 
@@ -207,10 +207,10 @@ def test_tracing_without_its_extra_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "service.telemetry.tracing", None)
     settings = PLAIN.model_copy(update={"otlp_endpoint": "http://127.0.0.1:4317"})
     with pytest.raises(InputError, match=r"^otlp_endpoint is set, .* pip install 'tidemark\[service,otel\]'$"):
-        Telemetry.of(settings)
+        Telemetry.of(settings, [SCORE])
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
     with pytest.raises(InputError, match="OTEL_EXPORTER_OTLP_ENDPOINT is set"):
-        Telemetry.of(PLAIN)
+        Telemetry.of(PLAIN, [SCORE])
 
 
 def test_a_loop_that_is_held_up_is_late() -> None:

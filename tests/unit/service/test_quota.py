@@ -164,7 +164,7 @@ async def nothing(*_: object) -> None:
 
 
 def handlers_on(recorder: FakeRecorder) -> Handlers:
-    watch = SimpleNamespace(aside=nothing_found, router=SimpleNamespace(model_set=None))
+    watch = SimpleNamespace(loader=SimpleNamespace(in_thread=nothing_found), router=SimpleNamespace(model_set=None))
     customers = Customers(cast("Any", SimpleNamespace(erase=nothing)), Interests())
     return handlers(cast("Any", recorder), customers, Models(cast("Any", watch)))
 

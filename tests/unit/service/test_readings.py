@@ -42,7 +42,7 @@ class Shown:
             scorers=SimpleNamespace(counts=Counter[str](), spikes=0, recent=(0, 0)),
             store=SimpleNamespace(breaker=Breaker()),
             router=self.router,
-            watch=SimpleNamespace(counts=Counter[str]()),
+            watch=SimpleNamespace(switches=0, loader=SimpleNamespace(refusals=0)),
             access=None,
             transport=SimpleNamespace(serving=True, expose=lambda _metrics: None),
         )
@@ -94,7 +94,7 @@ def test_models_are_told_with_their_roles_and_a_shadow_with_what_it_has_seen(sho
     nothing = SimpleNamespace(total=0.0, largest=0.0, alerts=0)
     seen = {"compared": 9, "unscored": 1, "dropped": 0, "differences": {"churn": churn, "propensity": nothing}}
     shown.router.model_set = ModelSet(one("v2"), one("v3"), 0.25, one("v4", **seen))
-    shown.parts.watch.counts.update(switches=1, refused=2)
+    shown.parts.watch.switches, shown.parts.watch.loader.refusals = 1, 2
     roles = {("v2", "f", "active"): 1, ("v3", "f", "canary"): 1, ("v4", "f", "shadow"): 1}
     assert shown.told("tidemark_model_info") == roles
     assert shown.told("tidemark_canary_share") == {(): 0.25}

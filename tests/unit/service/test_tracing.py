@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from service.errors import Code, Reason, RequestError
 from service.scoring.types import Scores, rows_of
 from service.telemetry.batch_stages import BatchObserver
-from service.telemetry.tracing import MOST_LINKS, CallTrace, OtelTracer
+from service.telemetry.tracing import MAX_LINKS, CallTrace, OtelTracer
 
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -113,7 +113,7 @@ def test_a_call_and_its_stages_are_a_tree_in_the_callers_trace() -> None:
 
 def test_calls_that_share_a_batch_are_linked_within_bounds() -> None:
     of, observer = tracer(), BatchObserver(None, encodes=True, traced=True)
-    traces = [begun(of) for _ in range(MOST_LINKS + 5)]
+    traces = [begun(of) for _ in range(MAX_LINKS + 5)]
     scored(observer, *traces)
     for trace in traces:
         trace.end(Code.OK)
@@ -124,7 +124,7 @@ def test_calls_that_share_a_batch_are_linked_within_bounds() -> None:
     calls = {trace.span.get_span_context().span_id for trace in traces}
     for batch in shared:
         linked = [link.context.span_id for link in batch.links]
-        assert len(linked) == MOST_LINKS
+        assert len(linked) == MAX_LINKS
         assert set(linked) <= calls - {batch.parent.span_id if batch.parent else 0}
     assert not last.links
 
