@@ -97,8 +97,10 @@ class CustomerStore:
         self._clock = clock
         self._forget = forget
 
-    async def register(self) -> None:
-        """Say that there are states of this layout, so that all keep them up, and hear of the others.
+    async def ensure_registered(self) -> None:
+        """Register this layout, so that all servers keep its states up to date, and read which others there are.
+
+        Both are known again after Redis has lost its data. Asked regularly, this also shows whether Redis takes writes.
 
         StoreUnavailableError where Redis does not answer, or cannot keep what it acknowledges though it has to.
         """
@@ -281,7 +283,7 @@ class CustomerStore:
         try:
             return await self._redis.commit(groups, most_waiting, tag=view.tag, durable=self._durable)
         except LayoutsChangedError:
-            await self.register()
+            await self.ensure_registered()
             return None
 
     async def _group(

@@ -19,8 +19,7 @@ from service.api import models as convert_models
 from service.api.model_handlers import Models
 from service.batching.event_batcher import EventBatcher, RecordingResult
 from service.call_context import CallContext
-from service.errors import Reason, RequestError
-from service.store_errors import not_in_cluster, store_error
+from service.errors import Reason, RequestError, not_in_cluster, store_error
 
 Unary = Callable[[bytes, CallContext], Awaitable[bytes]]
 """A unary method: takes an encoded request and the context of its call, and returns the encoded reply.
@@ -175,4 +174,4 @@ async def _answered(operation: Awaitable[Reply]) -> Reply:
     except MergeRefusedError as error:
         reason = str(error.args[0])
         meant = "into" if reason in {"MERGE_CYCLE", "TOO_MANY_ALIASES"} else "from"
-        raise RequestError(Reason(reason), REFUSED[reason], meant) from error
+        raise RequestError(Reason[reason], REFUSED[reason], meant) from error

@@ -168,7 +168,9 @@ async def _watch(parts: Parts) -> None:
 async def _state_of(customers: CustomerStore) -> tuple[bool, str]:
     """Whether scores can be given, and what to log about it."""
     try:
-        await customers.register()  # each time: an emptied Redis does not know this server's definitions any more
+        await (
+            customers.ensure_registered()
+        )  # each time: an emptied Redis does not know this server's definitions any more
     except ReadOnlyStoreError as error:
         return True, f"health is SERVING, scores only: Redis takes no writes ({error})"
     except StoreUnavailableError as error:

@@ -29,8 +29,7 @@ from feature_store.state.folding import Outcome, Verdict
 from service.batching.admission import AdmissionControl
 from service.batching.fair_queue import DropCounts, FairQueue, QueuedCall
 from service.call_context import NO_CONTEXT, CallContext
-from service.errors import Reason, RequestError
-from service.store_errors import not_in_cluster, store_error
+from service.errors import Reason, RequestError, not_in_cluster, store_error
 
 logger = logging.getLogger(__name__)
 

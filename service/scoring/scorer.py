@@ -28,12 +28,11 @@ from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import StoreUnavailableError
 from feature_store.state.layout import Floats, StateBatch
 from feature_store.state.profile import LEAST_WEIGHT, Interest
-from service.errors import RequestError
+from service.errors import RequestError, store_error
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
 from service.scoring.row_errors import Bools, row_errors, usable_rows
 from service.scoring.types import NO_INTERESTS, SCORE_ROW, Rows, ScoreRequest, Scores, mute, rows_of
-from service.store_errors import store_error
 from service.telemetry.batch_stages import BatchObserver
 
 OFF_LOOP_ROWS: Final = 64

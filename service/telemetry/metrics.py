@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-import grpc
 import numpy as np
 
 from feature_store.state.layout import Floats
 from service.errors import Code, Reason, RequestError
 
-CODES: Final[Mapping[int, str]] = {code.value[0]: code.name for code in grpc.StatusCode}
+CODES: Final[Mapping[int, str]] = {code.value: code.name for code in Code}
 UNKNOWN: Final = "unknown"
 """The label of calls to an unknown method: their path comes from the caller and may contain anything."""
 STAGES: Final = ("queue", "redis", "graph", "explain", "encode")

@@ -473,7 +473,7 @@ def with_a_past(shop: Shop) -> None:
     shop.record(visit("cookie-0815", "e3"), purchase(ERASED, 3.0), visit("stays", "e2"))
     shop.consent(ERASED, response=False)
     other = Shop(shop.url, layout=OTHER)
-    other.run(lambda store: store.register())
+    other.run(lambda store: store.ensure_registered())
     other.record(visit(ERASED, "e4"))
     with StateWriter(shop.url, OTHER) as writer:  # loaded before the two were merged
         writer.write(["cookie-0815"], [OTHER.pack(State(NOW, np.array([1.0])))])
@@ -490,7 +490,7 @@ def places_of(shop: Shop, *names: str) -> list[bytes]:
 
 @pytest.mark.parametrize("name", [ERASED, "cookie-0815"])
 def test_nothing_of_an_erased_customer_is_left_anywhere(shop: Shop, name: str) -> None:
-    shop.run(lambda store: store.register())
+    shop.run(lambda store: store.ensure_registered())
     with_a_past(shop)
     assert len(places_of(shop, ERASED, "cookie-0815")) >= 9
     stays = {key: shop.contents()[key] for key in (state_key("stays"), record_key("stays"))}
@@ -501,7 +501,7 @@ def test_nothing_of_an_erased_customer_is_left_anywhere(shop: Shop, name: str) -
 
 
 def test_where_there_is_an_archive_it_is_told_and_nothing_else_is_left(shop: Shop) -> None:
-    shop.run(lambda store: store.register())
+    shop.run(lambda store: store.ensure_registered())
     with_a_past(shop)
     shop.set(ARCHIVED, b"0")
     shop.erase(ERASED)
@@ -739,7 +739,7 @@ def test_a_redis_that_has_lost_the_script_is_taught_it_again(shop: Shop) -> None
 
 def test_a_server_says_which_layout_it_has(shop: Shop) -> None:
     for layout in (LAYOUT, OTHER, LAYOUT):
-        Shop(shop.url, layout=layout).run(lambda store: store.register())
+        Shop(shop.url, layout=layout).run(lambda store: store.ensure_registered())
     with redis.Redis.from_url(shop.url) as connection:
         assert connection.smembers(LAYOUTS) == {LAYOUT.fingerprint.encode(), OTHER.fingerprint.encode()}
 
@@ -753,7 +753,7 @@ def durable(*arguments: str) -> Iterator[Shop]:
 def test_what_is_acknowledged_is_there_after_redis_was_killed(tmp_path: Path) -> None:
     options = ("--appendonly", "yes", "--appendfsync", "always", "--dir", str(tmp_path))
     with durable(*options) as shop:
-        shop.run(lambda store: store.register())
+        shop.run(lambda store: store.ensure_registered())
         assert shop.record(visit("c", "1"), visit("d", "1")) == [ACCEPTED] * 2
         assert shop.merge("d", "c") == "c"
         shop.consent("c", response=False)
@@ -768,11 +768,11 @@ def test_what_is_acknowledged_is_there_after_redis_was_killed(tmp_path: Path) ->
 def test_a_redis_that_cannot_keep_what_it_acknowledges_is_refused_at_the_start() -> None:
     with durable("--appendonly", "no") as shop:
         with pytest.raises(StoreUnavailableError, match="appendonly"):
-            shop.run(lambda store: store.register())
+            shop.run(lambda store: store.ensure_registered())
         with pytest.raises(StoreUnavailableError):
             shop.record(visit("c"))
         shop.options = {}
-        shop.run(lambda store: store.register())
+        shop.run(lambda store: store.ensure_registered())
 
 
 def test_what_is_not_on_disk_in_time_is_not_acknowledged() -> None:

@@ -69,8 +69,8 @@ def add(url: str, layout: StateLayout) -> None:
 def test_servers_of_different_models_fold_into_each_others_states(clean_redis: str) -> None:
     async def act(store: Redis) -> None:
         one, two = customers(store, FIRST), customers(store, SECOND)
-        await one.register()
-        await two.register()
+        await one.ensure_registered()
+        await two.ensure_registered()
         await one.record([visit("a"), purchase("a", 5.0)])
         await two.record([visit("a"), purchase("b", 7.0)])
         assert await slots(store, FIRST, "a") == [2.0]
@@ -232,7 +232,7 @@ def test_many_writers_on_two_layouts_lose_nothing_while_layouts_come_and_go(clea
                     pruner.remove(THIRD.fingerprint)
 
         for writer in writers:
-            await writer.register()
+            await writer.ensure_registered()
         await asyncio.gather(*(act_on(recorder) for recorder in recorders), come_and_go())
         for name in ("a", "b"):
             assert await slots(store, FIRST, name) == [60.0]

@@ -272,7 +272,7 @@ def test_a_replica_answers_reads_and_refuses_writes(node: Node, tmp_path: Path) 
     async def question(store: Redis) -> None:
         await until_back(store, 5.0)
         with pytest.raises(ReadOnlyStoreError):
-            await CustomerStore(store, fold()).register()
+            await CustomerStore(store, fold()).ensure_registered()
         assert store.breaker.opened == 0
 
     try:

@@ -191,7 +191,7 @@ def test_there_is_nothing_to_archive_in_a_cluster(call: Call, cluster_url: str, 
 def test_consent_and_deletion_work_in_a_cluster(cluster_url: str) -> None:
     async def question(store: Redis) -> None:
         customers = customers_of(store)
-        await customers.register()
+        await customers.ensure_registered()
         await customers.consent("c3", scoring=False, automated_response=None)
         batch = await StateReader(store, LAYOUT).read(["c3", "c4"])
         assert [row for row, told in batch.told.items() if not told.scoring] == [0]

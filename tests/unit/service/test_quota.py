@@ -24,7 +24,7 @@ from service.api.status import encoded_status
 from service.auth.quota import MAX_WAITING_STREAMS, Bucket
 from service.batching.event_batcher import RecordingResult
 from service.call_context import CallContext
-from service.errors import CODES, Code, QuotaExceededError, Reason, RequestError
+from service.errors import Code, QuotaExceededError, Reason, RequestError
 from service.scoring.types import ScoreRequest
 from service.transport.call_error import call_error
 from service.transport.lean.call_types import Score
@@ -233,6 +233,6 @@ def test_grpcs_own_retries_are_told_as_well(wait_s: float, told: bytes) -> None:
     assert trailers[b"grpc-retry-pushback-ms"] == told
 
 
-@pytest.mark.parametrize("reason", [reason for reason in Reason if CODES[reason] is not Code.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.code is not Code.RESOURCE_EXHAUSTED])
 def test_nobody_is_pushed_back_but_for_too_much(reason: Reason) -> None:
     assert b"grpc-retry-pushback-ms" not in dict(call_error(RequestError(reason, "why")).trailers())
