@@ -37,6 +37,7 @@ from tests.benchmarks import (
     raw_load,
     rolling,
     states,
+    suite,
     training,
 )
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, cpu_of, customer_id, load_customers, paired
@@ -214,6 +215,7 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
     ({"outage_ms": "<= 20", "recovery_s": "<= 1"}, outage.outage),
     ({"switch_failed": "<= 0", "switch_p99": "<= 1.5"}, models.switches),
     ({"states_ratio": "<= 3", "states_ratio_wide": "", "states_gib": "<= 8"}, states.states),
+    ({"test_seconds": "<= 360", "slow_machine": "<= 0"}, suite.latest_runs),
     (dict.fromkeys(("peer_tidemark_64", "peer_mosec_64", "peer_empty_cpp_64"), ""), front.peers),
 )
 """Figures that are found together; those without a goal are there to compare with, where the peer is at hand."""
