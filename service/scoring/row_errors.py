@@ -54,22 +54,22 @@ def row_errors(
     stop = start + len(request.customer_ids)
     found = states.found[start:stop]
     has_score = np.ones_like(found) if usable is None else usable[start:stop]
-    missing = _missing(states.missing)  # shared by all of them, so that it is encoded once
-    errors = {
-        at: _unreadable(request.customer_ids[at]) if found[at] else missing
-        for at in np.flatnonzero(~has_score).tolist()
-    }
+    errors: dict[int, RequestError] = {}  # rows with the same fault share an error, so that it is encoded once
+    if without := np.flatnonzero(~has_score).tolist():
+        missing, unreadable = _missing(states.missing), _unreadable()
+        for at in without:
+            errors[at] = unreadable if found[at] else missing
+            if found[at]:
+                customers.report("what is stored cannot be used", request.customer_ids[at])
     if request.max_age_s is not None:
         too_old = has_score & (now - states.as_of[start:stop] > request.max_age_s)
         errors.update(dict.fromkeys(np.flatnonzero(too_old).tolist(), _too_old(request.max_age_s)))
-    for row, record in states.told.items():
-        if not record.scoring and start <= row < stop:
-            errors[row - start] = _withheld()
+    if withheld := [row - start for row, record in states.told.items() if not record.scoring and start <= row < stop]:
+        errors.update(dict.fromkeys(withheld, _withheld()))
     return errors
 
 
-def _unreadable(customer_id: str) -> RequestError:
-    customers.report("what is stored cannot be used", customer_id)
+def _unreadable() -> RequestError:
     message = "what is stored for this customer cannot be used: load the features of the serving model again"
     return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
 

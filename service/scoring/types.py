@@ -7,7 +7,7 @@ of a frozen dataclass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -112,8 +112,7 @@ class ScoreRequest(NamedTuple):
         """The request for the customers at positions ``start`` to ``stop`` (exclusive)."""
         if start == 0 and stop == len(self.customer_ids):
             return self
-        refused = {at - start: error for at, error in self.refused.items() if start <= at < stop}
-        return self._replace(customer_ids=self.customer_ids[start:stop], refused=refused)
+        return self._replace(customer_ids=self.customer_ids[start:stop], refused=_within(self.refused, start, stop))
 
 
 class Scores(NamedTuple):
@@ -134,6 +133,18 @@ class Scores(NamedTuple):
     top_interests: Mapping[int, Interest] = NO_INTERESTS
     versions: Sequence[str] | None = None
     explanations: Mapping[int, Mapping[str, Explanation]] | None = None
+
+    def slice(self, start: int, stop: int) -> Scores:
+        """The scores of the customers at positions ``start`` to ``stop`` (exclusive)."""
+        explanations = self.explanations
+        return Scores(
+            self.rows[start:stop],
+            _within(self.errors, start, stop),
+            self.model_version,
+            _within(self.top_interests, start, stop),
+            None if self.versions is None else self.versions[start:stop],
+            None if explanations is None else _within(explanations, start, stop),
+        )
 
     @staticmethod
     def joined(slices: Sequence[Scores]) -> Scores:
@@ -170,5 +181,14 @@ NO_SCORES: Final = Scores(np.zeros(0, SCORE_ROW), NO_ERRORS, "")
 """The scores of a request without customers."""
 
 
-def _moved(by_position: Mapping[int, Any], positions: Sequence[int]) -> dict[int, Any]:
+Value = TypeVar("Value")
+
+
+def _within(by_position: Mapping[int, Value], start: int, stop: int) -> dict[int, Value]:
+    if not by_position:
+        return {}
+    return {at - start: by_position[at] for at in range(start, stop) if at in by_position}
+
+
+def _moved(by_position: Mapping[int, Value], positions: Sequence[int]) -> dict[int, Value]:
     return {positions[at]: value for at, value in by_position.items()}

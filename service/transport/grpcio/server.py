@@ -189,7 +189,10 @@ class GrpcioServer:
             context.charge(len(part.customer_ids))
             scores = await self._batcher.score(part, grpc_context.cancelled, context)
             began = time.monotonic()
-            reply = method.encode(part, scores)
+            if method.encodes_at_once(scores):
+                reply = method.encode(part, scores)
+            else:
+                reply = await method.encode_in_slices(part, scores)
             if self._metrics is not None:
                 self._metrics.stages["encode"].observe(time.monotonic() - began)
             return reply

@@ -29,7 +29,7 @@ MAX_WAITING_BYTES: Final = 32_768
 class Score(Unary):
     """A call of ScoringService: decoded, submitted to the batcher, and answered when its batch is done."""
 
-    __slots__ = ("batcher", "method", "part")
+    __slots__ = ("batcher", "encoding_task", "method", "part")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Score(Unary):
         super().__init__(connection, stream, context, started)
         self.batcher: Final = batcher
         self.method: Final = method
+        self.encoding_task: asyncio.Task[bytes] | None = None
 
     def answer(self, request: bytes) -> None:
         """Submit the request to the next batch."""
@@ -60,10 +61,27 @@ class Score(Unary):
         if isinstance(outcome, RequestError):
             self.connection.fail(self.stream, outcome)
             return
+        if self.method.encodes_at_once(outcome):
+            self._reply_with(lambda: self.method.encode(self.part, outcome))
+            return
+        encode = self.method.encode_in_slices(self.part, outcome)
+        self.encoding_task = asyncio.get_running_loop().create_task(encode)
+        self.encoding_task.add_done_callback(self._encoded)
+
+    def _encoded(self, task: asyncio.Task[bytes]) -> None:
+        if not task.cancelled():
+            self._reply_with(task.result)
+
+    def _reply_with(self, encode: Callable[[], bytes]) -> None:
         try:
-            self.reply(self.method.encode(self.part, outcome))
+            self.reply(encode())
         except Exception as error:  # whatever it is, the call ends with a status
             self.connection.fail(self.stream, error)
+
+    def close(self) -> None:
+        """Stop encoding the reply if that is not complete."""
+        if self.encoding_task is not None:
+            self.encoding_task.cancel()
 
 
 class Handled(Unary):

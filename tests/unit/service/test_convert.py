@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,15 @@ from tidemark.v1 import scoring_pb2
 
 from feature_store.bundles.bundle import ECONOMICS
 from feature_store.state.profile import Interest
-from service.api.scoring import METHODS, decode_batch, decode_score, encode_batch, encode_score
+from service.api.scoring import (
+    ENCODED_EXPLAINED_ROWS,
+    ENCODED_ROWS,
+    METHODS,
+    decode_batch,
+    decode_score,
+    encode_batch,
+    encode_score,
+)
 from service.errors import Reason, RequestError
 from service.scoring.types import ScoreRequest, Scores, mute, rows_of
 from tidemark.explanation import Contribution, Explanation, SlotValue
@@ -364,3 +373,38 @@ def test_in_a_batch_each_has_its_own_explanation_or_error() -> None:
         result.score.propensity.ClearField("explanation")
     expected = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, plain)).results
     assert [results[0], results[2]] == [expected[0], expected[2]]
+
+
+def test_a_reply_that_is_encoded_in_slices_is_the_same_and_others_run_in_between() -> None:
+    batch: list[Customer] = [
+        (f"c{at}", [at / 1000, *ROW[1:]], Flags(off=at % 3 == 0, stale=at % 5 == 0), tops_of(at)) for at in range(1000)
+    ]
+    unknown = RequestError(Reason.CUSTOMER_UNKNOWN, "unknown", "customer_id")
+    plain = scores_of(batch, "v", errors=dict.fromkeys(range(100, 1000, 7), unknown))
+    mixed = plain._replace(versions=["v" if at % 2 else "w" for at in range(1000)])
+    explained = scores_of(batch[:100], "v")._replace(explanations={at: {"churn": WHY} for at in range(0, 100, 3)})
+    method = METHODS["/tidemark.v1.ScoringService/BatchScoreCustomers"]
+    for scores, rows in ((plain, ENCODED_ROWS), (mixed, ENCODED_ROWS), (explained, ENCODED_EXPLAINED_ROWS)):
+        request = ScoreRequest([name for name, *_ in batch[: len(scores.rows)]])
+        assert not method.encodes_at_once(scores)
+        assert method.encodes_at_once(scores.slice(0, rows))
+        turns = 0
+
+        async def encode(request: ScoreRequest = request, scores: Scores = scores) -> bytes:
+            async def count_turns() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            counting = asyncio.create_task(count_turns())
+            encoded = await method.encode_in_slices(request, scores)
+            counting.cancel()
+            return encoded
+
+        assert asyncio.run(encode()) == encode_batch(request, scores)
+        assert turns >= math.ceil(len(scores.rows) / rows) - 1
+
+
+def tops_of(at: int) -> Interest | None:
+    return Interest(f"item-{at}", 1 + at, 1.0, 1.7e9 + at) if at % 2 else None
