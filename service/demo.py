@@ -35,8 +35,7 @@ from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError
 from feature_store.online.store import StateWriter
 from feature_store.state.layout import StateLayout
-from tidemark.events import CustomerClient, Event, EventClient
-from tidemark.scoring import Alert, Problem, Score, ScoringClient
+from tidemark import Alert, CustomerClient, Event, EventClient, Problem, Score, ScoringClient
 
 SHOWN: Final = 10
 LOOKS: Final = 3

@@ -59,10 +59,11 @@ class Reason(StrEnum):
         return member
 
     REQUEST_MALFORMED = "REQUEST_MALFORMED", Code.INVALID_ARGUMENT
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE", Code.RESOURCE_EXHAUSTED
     CUSTOMER_ID_INVALID = "CUSTOMER_ID_INVALID", Code.INVALID_ARGUMENT
     TOO_MANY_CUSTOMERS = "TOO_MANY_CUSTOMERS", Code.INVALID_ARGUMENT
     TOO_MANY_EVENTS = "TOO_MANY_EVENTS", Code.INVALID_ARGUMENT
-    EXPLAIN_TOO_MANY = "EXPLAIN_TOO_MANY", Code.INVALID_ARGUMENT
+    TOO_MANY_EXPLAINED = "TOO_MANY_EXPLAINED", Code.INVALID_ARGUMENT
     ECONOMICS_INVALID = "ECONOMICS_INVALID", Code.INVALID_ARGUMENT
     MAX_FEATURE_AGE_INVALID = "MAX_FEATURE_AGE_INVALID", Code.INVALID_ARGUMENT
     ALLOW_STALE_INVALID = "ALLOW_STALE_INVALID", Code.INVALID_ARGUMENT
@@ -74,10 +75,14 @@ class Reason(StrEnum):
     ALREADY_MERGED = "ALREADY_MERGED", Code.FAILED_PRECONDITION
     TOO_MANY_ALIASES = "TOO_MANY_ALIASES", Code.FAILED_PRECONDITION
     MODEL_VERSION_INVALID = "MODEL_VERSION_INVALID", Code.INVALID_ARGUMENT
+    ROLLOUT_MISSING = "ROLLOUT_MISSING", Code.INVALID_ARGUMENT
     ROLLOUT_SHARE_INVALID = "ROLLOUT_SHARE_INVALID", Code.INVALID_ARGUMENT
+    PAGE_SIZE_INVALID = "PAGE_SIZE_INVALID", Code.INVALID_ARGUMENT
+    PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID", Code.INVALID_ARGUMENT
     MODEL_UNKNOWN = "MODEL_UNKNOWN", Code.NOT_FOUND
     MODEL_REFUSED = "MODEL_REFUSED", Code.FAILED_PRECONDITION
-    REGISTRY_UNAVAILABLE = "REGISTRY_UNAVAILABLE", Code.FAILED_PRECONDITION
+    ROLLOUT_FILE_INVALID = "ROLLOUT_FILE_INVALID", Code.FAILED_PRECONDITION
+    REGISTRY_UNAVAILABLE = "REGISTRY_UNAVAILABLE", Code.UNAVAILABLE
     CONFLICT = "CONFLICT", Code.ABORTED
     ARCHIVE_BEHIND = "ARCHIVE_BEHIND", Code.RESOURCE_EXHAUSTED
     FEATURES_TOO_OLD = "FEATURES_TOO_OLD", Code.FAILED_PRECONDITION
@@ -100,8 +105,12 @@ RETRY_AFTER_S: Final = 0.5
 """The delay in RetryInfo unless it is known better: about the time in which health follows Redis."""
 RETRIED: Final = (Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED)
 """Status codes after which another attempt may succeed."""
+FINAL: Final = frozenset({Reason.MESSAGE_TOO_LARGE})
+"""Reasons that another attempt cannot change, though their code is one of RETRIED."""
 PUSHBACK: Final = "grpc-retry-pushback-ms"
 """The trailer that sets the delay of gRPC's own retries."""
+NO_RETRY_MS: Final = -1
+"""The delay that forbids a retry."""
 
 
 class RequestError(Exception):
@@ -138,14 +147,17 @@ class RequestError(Exception):
         """Seconds after which another attempt may succeed; None if it cannot."""
         if self._retry_s is not None:
             return self._retry_s
-        return RETRY_AFTER_S if self.code in RETRIED else None
+        return RETRY_AFTER_S if self.code in RETRIED and self.reason not in FINAL else None
 
     @property
     def pushback_ms(self) -> int | None:
-        """The same in milliseconds for gRPC's own retries, if the server has too much to do; None leaves it to them.
+        """The pushback for gRPC's own retries: the wait in milliseconds, -1 for no retry, None for their own pace.
 
-        What is unavailable may be back sooner, and a server that stops has others beside it.
+        Only a server with too much to do sets their pace: a feature store may be back sooner than RetryInfo says, and
+        a call that meets a stopping server can go to another one at once.
         """
+        if self.reason in FINAL:
+            return NO_RETRY_MS
         retry_s = self.retry_after_s if self.code is Code.RESOURCE_EXHAUSTED else None
         return None if retry_s is None else max(1, math.ceil(retry_s * 1000))
 
@@ -161,6 +173,12 @@ class QuotaExceededError(RequestError):
         """``wait_s``: seconds until the same call is within the quota, if the caller makes no other call."""
         super().__init__(Reason.QUOTA_EXCEEDED, message, retry_s=wait_s)
         self.caller: Final = caller
+
+
+def message_too_large(size: str, max_bytes: int) -> RequestError:
+    """For a request of ``size`` bytes where at most ``max_bytes`` are accepted. The words are those of grpcio."""
+    text = f"SERVER: Received message larger than max ({size} vs. {max_bytes})"
+    return RequestError(Reason.MESSAGE_TOO_LARGE, text)
 
 
 def server_stopping() -> RequestError:

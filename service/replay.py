@@ -24,7 +24,8 @@ from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
 from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
-from tidemark.scoring import bearing
+from tidemark.channel import auth_metadata
+from tidemark.messages.times import duration
 
 EVENTS_PER_CALL: Final = 1000
 TIMEOUT_S: Final = 60.0
@@ -49,7 +50,7 @@ def replay(config: str, target: str, in_flight: int, token_file: Path | None) ->
     """
     token = os.environ.get("TIDEMARK_TOKEN") if token_file is None else token_file.read_text().strip()
     try:
-        metadata = bearing(token, target, secure=False)
+        metadata = auth_metadata(token, target, secure=False)
     except ValueError as error:
         raise InputError(f"{'TIDEMARK_TOKEN' if token_file is None else '--token-file'}: {error}") from error
     settings = load_config(FeatureConfig, config)
@@ -80,7 +81,7 @@ def _event(row: tuple[Any, ...]) -> events_pb2.Event:
         customer_id=customer_id,
         event_type=event_type,
         amount=amount,
-        duration_s=duration_s,
+        duration=None if duration_s is None else duration(duration_s),
         item_id=item_id or "",
         event_id=event_id or "",
     )

@@ -45,7 +45,8 @@ from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, Outcome
 from service.api import customers as convert_customers
 from service.api import events as convert_events
-from service.api.methods import EventStream, Handlers
+from service.api.events import EventStream
+from service.api.methods import Handlers
 from service.batching.event_batcher import EventBatcher
 from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
@@ -173,7 +174,7 @@ class Store:
             raise ValueError("a fault")
 
     async def _record(self, request: bytes, context: CallContext) -> bytes:
-        events = convert_events.decode_events(request)
+        events = await convert_events.decoded(convert_events.recorded_messages(request))
         return convert_events.encode_recorded(await self.recorder.record(events, context))
 
     def handlers(self) -> Handlers:
@@ -349,10 +350,10 @@ def _events(channel: Any) -> None:
         with contextlib.suppress(grpc.RpcError):
             channel.unary_unary(RECORD)(request, timeout=5)
         with contextlib.suppress(grpc.RpcError):
-            channel.stream_unary(STREAM)(iter([_some_events(2), b"", request, _some_events(400)]), timeout=5)
+            list(channel.stream_stream(STREAM)(iter([_some_events(2), b"", request, _some_events(400)]), timeout=5))
     channel.unary_unary(GET)(customers_pb2.GetCustomerRequest(customer_id="9").SerializeToString(), timeout=5)
     waiting = threading.Event()
-    call = channel.stream_unary(STREAM).future(iter(lambda: waiting.wait(0.02) or _some_events(1), None), timeout=5)
+    call = channel.stream_stream(STREAM)(iter(lambda: waiting.wait(0.02) or _some_events(1), None), timeout=5)
     time.sleep(0.1)
     call.cancel()
 
@@ -835,7 +836,7 @@ class Bench:
                     reply += event.data
                     client.acknowledge_received_data(event.flow_controlled_length, stream)
                 if isinstance(event, h2.events.StreamEnded):
-                    found = scoring_pb2.ScoreCustomerResponse.FromString(reply[5:])
+                    found = scoring_pb2.ScoreCustomerResponse.FromString(reply[5:]).score
                     if (found.customer_id, found.churn.probability) != ("7", 7.0):
                         raise ViolationError("a wrong answer on another connection")
                     return

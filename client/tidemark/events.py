@@ -1,102 +1,28 @@
-"""Clients for what customers do and for customers themselves, like ``tidemark.scoring`` for scores.
+"""The blocking client of EventService.
 
-from tidemark.events import Event, EventClient
-
-with EventClient("127.0.0.1:50051") as client:
-    client.record([Event("900", "view", item_id="shoe-1", channel="web")])
+Example:
+    with EventClient("127.0.0.1:50051") as client:
+        recorded = client.record([Event("900", "view", item_id="shoe-1", channel="web")])
+        for event in recorded.rejected:
+            print(event.index, event.reason, event.message)
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
-from itertools import islice
 from typing import Any, Final
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
-from tidemark.v1 import customers_pb2, customers_pb2_grpc, events_pb2, events_pb2_grpc
+from tidemark.v1 import events_pb2, events_pb2_grpc
 
-from tidemark.scoring import NO_RETRIES, OPTIONS, RETRIED, CallFailedError, Client, Interest, Problem, interest
-
-MAX_EVENTS: Final = 1000
-MAX_MESSAGES: Final = 100
-"""Of one StreamEvents call: they are kept until it is answered, to be sent again if it breaks."""
-PAUSE_S: Final = 0.1
-"""Before a stream that broke is sent again."""
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that a customer did; a naive ``event_time`` is UTC.
-
-    Without an ``event_id`` it gets one here, so that it is counted once though a call be tried again; to be safe
-    against your own repetitions bring the shop's (an order number, a message id).
-    """
-
-    customer_id: str
-    event_type: str
-    event_time: datetime = field(default_factory=_now)
-    amount: float | None = None
-    item_id: str = ""
-    channel: str = ""
-    duration_s: float | None = None
-    event_id: str = field(default_factory=_new_id)
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Told:
-    """An event (by its index) that was refused, or of which a guard took something away: the field, and why."""
-
-    index: int
-    field: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What became of events."""
-
-    accepted: int
-    duplicates: int
-    rejected: list[Told]
-    guarded: list[Told]
-
-
-@dataclass(frozen=True)
-class Consent:
-    """What a customer allows."""
-
-    scoring: bool
-    automated_response: bool
-
-
-@dataclass(frozen=True)
-class Customer:
-    """What is known about a customer; a feature is None where it is unknown or never happened."""
-
-    customer_id: str
-    features: dict[str, float | None]
-    first_seen: datetime | None
-    last_seen: datetime | None
-    channels: dict[str, int]
-    interests: list[Interest]
-    consent: Consent
-    aliases: list[str]
+from tidemark.base import Client
+from tidemark.channel import NO_RETRIES
+from tidemark.errors import CallFailedError, call_failed
+from tidemark.messages.events import Batch, Outcome, Unacknowledged, batches, pause_s
+from tidemark.types import Event, Recorded
 
 
 class EventClient(Client):
@@ -106,170 +32,151 @@ class EventClient(Client):
 
     @cached_property
     def _streaming(self) -> grpc.Channel:
-        """A connection for streams, which are repeated here and nowhere else."""
-        return self._connect(*OPTIONS, NO_RETRIES)
+        """A connection for streams, on which gRPC itself retries nothing."""
+        channel: grpc.Channel = self._connection.channel(grpc, NO_RETRIES)
+        return channel
 
     def close(self) -> None:
-        """Close the channels."""
+        """Close the connections. Calls that still run are cancelled."""
         super().close()
         if "_streaming" in vars(self):
             self._streaming.close()
 
     def record(self, events: Sequence[Event], *, timeout_s: float | None = None) -> Recorded:
-        """Record events, in calls of at most 1000, each bounded by ``timeout_s``; CallFailedError where one fails."""
-        accepted, duplicates = 0, 0
-        rejected: list[Told] = []
-        guarded: list[Told] = []
-        for start in range(0, len(events), MAX_EVENTS):
-            request = events_pb2.RecordEventsRequest(events=_messages(events[start : start + MAX_EVENTS]))
-            reply = self._call(self._stub.RecordEvents, request, timeout_s)
-            accepted, duplicates = accepted + reply.accepted, duplicates + reply.duplicates
-            rejected += _told(reply.rejected, start)
-            guarded += _told(reply.guarded, start)
-        return Recorded(accepted, duplicates, rejected, guarded)
+        """Record events, in calls of at most 1000 events and half a MiB.
+
+        Args:
+            events: The events, in any order.
+            timeout_s: Seconds for each call, its retries included; None for the client's default.
+
+        Returns:
+            The outcome for all events.
+
+        Raises:
+            CallFailedError: A call failed. Events of earlier calls, and perhaps some of this one, are recorded; it is
+                safe to record all of them again.
+        """
+        outcome = Outcome()
+        for batch in batches(events):
+            outcome.add(batch, self._call(self._stub.RecordEvents, batch.request, timeout_s))
+        return outcome.result()
 
     def stream(self, events: Iterable[Event], *, timeout_s: float) -> Recorded:
-        """Record any number of events, in as few calls as that takes, within ``timeout_s`` all together.
+        """Record any number of events in one stream, and resume it where it breaks.
 
-        Only the first 1000 of a call that were refused or guarded are told. A call that breaks because its server
-        stops, or is too busy, or of which not all arrived, is sent again: what had been recorded of it then counts
-        among the duplicates. CallFailedError where time is up.
+        The client waits for acknowledgements after a few messages, so memory stays bounded. When the stream breaks for
+        a reason that may pass, it waits as long as the server recommends and sends only unacknowledged events again.
+        Such events may have been recorded before; then they count among the duplicates.
+
+        Args:
+            events: The events. They are drawn in another thread as they are sent.
+            timeout_s: Seconds for all of it.
+
+        Returns:
+            The outcome for all events.
+
+        Raises:
+            CallFailedError: The server refuses the events, or the time is up. Acknowledged events are recorded.
         """
-        end, found, start = time.monotonic() + timeout_s, Recorded(0, 0, [], []), 0
-        rest = _parts(events)
-        while sent := _Sent(islice(rest, MAX_MESSAGES)):
-            reply = self._stream(sent, end)
-            found = Recorded(
-                found.accepted + reply.accepted,
-                found.duplicates + reply.duplicates,
-                found.rejected + _told(reply.rejected, start),
-                found.guarded + _told(reply.guarded, start),
-            )
-            start += sent.events
-        return found
-
-    def _stream(self, sent: _Sent, end: float) -> Any:
-        """The reply to a StreamEvents call, which is made again until ``end`` where that may help."""
+        end = time.monotonic() + timeout_s
+        stream = _Stream(batches(events))
+        if not stream.begin():
+            return stream.outcome.result()
         method = self._make_stub(self._streaming).StreamEvents
         while True:
             try:
-                reply = self._call(method, sent.again(), max(0.0, end - time.monotonic()))
-                if (arrived := reply.accepted + reply.duplicates + reply.rejected_count) == sent.events:
-                    return reply
-                failed = CallFailedError(_missing(arrived, sent.events))
+                stream.run(method, max(0.0, end - time.monotonic()), self._connection.metadata)
+                return stream.outcome.result()
             except CallFailedError as error:
-                if error.problem.code not in RETRIED:
-                    raise
-                failed = error
-            if time.monotonic() + PAUSE_S > end:
-                raise failed
-            time.sleep(PAUSE_S)
+                wait_s = pause_s(error.problem, end - time.monotonic())
+            time.sleep(wait_s)
 
 
-class CustomerClient(Client):
-    """Looks after single customers. Every method raises CallFailedError where its call fails."""
+class _Attempt:
+    """One call of a stream."""
 
-    _make_stub = staticmethod(customers_pb2_grpc.CustomerServiceStub)
-
-    def get(self, customer_id: str, *, timeout_s: float | None = None) -> Customer:
-        """What is known about a customer now."""
-        request = customers_pb2.GetCustomerRequest(customer_id=customer_id)
-        found = self._call(self._stub.GetCustomer, request, timeout_s)
-        return Customer(
-            customer_id=found.customer_id,
-            features={one.name: one.value if one.HasField("value") else None for one in found.features},
-            first_seen=_moment(found, "first_seen"),
-            last_seen=_moment(found, "last_seen"),
-            channels={one.channel: one.events for one in found.channels},
-            interests=[interest(one) for one in found.interests],
-            consent=_consent(found.consent),
-            aliases=list(found.aliases),
-        )
-
-    def merge(self, given_up: str, into: str, *, timeout_s: float | None = None) -> str:
-        """Make one customer of two, and return its id; later events and scores of ``given_up`` reach it."""
-        request = customers_pb2.MergeCustomersRequest(**{"from": given_up, "into": into})
-        return str(self._call(self._stub.MergeCustomers, request, timeout_s).customer_id)
-
-    def delete(self, customer_id: str, *, timeout_s: float | None = None) -> None:
-        """Erase a customer."""
-        request = customers_pb2.DeleteCustomerRequest(customer_id=customer_id)
-        self._call(self._stub.DeleteCustomer, request, timeout_s)
-
-    def set_consent(
-        self,
-        customer_id: str,
-        *,
-        scoring: bool | None = None,
-        automated_response: bool | None = None,
-        timeout_s: float | None = None,
-    ) -> Consent:
-        """Keep what a customer allows, None as it was; what is allowed then."""
-        request = customers_pb2.SetConsentRequest(
-            customer_id=customer_id, scoring=scoring, automated_response=automated_response
-        )
-        return _consent(self._call(self._stub.SetConsent, request, timeout_s).consent)
+    def __init__(self) -> None:
+        self.is_over = False
 
 
-def _messages(events: Iterable[Event]) -> list[events_pb2.Event]:
-    return [events_pb2.Event(**{**vars(event), "event_time": _timestamp(event.event_time)}) for event in events]
+class _Stream:
+    """A stream of events over as many calls as it takes.
 
+    grpcio draws the messages of a call in a thread, and that of a broken call may still be at it when the next begins:
+    so only one of them draws at a time, and all state is changed under a lock.
+    """
 
-def _parts(events: Iterable[Event]) -> Iterator[events_pb2.StreamEventsRequest]:
-    rest = iter(events)
-    while some := list(islice(rest, MAX_EVENTS)):
-        yield events_pb2.StreamEventsRequest(events=_messages(some))
-
-
-class _Sent:
-    """Messages that are drawn from an iterator as they are sent, and can be sent from the first one on again."""
-
-    def __init__(self, messages: Iterator[events_pb2.StreamEventsRequest]) -> None:
-        self._rest = messages
-        self._drawn = list(islice(messages, 1))
-        self._lock = threading.Lock()
-
-    def __bool__(self) -> bool:
-        return bool(self._drawn)
+    def __init__(self, source: Iterator[Batch]) -> None:
+        self._source: Final = source
+        self._drawing: Final = threading.Lock()
+        self._changed: Final = threading.Condition()
+        self._unacknowledged: Final = Unacknowledged()
+        self._is_drawn = False
+        self._source_error: BaseException | None = None
 
     @property
-    def events(self) -> int:
-        """How many there were."""
-        return sum(len(message.events) for message in self._drawn)
+    def outcome(self) -> Outcome:
+        """The outcome of what is acknowledged."""
+        return self._unacknowledged.outcome
 
-    def again(self) -> Iterator[events_pb2.StreamEventsRequest]:
-        """From the first one on."""
-        at = 0
-        while (message := self._at(at)) is not None:
-            yield message
-            at += 1
+    def begin(self) -> bool:
+        """Draw the first batch, and return whether there is one."""
+        first = next(self._source, None)
+        if first is not None:
+            self._unacknowledged.add(first)
+        return first is not None
 
-    def _at(self, at: int) -> events_pb2.StreamEventsRequest | None:
-        with self._lock:  # gRPC draws in a thread of its own, that of a broken call perhaps still
-            if at == len(self._drawn):
-                self._drawn += islice(self._rest, 1)
-            return self._drawn[at] if at < len(self._drawn) else None
+    def run(self, method: Any, timeout_s: float, metadata: Any) -> None:
+        """Make one call.
 
+        Raises:
+            CallFailedError: It ended before all events were acknowledged.
+        """
+        attempt = _Attempt()
+        with self._changed:
+            self._unacknowledged.restart()
+        call = method(self._messages(attempt), timeout=timeout_s, metadata=metadata)
+        try:
+            for response in call:
+                with self._changed:
+                    self._unacknowledged.acknowledge(response)
+                    self._changed.notify_all()
+        except grpc.RpcError as error:
+            if self._source_error is None:
+                raise call_failed(error) from None
+        finally:
+            with self._changed:
+                attempt.is_over = True
+                self._changed.notify_all()
+            call.cancel()
+        if self._source_error is not None:
+            raise self._source_error
+        with self._changed:
+            if self._unacknowledged or not self._is_drawn:
+                raise self._unacknowledged.missing()
 
-def _missing(arrived: int, sent: int) -> Problem:
-    message = f"the server heard of {arrived} events out of {sent}: send them again, with the same ids"
-    return Problem(grpc.StatusCode.DATA_LOSS, "EVENTS_MISSING", message)
+    def _messages(self, attempt: _Attempt) -> Iterator[events_pb2.StreamEventsRequest]:
+        while (batch := self._next(attempt)) is not None:
+            yield batch.message
 
-
-def _timestamp(moment: datetime) -> Timestamp:
-    found = Timestamp()
-    found.FromDatetime(moment)
-    return found
-
-
-def _told(found: Iterable[Any], start: int = 0) -> list[Told]:
-    return [Told(start + one.index, one.field, one.reason) for one in found]
-
-
-def _moment(found: Any, name: str) -> datetime | None:
-    moment: datetime = getattr(found, name).ToDatetime(UTC)
-    return moment if found.HasField(name) else None
-
-
-def _consent(found: customers_pb2.Consent) -> Consent:
-    return Consent(found.scoring, found.automated_response)
+    def _next(self, attempt: _Attempt) -> Batch | None:
+        """The next batch for a call, as soon as it may be sent; None at the end of all batches, or of the call."""
+        with self._drawing:
+            with self._changed:
+                while self._unacknowledged.is_full and not attempt.is_over:
+                    self._changed.wait()
+                if attempt.is_over:
+                    return None
+                if (batch := self._unacknowledged.next_batch()) is not None or self._is_drawn:
+                    return batch
+            try:
+                drawn = next(self._source, None)
+            except BaseException as error:
+                self._source_error = error
+                raise
+            with self._changed:
+                if drawn is None:
+                    self._is_drawn = True
+                    return None
+                self._unacknowledged.add(drawn)
+                return None if attempt.is_over else self._unacknowledged.next_batch()

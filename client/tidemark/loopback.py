@@ -22,7 +22,7 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def stays_here(target: str) -> bool:
+def is_local_target(target: str) -> bool:
     """Whether a gRPC target (host:port, or with a scheme) is on this machine; False where that cannot be told."""
     if target.startswith(_LOCAL_SCHEMES):
         return True

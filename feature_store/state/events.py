@@ -43,10 +43,17 @@ class Event:
 
 
 class Problem(NamedTuple):
-    """What is wrong with an event, or what a guard did to it: the field, and why (UPPER_SNAKE, a colon, words)."""
+    """What is wrong with an event, or what a guard did to it.
+
+    Attributes:
+        field: Name of the field of :class:`Event`.
+        reason: Code in UPPER_SNAKE_CASE, which callers may rely on.
+        message: The same in words, with a way to correct the event. It never repeats a value of the event.
+    """
 
     field: str
     reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -80,31 +87,35 @@ def problem(event: Event, rules: Rules, now: float) -> Problem | None:
 
 def _bad_time(t: float, rules: Rules, now: float) -> Problem | None:
     if not 0.0 <= t < math.inf:
-        return Problem("event_time", "EVENT_TIME_INVALID: missing, or not since 1970: send when it happened")
+        return Problem("event_time", "EVENT_TIME_INVALID", "the time is missing or before 1970: send when it happened")
     if t < now - rules.max_lateness_s:
         late = f"{rules.max_lateness_s / HOUR_S:g} h"
-        return Problem("event_time", f"EVENT_TOO_LATE: more than {late} ago: bring older events by a load")
+        return Problem("event_time", "EVENT_TOO_LATE", f"the event is more than {late} old: load older events instead")
     if t > now + rules.max_future_s:
         bound = f"{rules.max_future_s:g} s"
-        return Problem("event_time", f"EVENT_IN_FUTURE: more than {bound} ahead: check clock and zone")
+        return Problem(
+            "event_time", "EVENT_IN_FUTURE", f"the time is more than {bound} ahead: check clock and time zone"
+        )
     return None
 
 
 def _bad_number(event: Event) -> Problem | None:
     if event.amount is not None and not abs(event.amount) <= MAX_AMOUNT:
-        return Problem("amount", f"AMOUNT_INVALID: it is not finite or beyond {MAX_AMOUNT:g}: send the event's money")
+        message = f"the amount is not finite or beyond {MAX_AMOUNT:g}: send the event's money"
+        return Problem("amount", "AMOUNT_INVALID", message)
     if event.duration_s is not None and not 0 <= event.duration_s <= MAX_AMOUNT:
-        return Problem("duration_s", f"DURATION_INVALID: it is negative or beyond {MAX_AMOUNT:g}: send seconds")
+        message = f"the duration is negative, out of range or beyond {MAX_AMOUNT:g} s: send how long it took"
+        return Problem("duration_s", "DURATION_INVALID", message)
     return None
 
 
 def _bad_text(event: Event) -> Problem | None:
     if bad := text_fault(event.customer_id, MAX_ID_BYTES):
         wanted = f"send 1 to {MAX_ID_BYTES} bytes of printable text"
-        return Problem("customer_id", f"CUSTOMER_ID_INVALID: it {bad}: {wanted}")
+        return Problem("customer_id", "CUSTOMER_ID_INVALID", f"the customer id {bad}: {wanted}")
     if bad := text_fault(event.event_type, MAX_NAME_BYTES):
         wanted = f"send 1 to {MAX_NAME_BYTES} bytes of printable text"
-        return Problem("event_type", f"EVENT_TYPE_INVALID: it {bad}: {wanted}")
+        return Problem("event_type", "EVENT_TYPE_INVALID", f"the event type {bad}: {wanted}")
     return None
 
 
@@ -112,9 +123,10 @@ def _bad_detail(event: Event) -> Problem | None:
     for name, most in (("item_id", MAX_ID_BYTES), ("channel", MAX_NAME_BYTES), ("event_id", MAX_ID_BYTES)):
         text = getattr(event, name)
         if text and (bad := text_fault(text, most)):
-            return Problem(name, f"{name.upper()}_INVALID: it {bad}: send up to {most} bytes of printable text")
+            message = f"{name} {bad}: send at most {most} bytes of printable text"
+            return Problem(name, f"{name.upper()}_INVALID", message)
     if len(event.text) > MAX_TEXT:
-        return Problem("text", f"TEXT_TOO_LONG: it has more than {MAX_TEXT} characters: shorten it")
+        return Problem("text", "TEXT_TOO_LONG", f"the text has more than {MAX_TEXT} characters: shorten it")
     return None
 
 

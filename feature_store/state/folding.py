@@ -22,9 +22,11 @@ from feature_store.state.events import CAPPED, HOUR_S, Event, Problem, Rules, ev
 from feature_store.state.layout import StateLayout
 from feature_store.state.profile import Record, UnreadableRecordError, hashed, hashed_type, hour_of
 
-WITHHELD: Final = Problem("customer_id", "CONSENT_WITHHELD: the customer does not allow scoring: ask for consent first")
+WITHHELD: Final = Problem(
+    "customer_id", "CONSENT_WITHHELD", "the customer does not allow scoring: ask for consent first"
+)
 UNREADABLE: Final = Problem(
-    "customer_id", "STATE_UNREADABLE: what is stored for this customer cannot be used: load its features again"
+    "customer_id", "STATE_UNREADABLE", "the stored data of this customer cannot be read: load its features again"
 )
 
 
@@ -176,8 +178,9 @@ class Fold:
     def _clipped(self, event: Event) -> Outcome:
         for name, clip in self._clips[event.event_type].items():
             if abs(getattr(event, name) or 0.0) > clip:
-                reason = f"{name.upper()}_CLIPPED: it is beyond all that training has seen: counted as {clip:g}"
-                return Outcome(Verdict.ACCEPTED, Problem(name, reason))
+                reason = f"{name.removesuffix('_s').upper()}_CLIPPED"
+                message = f"the value is beyond the range of the training data: it is counted as {clip:g}"
+                return Outcome(Verdict.ACCEPTED, Problem(name, reason, message))
         return ACCEPTED
 
 
@@ -196,7 +199,9 @@ MOST_KINDS: Final = 10_000
 
 
 def _capped(bound: str) -> Problem:
-    return Problem("customer_id", f"EVENT_CAPPED: beyond {bound}: archived, and not folded")
+    return Problem(
+        "customer_id", "EVENT_CAPPED", f"there are more than {bound}: the event is archived, but not counted"
+    )
 
 
 def _record(customer: Known) -> Record | None:

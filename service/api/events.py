@@ -1,81 +1,161 @@
-"""Between the wire and the core: the messages of EventService."""
+"""EventService: its messages, and what its methods do."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from tidemark.v1 import events_pb2
 
 from feature_store.state.events import Event
-from service.api.scoring import MAX_NANOS, parsed
-from service.batching.event_batcher import IndexedProblem, RecordingResult
+from service.api.messages import duration_s, parsed, timestamp_s
+from service.batching.event_batcher import EventBatcher, IndexedProblem, RecordingResult
+from service.call_context import CallContext
 from service.errors import Reason, RequestError
+from tidemark.limits import MAX_EVENTS_PER_MESSAGE
 
 SERVICE: Final = "tidemark.v1.EventService"
-MAX_EVENTS: Final = 1000
+SLICE: Final = 64
+"""Events that are decoded in one go. Then other calls have a turn on the loop."""
+_FIELDS: Final = {"duration_s": "duration"}
+"""Fields of the contract whose name differs from that in the core."""
 
 
-def decode_events(data: bytes) -> list[Event]:
-    """The events of a RecordEventsRequest, or of a StreamEventsRequest, which is the same on the wire."""
-    return [_event(event) for event in _events(data)]
+class Events:
+    """The unary methods of EventService."""
+
+    def __init__(self, recorder: EventBatcher) -> None:
+        self._recorder: Final = recorder
+
+    async def record(self, request: bytes, context: CallContext) -> bytes:
+        """RecordEvents: bytes of the request in, bytes of the response out.
+
+        Raises:
+            RequestError: The call as a whole failed. Some of its events may be recorded.
+        """
+        self._recorder.admit(context)  # before the request is read, so that shedding it costs little
+        messages = recorded_messages(request)
+        context.charge(len(messages))
+        events = await decoded(messages)
+        return encode_recorded(await self._recorder.record(events, context))
 
 
-def _events(data: bytes) -> Any:
-    request = parsed(events_pb2.RecordEventsRequest, data)
-    if (found := len(request.events)) > MAX_EVENTS:
-        message = f"{found} events are too many for one message: send at most {MAX_EVENTS}"
+class EventStream:
+    """A StreamEvents call: records one message, acknowledges it, and only then takes the next."""
+
+    def __init__(self, recorder: EventBatcher, context: CallContext) -> None:
+        self._recorder: Final = recorder
+        self._context: Final = context
+        self._acknowledged = 0
+
+    async def answer(self, request: bytes) -> bytes:
+        """Record the events of a message and return its acknowledgement.
+
+        Only the first message of a stream is subject to admission control. Later ones wait, and their client with them.
+
+        Raises:
+            RequestError: The stream failed. Some events of this message may be recorded.
+        """
+        if not self._acknowledged:
+            self._recorder.admit(self._context)
+        messages = streamed_messages(request)
+        await self._context.wait_and_charge(len(messages))  # meanwhile the client's window stays closed
+        events = await decoded(messages)
+        recorded = await self._recorder.record(events, self._context)
+        self._acknowledged += 1
+        return encode_acknowledged(self._acknowledged, recorded)
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def recorded_messages(data: bytes) -> Sequence[events_pb2.Event]:
+    """The events of an encoded RecordEventsRequest.
+
+    Raises:
+        RequestError: It is malformed, or has too many events.
+    """
+    return _few(parsed(events_pb2.RecordEventsRequest, data).events)
+
+
+def streamed_messages(data: bytes) -> Sequence[events_pb2.Event]:
+    """The events of an encoded StreamEventsRequest.
+
+    Raises:
+        RequestError: It is malformed, or has too many events.
+    """
+    return _few(parsed(events_pb2.StreamEventsRequest, data).events)
+
+
+def _few(events: Sequence[events_pb2.Event]) -> Sequence[events_pb2.Event]:
+    if (count := len(events)) > MAX_EVENTS_PER_MESSAGE:
+        message = f"{count} events are too many for one message: send at most {MAX_EVENTS_PER_MESSAGE}"
         raise RequestError(Reason.TOO_MANY_EVENTS, message, "events")
-    return request.events
+    return events
 
 
-def _event(event: Any) -> Event:
+async def decoded(messages: Sequence[events_pb2.Event]) -> list[Event]:
+    """Canonical events of messages, decoded in slices so that a large request does not hold up the loop."""
+    events: list[Event] = []
+    for start in range(0, len(messages), SLICE):
+        if start:
+            await asyncio.sleep(0)
+        events += map(_event, messages[start : start + SLICE])
+    return events
+
+
+def _event(message: events_pb2.Event) -> Event:
+    """A canonical event. Times that are missing or out of range become nan, which the check of events rejects."""
     return Event(
-        event.customer_id,
-        event.event_type,
-        _seconds(event),
-        event.amount if event.HasField("amount") else None,
-        event.duration_s if event.HasField("duration_s") else None,
-        event.item_id,
-        event.channel,
-        event.event_id,
-        event.text,
+        message.customer_id,
+        message.event_type,
+        timestamp_s(message.event_time) if message.HasField("event_time") else math.nan,
+        message.amount if message.HasField("amount") else None,
+        duration_s(message.duration) if message.HasField("duration") else None,
+        message.item_id,
+        message.channel,
+        message.event_id,
+        message.text,
     )
 
 
-def _seconds(event: Any) -> float:
-    """Unix seconds; not a number where there is no time, or none that is allowed."""
-    if not event.HasField("event_time") or not 0 <= event.event_time.nanos <= MAX_NANOS:
-        return math.nan
-    return float(event.event_time.seconds + event.event_time.nanos / 1e9)
+# --- responses ------------------------------------------------------------------------------------------------------
 
 
 def encode_recorded(recorded: RecordingResult) -> bytes:
-    """A RecordEventsResponse."""
-    return bytes(
-        events_pb2.RecordEventsResponse(
-            accepted=recorded.accepted,
-            duplicates=recorded.duplicates,
-            rejected=_noted(events_pb2.RejectedEvent, recorded.rejected),
-            guarded=_noted(events_pb2.GuardedEvent, recorded.guarded),
-        ).SerializeToString()
+    """An encoded RecordEventsResponse."""
+    response = events_pb2.RecordEventsResponse(
+        accepted=recorded.accepted,
+        duplicates=recorded.duplicates,
+        rejected=_details(events_pb2.RejectedEvent, recorded.rejected),
+        guarded=_details(events_pb2.GuardedEvent, recorded.guarded),
     )
+    return bytes(response.SerializeToString())
 
 
-def encode_streamed(recorded: RecordingResult, most: int) -> bytes:
-    """A StreamEventsResponse, with no more than ``most`` of the events that were refused or guarded."""
-    return bytes(
-        events_pb2.StreamEventsResponse(
-            accepted=recorded.accepted,
-            duplicates=recorded.duplicates,
-            rejected=_noted(events_pb2.RejectedEvent, recorded.rejected[:most]),
-            guarded=_noted(events_pb2.GuardedEvent, recorded.guarded[:most]),
-            rejected_count=recorded.rejected_count,
-            guarded_count=recorded.guarded_count,
-        ).SerializeToString()
+def encode_acknowledged(acknowledged: int, recorded: RecordingResult) -> bytes:
+    """An encoded StreamEventsResponse.
+
+    Args:
+        acknowledged: Number of messages of the stream that are acknowledged with this response.
+        recorded: Outcome of the events of the newest of them.
+    """
+    response = events_pb2.StreamEventsResponse(
+        acknowledged_messages=acknowledged,
+        accepted=recorded.accepted,
+        duplicates=recorded.duplicates,
+        rejected=_details(events_pb2.RejectedEvent, recorded.rejected),
+        guarded=_details(events_pb2.GuardedEvent, recorded.guarded),
     )
+    return bytes(response.SerializeToString())
 
 
-def _noted(kind: Any, noted: Iterable[IndexedProblem]) -> list[Any]:
-    return [kind(index=one.at, field=one.problem.field, reason=one.problem.reason) for one in noted]
+def _details(kind: Any, noted: Iterable[IndexedProblem]) -> list[Any]:
+    return [
+        kind(
+            index=index, field=_FIELDS.get(problem.field, problem.field), reason=problem.reason, message=problem.message
+        )
+        for index, problem in noted
+    ]

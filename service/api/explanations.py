@@ -1,4 +1,4 @@
-"""Between the wire and the core: explanations, which are rare enough to be message objects."""
+"""Explanations of the contract. They are rare enough to be built as message objects."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tidemark.v1 import scoring_pb2
 
 from service.errors import Reason, RequestError
 from tidemark.explanation import Contribution, Explanation
+from tidemark.limits import MAX_EXPLAINED_PER_CALL
 
-MAX_EXPLAINED: Final = 100
-"""Customers of one call: each takes about a millisecond of a thread."""
 DEFAULT_REASONS: Final = 5
+"""Contributions of each explanation if the request does not say how many."""
 
 
 def max_reasons(request: Any, customers: int) -> int | None:
@@ -23,11 +23,12 @@ def max_reasons(request: Any, customers: int) -> int | None:
     """
     if not request.explain:
         return None
-    if customers > MAX_EXPLAINED:
+    if customers > MAX_EXPLAINED_PER_CALL:
         message = (
-            f"{customers} customers are too many to explain in one call: send at most {MAX_EXPLAINED} with explain"
+            f"{customers} customers are too many to explain in one call: "
+            f"send at most {MAX_EXPLAINED_PER_CALL} with explain"
         )
-        raise RequestError(Reason.EXPLAIN_TOO_MANY, message, "customer_ids")
+        raise RequestError(Reason.TOO_MANY_EXPLAINED, message, "customer_ids")
     return int(request.max_reasons) or DEFAULT_REASONS
 
 
@@ -37,10 +38,10 @@ def encoded_by_offer(explanations: Mapping[str, Explanation]) -> dict[str, bytes
 
 
 def encoded(explanation: Explanation) -> bytes:
-    """An Explanation of the contract."""
+    """An encoded Explanation."""
     return scoring_pb2.Explanation(
         baseline_probability=explanation.baseline_probability,
-        contributions=[_contribution(one) for one in explanation.contributions],
+        contributions=map(_contribution, explanation.contributions),
         other_contribution=explanation.other_contribution,
         exact=explanation.exact,
     ).SerializeToString()

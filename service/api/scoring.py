@@ -1,9 +1,7 @@
-"""Between the wire and the core: the messages of ScoringService.
+"""ScoringService: its messages.
 
-Only this module and those beside it named ``convert_…`` read or write protobuf messages of the contract.
-
-``METHODS`` is the contract as the fronts see it: for every path, how request bytes become a part and scores become
-reply bytes.
+``METHODS`` is the service as the transports see it: for each path, how an encoded request becomes a ScoreRequest, and
+how Scores become an encoded response.
 """
 
 from __future__ import annotations
@@ -15,26 +13,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
 from tidemark.v1 import scoring_pb2
 
 from feature_store.bundles.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
-from feature_store.state.events import text_fault
 from service.api import score_wire as wire
 from service.api.explanations import encoded_by_offer, max_reasons
+from service.api.messages import duration_s, id_error, parsed
 from service.api.status import encoded_status
 from service.errors import Reason, RequestError
 from service.scoring.types import ScoreRequest, Scores
+from tidemark.limits import MAX_CUSTOMERS_PER_CALL
 
 SERVICE: Final = "tidemark.v1.ScoringService"
-MAX_BATCH: Final = 1000
-SURELY_SHORT: Final = MAX_ID_BYTES // 4
+_SHORT: Final = MAX_ID_BYTES // 4
 """Characters that cannot be more than MAX_ID_BYTES in UTF-8."""
-MAX_NANOS: Final = 999_999_999
-MAX_DURATION_S: Final = 315_576_000_000
-"""About 10,000 years, the bound that google.protobuf.Duration sets itself."""
 
 
 ENCODED_ROWS: Final = 256
@@ -81,11 +74,11 @@ def _encoded_rows(scores: Scores) -> int:
 
 
 def decode_score(data: bytes) -> ScoreRequest:
-    """A ScoreCustomerRequest."""
+    """The request in an encoded ScoreCustomerRequest."""
     request = parsed(scoring_pb2.ScoreCustomerRequest, data)
     customer_id = request.customer_id
-    surely_good = 0 < len(customer_id) <= SURELY_SHORT and customer_id.isprintable()
-    if not surely_good and (error := id_error(customer_id, "customer_id")):
+    is_valid = 0 < len(customer_id) <= _SHORT and customer_id.isprintable()
+    if not is_valid and (error := id_error(customer_id, "customer_id")):
         raise error
     return ScoreRequest(
         [customer_id],
@@ -97,14 +90,14 @@ def decode_score(data: bytes) -> ScoreRequest:
 
 
 def decode_batch(data: bytes) -> ScoreRequest:
-    """A BatchScoreCustomersRequest."""
+    """The request in an encoded BatchScoreCustomersRequest. Ids that are invalid become empty strings."""
     request = parsed(scoring_pb2.BatchScoreCustomersRequest, data)
-    if (count := len(request.customer_ids)) > MAX_BATCH:
-        message = f"{count} customers are too many for one call: send at most {MAX_BATCH}"
+    if (count := len(request.customer_ids)) > MAX_CUSTOMERS_PER_CALL:
+        message = f"{count} customers are too many for one call: send at most {MAX_CUSTOMERS_PER_CALL}"
         raise RequestError(Reason.TOO_MANY_CUSTOMERS, message, "customer_ids")
     ids = list(request.customer_ids)
     refused = {}
-    if not (all(ids) and max(map(len, ids), default=0) <= SURELY_SHORT and all(map(str.isprintable, ids))):
+    if not (all(ids) and max(map(len, ids), default=0) <= _SHORT and all(map(str.isprintable, ids))):
         for at, customer_id in enumerate(ids):
             if error := id_error(customer_id, "customer_ids"):
                 refused[at] = error
@@ -113,39 +106,21 @@ def decode_batch(data: bytes) -> ScoreRequest:
     return ScoreRequest(ids, _economics(request), _max_age(request), refused, _allow_stale(request), explain)
 
 
-def parsed(kind: Any, data: bytes) -> Any:
-    """The message of a request; RequestError where the bytes are none."""
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        message = f"the request is not a {kind.DESCRIPTOR.full_name}: build it from the published proto files"
-        raise RequestError(Reason.REQUEST_MALFORMED, message) from error
-
-
-def id_error(customer_id: str, field: str) -> RequestError | None:
-    """What is wrong with an id that came in ``field``; the message never repeats the id. None for a good id."""
-    if (problem := text_fault(customer_id, MAX_ID_BYTES)) is None:
-        return None
-    message = f"the customer id {problem}: send 1 to {MAX_ID_BYTES} bytes of printable text"
-    return RequestError(Reason.CUSTOMER_ID_INVALID, message, field)
-
-
 def _max_age(request: Any) -> float | None:
-    if not request.HasField("max_feature_age"):
-        return None
-    return _seconds(request.max_feature_age, "max_feature_age", Reason.MAX_FEATURE_AGE_INVALID)
+    return _seconds(request, "max_feature_age", Reason.MAX_FEATURE_AGE_INVALID)
 
 
 def _allow_stale(request: Any) -> float | None:
-    if not request.HasField("allow_stale"):
+    return _seconds(request, "allow_stale", Reason.ALLOW_STALE_INVALID)
+
+
+def _seconds(request: Any, field: str, reason: Reason) -> float | None:
+    """A duration in seconds, None where it is not set."""
+    if not request.HasField(field):
         return None
-    return _seconds(request.allow_stale, "allow_stale", Reason.ALLOW_STALE_INVALID)
-
-
-def _seconds(duration: Duration, name: str, reason: Reason) -> float:
-    if not (0 <= duration.seconds <= MAX_DURATION_S and 0 <= duration.nanos <= MAX_NANOS):
-        raise RequestError(reason, f"{name} is negative or out of range: send a duration of zero or more", name)
-    return duration.seconds + duration.nanos / 1e9
+    if math.isnan(seconds := duration_s(getattr(request, field))):
+        raise RequestError(reason, f"{field} is negative or out of range: send a duration of zero or more", field)
+    return seconds
 
 
 def _economics(request: Any) -> Mapping[int, float]:
@@ -173,15 +148,20 @@ def _checked(field: str, figure: float) -> float:
 
 
 def encode_score(request: ScoreRequest, scores: Scores) -> bytes:
-    """A ScoreCustomerResponse."""
+    """An encoded ScoreCustomerResponse.
+
+    Raises:
+        RequestError: The customer has no score.
+    """
     if scores.errors:
         raise scores.errors[0]
     explanations = None if scores.explanations is None else encoded_by_offer(scores.explanations[0])
-    return wire.score(request.customer_ids[0], scores, 0, _version(scores.model_version), explanations)
+    score = wire.score(request.customer_ids[0], scores, 0, _version(scores.model_version), explanations)
+    return wire.response(score)
 
 
 def encode_batch(request: ScoreRequest, scores: Scores) -> bytes:
-    """A BatchScoreCustomersResponse."""
+    """An encoded BatchScoreCustomersResponse."""
     ids = request.customer_ids
     if not ids:
         return b""
@@ -190,18 +170,19 @@ def encode_batch(request: ScoreRequest, scores: Scores) -> bytes:
     for at, explanations in (scores.explanations or {}).items():
         row_version = version if isinstance(version, bytes) else version[at]
         score = wire.score(ids[at], scores, at, row_version, encoded_by_offer(explanations))
-        results[at] = wire.long_field(1, wire.long_field(1, score))
+        results[at] = wire.score_result(ids[at], score)
     encoded: dict[RequestError, bytes] = {}  # customers with the same fault share one error
     for at, error in scores.errors.items():
-        if (result := encoded.get(error)) is None:
+        if (status := encoded.get(error)) is None:
             field = "customer_ids" if error.field == "customer_id" else error.field
-            result = encoded[error] = wire.field(1, wire.field(2, encoded_status(error, field)))
-        results[at] = result
+            status = encoded[error] = wire.status_field(encoded_status(error, field))
+        results[at] = wire.status_result(ids[at], status)
     return b"".join(results)
 
 
 @lru_cache(maxsize=16)
 def _version(model_version: str) -> bytes:
+    """The encoded field model_version of a Score."""
     return wire.field(6, model_version.encode())
 
 

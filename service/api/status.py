@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from google.protobuf.duration_pb2 import Duration
 from tidemark.rpc import error_details_pb2, status_pb2
 
+from service.api.messages import duration
 from service.errors import DOMAIN, Code, QuotaExceededError, Reason, RequestError
-
-_NANOS_PER_S = 10**9
 
 
 def encoded_status(error: RequestError, field: str | None = None) -> bytes:
-    """The encoded google.rpc.Status of an error.
+    """Encode the google.rpc.Status of an error.
 
     Args:
-        error: what went wrong.
-        field: the field of the request that is wrong, where it is not ``error.field``. A batch names ``customer_ids``:
-            its results are in the order of the ids, so the position of an id need not be repeated here.
+        error: What went wrong.
+        field: The wrong field of the request, where it is not ``error.field``. A batch names ``customer_ids``: its
+            results are in the order of the ids, so the position of an id need not be repeated here.
 
     Returns:
-        The bytes of a Status with an ErrorInfo. Beside it stand a BadRequest where the caller can correct a field, a
-        RetryInfo where another attempt may succeed, and a QuotaFailure where a quota is used up.
+        The bytes of a Status with an ErrorInfo. A BadRequest follows where the caller can correct a field, a RetryInfo
+        where another attempt may succeed, and a QuotaFailure where a quota is used up.
     """
     caller = error.caller if isinstance(error, QuotaExceededError) else None
-    # A quota's waiting time is different for each call; whatever else is said of many customers is said in few ways.
+    # The waiting time of a quota differs from call to call. All other errors are few, whatever the number of customers.
     encode = _encoded if caller is None else _encoded.__wrapped__
     return encode(error.code, error.reason, error.message, field or error.field, error.retry_after_s, caller)
 
@@ -37,10 +35,11 @@ def _encoded(
     result = status_pb2.Status(code=code, message=message)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"field": field} if field else None)
     result.details.add().Pack(info)
+    if field is not None and code is Code.INVALID_ARGUMENT:
+        wrong = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+        result.details.add().Pack(error_details_pb2.BadRequest(field_violations=[wrong]))
     if retry_after_s is not None:
-        seconds, nanos = divmod(int(retry_after_s * _NANOS_PER_S), _NANOS_PER_S)
-        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=seconds, nanos=nanos))
-        result.details.add().Pack(retry)
+        result.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=duration(retry_after_s)))
     if caller is not None:
         violation = error_details_pb2.QuotaFailure.Violation(subject=caller, description=message)
         result.details.add().Pack(error_details_pb2.QuotaFailure(violations=[violation]))

@@ -24,8 +24,9 @@ from feature_store.online.stale_cache import RecentStates
 from feature_store.online.store import Redis, StateReader
 from feature_store.state.events import HOUR_S, Rules
 from feature_store.state.folding import Fold
-from service.api.methods import Customers, handlers
-from service.api.model_handlers import Models
+from service.api.customers import Customers
+from service.api.methods import handlers
+from service.api.models import Models
 from service.auth.access import Access
 from service.batching.event_batcher import EventBatcher
 from service.batching.score_batcher import ScoreBatcher

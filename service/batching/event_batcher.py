@@ -67,24 +67,6 @@ class RecordingResult:
     duplicates: int = 0
     rejected: list[IndexedProblem] = field(default_factory=list)
     guarded: list[IndexedProblem] = field(default_factory=list)
-    rejected_count: int = 0
-    guarded_count: int = 0
-
-    def add(self, other: RecordingResult, offset: int, max_details: int) -> None:
-        """Add the result of further events.
-
-        Args:
-            other: Their result.
-            offset: The position of the first of them in the stream.
-            max_details: Maximum number of rejected, and of guarded, events to keep.
-        """
-        self.accepted += other.accepted
-        self.duplicates += other.duplicates
-        self.rejected_count += other.rejected_count
-        self.guarded_count += other.guarded_count
-        for details, further in ((self.rejected, other.rejected), (self.guarded, other.guarded)):
-            kept = further[: max(0, max_details - len(details))]
-            details += [IndexedProblem(offset + at, problem) for at, problem in kept]
 
     def add_outcome(self, at: int, outcome: Outcome) -> None:
         """Add what became of the event at this position."""
@@ -203,7 +185,6 @@ class EventBatcher:
             for at, outcome in zip(positions, await self._outcomes(valid, context), strict=True):
                 result.add_outcome(at, outcome)
             result.rejected.sort()
-        result.rejected_count, result.guarded_count = len(result.rejected), len(result.guarded)
         self._count(result)
         return result
 
@@ -267,7 +248,7 @@ class EventBatcher:
         self.counts["accepted"] += result.accepted
         self.counts["duplicates"] += result.duplicates
         for detail in (*result.rejected, *result.guarded):
-            self.counts[detail.problem.reason.partition(":")[0]] += 1
+            self.counts[detail.problem.reason] += 1
 
 
 async def _yield_loop() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
@@ -19,7 +20,30 @@ from service.transport.call_error import CallError
 
 SERVICES: Final = (convert.SERVICE, convert_events.SERVICE, convert_customers.SERVICE, convert_models.SERVICE)
 """Our own: those whose health is told, beside the empty name of the server as a whole, and which reflection shows."""
-STANDARD_SERVICES: Final = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+REFLECTION_SERVICES: Final = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
+"""Reflection in both versions. They have the same messages, so one implementation answers for both."""
+REFLECTION_PATHS: Final = tuple(f"/{service}/ServerReflectionInfo" for service in REFLECTION_SERVICES)
+STANDARD_SERVICES: Final = (health.SERVICE_NAME, *REFLECTION_SERVICES)
+
+
+def _add_reflection_v1() -> None:
+    """Describe version 1 of reflection, which the installed package does not have, as version 1alpha under its name."""
+    name, pool, file = "grpc/reflection/v1/reflection.proto", Default(), FileDescriptorProto()
+    try:
+        pool.FindFileByName(name)
+    except KeyError:
+        reflection_pb2.DESCRIPTOR.CopyToProto(file)
+        file.name, file.package = name, "grpc.reflection.v1"
+        for field in (field for message in file.message_type for field in message.field if field.type_name):
+            field.type_name = field.type_name.replace(".v1alpha.", ".v1.")
+        for method in file.service[0].method:
+            method.input_type = method.input_type.replace(".v1alpha.", ".v1.")
+            method.output_type = method.output_type.replace(".v1alpha.", ".v1.")
+        pool.AddSerializedFile(file.SerializeToString())
+
+
+_add_reflection_v1()
+
 Told = Callable[[bytes], None]
 
 
@@ -72,7 +96,7 @@ class Reflection:
     """ServerReflectionInfo, message by message."""
 
     def __init__(self, services: Sequence[str]) -> None:
-        self._servicer = reflection.ReflectionServicer((*services, reflection.SERVICE_NAME))
+        self._servicer = reflection.ReflectionServicer((*services, *REFLECTION_SERVICES))
 
     def answer(self, request: bytes) -> bytes:
         """The reply to one request of the stream."""

@@ -328,9 +328,9 @@ async def _seen(port: int) -> int:
             name = customer_id(rng.randrange(number, CUSTOMERS, CLIENTS))  # nobody else's
             event = Event(name, "purchase", time.time(), amount=1.0, event_id=f"{number} {at}")
             recorded = await events[number](message([event]))
-            score = await scores[number - 1](scoring_pb2.ScoreCustomerRequest(customer_id=name).SerializeToString())
-            as_of = score.features_as_of.seconds + score.features_as_of.nanos / 1e9
-            reflected += recorded.accepted == 1 and abs(as_of - event.event_time) < 1e-6
+            reply = await scores[number - 1](scoring_pb2.ScoreCustomerRequest(customer_id=name).SerializeToString())
+            feature_time = reply.score.feature_time.seconds + reply.score.feature_time.nanos / 1e9
+            reflected += recorded.accepted == 1 and abs(feature_time - event.event_time) < 1e-6
         return reflected
 
     reflected = sum(await asyncio.gather(*(client(number) for number in range(CLIENTS))))

@@ -91,16 +91,17 @@ def encode_256_ratio(_bench: Bench) -> Measured:
     def by_messages() -> None:
         results = [
             scoring_pb2.CustomerResult(
-                score=scoring_pb2.ScoreCustomerResponse(
+                customer_id=name,
+                score=scoring_pb2.Score(
                     customer_id=name,
                     churn=scoring_pb2.Alert(probability=churn[0], threshold=churn[1], alert=churn[2]),
                     propensity=scoring_pb2.Alert(
                         probability=propensity[0], threshold=propensity[1], alert=propensity[2]
                     ),
                     expected_spend=spend,
-                    features_as_of=Timestamp(seconds=int(as_of)),
+                    feature_time=Timestamp(seconds=int(as_of)),
                     model_version=scores.model_version,
-                )
+                ),
             )
             for name, (churn, propensity, spend, as_of, _) in zip(ids, scores.rows.tolist(), strict=True)
         ]

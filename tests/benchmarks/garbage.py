@@ -24,7 +24,7 @@ from tests.benchmarks.garbage_made import FED, SURE, TIMEOUT_S, Tally
 from tests.benchmarks.garbage_requests import Oracle, Requests
 from tests.benchmarks.garbage_stored import Bundles, Values
 from tests.benchmarks.setting import Bench, Measured, tidemark_server
-from tidemark.events import CustomerClient, Event, EventClient
+from tidemark import CustomerClient, Event, EventClient
 
 REQUESTS: Final = 100_000
 BUNDLES: Final = 200

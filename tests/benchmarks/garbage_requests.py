@@ -94,7 +94,7 @@ class Requests:
                     continue
                 self._tally.counts["scores computed again"] += int(state.found[0])
                 if state.found[0] and (
-                    what := self._oracle.wrong(reply, state, ScoreRequest([name]), (began, time.time()))
+                    what := self._oracle.wrong(reply.score, state, ScoreRequest([name]), (began, time.time()))
                 ):
                     self._tally.fault(f"after all of it: {what}")
 
@@ -145,7 +145,7 @@ class Requests:
         """Hold scores of customers who do not change against those computed here."""
         if path == UNARY:
             part: ScoreRequest = decode_score(sent)
-            scores: list[Any] = [scoring_pb2.ScoreCustomerResponse.FromString(reply)]
+            scores: list[Any] = [scoring_pb2.ScoreCustomerResponse.FromString(reply).score]
         else:
             part = decode_batch(sent)
             results = scoring_pb2.BatchScoreCustomersResponse.FromString(reply).results

@@ -85,7 +85,8 @@ class Values:
 
     def _answer(self, request: bytes) -> Any:
         """A score, None where it was refused by a status that is defined."""
-        return self._answer_of(self._ask, request)
+        reply = self._answer_of(self._ask, request)
+        return None if reply is None else reply.score
 
     def _answer_of(self, call: Any, request: bytes) -> Any:
         try:
@@ -113,7 +114,7 @@ def same(a: Any, b: Any) -> bool:
         if mine.automated_response_off is not theirs.automated_response_off:
             return False
     close = all(math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-4) for x, y in pairs)
-    return close and a.top_interest == b.top_interest and abs(a.features_as_of.seconds - b.features_as_of.seconds) <= 1
+    return close and a.top_interest == b.top_interest and abs(a.feature_time.seconds - b.feature_time.seconds) <= 1
 
 
 class Bundles:

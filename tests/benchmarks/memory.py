@@ -75,7 +75,7 @@ def _served(ask: Any, version: str) -> bool:
     request = scoring_pb2.ScoreCustomerRequest(customer_id=customer_id(1)).SerializeToString()
     end = time.monotonic() + RELOAD_S
     while time.monotonic() < end:
-        if ask(request, timeout=RELOAD_S).model_version == version:
+        if ask(request, timeout=RELOAD_S).score.model_version == version:
             return True
         time.sleep(ASK_S)
     return False

@@ -59,7 +59,7 @@ async def call(port: int, calls: int) -> dict[str, int]:
                 found["failed"] += 1
                 print(error.code(), error.details(), file=sys.stderr)
             else:
-                found["wrong"] += scoring_pb2.ScoreCustomerResponse.FromString(reply).customer_id != name
+                found["wrong"] += scoring_pb2.ScoreCustomerResponse.FromString(reply).score.customer_id != name
 
     await asyncio.gather(*(client(number) for number in range(IN_FLIGHT)))
     for channel in channels:

@@ -61,7 +61,7 @@ class Scorer(Worker):
             raise ValueError("a customer is unknown")
         table = self._model.run(states, time.time(), self._economics[: len(data)])
         scores = Scores(rows_of(table), {}, self._model.version)
-        return [wire.score(name.decode(), scores, at, self._version) for at, name in enumerate(data)]
+        return [wire.response(wire.score(name.decode(), scores, at, self._version)) for at, name in enumerate(data)]
 
 
 def free_port() -> int:

@@ -23,8 +23,7 @@ import click
 import psutil
 
 from tests.benchmarks.setting import CUSTOMERS, Bench, Measured, Server, customer_id, tidemark_server
-from tidemark.events import CustomerClient, Event, EventClient, Recorded
-from tidemark.scoring import Score, ScoringClient
+from tidemark import CustomerClient, Event, EventClient, Recorded, Score, ScoringClient
 
 WORKERS: Final = 2
 ROLLS: Final = 3

@@ -33,9 +33,9 @@ async function carryOut([path, request], round) {
   const keep = (reply) => replies.push(Buffer.from(toBinary(output, reply)).toString("base64"));
   try {
     const message = fromBinary(input, Buffer.from(request, "base64"));
-    const sent = methodKind === "client_streaming" ? several(message) : message;
+    const sent = methodKind === "bidi_streaming" ? several(message) : message;
     const reply = createClient(service, transport)[localName](sent, options);
-    if (methodKind !== "server_streaming") keep(await reply);
+    if (methodKind === "unary") keep(await reply);
     else for await (const one of reply) keep(one);
     return { code: 0, message: "", details: "", infos: [], replies };
   } catch (reason) {

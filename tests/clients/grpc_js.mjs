@@ -36,11 +36,12 @@ function carryOut([path, request], round) {
     const replies = [];
     const keep = (reply) => replies.push(responseSerialize(reply).toString("base64"));
     const end = (_, reply) => reply && keep(reply);
-    const running = method.responseStream
-      ? client.makeServerStreamRequest(...call).on("data", keep).on("error", () => {})
-      : method.requestStream
-        ? client.makeClientStreamRequest(path, requestSerialize, responseDeserialize, metadata, options, end)
+    const running = method.requestStream
+      ? client.makeBidiStreamRequest(path, requestSerialize, responseDeserialize, metadata, options)
+      : method.responseStream
+        ? client.makeServerStreamRequest(...call)
         : client.makeUnaryRequest(...call, end);
+    if (method.responseStream) running.on("data", keep).on("error", () => {});
     if (method.requestStream) {
       for (let n = 0; n < STREAMED; n++) running.write(message);
       running.end();

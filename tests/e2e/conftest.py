@@ -18,7 +18,7 @@ import pytest
 from tidemark.rpc import status_pb2
 
 from feature_store.embedded_redis import redis_server_command
-from tidemark.scoring import ScoringClient
+from tidemark import ScoringClient
 
 T = TypeVar("T")
 START_S = 300.0

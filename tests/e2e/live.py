@@ -6,8 +6,9 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +72,33 @@ def may_retry(status: status_pb2.Status) -> bool:
     return any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
 
 
+@dataclass
+class Summed:
+    """The acknowledgements of a stream, added up; positions count through all of its messages."""
+
+    messages: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: list[Any] = field(default_factory=list)
+    guarded: list[Any] = field(default_factory=list)
+
+
+def summed(replies: Iterable[Any], sizes: Sequence[int] = ()) -> Summed:
+    """The sum of acknowledgements; ``sizes``: events of each message, to count positions through all of them."""
+    total = Summed()
+    for reply in replies:
+        assert reply.acknowledged_messages == total.messages + 1
+        before = sum(sizes[: total.messages])
+        for one in (*reply.rejected, *reply.guarded):
+            one.index += before
+        total.rejected += reply.rejected
+        total.guarded += reply.guarded
+        total.messages += 1
+        total.accepted += reply.accepted
+        total.duplicates += reply.duplicates
+    return total
+
+
 class Live:
     """All that there is to call, on one channel; with a timeout unless another one is given."""
 
@@ -85,13 +113,20 @@ class Live:
         return self._events.RecordEvents(Request(events=events), timeout=timeout)
 
     def stream(self, messages: Iterable[Iterable[events_pb2.Event]], timeout: float = 20.0, **options: Any) -> Any:
-        """StreamEvents, a message for each of the inner iterables."""
-        requests = (StreamRequest(events=events) for events in messages)
-        return self._events.StreamEvents(requests, timeout=timeout, **options)
+        """StreamEvents, a message for each of the inner iterables; the outcome of all of them, added up."""
+        sizes: list[int] = []
+
+        def requests() -> Iterator[Any]:
+            for message in messages:
+                request = StreamRequest(events=message)
+                sizes.append(len(request.events))
+                yield request
+
+        return summed(self._events.StreamEvents(requests(), timeout=timeout, **options), sizes)
 
     def streaming(self, requests: Iterator[Any], timeout: float = 20.0, **options: Any) -> Any:
-        """StreamEvents that goes on meanwhile."""
-        return self._events.StreamEvents.future(requests, timeout=timeout, **options)
+        """StreamEvents that goes on meanwhile: its responses."""
+        return self._events.StreamEvents(requests, timeout=timeout, **options)
 
     def get(self, customer_id: str) -> Any:
         """GetCustomer."""
@@ -99,7 +134,7 @@ class Live:
 
     def merge(self, given_up: str, stays: str) -> str:
         """MergeCustomers."""
-        request = customers_pb2.MergeCustomersRequest(**{"from": given_up, "into": stays})
+        request = customers_pb2.MergeCustomersRequest(source_customer_id=given_up, target_customer_id=stays)
         return str(self._customers.MergeCustomers(request, timeout=20).customer_id)
 
     def delete(self, customer_id: str) -> None:
@@ -114,7 +149,7 @@ class Live:
 
     def score(self, customer_id: str) -> Any:
         """ScoreCustomer."""
-        return self._scoring.ScoreCustomer(scoring_pb2.ScoreCustomerRequest(customer_id=customer_id), timeout=20)
+        return self._scoring.ScoreCustomer(scoring_pb2.ScoreCustomerRequest(customer_id=customer_id), timeout=20).score
 
     def score_many(self, *customer_ids: str) -> list[Any]:
         """BatchScoreCustomers."""

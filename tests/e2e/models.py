@@ -50,8 +50,13 @@ class Models:
 
     def listed(self) -> dict[str, Any]:
         """ListModels, by version."""
-        found = self._stub.ListModels(models_pb2.ListModelsRequest(), timeout=20).models
+        found = self.page().models
         return {model.version: model for model in found}
+
+    def page(self, size: int = 0, token: str = "") -> Any:
+        """ListModels."""
+        request = models_pb2.ListModelsRequest(page_size=size, page_token=token)
+        return self._stub.ListModels(request, timeout=20)
 
     def state(self, version: str) -> str:
         """What a worker does with a version."""
@@ -62,13 +67,17 @@ class Models:
         return self._stub.ActivateModel(models_pb2.ActivateModelRequest(version=version), timeout=20)
 
     def roll_out(self, *, shadow: str = "", canary: str = "", share: float = 0.0) -> Any:
-        """SetRollout; nothing named ends it."""
+        """SetRollout."""
         rollout = None
         if shadow:
             rollout = models_pb2.Rollout(shadow=models_pb2.Shadow(version=shadow))
         if canary:
             rollout = models_pb2.Rollout(canary=models_pb2.Canary(version=canary, share=share))
         return self._stub.SetRollout(models_pb2.SetRolloutRequest(rollout=rollout), timeout=20).rollout
+
+    def clear_rollout(self) -> Any:
+        """ClearRollout."""
+        return self._stub.ClearRollout(models_pb2.ClearRolloutRequest(), timeout=20)
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -23,8 +23,7 @@ from tests.conftest import Run
 from tests.e2e.conftest import RedisProcess, ServerProcess, refused
 from tests.e2e.live import ALONE, Live, Start, event, info_of, someone, starter, told_of
 from tests.e2e.raw_client import RawClient
-from tidemark.events import CustomerClient, Event, EventClient
-from tidemark.scoring import CallFailedError, ScoringClient
+from tidemark import CallFailedError, CustomerClient, Event, EventClient, ScoringClient
 
 KNOWN = "900"
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
@@ -42,7 +41,7 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class _Bearing(grpc.UnaryUnaryClientInterceptor, grpc.StreamUnaryClientInterceptor):
+class _Bearing(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):
     """Sends a header along with each call."""
 
     def __init__(self, authorization: str) -> None:
@@ -55,7 +54,7 @@ class _Bearing(grpc.UnaryUnaryClientInterceptor, grpc.StreamUnaryClientIntercept
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return continuation(self._with_header(client_call_details), request)
 
-    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         return continuation(self._with_header(client_call_details), request_iterator)
 
 

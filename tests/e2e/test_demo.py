@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
-from tidemark.scoring import ScoringClient
+from tidemark import ScoringClient
 
 
 def free_port() -> int:

@@ -15,8 +15,7 @@ from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 from service.scoring.model import Model
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import info_of, someone
-from tidemark.events import CustomerClient, Event, EventClient
-from tidemark.scoring import Problem, Score, ScoringClient
+from tidemark import CustomerClient, Event, EventClient, Problem, Score, ScoringClient
 
 KNOWN = "900"
 ROUNDING = 1e-9
@@ -91,7 +90,7 @@ def test_too_many_to_explain_are_an_invalid_argument(stub: scoring_pb2_grpc.Scor
     with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
         stub.BatchScoreCustomers(request)
     info = info_of(found[0])
-    assert (info.reason, info.metadata["field"]) == ("EXPLAIN_TOO_MANY", "customer_ids")
+    assert (info.reason, info.metadata["field"]) == ("TOO_MANY_EXPLAINED", "customer_ids")
 
 
 def test_nothing_is_explained_where_there_is_no_score(

@@ -216,7 +216,7 @@ class Healthy(threading.Thread):
             while not self._over.wait(0.01):
                 began = time.monotonic()
                 try:
-                    reply = scoring_pb2.ScoreCustomerResponse.FromString(call(request, timeout=10))
+                    reply = scoring_pb2.ScoreCustomerResponse.FromString(call(request, timeout=10)).score
                     if reply.customer_id != KNOWN or not 0 < reply.churn.probability < 1:
                         self.problems.append(f"a wrong answer: {reply}")
                 except grpc.RpcError as error:

@@ -31,7 +31,7 @@ from tests.conftest import Call, Run, Shop
 from tests.e2e.conftest import RedisProcess, ServerProcess
 from tests.e2e.live import ALONE, Live, event
 from tests.e2e.models import Models, republished, until
-from tidemark.scoring import CallFailedError, ScoringClient
+from tidemark import CallFailedError, ScoringClient
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DASHBOARD = json.loads((Path(service.__file__).parent / "dashboard.json").read_text())

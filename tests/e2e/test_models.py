@@ -98,9 +98,9 @@ def test_a_published_bundle_takes_over_without_a_failed_call_and_every_answer_na
     told = served.models.serving()
     assert (told.version, served.models.state(last)) == (last, "SERVING")
     manifest = bundle.read(served.registry).manifest
-    assert (told.fingerprint, told.created.ToJsonString()[:19]) == (manifest.fingerprint, manifest.created[:19])
+    assert (told.fingerprint, told.create_time.ToJsonString()[:19]) == (manifest.fingerprint, manifest.created[:19])
     assert served.models.listed()[last].churn_auc == manifest.metrics["churn_auc"]
-    assert told.serving_since.seconds > told.created.seconds
+    assert told.activate_time.seconds > told.create_time.seconds
     assert not told.HasField("refusal")
     assert not told.HasField("rollout")
 
@@ -140,15 +140,15 @@ def test_a_bundle_that_must_not_be_served_is_refused_with_the_reason_and_the_old
     bundle.point(served.registry, bundle.CURRENT, bad)
     until(lambda: served.models.serving().refusal.version == bad)
     assert served.models.state(bad) == "REFUSED"
-    assert reason in served.models.listed()[bad].reason
+    assert reason in served.models.listed()[bad].message
     told = served.models.serving()
     assert (told.version, told.refusal.version) == (served.first, bad)
-    assert reason in told.refusal.reason
+    assert reason in told.refusal.message
     assert served.answering() == served.first
     for path in whole.iterdir():
         shutil.copy(path, served.registry / bad)
     until(lambda: served.answering() == bad)
-    assert (served.models.state(bad), served.models.listed()[bad].reason) == ("SERVING", "")
+    assert (served.models.state(bad), served.models.listed()[bad].message) == ("SERVING", "")
 
 
 def test_one_call_goes_back_and_a_refused_one_changes_nothing(served: Served) -> None:
@@ -156,7 +156,7 @@ def test_one_call_goes_back_and_a_refused_one_changes_nothing(served: Served) ->
     until(lambda: served.answering() == later)
     activated = served.models.activate(served.first)
     assert (activated.version, served.answering()) == (served.first, served.first)
-    assert activated.serving_since == served.models.serving().serving_since
+    assert activated.activate_time == served.models.serving().activate_time
     torn = republished(served.registry, activate=False)
     tear(served.registry / torn)
     for version, code, reason in (
@@ -188,7 +188,7 @@ def test_a_shadow_answers_nobody_and_tells_how_it_differs(served: Served) -> Non
     assert seen.churn.alerts == 2 * sum(alerts) > 0  # the same graph at a price that nobody pays
     assert seen.propensity.alerts == 0
     assert 0 <= seen.churn.mean <= seen.churn.largest < 1e-3
-    served.models.roll_out()
+    served.models.clear_rollout()
     assert not served.models.serving().HasField("shadow_differences")
 
 
@@ -213,6 +213,45 @@ def test_a_canary_answers_its_share_always_the_same_and_a_batch_holds_answers_of
     served.models.activate(served.first)
     assert set(served.versions(KNOWN)) == {served.first}
     assert not served.models.serving().HasField("rollout")
+
+
+def test_bundles_are_listed_page_by_page_though_one_comes_and_one_goes(served: Served) -> None:
+    versions = sorted((republished(served.registry, activate=False) for _ in range(4)), reverse=True)
+    everything = [*versions, served.first]
+    whole = served.models.page()
+    assert [model.version for model in whole.models] == everything
+    assert whole.next_page_token == ""
+    first = served.models.page(2)
+    assert [model.version for model in first.models] == everything[:2]
+    shutil.rmtree(served.registry / versions[1])
+    newest = republished(served.registry, activate=False)
+    second = served.models.page(2, first.next_page_token)
+    assert [model.version for model in second.models] == everything[2:4]
+    last = served.models.page(2, second.next_page_token)
+    assert ([model.version for model in last.models], last.next_page_token) == (everything[4:], "")
+    assert served.models.page(10_000).models[0].version == newest
+    for size, token, reason, field in (
+        (-1, "", "PAGE_SIZE_INVALID", "page_size"),
+        (0, "2", "PAGE_TOKEN_INVALID", "page_token"),
+        (0, first.next_page_token[:-2], "PAGE_TOKEN_INVALID", "page_token"),
+        (0, "bm90aGluZw==", "PAGE_TOKEN_INVALID", "page_token"),
+        (0, "\u5ba2", "PAGE_TOKEN_INVALID", "page_token"),
+    ):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT) as status:
+            served.models.page(size, token)
+        assert told_of(status[0]) == (reason, field)
+
+
+def test_an_empty_rollout_is_refused_and_a_rollout_ends_only_when_it_is_cleared(served: Served) -> None:
+    canary = republished(served.registry, activate=False)
+    assert served.models.roll_out(canary=canary, share=0.5).canary.version == canary
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as status:
+        served.models.roll_out()
+    assert told_of(status[0]) == ("ROLLOUT_MISSING", "rollout")
+    assert served.models.serving().rollout.canary.version == canary
+    for _ in range(2):
+        served.models.clear_rollout()
+        assert not served.models.serving().HasField("rollout")
 
 
 def test_a_bad_rollout_is_refused_with_the_field_and_changes_nothing(served: Served) -> None:

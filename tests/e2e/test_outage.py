@@ -21,8 +21,7 @@ from service.scoring.model import Model
 from tests.conftest import Trained
 from tests.e2e.conftest import RedisProcess, ServerProcess, refused, until_answered
 from tests.redis_processes import cluster
-from tidemark.events import CustomerClient, Event, EventClient
-from tidemark.scoring import CallFailedError, Problem, Score, ScoringClient
+from tidemark import CallFailedError, CustomerClient, Event, EventClient, Problem, Score, ScoringClient
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -194,7 +193,7 @@ def test_who_allows_it_gets_a_score_of_before_that_says_so(
     assert isinstance(first, Score)
     assert isinstance(second, Score)
     assert (first.stale, second.stale) == (True, True)
-    assert first.features_as_of == fresh.features_as_of == datetime.fromtimestamp(moment, UTC)
+    assert first.feature_time == fresh.feature_time == datetime.fromtimestamp(moment, UTC)
     assert first.churn.probability == pytest.approx(fresh.churn.probability, abs=1e-3)
     assert isinstance(unknown, Problem)
     assert (unknown.reason, unknown.field) == ("FEATURE_STORE_UNAVAILABLE", "allow_stale")
@@ -265,5 +264,5 @@ def test_a_server_over_a_cluster_scores_and_refuses_events(toy: Trained, tmp_pat
                 with pytest.raises(CallFailedError, match="CUSTOMER_UNKNOWN"):
                     client.score("c1")
                 with pytest.raises(CallFailedError, match="NOT_IN_CLUSTER"):
-                    customers.merge("c2", into="c3")
+                    customers.merge("c2", "c3")
             assert "Traceback" not in server.log

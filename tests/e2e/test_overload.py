@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import threading
 import time
@@ -76,20 +77,31 @@ class Calls:
 
     def __init__(self, target: str) -> None:
         self._channel = grpc.aio.insecure_channel(target, ALONE)
+        self._reading: list[asyncio.Future[None]] = []
 
     def begin(self, path: str, request: bytes, count: int = 1, timeout: float = 60.0) -> list[Any]:
         method: Any = self._channel.unary_unary(path)
         return [method(request, timeout=timeout) for _ in range(count)]
 
     def stream(self, path: str, *requests: bytes) -> Any:
-        method: Any = self._channel.stream_unary(path)
-        return method(iter(requests), timeout=60.0)
+        """A call with a stream of requests, whose replies are read and forgotten."""
+        method: Any = self._channel.stream_stream(path)
+        call = method(iter(requests), timeout=60.0)
+        self._reading.append(asyncio.ensure_future(_read(call)))
+        return call
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
+        await asyncio.gather(*self._reading)
+
+
+async def _read(call: Any) -> None:
+    with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
+        async for _ in call:
+            pass
 
 
 async def first_refused(calls: list[Any]) -> Any:

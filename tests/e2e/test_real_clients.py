@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -44,6 +45,7 @@ KNOWN = "900"
 IDS = [str(number) for number in range(1, 1001)]
 COMMON = [any_pb2, duration_pb2, timestamp_pb2, status_pb2, error_details_pb2, health_pb2]
 FILES: list[Any] = [*COMMON, scoring_pb2, events_pb2]
+REPLIES_MANY = ("Watch", "StreamEvents")
 STREAMED = 3
 """So often each client sends the request of a stream, as do those in JavaScript."""
 
@@ -112,14 +114,14 @@ def _sync_round(channel: Any, round_: Round) -> list[Outcome]:
     def begin(path: str, request: Message) -> Any:
         options = {"timeout": round_.timeout_ms / 1000, "metadata": round_.metadata}
         if path.endswith("StreamEvents"):
-            return channel.stream_unary(path).future(iter([request.SerializeToString()] * STREAMED), **options)
+            return channel.stream_stream(path)(iter([request.SerializeToString()] * STREAMED), **options)
         method = channel.unary_stream(path) if path.endswith("Watch") else channel.unary_unary(path).future
         return method(request.SerializeToString(), **options)
 
     def end(path: str, call: Any) -> Outcome:
         replies: list[bytes] = []
         try:
-            for reply in call if path.endswith("Watch") else [call.result()]:
+            for reply in call if path.endswith(REPLIES_MANY) else [call.result()]:
                 replies.append(reply)  # noqa: PERF402  # those before an error count
         except (grpc.RpcError, grpc.FutureCancelledError):
             pass  # its code tells
@@ -143,11 +145,11 @@ def aio_client(target: str, rounds: Sequence[Round], *, gzip: bool = False) -> l
 
 
 async def _aio_call(channel: Any, path: str, request: Message, round_: Round) -> Outcome:
-    streams = path.endswith("Watch")
+    streams = path.endswith(REPLIES_MANY)
     data: Any = request.SerializeToString()
     method = channel.unary_stream(path) if streams else channel.unary_unary(path)
     if path.endswith("StreamEvents"):
-        method, data = channel.stream_unary(path), [data] * STREAMED
+        method, data = channel.stream_stream(path), [data] * STREAMED
     call = method(data, timeout=round_.timeout_ms / 1000, metadata=round_.metadata)
     if round_.cancel_ms:
         asyncio.get_running_loop().call_later(round_.cancel_ms / 1000, call.cancel)
@@ -239,7 +241,7 @@ def assert_scores(found: Sequence[Any], expected: dict[str, Any], ids: Sequence[
     moved = 0
     for score in found:
         twin = expected[score.customer_id]
-        assert (score.model_version, score.features_as_of) == (twin.model_version, twin.features_as_of)
+        assert (score.model_version, score.feature_time) == (twin.model_version, twin.feature_time)
         assert score.churn.alert is (score.churn.probability >= score.churn.threshold)
         assert score.propensity.alert is (score.propensity.probability >= score.propensity.threshold)
         moved += figures(score) != pytest.approx(figures(twin), rel=1e-4, abs=1e-6)
@@ -247,7 +249,12 @@ def assert_scores(found: Sequence[Any], expected: dict[str, Any], ids: Sequence[
 
 
 def scores(outcomes: Sequence[Outcome]) -> list[Any]:
-    return [outcome.read(scoring_pb2.ScoreCustomerResponse) for outcome in outcomes]
+    return [outcome.read(scoring_pb2.ScoreCustomerResponse).score for outcome in outcomes]
+
+
+def acknowledgements(outcome: Outcome) -> list[Any]:
+    assert outcome.code == 0, outcome.message
+    return [events_pb2.StreamEventsResponse.FromString(reply) for reply in outcome.replies]
 
 
 def statuses(outcome: Outcome) -> list[int]:
@@ -314,9 +321,10 @@ def test_events_are_recorded_one_by_one_and_by_streams(carry_out: Client, target
     (recorded, streamed), many = carry_out(*plan, gzip=gzip)
     one = recorded.read(events_pb2.RecordEventsResponse)
     assert (one.accepted, [(bad.index, bad.field) for bad in one.rejected]) == (2, [(1, "customer_id")])
-    several = streamed.read(events_pb2.StreamEventsResponse)
-    assert (several.accepted, several.rejected_count, [bad.index for bad in several.rejected]) == (6, 3, [1, 4, 7])
-    assert {outcome.read(events_pb2.StreamEventsResponse).accepted for outcome in many} == {STREAMED}
+    several = acknowledgements(streamed)
+    assert [(reply.acknowledged_messages, reply.accepted) for reply in several] == [(1, 2), (2, 2), (3, 2)]
+    assert [[bad.index for bad in reply.rejected] for reply in several] == [[1]] * STREAMED
+    assert [sum(reply.accepted for reply in acknowledgements(outcome)) for outcome in many] == [STREAMED] * 20
     with calling(target) as live:
         assert (live.counted(customer), live.counted(other)) == (8, 20 * STREAMED)
 
@@ -350,6 +358,9 @@ def test_an_error_arrives_with_its_details_to_the_byte(
     assert found.message
     told = status_pb2.Status(code=code.value[0], message=found.message)
     told.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tidemark", metadata={"field": field}))
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        wrong = error_details_pb2.BadRequest.FieldViolation(field=field, description=found.message)
+        told.details.add().Pack(error_details_pb2.BadRequest(field_violations=[wrong]))
     assert found.details == told.SerializeToString()
     assert scores(after)
 
@@ -432,14 +443,17 @@ def test_buf_curl_learns_the_contract_by_reflection_and_calls_it(target: str, tm
     listed = curl("", "--list-services")
     assert {SERVICE, "grpc.health.v1.Health"} <= set(listed.stdout.split()), listed.stderr
     scored = curl(f"/{SERVICE}/ScoreCustomer", '--data={"customer_id": "900"}')
-    assert json.loads(scored.stdout)["customerId"] == KNOWN
+    assert json.loads(scored.stdout)["score"]["customerId"] == KNOWN
     refused = json.loads(curl(f"/{SERVICE}/ScoreCustomer", '--data={"customer_id": "nobody"}').stderr)
     info = error_details_pb2.ErrorInfo.FromString(_bytes(refused["details"][0]["value"]))
     assert (refused["code"], info.reason) == ("not_found", "CUSTOMER_UNKNOWN")
     one = {"customerId": someone(), "eventType": "visit", "eventTime": datetime.now(UTC).isoformat()}
     data = json.dumps({"events": [one, one]})
     assert json.loads(curl(f"/{EVENTS}/RecordEvents", f"--data={data}").stdout) == {"accepted": "2"}
-    assert json.loads(curl(f"/{EVENTS}/StreamEvents", f"--data={data}{data}").stdout) == {"accepted": "4"}
+    streamed = curl(f"/{EVENTS}/StreamEvents", f"--data={data}{data}").stdout
+    assert [json.loads(line) for line in re.findall(r"\{[^}]*\}", streamed)] == [
+        {"acknowledgedMessages": number, "accepted": "2"} for number in "12"
+    ]
     checked = curl("/grpc.health.v1.Health/Check", "--data={}", "--user-agent=grpc_health_probe")
     assert json.loads(checked.stdout) == {"status": "SERVING"}
 

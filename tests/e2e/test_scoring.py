@@ -21,7 +21,7 @@ from feature_store.state.layout import StateBatch, StateLayout
 from service.scoring.model import Model
 from tests.e2e.conftest import refused
 from tests.e2e.live import info_of
-from tidemark.scoring import Economics, Offer, Problem, Score, ScoringClient
+from tidemark import Economics, Offer, Problem, Score, ScoringClient
 
 KNOWN = "900"
 
@@ -41,7 +41,7 @@ def test_a_customer_gets_two_alerts_a_spend_and_the_model_that_says_so(
         assert 0 < alert.threshold <= 1
         assert alert.alert is (alert.probability >= alert.threshold)
     assert score.expected_spend > 0
-    assert timedelta(0) <= datetime.now(UTC) - score.features_as_of < timedelta(hours=1)
+    assert timedelta(0) <= datetime.now(UTC) - score.feature_time < timedelta(hours=1)
     assert score.model_version == bundle.read(sample_registry).manifest.version
 
 
@@ -55,7 +55,7 @@ def test_every_household_scores_as_the_offline_states_do(client: ScoringClient, 
     after = time.time()
     scores = [score for score in found if isinstance(score, Score)]
     assert [score.customer_id for score in scores] == ids
-    moment = np.array([score.features_as_of.timestamp() for score in scores])
+    moment = np.array([score.feature_time.timestamp() for score in scores])
     yes = np.ones(len(ids), dtype=bool)
     batch = StateBatch(yes, yes, moment, states.slots)
     served = np.array([[s.churn.probability, s.propensity.probability, s.expected_spend] for s in scores])
@@ -104,7 +104,7 @@ def test_features_older_than_allowed_are_a_failed_precondition(stub: scoring_pb2
     info = info_of(found[0])
     assert (info.reason, info.metadata["field"]) == ("FEATURES_TOO_OLD", "max_feature_age")
     request.max_feature_age.FromTimedelta(timedelta(hours=2))
-    assert stub.ScoreCustomer(request).customer_id == KNOWN
+    assert stub.ScoreCustomer(request).score.customer_id == KNOWN
 
 
 def test_bad_economics_and_bad_durations_name_their_field(stub: scoring_pb2_grpc.ScoringServiceStub) -> None:

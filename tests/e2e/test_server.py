@@ -21,7 +21,7 @@ from tidemark.v1 import scoring_pb2
 
 from tests.conftest import Run
 from tests.e2e.conftest import RedisProcess, ServerProcess, load_sample, until_answered
-from tidemark.scoring import CallFailedError, ScoringClient
+from tidemark import CallFailedError, ScoringClient
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -23,10 +23,9 @@ from tidemark.v1 import events_pb2, scoring_pb2
 from feature_store.bundles import bundle
 from tests.benchmarks.rolling import KEPT, Load
 from tests.e2e.conftest import ServerProcess
-from tests.e2e.live import ALONE, calling, event, info_of, someone, starter
+from tests.e2e.live import ALONE, calling, event, info_of, someone, starter, summed
 from tests.e2e.raw_client import RawClient
-from tidemark.events import CustomerClient, Event, EventClient
-from tidemark.scoring import ScoringClient
+from tidemark import CustomerClient, Event, EventClient, ScoringClient
 
 NOT_SERVING, SERVING = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -133,7 +132,7 @@ def test_a_stream_that_does_not_end_is_told_to_come_again(start: Start) -> None:
         time.sleep(0.3)
         server.process.terminate()
         with pytest.raises(grpc.RpcError) as caught:
-            call.result(timeout=10)
+            summed(call)
         over.set()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert reason(caught.value) == "SERVER_STOPPING"

@@ -93,7 +93,7 @@ def score(server: ServerProcess, credentials: grpc.ChannelCredentials | None) ->
     open_, target = grpc.insecure_channel, server.target
     with open_(target) if credentials is None else grpc.secure_channel(target, credentials) as channel:
         try:
-            return str(scoring_pb2_grpc.ScoringServiceStub(channel).ScoreCustomer(REQUEST, timeout=5).customer_id)
+            return str(scoring_pb2_grpc.ScoringServiceStub(channel).ScoreCustomer(REQUEST, timeout=5).score.customer_id)
         except grpc.RpcError as error:
             return str(error.code().name)
 
@@ -123,7 +123,7 @@ def test_h2_is_agreed_on_where_the_client_knows_it(
         assert isinstance(raw.socket, ssl.SSLSocket)
         assert (raw.socket.selected_alpn_protocol(), raw.socket.version()) == ("h2", "TLSv1.3")
         reply = raw.ask(SCORE, REQUEST.SerializeToString())
-        assert scoring_pb2.ScoreCustomerResponse.FromString(reply.only).customer_id == KNOWN
+        assert scoring_pb2.ScoreCustomerResponse.FromString(reply.only).score.customer_id == KNOWN
 
 
 def test_old_versions_of_tls_are_refused_and_1_2_is_not(secure: ServerProcess, files: Files) -> None:

@@ -97,7 +97,7 @@ def score(channel: grpc.Channel, token: str = "") -> str:
         reply = scoring_pb2_grpc.ScoringServiceStub(channel).ScoreCustomer(REQUEST, timeout=5, metadata=metadata)
     except grpc.RpcError as error:
         return str(error.code().name)
-    return str(reply.customer_id)
+    return str(reply.score.customer_id)
 
 
 def shown(server: ServerProcess) -> str:

@@ -19,7 +19,7 @@ from service.app.supervisor import AT_LEAST_S
 from tests.conftest import Run
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import Live, calling, event, someone
-from tidemark.scoring import ScoringClient
+from tidemark import ScoringClient
 
 KNOWN = "900"
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
+from tidemark.channel import auth_metadata
 from tidemark.load.errors import InputError
 from tidemark.load.ids import IdSource, read_ids
 from tidemark.load.plan import (
@@ -33,7 +34,6 @@ from tidemark.load.rate_search import SearchResult, search
 from tidemark.load.reporting import report
 from tidemark.load.reporting.terminal import opening_line, print_result, progress, step_line, verdict
 from tidemark.load.results import Result
-from tidemark.scoring import bearing
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 FILE_OR_STDIN = click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True)
@@ -161,7 +161,7 @@ def _access(
 def _check_token(access: Access, target: str) -> None:
     """Check the token by the rules of the client library."""
     try:
-        bearing(access.token, target, secure=access.tls)
+        auth_metadata(access.token, target, secure=access.tls)
     except ValueError as error:
         raise InputError(f"--token-file: {error}") from error
 

@@ -17,9 +17,9 @@ from typing import Any, Final
 import grpc.experimental.gevent
 from locust import User, constant_throughput, events, task
 
+from tidemark import CallFailedError, Problem, ScoringClient
 from tidemark.load.ids import read_ids
 from tidemark.load.plan import find_target
-from tidemark.scoring import CallFailedError, Problem, ScoringClient
 
 grpc.experimental.gevent.init_gevent()
 

@@ -20,21 +20,24 @@ from service.auth.access import required_scopes
 from service.auth.callers import Scope
 from service.batching.admission import overloaded
 from service.call_context import CallContext, Quota
-from service.errors import PUSHBACK, Code, cancellation_code, server_stopping
+from service.errors import PUSHBACK, Code, cancellation_code, message_too_large, server_stopping
 from service.telemetry.batch_stages import Trace
 from service.telemetry.metrics import Metrics
 from service.transport import tls
 from service.transport.call_error import CallError, call_error
 from service.transport.grpcio.queue_probe import Lag
 from service.transport.interface import Backend
-from service.transport.standard_services import SERVICES, Health, Reflection
+from service.transport.standard_services import REFLECTION_PATHS, SERVICES, Health, Reflection
 
 GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
-MAX_MS: Final = 2**31 - 1
+MAX_INT32: Final = 2**31 - 1
+RECEIVED_FACTOR: Final = 4
+"""grpcio receives messages up to this multiple of the limit, and then they are refused here. By itself it would refuse
+them without details, so that a client could not know that a retry is useless. It does so beyond the multiple."""
 NOTIFY_S: Final = 1.0
 """At a stop, seconds for those who watch health to receive the change, and for cancelled calls to get their status."""
 UNARY: Final = grpc.unary_unary_rpc_method_handler
-STREAM: Final = grpc.stream_unary_rpc_method_handler
+STREAM: Final = grpc.stream_stream_rpc_method_handler
 
 GrpcContext = grpc.aio.ServicerContext[bytes, bytes]
 Handler = Callable[[Any, CallContext, GrpcContext], Awaitable[Any]]
@@ -58,21 +61,18 @@ class GrpcioServer:
         self._health = Health(("", *SERVICES))
         self._reflection = Reflection((*SERVICES, health.SERVICE_NAME))
         self._watches: set[asyncio.Queue[bytes | None]] = set()
-        self._streams: set[asyncio.Task[bytes]] = set()
+        self._streams: set[asyncio.Task[None]] = set()
         streams = backend.handlers.streams
         methods: dict[str, tuple[Any, Handler]] = {
             **{path: (UNARY, self._score(method)) for path, method in METHODS.items()},
-            **{path: (UNARY, _handle(handler)) for path, handler in backend.handlers.unary.items()},
+            **{path: (UNARY, self._handle(handler)) for path, handler in backend.handlers.unary.items()},
             **{path: (STREAM, self._take(begin)) for path, begin in streams.items()},
         }
         open_to_all: dict[str, tuple[Any, Handler]] = {
             # Not the servicer of grpcio-health-checking: it forgets all watchers when one of them leaves.
             "/grpc.health.v1.Health/Check": (UNARY, self._check),
             "/grpc.health.v1.Health/Watch": (grpc.unary_stream_rpc_method_handler, self._watch),
-            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": (
-                grpc.stream_stream_rpc_method_handler,
-                self._reflect,
-            ),
+            **dict.fromkeys(REFLECTION_PATHS, (STREAM, self._reflect)),
         }
         scopes = required_scopes(methods)
         self._methods = {
@@ -103,14 +103,14 @@ class GrpcioServer:
 
     def _options(self, *, share_port: bool) -> list[tuple[str, int]]:
         settings = self._settings
-        timeout_ms = min(int(settings.keepalive_timeout_s * 1000), MAX_MS)
+        timeout_ms = min(int(settings.keepalive_timeout_s * 1000), MAX_INT32)
         return [
             # On by default in grpcio: a second server on the port would start silently and take half of the calls.
             ("grpc.so_reuseport", int(share_port)),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_receive_message_length", min(RECEIVED_FACTOR * settings.max_message_bytes, MAX_INT32)),
             ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), MAX_MS)),
-            ("grpc.keepalive_time_ms", min(int(settings.keepalive_interval_s * 1000), MAX_MS)),
+            ("grpc.max_connection_age_ms", min(int(settings.max_connection_age_s * 1000), MAX_INT32)),
+            ("grpc.keepalive_time_ms", min(int(settings.keepalive_interval_s * 1000), MAX_INT32)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_timeout_ms", timeout_ms),
             ("grpc.http2.ping_timeout_ms", timeout_ms),
@@ -164,11 +164,13 @@ class GrpcioServer:
             await grpc_context.write(self._reflection.answer(request))
 
     def _take(self, begin: Callable[[CallContext], Stream]) -> Handler:
-        async def take(requests: AsyncIterator[bytes], context: CallContext, _grpc: GrpcContext) -> bytes:
-            handling = asyncio.get_running_loop().create_task(_handle_all(begin(context), requests))
+        async def take(requests: AsyncIterator[bytes], context: CallContext, grpc_context: GrpcContext) -> None:
+            handling = asyncio.get_running_loop().create_task(
+                _handle_all(begin(context), requests, grpc_context, self._settings.max_message_bytes)
+            )
             self._streams.add(handling)
             try:
-                return await handling
+                await handling
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) is not None and task.cancelling():  # the client has cancelled
                     raise
@@ -185,6 +187,7 @@ class GrpcioServer:
 
     def _score(self, method: Method) -> Handler:
         async def score(request: bytes, context: CallContext, grpc_context: GrpcContext) -> bytes:
+            _check_size(request, self._settings.max_message_bytes)
             part = method.decode(request)
             context.charge(len(part.customer_ids))
             scores = await self._batcher.score(part, grpc_context.cancelled, context)
@@ -198,6 +201,13 @@ class GrpcioServer:
             return reply
 
         return score
+
+    def _handle(self, handler: Unary) -> Handler:
+        async def handle(request: bytes, context: CallContext, _grpc: GrpcContext) -> bytes:
+            _check_size(request, self._settings.max_message_bytes)
+            return await handler(request, context)
+
+        return handle
 
     def _intercepted(self, path: str, scope: Scope | None, handler: Handler) -> GrpcHandler:
         """Wrap a handler: check the caller, turn errors into statuses, and count and trace the call."""
@@ -275,17 +285,18 @@ def _refused(status: CallError) -> Any:
     return grpc.stream_unary_rpc_method_handler(refuse)  # of a stream nothing need be read
 
 
-async def _handle_all(stream: Stream, requests: AsyncIterator[bytes]) -> bytes:
+async def _handle_all(
+    stream: Stream, requests: AsyncIterator[bytes], grpc_context: GrpcContext, max_message_bytes: int
+) -> None:
     async for request in requests:
-        await stream.add(request)
-    return stream.reply()
+        _check_size(request, max_message_bytes)
+        await grpc_context.write(await stream.answer(request))
 
 
-def _handle(handler: Unary) -> Handler:
-    async def handle(request: bytes, context: CallContext, _grpc: GrpcContext) -> bytes:
-        return await handler(request, context)
-
-    return handle
+def _check_size(request: bytes, max_message_bytes: int) -> None:
+    """Refuse a request that is too large, though grpcio has received it: see RECEIVED_FACTOR."""
+    if len(request) > max_message_bytes:
+        raise message_too_large(str(len(request)), max_message_bytes)
 
 
 async def _abort(grpc_context: GrpcContext, status: CallError) -> None:

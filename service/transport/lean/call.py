@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from service.call_context import CallContext
 from service.errors import Code
@@ -63,6 +63,9 @@ class Call:
     """A call, from its headers to its end."""
 
     __slots__ = ("awaits_batch", "connection", "context", "due", "encoding", "has_replied", "started", "stream")
+
+    is_endless: ClassVar[bool] = False
+    """Whether the call goes on until one side gives it up, so that a connection that closes has to end it."""
 
     def __init__(self, connection: CallStream, stream: Stream, context: CallContext, started: float) -> None:
         """Begin a call.

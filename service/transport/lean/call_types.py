@@ -18,7 +18,7 @@ from service.errors import RequestError
 from service.scoring.types import Scores
 from service.transport.call_error import call_error
 from service.transport.lean.call import Call, CallStream, Unary, deadline_exceeded
-from service.transport.lean.framing import HEAD, OK, frame
+from service.transport.lean.framing import HEAD, OK
 from service.transport.lean.http2 import Alone, Stream, headers_alone
 from service.transport.standard_services import Health, Reflection
 
@@ -117,7 +117,7 @@ class Handled(Unary):
 
 
 class Streamed(Call):
-    """A call with many requests and one reply. A message is taken when the one before it has been handled."""
+    """A stream of requests. Each gets its response before the next is handled, so a fast client has to wait."""
 
     __slots__ = ("requests", "task")
 
@@ -131,7 +131,7 @@ class Streamed(Call):
     ) -> None:
         super().__init__(connection, stream, context, started)
         self.requests: Final = begin(context)
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[bytes] | None = None
         self.due = context.deadline
 
     def advance(self) -> None:
@@ -143,20 +143,23 @@ class Streamed(Call):
 
     def _take_next(self) -> None:
         if (request := self.next_request()) is not None:
-            self.task = asyncio.get_running_loop().create_task(self.requests.add(request))
+            self.connection.check_room()  # responses that the client does not read must not pile up
+            self.task = asyncio.get_running_loop().create_task(self.requests.answer(request))
             self.task.add_done_callback(self.handled)
         elif self.stream.ended:
-            self.connection.send(self.stream, HEAD, frame(self.requests.reply()), OK)
+            self.connection.send(self.stream, None if self.has_replied else HEAD, b"", OK)
 
-    def handled(self, task: asyncio.Task[None]) -> None:
-        """Continue with the next message, or fail the call."""
+    def handled(self, task: asyncio.Task[bytes]) -> None:
+        """Send the response and continue with the next message, or fail the call."""
         self.task = None
         if task.cancelled():
             return
-        if (error := task.exception()) is None:
-            self.connection.resume(self.stream)
-        elif isinstance(error, Exception):
+        try:
+            self.send_message(task.result())
+        except Exception as error:  # whatever it is, the call ends with a status
             self.connection.fail(self.stream, error)
+        else:
+            self.connection.resume(self.stream)
 
     def close(self) -> None:
         """Stop the handling of a message if it is still running."""
@@ -185,6 +188,8 @@ class HealthWatch(Unary):
 
     __slots__ = ("health",)
 
+    is_endless = True
+
     def __init__(
         self, health: Health, connection: CallStream, stream: Stream, context: CallContext, started: float
     ) -> None:
@@ -204,6 +209,8 @@ class Reflect(Call):
     """ServerReflectionInfo: a reply to each request, until the client sends no more."""
 
     __slots__ = ("reflection",)
+
+    is_endless = True
 
     def __init__(
         self, reflection: Reflection, connection: CallStream, stream: Stream, context: CallContext, started: float

@@ -434,7 +434,7 @@ class Connection(asyncio.Protocol):
     def _drain(self) -> None:
         self._h2.go_away_at_last()
         for call in list(self._calls.values()):
-            if call.has_replied:  # a stream of replies that does not end by itself
+            if call.is_endless and call.has_replied:
                 self.fail(call.stream, server_stopping())
         self.flush()
 

@@ -7,7 +7,7 @@ import zlib
 from functools import lru_cache
 from typing import Final
 
-from service.errors import Code
+from service.errors import Code, message_too_large
 from service.transport.call_error import CallError
 from service.transport.lean.http2 import Headers
 
@@ -42,7 +42,8 @@ def compressed_frame(message: bytes) -> bytes:
 def next_message(body: bytes | bytearray, encoding: bytes, most: int) -> tuple[bytes, int] | None:
     """The first message of a body and the bytes it took; None where it is not whole yet.
 
-    CallError where it is larger than ``most`` bytes, compressed or not, or cannot be decompressed.
+    RequestError (MESSAGE_TOO_LARGE) where it is larger than ``most`` bytes, compressed or not; CallError where it
+    cannot be decompressed.
     """
     if (size := announced_size(body, most)) is None or len(body) < PREFIX + size:
         return None
@@ -58,7 +59,7 @@ def announced_size(body: bytes | bytearray, most: int) -> int | None:
         return None
     size = int.from_bytes(body[1:PREFIX])
     if size > most:
-        raise _too_large(str(size), most)
+        raise message_too_large(str(size), most)
     return size
 
 
@@ -86,16 +87,11 @@ def _decompressed(message: bytes, encoding: bytes, most: int) -> bytes:
         found = b""
     if len(found) > most:
         whole = int.from_bytes(message[-4:], "little") if encoding == GZIP else 0  # as gzip says at its end
-        raise _too_large(str(max(whole, most + 1)), most)
+        raise message_too_large(str(max(whole, most + 1)), most)
     if not unpack.eof or unpack.unused_data:
         name = encoding.decode()
         raise CallError(Code.INTERNAL, f"Unexpected error decompressing data for algorithm {name}")
     return found
-
-
-def _too_large(size: str, most: int) -> CallError:
-    # In the words of grpcio, as are other texts about things that the two fronts have in common.
-    return CallError(Code.RESOURCE_EXHAUSTED, f"SERVER: Received message larger than max ({size} vs. {most})")
 
 
 def check_encoding(encoding: bytes) -> None:

@@ -43,7 +43,7 @@ from service.transport.lean.call_types import (
 from service.transport.lean.connection import TICK_S, Connection
 from service.transport.lean.http2 import Alone, Shed, Stream
 from service.transport.lean.lifetime import HANDSHAKE_S, LINGER_S
-from service.transport.standard_services import SERVICES, Health, Reflection
+from service.transport.standard_services import REFLECTION_PATHS, SERVICES, Health, Reflection
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class LeanServer:
         self.calls: Final[dict[bytes, MakeCall]] = {
             b"/grpc.health.v1.Health/Check": partial(HealthCheck, self.health),
             b"/grpc.health.v1.Health/Watch": partial(HealthWatch, self.health),
-            b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": partial(Reflect, reflection),
+            **{path.encode(): partial(Reflect, reflection) for path in REFLECTION_PATHS},
             **{path.encode(): make for path, make in methods.items()},
         }
         self.sheds: Final[dict[bytes, Shed]] = {

@@ -83,10 +83,7 @@ def purchase(amount: float | None = None, at: float = 0.0, name: str = "c", **mo
 
 def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
     """Verdicts, and after a colon the name of what a guard or a refusal says."""
-    return [
-        outcome.verdict.value + (":" + outcome.problem.reason.partition(":")[0] if outcome.problem else "")
-        for outcome in outcomes
-    ]
+    return [outcome.verdict.value + (":" + outcome.problem.reason if outcome.problem else "") for outcome in outcomes]
 
 
 # --- folding --------------------------------------------------------------------------------------------------------
@@ -238,8 +235,8 @@ def test_events_beyond_a_cap_are_logged_with_a_mark_and_not_folded(
     ]
     outcomes = shop(*events) if at_once else [shop(event)[0] for event in events]
     assert verdicts(outcomes) == ["accepted"] * 3 + ["accepted:EVENT_CAPPED"] * 5
-    assert {outcome.problem.reason for outcome in outcomes if outcome.problem} == {
-        f"EVENT_CAPPED: beyond {bound}: archived, and not folded"
+    assert {outcome.problem for outcome in outcomes if outcome.problem} == {
+        ("customer_id", "EVENT_CAPPED", f"there are more than {bound}: the event is archived, but not counted")
     }
     assert [item[-1] for item in shop.log] == [""] * 3 + [CAPPED] * 5
     expected = Shop()
@@ -263,7 +260,7 @@ def test_capped_events_that_are_sent_again_later_stay_capped(
     for hours in (0.0, 0.5, 1.0, 2.0):  # the oldest may still come again
         (outcome,) = shop(extra, now=NOW + hours * HOUR_S)
         assert outcome.problem is not None
-        assert bound in outcome.problem.reason
+        assert bound in outcome.problem.message
     assert shop.slots() == slots
 
 
@@ -313,7 +310,8 @@ def test_an_amount_beyond_the_clip_is_told_counted_as_the_clip_and_logged_as_it_
     assert outcome.verdict is Verdict.ACCEPTED
     assert outcome.problem == (
         "amount",
-        "AMOUNT_CLIPPED: it is beyond all that training has seen: counted as 100",
+        "AMOUNT_CLIPPED",
+        "the value is beyond the range of the training data: it is counted as 100",
     )
     assert shop.slots()[1] == math.copysign(100.0, amount)
     assert (shop.log[0][4], shop.log[0][-1]) == (amount, "")
@@ -322,7 +320,7 @@ def test_an_amount_beyond_the_clip_is_told_counted_as_the_clip_and_logged_as_it_
 def test_only_what_is_clipped_is_told_as_such() -> None:
     shop = Shop()
     found = shop(purchase(100.0), purchase(), visit(duration_s=600.0), visit(duration_s=601.0), visit(amount=1e6))
-    assert verdicts(found) == ["accepted", "accepted", "accepted", "accepted:DURATION_S_CLIPPED", "accepted"]
+    assert verdicts(found) == ["accepted", "accepted", "accepted", "accepted:DURATION_CLIPPED", "accepted"]
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import grpc
 import pytest
 from tidemark.rpc import status_pb2
 from tidemark.v1 import events_pb2
 
+from service.api.messages import duration_s
+from service.api.status import encoded_status
+from service.errors import Reason, RequestError
 from service.replay import replay
 from tests.conftest import Call
-from tidemark.events import Event, EventClient, _Sent
-from tidemark.loopback import stays_here
-from tidemark.scoring import RETRY_POLICY, CallFailedError, ScoringClient, _problem
+from tidemark import CallFailedError, Event, EventClient, ScoringClient
+from tidemark.channel import RETRY_POLICY
+from tidemark.errors import problem_of_status
+from tidemark.loopback import is_local_target
+from tidemark.messages.events import MAX_MESSAGE_BYTES, batches, event_message
 
 
 def test_one_text_is_not_taken_for_a_list_of_ids() -> None:
@@ -33,12 +43,12 @@ def test_no_time_at_all_is_a_deadline_too() -> None:
 
 
 def test_a_code_of_tomorrow_is_unknown_today() -> None:
-    assert _problem(status_pb2.Status(code=99, message="new")).code is grpc.StatusCode.UNKNOWN
+    assert problem_of_status(status_pb2.Status(code=99, message="new")).code is grpc.StatusCode.UNKNOWN
 
 
 @pytest.mark.parametrize("here", ["127.0.0.1:1", "localhost:1", "[::1]:1", "ipv4:127.0.0.1:1", "dns:///localhost:1"])
 def test_a_token_may_go_to_this_machine_without_tls(here: str) -> None:
-    assert stays_here(here)
+    assert is_local_target(here)
     ScoringClient(here, token="secret").close()
 
 
@@ -46,7 +56,7 @@ def test_a_token_may_go_to_this_machine_without_tls(here: str) -> None:
     "target", ["ipv4:127.0.0.1:1,127.0.0.2:1", "ipv6:[::1]:1", "unix:/tmp/s", "dns://1.1.1.1/localhost"]
 )
 def test_other_names_of_this_machine(target: str) -> None:
-    assert stays_here(target)
+    assert is_local_target(target)
 
 
 @pytest.mark.parametrize(
@@ -84,53 +94,161 @@ def test_the_retry_policy_of_the_readme_is_the_clients() -> None:
     assert json.loads(found[1]) == RETRY_POLICY
 
 
-def test_messages_of_a_stream_are_drawn_once_and_sent_as_often_as_need_be() -> None:
-    drawn: list[int] = []
+@dataclass
+class FakeServer:
+    """Acknowledges each message of a stream, and ends the call by an error where it is told to."""
 
-    def messages() -> Iterator[events_pb2.StreamEventsRequest]:
-        for size in range(3):
-            drawn.append(size)
-            yield events_pb2.StreamEventsRequest(events=[events_pb2.Event()] * size)
+    breaks: dict[int, Exception] = field(default_factory=dict)
+    """Errors by the number of messages that arrived before, over all calls."""
+    calls: list[list[str]] = field(default_factory=list)
+    counted: set[str] = field(default_factory=set)
+    loses: int = 0
+    """So many events of the first message are not acknowledged."""
 
-    sent = _Sent(messages())
-    first = sent.again()
-    assert [len(next(first).events) for _ in range(2)] == [0, 1]
-    assert drawn == [0, 1]
-    assert [len(message.events) for message in sent.again()] == [0, 1, 2]
-    assert [len(message.events) for message in first] == [2]
-    assert drawn == [0, 1, 2]
-    assert sent.events == 3
-    assert not _Sent(iter([]))
+    def __call__(self, messages: Iterator[Any], **_: Any) -> Any:
+        call = MagicMock()
+        call.__iter__.return_value = self._answers(messages)
+        return call
+
+    def _answers(self, messages: Iterator[Any]) -> Iterator[events_pb2.StreamEventsResponse]:
+        self.calls.append([])
+        for message in messages:
+            arrived = sum(map(len, self.calls))
+            if (error := self.breaks.pop(arrived, None)) is not None:
+                raise error
+            ids = [event.event_id for event in message.events]
+            self.calls[-1].append(ids[0])
+            new = len(set(ids) - self.counted)
+            self.counted |= set(ids)
+            lost, self.loses = self.loses, 0
+            yield events_pb2.StreamEventsResponse(accepted=new - lost, duplicates=len(ids) - new)
 
 
-def streaming(answer: Callable[[list[Any]], events_pb2.StreamEventsResponse]) -> EventClient:
+class Broken(grpc.RpcError):
+    """The end of a call, with the details of the server or without."""
+
+    def __init__(self, error: RequestError | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "Socket closed"
+
+    def trailing_metadata(self) -> Any:
+        return (("grpc-status-details-bin", encoded_status(self.error)),) if self.error else ()
+
+
+def streaming(server: FakeServer) -> EventClient:
     """A client whose streams are answered here."""
-    stub: Any = SimpleNamespace(StreamEvents=lambda messages, **_: answer(list(messages)))
+    stub: Any = SimpleNamespace(StreamEvents=server)
     client = EventClient("127.0.0.1:1")
     client._make_stub = lambda _: stub  # type: ignore[assignment]
     return client
 
 
-def test_a_stream_of_which_not_all_arrived_is_sent_again() -> None:
-    calls: list[int] = []
-
-    def answer(messages: list[Any]) -> events_pb2.StreamEventsResponse:
-        calls.append(sum(len(message.events) for message in messages))
-        if len(calls) == 1:
-            return events_pb2.StreamEventsResponse(accepted=1000, rejected_count=1)
-        return events_pb2.StreamEventsResponse(accepted=498, duplicates=1001, rejected_count=1)
-
-    with streaming(answer) as client:
-        recorded = client.stream([Event("a", "view")] * 1500, timeout_s=10)
-    assert calls == [1500, 1500]
-    assert (recorded.accepted, recorded.duplicates) == (498, 1001)
+def views(count: int) -> list[Event]:
+    return [Event("a", "view", event_id=str(n)) for n in range(count)]
 
 
-def test_a_stream_that_never_arrives_whole_fails_in_the_end() -> None:
-    client = streaming(lambda _: events_pb2.StreamEventsResponse(accepted=1))
-    with client, pytest.raises(CallFailedError, match="1 events out of 2") as caught:
-        client.stream([Event("a", "view")] * 2, timeout_s=0.15)
+def test_a_stream_that_breaks_sends_only_what_is_not_acknowledged() -> None:
+    server = FakeServer({2: Broken()})
+    with streaming(server) as client:
+        recorded = client.stream(views(3500), timeout_s=10)
+    assert server.calls == [["0", "1000"], ["2000", "3000"]]
+    assert (recorded.accepted, recorded.duplicates) == (3500, 0)
+
+
+def test_events_are_drawn_once_however_often_the_stream_breaks() -> None:
+    drawn: list[int] = []
+
+    def events() -> Iterator[Event]:
+        for n in range(2500):
+            drawn.append(n)
+            yield Event("a", "view", event_id=str(n))
+
+    server = FakeServer({0: Broken(), 1: Broken(), 2: Broken()})
+    with streaming(server) as client:
+        assert client.stream(events(), timeout_s=10).accepted == 2500
+    assert drawn == list(range(2500))
+    assert len(server.calls) == 4
+
+
+def test_a_message_that_is_acknowledged_in_part_is_sent_again() -> None:
+    server = FakeServer(loses=1)
+    with streaming(server) as client:
+        recorded = client.stream(views(1500), timeout_s=10)
+    assert server.calls == [["0"], ["0", "1000"]]
+    assert (recorded.accepted, recorded.duplicates) == (500, 1000)
+
+
+def test_a_stream_that_is_never_acknowledged_fails_when_its_time_is_up() -> None:
+    server = FakeServer()
+    server._answers = lambda messages: iter(())  # type: ignore[method-assign]  # noqa: ARG005
+    with streaming(server) as client, pytest.raises(CallFailedError, match="0 of 2 events") as caught:
+        client.stream(views(2), timeout_s=0.15)
     assert caught.value.problem.code is grpc.StatusCode.DATA_LOSS
+
+
+@pytest.mark.parametrize("reason", [Reason.TOO_MANY_EVENTS, Reason.MESSAGE_TOO_LARGE, Reason.NOT_IN_CLUSTER])
+def test_a_stream_that_cannot_succeed_is_not_repeated(reason: Reason) -> None:
+    server = FakeServer({0: Broken(RequestError(reason, "why"))})
+    with streaming(server) as client, pytest.raises(CallFailedError, match=reason):
+        client.stream(views(1), timeout_s=10)
+    assert len(server.calls) == 1
+
+
+def test_a_stream_waits_as_long_as_the_server_recommends() -> None:
+    server = FakeServer({0: Broken(RequestError(Reason.OVERLOADED, "why", retry_s=0.3))})
+    began = time.monotonic()
+    with streaming(server) as client:
+        client.stream(views(1), timeout_s=10)
+    assert time.monotonic() - began >= 0.3
+
+
+def test_a_recommendation_beyond_the_deadline_ends_the_stream_at_once() -> None:
+    server = FakeServer({0: Broken(RequestError(Reason.OVERLOADED, "why", retry_s=60))})
+    with streaming(server) as client, pytest.raises(CallFailedError) as caught:
+        client.stream(views(1), timeout_s=10)
+    assert caught.value.retry_after == timedelta(seconds=60)
+
+
+def test_an_error_of_the_events_own_iterator_is_raised() -> None:
+    def events() -> Iterator[Event]:
+        yield from views(1000)
+        yield from views(1000)
+        raise RuntimeError("no more rows")
+
+    with streaming(FakeServer()) as client, pytest.raises(RuntimeError, match="no more rows"):
+        client.stream(events(), timeout_s=10)
+
+
+def test_no_events_make_no_call() -> None:
+    server = FakeServer()
+    with streaming(server) as client:
+        assert client.stream([], timeout_s=10).accepted == 0
+    assert server.calls == []
+
+
+def test_events_are_split_by_bytes_as_well_as_by_count() -> None:
+    large = [Event("a", "view", text="x" * 9_000) for _ in range(200)]
+    split = list(batches([*views(2100), *large]))
+    assert sum(len(batch.events) for batch in split) == 2300
+    assert max(len(batch.events) for batch in split) == 1000
+    assert max(batch.message.ByteSize() for batch in split) <= MAX_MESSAGE_BYTES
+    assert [batch.start for batch in split[:3]] == [0, 1000, 2000]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.3, 0.1, 86_399.999, 1e-9])
+def test_a_duration_arrives_as_it_was(seconds: float) -> None:
+    assert duration_s(event_message(Event("a", "view", duration_s=seconds)).duration) == seconds
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.5, 1e300])
+def test_a_duration_that_cannot_be_is_left_to_the_server_to_reject(seconds: float) -> None:
+    assert math.isnan(duration_s(event_message(Event("a", "view", duration_s=seconds)).duration))
 
 
 def test_grpc_does_not_repeat_a_stream_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

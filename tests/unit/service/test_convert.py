@@ -217,11 +217,11 @@ def timestamp(seconds: float) -> Timestamp:
     return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
-def expected_reply(customer: Customer, version: str) -> scoring_pb2.ScoreCustomerResponse:
+def expected_reply(customer: Customer, version: str) -> scoring_pb2.Score:
     """The reply as protobuf itself builds it."""
     customer_id, row, flags, top = customer
     churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
-    reply = scoring_pb2.ScoreCustomerResponse(
+    reply = scoring_pb2.Score(
         customer_id=customer_id,
         churn=scoring_pb2.Alert(
             probability=churn,
@@ -239,13 +239,13 @@ def expected_reply(customer: Customer, version: str) -> scoring_pb2.ScoreCustome
             spike=flags.propensity_spike,
         ),
         expected_spend=spend,
-        features_as_of=timestamp(as_of),
+        feature_time=timestamp(as_of),
         model_version=version,
         stale=flags.stale,
     )
     if top is not None:
         reply.top_interest.CopyFrom(
-            scoring_pb2.Interest(item_id=top.item_id, views=top.views, last_viewed=timestamp(top.at))
+            scoring_pb2.Interest(item_id=top.item_id, views=top.views, last_view_time=timestamp(top.at))
         )
     return reply
 
@@ -257,8 +257,9 @@ def test_replies_say_what_protobuf_would_say(batch: list[Customer], version: str
     response = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(request, scores))
     expected = [expected_reply(customer, version) for customer in batch]
     assert [result.score for result in response.results] == expected
+    assert [result.customer_id for result in response.results] == [customer_id for customer_id, *_ in batch]
     assert all(result.WhichOneof("result") == "score" for result in response.results)
-    assert scoring_pb2.ScoreCustomerResponse.FromString(encode_score(request, scores)) == expected[0]
+    assert scoring_pb2.ScoreCustomerResponse.FromString(encode_score(request, scores)).score == expected[0]
 
 
 @given(customer=customers)
@@ -303,6 +304,7 @@ def test_a_batch_gives_each_id_a_score_or_a_status_of_its_own() -> None:
     encoded = encode_batch(ScoreRequest(["a", "b", "c"]), Scores(rows_of(np.array([ROW] * 3)), errors, "v"))
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded).results
     assert [result.WhichOneof("result") for result in results] == ["score", "status", "status"]
+    assert [result.customer_id for result in results] == ["a", "b", "c"]
     assert [result.status.code for result in results] == [0, 5, 9]
     assert b"customer_ids" in results[1].status.details[0].value
     assert b"max_feature_age" in results[2].status.details[0].value
@@ -328,7 +330,7 @@ def test_more_than_a_hundred_customers_are_too_many_to_explain() -> None:
     assert len(decode_batch(batch_request(customer_ids=["a"] * 101)).customer_ids) == 101
     with pytest.raises(RequestError, match="at most 100") as caught:
         decode_batch(batch_request(customer_ids=["a"] * 101, explain=True))
-    assert (caught.value.reason, caught.value.field) == (Reason.EXPLAIN_TOO_MANY, "customer_ids")
+    assert (caught.value.reason, caught.value.field) == (Reason.TOO_MANY_EXPLAINED, "customer_ids")
 
 
 WHY = Explanation(
@@ -346,7 +348,7 @@ def test_an_explanation_stands_with_its_alert() -> None:
     flags = Flags(off=True, churn_spike=True)
     plain = scores_of([("a", ROW, flags, Interest("shoe", 3, 1.0, 1.7e9))], "v1")
     scores = plain._replace(explanations={0: {"churn": WHY}})
-    reply = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), scores))
+    reply = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), scores)).score
     told = reply.churn.explanation
     assert (told.baseline_probability, told.other_contribution, told.exact) == (0.2, 0.01, True)
     assert [one.direction for one in told.contributions] == [1, 2]
@@ -355,7 +357,7 @@ def test_an_explanation_stands_with_its_alert() -> None:
     assert (slot.HasField("value"), slot.typical, slot.text) == (False, 40.0, "not known")
     assert not reply.propensity.HasField("explanation")
     reply.churn.ClearField("explanation")
-    assert reply == scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), plain))
+    assert reply == scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), plain)).score
 
 
 def test_in_a_batch_each_has_its_own_explanation_or_error() -> None:
@@ -366,6 +368,7 @@ def test_in_a_batch_each_has_its_own_explanation_or_error() -> None:
     scores = plain._replace(errors={1: error}, explanations={0: {"churn": WHY}, 2: {"propensity": WHY}})
     results = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(part, scores)).results
     assert [result.WhichOneof("result") for result in results] == ["score", "status", "score"]
+    assert [result.customer_id for result in results] == ["a", "b", "c"]
     assert results[0].score.churn.explanation.contributions[0].sentence == "Why."
     assert results[2].score.propensity.explanation == results[0].score.churn.explanation
     for result in results:

@@ -28,7 +28,7 @@ from feature_store.online.customer_store import (
 )
 from feature_store.state.layout import DAY_S, State, StateLayout
 from feature_store.state.profile import Interest, Record, UnreadableRecordError
-from service.api.methods import REFUSED, Customers
+from service.api.customers import MERGE_REFUSALS, Customers
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Code, Reason, RequestError
 
@@ -52,11 +52,13 @@ class FakeStore:
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     pause_s: float = 0.0
     finished: int = 0
+    has_finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def _ask(self, *question: Any) -> None:
         self.asked.append(question)
         await asyncio.sleep(self.pause_s)
         self.finished += 1
+        self.has_finished.set()
         if self.failure is not None:
             raise self.failure
 
@@ -116,8 +118,8 @@ def test_what_never_happened_has_no_value() -> None:
     assert [(f.name, f.HasField("value")) for f in reply.features] == [
         *(("visits", True), ("last", False), ("first", False), ("income", False))
     ]
-    assert not reply.HasField("first_seen")
-    assert not reply.HasField("last_seen")
+    assert not reply.HasField("first_seen_time")
+    assert not reply.HasField("last_seen_time")
 
 
 def test_who_has_no_state_is_shown_as_somebody_new() -> None:
@@ -137,8 +139,8 @@ def test_who_has_no_state_is_shown_as_somebody_new() -> None:
 )
 def test_first_and_last_seen_are_those_of_state_and_record_together(record: Record, first: float, last: float) -> None:
     reply = shown(State(NOW, np.array([1.0, -DAY_S, -10 * DAY_S, 3.0])), record)
-    assert reply.first_seen == Timestamp(seconds=int(first), nanos=int(first % 1 * 1e9))
-    assert reply.last_seen == Timestamp(seconds=int(last), nanos=int(last % 1 * 1e9))
+    assert reply.first_seen_time == Timestamp(seconds=int(first), nanos=int(first % 1 * 1e9))
+    assert reply.last_seen_time == Timestamp(seconds=int(last), nanos=int(last % 1 * 1e9))
 
 
 def test_channels_come_with_the_most_first_and_aliases_all() -> None:
@@ -158,7 +160,7 @@ def test_interests_are_those_that_were_not_bought_and_have_not_faded() -> None:
     reply = shown(None, Record(interests=interests))
     assert [(i.item_id, i.views) for i in reply.interests] == [("lamp", 3), ("old", 1)]
     assert reply.interests[0] == scoring_pb2.Interest(
-        item_id="lamp", views=3, last_viewed=Timestamp(seconds=int(NOW) - 61, nanos=500_000_000)
+        item_id="lamp", views=3, last_view_time=Timestamp(seconds=int(NOW) - 61, nanos=500_000_000)
     )
 
 
@@ -167,7 +169,7 @@ def test_interests_are_those_that_were_not_bought_and_have_not_faded() -> None:
 
 def test_a_merge_tells_which_id_stays() -> None:
     store = FakeStore()
-    request = customers_pb2.MergeCustomersRequest(**{"from": "a", "into": "b"})
+    request = customers_pb2.MergeCustomersRequest(source_customer_id="a", target_customer_id="b")
     reply = customers_pb2.MergeCustomersResponse.FromString(call(customers(store).merge, request))
     assert (reply.customer_id, store.asked) == ("root", [("merge", "a", "b")])
 
@@ -191,7 +193,7 @@ def test_consent_that_is_not_set_is_left_as_it_was(
 ) -> None:
     store = FakeStore()
     request = customers_pb2.SetConsentRequest(customer_id="a", **sent)
-    reply = customers_pb2.SetConsentResponse.FromString(call(customers(store).consent, request))
+    reply = customers_pb2.SetConsentResponse.FromString(call(customers(store).set_consent, request))
     assert store.asked == [("consent", "a", *asked)]
     assert reply.consent == customers_pb2.Consent(
         scoring=asked[0] is not False, automated_response=asked[1] is not False
@@ -201,7 +203,7 @@ def test_consent_that_is_not_set_is_left_as_it_was(
 def test_consent_to_nothing_at_all_is_refused() -> None:
     store = FakeStore()
     with pytest.raises(RequestError) as caught:
-        call(customers(store).consent, customers_pb2.SetConsentRequest(customer_id="a"))
+        call(customers(store).set_consent, customers_pb2.SetConsentRequest(customer_id="a"))
     assert (caught.value.reason, store.asked) == (Reason.CONSENT_MISSING, [])
 
 
@@ -217,9 +219,9 @@ CONSENT = customers_pb2.SetConsentRequest
     [
         ("get", GET, "customer_id", {}),
         ("delete", DELETE, "customer_id", {}),
-        ("consent", CONSENT, "customer_id", {"scoring": True}),
-        ("merge", MERGE, "from", {"into": "b"}),
-        ("merge", MERGE, "into", {"from": "a"}),
+        ("set_consent", CONSENT, "customer_id", {"scoring": True}),
+        ("merge", MERGE, "source_customer_id", {"target_customer_id": "b"}),
+        ("merge", MERGE, "target_customer_id", {"source_customer_id": "a"}),
     ],
 )
 def test_a_bad_id_is_refused_by_its_field_before_anything_is_done(
@@ -233,7 +235,7 @@ def test_a_bad_id_is_refused_by_its_field_before_anything_is_done(
     assert store.asked == []
 
 
-@pytest.mark.parametrize("name", ["get", "merge", "delete", "consent"])
+@pytest.mark.parametrize("name", ["get", "merge", "delete", "set_consent"])
 def test_bytes_that_are_no_request_are_malformed(name: str) -> None:
     async def ask() -> None:
         await getattr(customers(FakeStore()), name)(b"\xff", NO_CONTEXT)
@@ -255,38 +257,40 @@ def test_bytes_that_are_no_request_are_malformed(name: str) -> None:
         (UnknownCustomerError(), Reason.CUSTOMER_UNKNOWN, Code.NOT_FOUND, "customer_id"),
         (UnreadableRecordError(), Reason.STATE_UNREADABLE, Code.DATA_LOSS, "customer_id"),
         (ConflictError(), Reason.CONFLICT, Code.ABORTED, None),
-        (MergeRefusedError(ITSELF), Reason.MERGE_WITH_ITSELF, Code.INVALID_ARGUMENT, "from"),
-        (MergeRefusedError(CYCLE), Reason.MERGE_CYCLE, Code.FAILED_PRECONDITION, "into"),
-        (MergeRefusedError(ALREADY), Reason.ALREADY_MERGED, Code.FAILED_PRECONDITION, "from"),
-        (MergeRefusedError(TOO_MANY), Reason.TOO_MANY_ALIASES, Code.FAILED_PRECONDITION, "into"),
+        (MergeRefusedError(ITSELF), Reason.MERGE_WITH_ITSELF, Code.INVALID_ARGUMENT, "source_customer_id"),
+        (MergeRefusedError(CYCLE), Reason.MERGE_CYCLE, Code.FAILED_PRECONDITION, "target_customer_id"),
+        (MergeRefusedError(ALREADY), Reason.ALREADY_MERGED, Code.FAILED_PRECONDITION, "source_customer_id"),
+        (MergeRefusedError(TOO_MANY), Reason.TOO_MANY_ALIASES, Code.FAILED_PRECONDITION, "target_customer_id"),
     ],
 )
 def test_whatever_goes_wrong_is_told_by_its_reason(
     failure: Exception, reason: Reason, code: Code, name: str | None
 ) -> None:
     with pytest.raises(RequestError) as caught:
-        call(customers(FakeStore(failure=failure)).merge, MERGE(**{"from": "a-4711", "into": "b-4711"}))
+        call(
+            customers(FakeStore(failure=failure)).merge, MERGE(source_customer_id="a-4711", target_customer_id="b-4711")
+        )
     assert (caught.value.reason, caught.value.code, caught.value.field) == (reason, code, name)
     assert "4711" not in caught.value.message
     assert "secret" not in caught.value.message
 
 
 def test_every_refusal_of_a_merge_has_words_of_its_own() -> None:
-    assert set(REFUSED) == {ITSELF, CYCLE, ALREADY, TOO_MANY}
-    assert len(set(REFUSED.values())) == 4
+    assert set(MERGE_REFUSALS) == {ITSELF, CYCLE, ALREADY, TOO_MANY}
+    assert len({message for _, message in MERGE_REFUSALS.values()}) == 4
 
 
 @pytest.mark.parametrize("failure", [None, StoreUnavailableError()])
 def test_what_was_begun_is_finished_though_the_caller_does_not_wait(failure: Exception | None) -> None:
     async def main() -> None:
-        store = FakeStore(failure=failure, pause_s=0.01)
+        store = FakeStore(failure=failure, pause_s=0.2)
         waiting = asyncio.create_task(customers(store).delete(DELETE(customer_id="a").SerializeToString(), NO_CONTEXT))
         await asyncio.sleep(0.001)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert store.finished == 0
-        await asyncio.sleep(0.02)
+        await asyncio.wait_for(store.has_finished.wait(), 60)
         assert store.finished == 1
 
     asyncio.run(main())

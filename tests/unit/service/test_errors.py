@@ -7,7 +7,7 @@ import pytest
 from tidemark.rpc import error_details_pb2, status_pb2
 
 from service.api.status import encoded_status
-from service.errors import Code, Reason, RequestError
+from service.errors import Code, Reason, RequestError, message_too_large
 from service.transport.grpcio.server import GRPC_CODES
 
 TABLE = {
@@ -15,7 +15,8 @@ TABLE = {
     "CUSTOMER_ID_INVALID": "INVALID_ARGUMENT",
     "TOO_MANY_CUSTOMERS": "INVALID_ARGUMENT",
     "TOO_MANY_EVENTS": "INVALID_ARGUMENT",
-    "EXPLAIN_TOO_MANY": "INVALID_ARGUMENT",
+    "MESSAGE_TOO_LARGE": "RESOURCE_EXHAUSTED",
+    "TOO_MANY_EXPLAINED": "INVALID_ARGUMENT",
     "ECONOMICS_INVALID": "INVALID_ARGUMENT",
     "MAX_FEATURE_AGE_INVALID": "INVALID_ARGUMENT",
     "CONSENT_MISSING": "INVALID_ARGUMENT",
@@ -33,7 +34,11 @@ TABLE = {
     "ROLLOUT_SHARE_INVALID": "INVALID_ARGUMENT",
     "MODEL_UNKNOWN": "NOT_FOUND",
     "MODEL_REFUSED": "FAILED_PRECONDITION",
-    "REGISTRY_UNAVAILABLE": "FAILED_PRECONDITION",
+    "ROLLOUT_MISSING": "INVALID_ARGUMENT",
+    "PAGE_SIZE_INVALID": "INVALID_ARGUMENT",
+    "PAGE_TOKEN_INVALID": "INVALID_ARGUMENT",
+    "ROLLOUT_FILE_INVALID": "FAILED_PRECONDITION",
+    "REGISTRY_UNAVAILABLE": "UNAVAILABLE",
     "CONFLICT": "ABORTED",
     "ARCHIVE_BEHIND": "RESOURCE_EXHAUSTED",
     "FEATURES_TOO_OLD": "FAILED_PRECONDITION",
@@ -91,6 +96,29 @@ def test_a_status_carries_one_error_info_and_says_when_to_retry(reason: Reason) 
     infos[0].Unpack(info)
     assert (info.reason, info.domain, dict(info.metadata)) == (reason.value, "tidemark", {"field": "customer_id"})
     retries = [detail for detail in found.details if detail.Unpack(retry)]
-    assert bool(retries) == (found.code in {Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED})
+    may_help = found.code in {Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED}
+    assert bool(retries) == (may_help and reason is not Reason.MESSAGE_TOO_LARGE)
     if retries:
         assert 0 < retry.retry_delay.ToTimedelta().total_seconds() <= 5
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_an_invalid_argument_names_its_field_as_other_tools_expect_it(reason: Reason) -> None:
+    found = status(RequestError(reason, "what is wrong", "customer_id"))
+    request = error_details_pb2.BadRequest()
+    requests = [detail for detail in found.details if detail.Unpack(request)]
+    assert len(requests) == (found.code == Code.INVALID_ARGUMENT)
+    assert [(wrong.field, wrong.description) for wrong in request.field_violations] == [
+        ("customer_id", "what is wrong")
+    ] * len(requests)
+
+
+def test_a_message_that_is_too_large_is_never_sent_again() -> None:
+    error = message_too_large("2048", 1024)
+    assert (error.code, error.retry_after_s, error.pushback_ms) == (Code.RESOURCE_EXHAUSTED, None, -1)
+
+
+def test_the_batch_of_a_customer_names_the_field_of_the_batch() -> None:
+    error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_id")
+    assert b"customer_ids" in encoded_status(error, "customer_ids")
+    assert encoded_status(error, "customer_ids") is encoded_status(error, "customer_ids")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import Code
-from service.transport.call_error import CallError
+from service.errors import Code, Reason, RequestError
+from service.transport.call_error import CallError, call_error
 from service.transport.lean.framing import (
     GZIP,
     IDENTITY,
@@ -38,9 +38,9 @@ def packed(data: bytes, encoding: bytes) -> bytes:
 
 
 def code(body: bytes, encoding: bytes = IDENTITY, most: int = MOST) -> Code:
-    with pytest.raises(CallError) as caught:
+    with pytest.raises((CallError, RequestError)) as caught:
         only_message(body, encoding, most)
-    return caught.value.code
+    return call_error(caught.value).code
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.data())
@@ -74,7 +74,7 @@ def test_what_others_compress_comes_out_as_it_went_in(encoding: bytes, message: 
 def test_any_bytes_are_a_message_within_bounds_or_an_error_with_a_status(body: bytes, encoding: bytes) -> None:
     try:
         found = next_message(body, encoding, 100)
-    except CallError as error:
+    except (CallError, RequestError) as error:
         assert error.code in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED)  # noqa: PT017  # either is right
     else:
         assert found is None or (len(found[0]) <= 100 and PREFIX <= found[1] <= len(body))
@@ -92,7 +92,7 @@ def test_compressed_data_that_was_damaged_or_cut_is_an_error_or_the_same(
     body = b"\1%b%b" % (len(good).to_bytes(4), bytes(good))
     try:
         assert only_message(body, encoding, MOST) == message  # a byte of gzip's header that says nothing
-    except CallError as error:
+    except (CallError, RequestError) as error:
         assert error.code in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED)  # noqa: PT017  # either is right
 
 
@@ -117,9 +117,10 @@ def test_a_bomb_takes_no_more_memory_than_a_message_may() -> None:
 
 
 def test_too_large_is_too_large_before_it_has_come() -> None:
-    with pytest.raises(CallError, match="4294967295") as caught:
+    with pytest.raises(RequestError, match="4294967295") as caught:
         next_message(b"\0\xff\xff\xff\xff", IDENTITY, MOST)
-    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    assert caught.value.reason is Reason.MESSAGE_TOO_LARGE
+    assert dict(call_error(caught.value).trailers())[b"grpc-retry-pushback-ms"] == b"-1"
 
 
 @pytest.mark.parametrize(

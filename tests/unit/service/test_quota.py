@@ -17,8 +17,9 @@ from feature_store.definitions import Interests
 from feature_store.state.events import Event
 from service.api import events as convert_events
 from service.api import scoring as convert
-from service.api.methods import Customers, Handlers, handlers
-from service.api.model_handlers import Models
+from service.api.customers import Customers
+from service.api.methods import Handlers, handlers
+from service.api.models import Models
 from service.api.scoring import METHODS
 from service.api.status import encoded_status
 from service.auth.quota import MAX_WAITING_STREAMS, Bucket
@@ -169,8 +170,8 @@ def handlers_on(recorder: FakeRecorder) -> Handlers:
     return handlers(cast("Any", recorder), customers, Models(cast("Any", watch)))
 
 
-async def nothing_found(*_: object) -> list[object]:
-    return []
+async def nothing_found(*_: object) -> tuple[list[object], bool]:
+    return [], False
 
 
 def test_events_take_one_each_customers_one_and_models_nothing() -> None:
@@ -199,16 +200,16 @@ def test_a_stream_waits_until_it_can_pay_and_too_many_at_once_are_refused() -> N
         stream = begin(context)
         start = asyncio.get_running_loop().time()
         for _ in range(3):
-            await stream.add(events_request(10))
-        assert events_pb2.StreamEventsResponse.FromString(stream.reply()).accepted == 30
+            reply = events_pb2.StreamEventsResponse.FromString(await stream.answer(events_request(10)))
+            assert reply.accepted == 10
         assert asyncio.get_running_loop().time() - start == pytest.approx(0.1, abs=0.08)
-        waiting = [asyncio.ensure_future(begin(context).add(events_request(10))) for _ in range(MAX_WAITING_STREAMS)]
+        waiting = [asyncio.ensure_future(begin(context).answer(events_request(10))) for _ in range(MAX_WAITING_STREAMS)]
         await asyncio.sleep(0)
         with pytest.raises(QuotaExceededError):
-            await begin(context).add(events_request(10))
+            await begin(context).answer(events_request(10))
         waiting.pop().cancel()
         await asyncio.gather(*waiting)
-        await begin(context).add(events_request(10))
+        await begin(context).answer(events_request(10))
 
     asyncio.run(work())
 

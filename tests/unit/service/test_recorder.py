@@ -23,13 +23,13 @@ from feature_store.errors import (
 from feature_store.online.customer_store import ConflictError
 from feature_store.state.events import Event, Problem, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
-from service.api.methods import MOST_TOLD, EventStream
+from service.api.events import EventStream
 from service.batching.event_batcher import BATCH_ROWS, WORKERS, EventBatcher, IndexedProblem, RecordingResult
 from service.call_context import NO_CONTEXT
 from service.errors import Code, Reason, RequestError
 
 NOW = 1_800_000_000.0
-CLIPPED = Problem("amount", "AMOUNT_CLIPPED: counted as 100")
+CLIPPED = Problem("amount", "AMOUNT_CLIPPED", "counted as 100")
 OUTCOMES = {
     "dup": DUPLICATE,
     "clip": Outcome(Verdict.ACCEPTED, CLIPPED),
@@ -85,8 +85,8 @@ def record(*mine: Event) -> tuple[RecordingResult, Store]:
 
 def test_each_event_is_told_by_its_position_in_the_request() -> None:
     found, store = record(*events("late", "ok", "clip", "dup", "withheld", "ok", "late", "clip", "withheld"))
-    assert (found.accepted, found.duplicates, found.rejected_count, found.guarded_count) == (4, 1, 4, 2)
-    assert [(noted.at, noted.problem.reason.partition(":")[0]) for noted in found.rejected] == [
+    assert (found.accepted, found.duplicates) == (4, 1)
+    assert [(noted.at, noted.problem.reason) for noted in found.rejected] == [
         (0, "EVENT_TOO_LATE"),
         (4, "CONSENT_WITHHELD"),
         (6, "EVENT_TOO_LATE"),
@@ -104,14 +104,13 @@ def test_positions_are_right_however_a_request_is_cut(kinds: list[str]) -> None:
     assert found.duplicates == kinds.count("dup")
     assert [noted.at for noted in found.rejected] == sorted([*places.get("withheld", []), *places.get("late", [])])
     assert [noted.at for noted in found.guarded] == places.get("clip", [])
-    assert (found.rejected_count, found.guarded_count) == (len(found.rejected), len(found.guarded))
     assert sum(map(len, store.batches)) == len(kinds) - kinds.count("late")
 
 
 @pytest.mark.parametrize("kinds", [(), ("late",), ("late", "late")])
 def test_where_nothing_is_good_nothing_is_stored(kinds: tuple[str, ...]) -> None:
     found, store = record(*events(*kinds))
-    assert (found.accepted, found.rejected_count) == (0, len(kinds))
+    assert (found.accepted, len(found.rejected)) == (0, len(kinds))
     assert store.batches == []
 
 
@@ -324,43 +323,43 @@ def message(*mine: Event) -> bytes:
     ).SerializeToString()
 
 
-def streamed(store: Store, *messages: bytes) -> events_pb2.StreamEventsResponse:
-    async def main() -> events_pb2.StreamEventsResponse:
+def streamed(store: Store, *messages: bytes) -> list[events_pb2.StreamEventsResponse]:
+    async def main() -> list[events_pb2.StreamEventsResponse]:
         stream = EventStream(recorder_of(store), NO_CONTEXT)
-        for one in messages:
-            await stream.add(one)
-        return events_pb2.StreamEventsResponse.FromString(stream.reply())
+        return [events_pb2.StreamEventsResponse.FromString(await stream.answer(one)) for one in messages]
 
     return asyncio.run(main())
 
 
-def test_a_stream_counts_positions_through_all_of_its_messages() -> None:
-    reply = streamed(
+def test_each_message_of_a_stream_is_acknowledged_with_its_own_outcome() -> None:
+    replies = streamed(
         Store(),
         message(*events("ok", "late")),
         message(),
         message(*events("clip", "dup", "withheld")),
         message(*events("late", "clip")),
     )
-    assert (reply.accepted, reply.duplicates, reply.rejected_count, reply.guarded_count) == (3, 1, 3, 2)
-    assert [(one.index, one.field) for one in reply.rejected] == [
-        (1, "event_time"),
-        (4, "customer_id"),
-        (5, "event_time"),
+    assert [reply.acknowledged_messages for reply in replies] == [1, 2, 3, 4]
+    assert [(reply.accepted, reply.duplicates) for reply in replies] == [(1, 0), (0, 0), (1, 1), (1, 0)]
+    assert [[(one.index, one.field) for one in reply.rejected] for reply in replies] == [
+        [(1, "event_time")],
+        [],
+        [(2, "customer_id")],
+        [(0, "event_time")],
     ]
-    assert [(one.index, one.field, one.reason) for one in reply.guarded] == [(2, *CLIPPED), (6, *CLIPPED)]
+    assert [[(one.index, one.field, one.reason, one.message) for one in reply.guarded] for reply in replies] == [
+        [],
+        [],
+        [(0, *CLIPPED)],
+        [(1, *CLIPPED)],
+    ]
 
 
-def test_a_stream_tells_the_first_thousand_one_by_one_and_counts_all() -> None:
-    part = message(*events(*["late", "clip"] * 300))
-    reply = streamed(Store(), *[part] * 5)
-    assert (reply.accepted, reply.rejected_count, reply.guarded_count) == (1500, 1500, 1500)
-    assert [one.index for one in reply.rejected] == list(range(0, 2 * MOST_TOLD, 2))
-    assert [one.index for one in reply.guarded] == list(range(1, 2 * MOST_TOLD, 2))
-
-
-def test_a_stream_without_messages_has_recorded_nothing() -> None:
-    assert streamed(Store()) == events_pb2.StreamEventsResponse()
+def test_an_acknowledgement_tells_every_event_that_was_refused_or_guarded() -> None:
+    (reply,) = streamed(Store(), message(*events(*["late", "clip"] * 500)))
+    assert reply.accepted == 500
+    assert [one.index for one in reply.rejected] == list(range(0, 1000, 2))
+    assert [one.index for one in reply.guarded] == list(range(1, 1000, 2))
 
 
 def test_a_message_that_fails_ends_the_stream_and_what_was_recorded_before_stays() -> None:
@@ -383,13 +382,3 @@ def test_a_message_that_is_none_or_too_large_is_refused_whole(data: bytes, reaso
         streamed(store, message(event("a")), data)
     assert caught.value.reason is reason
     assert store.batches == [["a"]]
-
-
-@pytest.mark.parametrize("most", [0, 1, 2, 3, 10])
-def test_sums_keep_no_more_details_than_asked_for(most: int) -> None:
-    total = RecordingResult()
-    for offset in (0, 10):
-        noted = [IndexedProblem(1, CLIPPED), IndexedProblem(2, CLIPPED)]
-        total.add(RecordingResult(3, 1, list(noted), list(noted), 2, 2), offset, most)
-    assert (total.accepted, total.duplicates, total.rejected_count, total.guarded_count) == (6, 2, 4, 4)
-    assert [one.at for one in total.rejected] == [one.at for one in total.guarded] == [1, 2, 11, 12][:most]

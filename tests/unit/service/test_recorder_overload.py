@@ -12,7 +12,7 @@ from tidemark.v1 import events_pb2
 
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, Outcome
-from service.api.methods import EventStream
+from service.api.events import EventStream
 from service.batching.event_batcher import BATCH_ROWS, EventBatcher
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
@@ -82,16 +82,16 @@ def test_only_the_first_message_of_a_stream_is_shed() -> None:
         recorder = gate.recorder(0.001)
         empty = events_pb2.StreamEventsRequest().SerializeToString()
         begun, late = EventStream(recorder, NO_CONTEXT), EventStream(recorder, NO_CONTEXT)
-        await begun.add(empty)
+        await begun.answer(empty)
         tasks = [*await busy(recorder), *(asyncio.create_task(record(recorder, FULL)) for _ in range(3))]
         await asyncio.sleep(0.001)
-        await begun.add(empty)
+        await begun.answer(empty)
         with pytest.raises(RequestError) as caught:
-            await late.add(empty)
+            await late.answer(empty)
         assert caught.value.reason is Reason.OVERLOADED
         gate.open.set()
         await asyncio.gather(*tasks)
-        await late.add(empty)
+        await late.answer(empty)
 
     run(main())
 

@@ -162,7 +162,7 @@ def test_versions_of_rows_are_written_as_the_generated_messages_have_them() -> N
     for at, result in enumerate(reply.results):
         alone = Scores(rows[at : at + 1], {}, ["v1", "v2", "v1"][at])
         wanted = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["abc"[at]]), alone))
-        assert result.score == wanted
+        assert result.score == wanted.score
 
 
 # --- the shadow -----------------------------------------------------------------------------------------------------

@@ -95,7 +95,12 @@ def ask(reflection: Reflection, **asked: Any) -> reflection_pb2.ServerReflection
 
 def test_reflection_lists_all_services_itself_included(reflection: Reflection) -> None:
     listed = ask(reflection, list_services="").list_services_response.service
-    expected = {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    expected = {
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "grpc.reflection.v1.ServerReflection",
+    }
     assert {service.name for service in listed} == expected
 
 

@@ -228,7 +228,7 @@ class Sender:
         """Read a reply; unless it belongs to the warm-up, count its models and customers without a score."""
         try:
             if not self._plan.batch:
-                version = scoring_pb2.ScoreCustomerResponse.FromString(body[PREFIX_BYTES:]).model_version
+                version = scoring_pb2.ScoreCustomerResponse.FromString(body[PREFIX_BYTES:]).score.model_version
                 self._models[version] += counted
                 return OK
             for result in scoring_pb2.BatchScoreCustomersResponse.FromString(body[PREFIX_BYTES:]).results:
