@@ -37,6 +37,7 @@ check: $(DEV) $(WHEEL) ## format, lint, strict types, import directions, contrac
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
+	$(BIN)/buf breaking protos --against protos/baseline.binpb
 	$(BIN)/hadolint Dockerfile
 
 format: $(DEV) ## put the code into the project's format
