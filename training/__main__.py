@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from feature_store.bundles import bundle
 from feature_store.cli import run_cli
@@ -18,8 +18,12 @@ from feature_store.errors import InputError
 from feature_store.files import write_output
 from feature_store.offline.store import OfflineStore
 from training.config import TrainingConfig
+from training.fit import Fitted, gather_evidence, workers_for
 from training.fit import fit as fit_bundle
 from training.models.export import ParityError
+from training.parallel import WorkerLostError
+from training.progress import StepLines, progress_on
+from training.progress import steps_of as _steps
 from training.report.console import print_summary
 
 PIPED_WIDTH = 160
@@ -42,31 +46,42 @@ def cli() -> None:
     show_default=True,
     help="Make it the current bundle, which servers load; otherwise activate it later (ActivateModel, SetRollout).",
 )
-def fit(config: str, registry: Path, *, activate: bool) -> None:
+@click.option(
+    "--evidence-later",
+    is_flag=True,
+    help="Publish as soon as the models are ready, and add evidence and report to the bundle afterwards.",
+)
+def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool) -> None:
     """Fit the models of CONFIG, evaluate them on later data, and publish the bundle REGISTRY/<version>/.
 
     CONFIG is a TOML file or the name of a built-in config. The bundle is written completely or not at all. Unless
-    --no-activate is given, REGISTRY/current points to it afterwards.
+    --no-activate is given, REGISTRY/current points to it afterwards. With --evidence-later the bundle is published
+    before its evidence and report exist; each of their files is added later, completely or not at all.
     """
     settings = load_config(TrainingConfig, config)
     if registry.exists() and not registry.is_dir():
         raise InputError(f"--registry {registry} is a file: give a folder")
     console = Console()
-    with _progress(console) as progress:
-        reading = progress.add_task("reading the source", total=1)
-        with OfflineStore(settings.source) as source:
+    with ExitStack() as stack:
+        evidence: Mapping[str, bytes] = {}
+        with progress_on(console) as progress:
+            reading = progress.add_task("reading the source", total=1)
+            source = stack.enter_context(OfflineStore(settings.source))
             progress.advance(reading)
+            steps = _steps(progress)
             try:
-                fitted = fit_bundle(settings, Path(config).stem, source, _steps(progress))
-            except ParityError as error:
+                with workers_for(source) as pool:
+                    fitted = fit_bundle(settings, Path(config).stem, source, steps, pool)
+                    if not evidence_later:
+                        evidence = gather_evidence(fitted, source, steps, pool)
+            except (ParityError, WorkerLostError) as error:
                 sys.exit(f"error: {error}")
-    try:
-        folder = bundle.publish(
-            registry, fitted.manifest, fitted.model, fitted.golden, fitted.beside, activate=activate
-        )
-    except OSError as error:
-        raise InputError(f"--registry {registry} cannot be written: {error.strerror}") from error
-    print_summary(console, fitted.manifest, folder)
+        folder = _published(registry, fitted, evidence, activate=activate)
+        print_summary(console, fitted.manifest, folder)
+        if evidence_later:
+            # In this process alone, so that a server has the other core, and in lines: others use the terminal now.
+            _add_evidence(folder, gather_evidence(fitted, source, _steps(StepLines(console))))
+            console.print(f"evidence and report added to {folder}", highlight=False, soft_wrap=True)
 
 
 @cli.command()
@@ -167,24 +182,19 @@ def compare(first: Path, second: Path, json_file: Path | None) -> None:
     print_comparison(Console(), comparison)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+def _published(registry: Path, fitted: Fitted, evidence: Mapping[str, bytes], *, activate: bool) -> Path:
+    """The folder of the published bundle; InputError where the registry cannot be written."""
+    try:
+        return bundle.publish(registry, fitted.manifest, fitted.model, fitted.golden, evidence, activate=activate)
+    except OSError as error:
+        raise InputError(f"--registry {registry} cannot be written: {error.strerror}") from error
 
 
-def _steps(progress: Progress) -> Callable[[str, int], Callable[[], None]]:
-    def begin(name: str, parts: int) -> Callable[[], None]:
-        task = progress.add_task(name, total=parts)
-        return lambda: progress.advance(task)
-
-    return begin
+def _add_evidence(folder: Path, evidence: Mapping[str, bytes]) -> None:
+    try:
+        bundle.add_files(folder, evidence)
+    except OSError as error:
+        raise InputError(f"the evidence cannot be written to {folder}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -249,6 +249,11 @@ def pack_rows(rows: Mapping[str, TestRows]) -> bytes:
 
 def read_evidence(folder: Path) -> tuple[Evidence, dict[str, TestRows]]:
     """Tables and rows of a bundle's folder; InputError where they are missing or torn."""
+    if folder.is_dir() and not (folder / TABLES_FILE).exists():  # it is written after the rows
+        raise InputError(
+            f"{folder}: the evidence is not there yet: the fit that published this bundle adds it when it is made. "
+            "If that fit has been stopped, fit again"
+        )
     try:
         tables = Evidence.model_validate_json((folder / TABLES_FILE).read_bytes())
         with np.load(folder / ROWS_FILE, allow_pickle=False) as file:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -36,39 +36,79 @@ from training.models.export import (
     library_versions,
 )
 from training.models.model_set import EVALUATION, FINAL, Models, fit_models
+from training.parallel import IN_PROCESS, WorkerPool
 from training.selection.backward_elimination import Chosen, choose_learners, learners_of
+
+SMALL_SOURCE: Final = 50_000
+"""Events, or customers of a snapshot, up to which a fit takes less time than workers take to start."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit produced, ready to be published; ``beside``: files by name that no server reads."""
+    """What a fit produced, ready to be published, and what its evidence is made from.
+
+    judged, chosen, scored, findings: see ``gather_evidence``.
+    """
 
     manifest: Manifest
     model: bytes
     golden: bytes
-    beside: dict[str, bytes]
+    judged: Judged
+    chosen: Chosen
+    scored: dict[str, TestRows]
+    findings: list[Finding]
 
 
-def fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progress) -> Fitted:
-    """Fit a bundle; InputError where the source cannot support it, ParityError where the export is not exact."""
+def workers_for(source: OfflineStore, processes: int | None = None) -> WorkerPool:
+    """The pool for a fit of this source: none for a small one, else ``processes``, by default one for each core."""
+    small = max(source.summary.events, source.summary.customers) <= SMALL_SOURCE
+    return WorkerPool(1 if small and processes is None else processes)
+
+
+def fit(
+    config: TrainingConfig, name: str, source: OfflineStore, progress: Progress, pool: WorkerPool = IN_PROCESS
+) -> Fitted:
+    """Fit a bundle; InputError where the source cannot support it, ParityError where the export is not exact.
+
+    The number of workers of the pool changes no bit of the result. WorkerLostError where one of them has died.
+    """
     # One thread for each step: the same bits on any machine, and many small fits do not wait for each other's threads.
     with threadpool_limits(1):
-        return _fit(config, name, source, progress)
+        return _fit(config, name, source, progress, pool)
 
 
-def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progress) -> Fitted:
+def gather_evidence(
+    fitted: Fitted, source: OfflineStore, progress: Progress, pool: WorkerPool = IN_PROCESS
+) -> dict[str, bytes]:
+    """The files that no server reads, by name, in the order in which they are to be written: evidence and report."""
+    from training.report.render import REPORT_FILE, render_report  # noqa: PLC0415  # matplotlib is slow to import
+
+    with threadpool_limits(1):
+        evidence, scored = _evidence(fitted, source, progress, pool)
+        done = progress("report", 1)
+        report = render_report(fitted.manifest, evidence, scored)
+        done()
+    tables = (evidence.model_dump_json(indent=1) + "\n").encode()
+    return {ROWS_FILE: pack_rows(scored), TABLES_FILE: tables, REPORT_FILE: report.encode()}
+
+
+def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Progress, pool: WorkerPool) -> Fitted:
     done = progress("audit", 1)
     findings = audit(config, source)
     stop_on_fatal(findings)
     done()
-    data = prepare(config, source, progress)
-    chosen = _choose(config, data, progress)
-    judged = _evaluation(config, data, chosen)
-    metrics, scored = judge.metrics(judged)
-    evidence = _evidence(judged, chosen, scored, findings, source, progress)
+    data = prepare(config, source, progress, pool)
+    chosen = _choose(config, data, progress, pool)
 
-    done = progress("models to serve", 3)
-    models = fit_models(config, data.spec, data.rows, data.splits, chosen.learners, FINAL)
+    done = progress("models", 4)
+    tasks = [
+        pool.submit(fit_models, config, data.spec, data.rows, data.splits, chosen.learners, stage)
+        for stage in (EVALUATION, FINAL)
+    ]
+    judged = _judged(config, data, tasks[0].result())
+    done()
+    metrics, scored = judge.metrics(judged)
+    models = tasks[1].result()
     done()
     figures = _figures(config, data, models, FINAL)
     model = build_graph(models, config)
@@ -84,42 +124,25 @@ def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Prog
     for offer, found in models.probability.items():
         metrics[offer]["model"] = found.name
     manifest = _manifest(config, name, source, data, models, graph, figures, metrics, model, golden)
-    return Fitted(manifest, model, golden, _beside(manifest, evidence, scored, progress))
+    return Fitted(manifest, model, golden, judged, chosen, scored, findings)
 
 
-def _beside(
-    manifest: Manifest, evidence: Evidence, scored: dict[str, TestRows], progress: Progress
-) -> dict[str, bytes]:
-    """The evidence, and the report that is drawn from it."""
-    from training.report.render import REPORT_FILE, render_report  # noqa: PLC0415  # matplotlib is slow to import
-
-    done = progress("report", 1)
-    report = render_report(manifest, evidence, scored)
-    done()
-    tables = (evidence.model_dump_json(indent=1) + "\n").encode()
-    return {TABLES_FILE: tables, ROWS_FILE: pack_rows(scored), REPORT_FILE: report.encode()}
-
-
-def _choose(config: TrainingConfig, data: Data, progress: Progress) -> Chosen:
+def _choose(config: TrainingConfig, data: Data, progress: Progress, pool: WorkerPool) -> Chosen:
     done = progress("models worth having", sum(len(learners_of(target)) for target in data.splits))
     features = filled_matrix(data.spec, data.rows.state)(data.rows.state)
-    return choose_learners(features, data.rows, data.splits, config.evaluation.seed, done)
+    return choose_learners(features, data.rows, data.splits, config.evaluation.seed, done, pool)
 
 
-def _evaluation(config: TrainingConfig, data: Data, chosen: Chosen) -> Judged:
+def _judged(config: TrainingConfig, data: Data, models: Models) -> Judged:
     """Models that have seen nothing of the test, as a graph like the one that is served."""
-    models = fit_models(config, data.spec, data.rows, data.splits, chosen.learners, EVALUATION)
-    return Judged(config, data, models, Graph(build_graph(models, config)), _figures(config, data, models, EVALUATION))
+    return Judged(config, data, models, build_graph(models, config), _figures(config, data, models, EVALUATION))
 
 
 def _evidence(
-    judged: Judged,
-    chosen: Chosen,
-    scored: dict[str, TestRows],
-    findings: list[Finding],
-    source: OfflineStore,
-    progress: Progress,
-) -> Evidence:
+    fitted: Fitted, source: OfflineStore, progress: Progress, pool: WorkerPool
+) -> tuple[Evidence, dict[str, TestRows]]:
+    """The tables, and the scored rows with what a random split would have said of them."""
+    judged, chosen = fitted.judged, fitted.chosen
     data, notes = judged.data, []
     kinds = 1 if data.plan is None else 3
     done = progress("evidence", 4 + kinds * len(DAMAGES))
@@ -130,16 +153,24 @@ def _evidence(
         )
     if not data.rungs:
         notes.append("the config names its features one by one, so there was no ladder to climb")
-    optimism = [] if data.plan is None else list(judge.optimism(judged, chosen.learners, scored))
-    done()
-    importance = list(judge.importance(judged))
-    done()
-    policies, cells, costs = judge.policies(judged)
-    done()
+    # Workers do what takes long, while this process asks DuckDB, which cannot be shared.
+    optimism_tasks = {} if data.plan is None else judge.optimism(judged, chosen.learners, fitted.scored, pool)
+    importance_tasks = judge.importance(judged, pool)
     treatment, warnings = judge.treatment(judged, source)
     done()
-    return Evidence(
-        audit=[*findings, *warnings],
+    damages = list(robustness(judged, source, done))
+    policies, cells, costs = judge.policies(judged)
+    done()
+    importance = [line for target, task in importance_tasks.items() for line in task.result()[target]]
+    done()
+    optimism, scored = [], dict(fitted.scored)
+    for offer, task in optimism_tasks.items():
+        found, random = task.result()
+        optimism.append(found)
+        scored[offer] = replace(scored[offer], random=random)
+    done()
+    evidence = Evidence(
+        audit=[*fitted.findings, *warnings],
         optimism=optimism,
         trials=chosen.trials,
         ladder=data.rungs,
@@ -148,7 +179,7 @@ def _evidence(
         - min((len(rung.slots) for rung in data.rungs if rung.chosen), default=1)
         / max((len(rung.slots) for rung in data.rungs), default=1),
         importance=importance,
-        robustness=list(robustness(judged, source, done)),
+        robustness=damages,
         segments=judge.segments(judged),
         policies=policies,
         grid=cells,
@@ -158,6 +189,7 @@ def _evidence(
         tags_cost=dict(data.tags_cost),
         notes=notes,
     )
+    return evidence, scored
 
 
 def _figures(config: TrainingConfig, data: Data, models: Models, stage: str) -> dict[str, float]:

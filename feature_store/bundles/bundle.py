@@ -138,6 +138,20 @@ def publish(
     return target
 
 
+def add_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Add files that no server reads to a published version, one after the other; OSError where that fails.
+
+    Each is there whole or not at all, whenever this is ended, and none is there before those that come first.
+    """
+    for name, content in files.items():
+        part = folder / f".{name}.part"
+        try:
+            _write(part, content)
+            part.replace(folder / name)
+        finally:
+            part.unlink(missing_ok=True)
+
+
 def point(registry: Path, name: str, version: str) -> None:
     """Let a link name a version, in one step; OSError where that fails."""
     link = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=registry)) / name

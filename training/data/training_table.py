@@ -21,6 +21,7 @@ from training.data.splits import Splits
 from training.evidence import Rung, Tag
 from training.graph.features import FeatureSpec
 from training.models.model_set import check_splits
+from training.parallel import IN_PROCESS, WorkerPool
 from training.selection.backward_elimination import climb, fold_loss, rungs_of
 from training.selection.redundant_tags import is_tag_table, propose_tags, tag_columns
 
@@ -45,13 +46,13 @@ class Data:
     tags_cost: Mapping[str, float] = field(default_factory=dict)
 
 
-def prepare(config: TrainingConfig, source: OfflineStore, progress: Progress) -> Data:
+def prepare(config: TrainingConfig, source: OfflineStore, progress: Progress, pool: WorkerPool = IN_PROCESS) -> Data:
     """Rows, splits and slots; InputError where the source cannot support them."""
     wide = _snapshot(config, source) if config.snapshot else _events(config, source, progress)
     check_splits(wide.rows, wide.splits)
     some = _some(config, wide)
     most = None if config.candidates is None else config.candidates.most_slots
-    data = wide if most is None else _narrowed(config, most, wide, some, progress)
+    data = wide if most is None else _narrowed(config, most, wide, some, progress, pool)
     done = progress("tags that say the same", 1)
     tags, cost = _tags(some, config.evaluation.seed)
     done()
@@ -90,11 +91,12 @@ def _some(config: TrainingConfig, wide: Data) -> Data:
     return replace(wide, rows=some, splits=judged)
 
 
-def _narrowed(config: TrainingConfig, most: int, wide: Data, some: Data, progress: Progress) -> Data:
+def _narrowed(config: TrainingConfig, most: int, wide: Data, some: Data, progress: Progress, pool: WorkerPool) -> Data:
     """The same with the slots of the chosen rung."""
     features = wide.spec.layout.features
     done = progress("slots worth keeping", len(rungs_of(len(features))))
-    rungs = climb(some.rows, wide.spec, some.splits, config.evaluation.seed, most, done, _pinned(config, features))
+    keep = _pinned(config, features)
+    rungs = climb(some.rows, wide.spec, some.splits, config.evaluation.seed, most, done, keep, pool)
     names = next(rung.slots for rung in rungs if rung.chosen)
     kept = [i for i, feature in enumerate(features) if feature.name in names]
     return Data(wide.rows.narrowed(kept), wide.spec.narrowed(kept), wide.splits, wide.plan, rungs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import duckdb
@@ -19,7 +20,7 @@ from feature_store.offline.store import OfflineStore
 from feature_store.sql import identifier
 from feature_store.state.layout import Floats
 from training.config import TrainingConfig
-from training.data.dataset import Index, Rows
+from training.data.dataset import Index
 from training.data.training_table import Data
 from training.evaluation import metrics as evaluate
 from training.evaluation import policies as policy
@@ -43,12 +44,31 @@ from training.graph.customer_costs import own_figures, terms_of
 from training.losses import poisson_losses
 from training.models.export import graph_inputs
 from training.models.model_set import Models
-from training.models.probability import Learner
+from training.models.probability import Features, Learner
 from training.models.segments import profile
-from training.selection.backward_elimination import shuffled
+from training.parallel import Task, WorkerPool
+from training.selection.fold_losses import shuffled
 
 RANDOM_TEST: Final = 0.25
 REPEATS: Final = 3
+
+
+class ScoringGraph:
+    """A graph with the economics that it is run with. Worker processes can be sent one."""
+
+    def __init__(self, model: bytes, figures: Mapping[str, float], own: Collection[str]) -> None:
+        """``model``: the serialised graph; ``own``: names of the figures that each customer has their own of."""
+        self._model, self._figures, self._own = model, figures, own
+        self._graph: Final = Graph(model)
+
+    def __reduce__(self) -> tuple[type[ScoringGraph], tuple[bytes, Mapping[str, float], Collection[str]]]:
+        """Pickled as the serialised graph: a session of onnxruntime cannot be."""
+        return ScoringGraph, (self._model, self._figures, self._own)
+
+    def run(self, state: Floats) -> dict[str, Floats]:
+        """Outputs ``[n]`` by name for states ``[n, slots]``, in float64."""
+        outputs = self._graph.run(**graph_inputs(state, self._figures, self._own))
+        return {name: value.astype(np.float64) for name, value in outputs.items()}
 
 
 @dataclass(frozen=True)
@@ -58,8 +78,13 @@ class Judged:
     config: TrainingConfig
     data: Data
     models: Models
-    graph: Graph
+    model: bytes
     figures: dict[str, float]
+
+    @cached_property
+    def graph(self) -> ScoringGraph:
+        """The graph with these economics."""
+        return ScoringGraph(self.model, self.figures, own_figures(self.config, self.data.spec.layout))
 
     @property
     def seed(self) -> int:
@@ -68,8 +93,7 @@ class Judged:
 
     def run(self, state: Floats) -> dict[str, Floats]:
         """What the graph says about states, in float64."""
-        inputs = graph_inputs(state, self.figures, own_figures(self.config, self.data.spec.layout))
-        return {name: value.astype(np.float64) for name, value in self.graph.run(**inputs).items()}
+        return self.graph.run(state)
 
     def scored(self, offer: str, index: Index) -> Scored:
         """Rows as the policies want them."""
@@ -143,51 +167,87 @@ def _offer(judged: Judged, offer: str) -> tuple[dict[str, Any], TestRows]:
     )
 
 
-def optimism(judged: Judged, learners: Mapping[str, Learner], rows_of: dict[str, TestRows]) -> Iterator[Optimism]:
-    """What a random split of all the rows would have promised, beside what later cut-offs held."""
+def optimism(
+    judged: Judged, learners: Mapping[str, Learner], rows_of: Mapping[str, TestRows], pool: WorkerPool
+) -> dict[str, Task[tuple[Optimism, Floats]]]:
+    """What a random split of all the rows would have promised, beside what later cut-offs held.
+
+    Returns a task by offer, which gives the comparison, and of each test row the probability by the model of the random
+    split ``[n]``, NaN where the row was in its training part.
+    """
     data, seed = judged.data, judged.config.evaluation.seed
     features = judged.models.matrix(data.rows.state)
+    tasks = {}
     for offer in offers(data):
         split, labels = data.splits[offer], data.rows.label(offer)
         known = np.union1d(split.evaluation.everything, split.test)
-        fit, judge = train_test_split(known, test_size=RANDOM_TEST, random_state=seed)
-        model = learners[offer].fit(features[fit], labels[fit], seed)
-        promised = expit(model.decision_function(features[judge].astype(np.float64)))
-        place = {row: at for at, row in enumerate(judge)}
-        both = [(at, place[row]) for at, row in enumerate(split.test) if row in place]
-        for at, where in both:
-            rows_of[offer].random[at] = promised[where]
-        yield Optimism(
-            offer=offer,
-            random=_quality(labels[judge], promised),
-            temporal=_quality(rows_of[offer].label.astype(np.float64), rows_of[offer].probability),
+        place = np.searchsorted(known, split.test)
+        tasks[offer] = pool.submit(
+            _optimism, offer, learners[offer], rows_of[offer], features[known], labels[known], place, seed
         )
+    return tasks
+
+
+def _optimism(
+    offer: str, learner: Learner, test: TestRows, features: Features, labels: Floats, place: Index, seed: int
+) -> tuple[Optimism, Floats]:
+    """Of an offer, from features and labels of all rows, and the places ``[n]`` of the test rows among them."""
+    fit, judge = train_test_split(np.arange(len(labels)), test_size=RANDOM_TEST, random_state=seed)
+    model = learner.fit(features[fit], labels[fit], seed)
+    promised = expit(model.decision_function(features[judge].astype(np.float64)))
+    by_row = np.full(len(labels), np.nan)
+    by_row[judge] = promised
+    found = Optimism(
+        offer=offer,
+        random=_quality(labels[judge], promised),
+        temporal=_quality(test.label.astype(np.float64), test.probability),
+    )
+    return found, by_row[place]
 
 
 def _quality(label: Floats, probability: Floats) -> Quality:
     return Quality(auc=float(roc_auc_score(label, probability)), log_loss=float(log_loss(label, probability)))
 
 
-def importance(judged: Judged) -> Iterator[Importance]:
-    """How much is lost on the test rows when the values of a slot change customers."""
-    data, seed = judged.data, judged.config.evaluation.seed
+def importance(judged: Judged, pool: WorkerPool) -> dict[str, Task[dict[str, list[Importance]]]]:
+    """How much is lost on the test rows when the values of a slot change customers: by target, a task for it.
+
+    Targets with the same test rows share a task, and with it the runs of the graph.
+    """
+    data = judged.data
+    slots = [feature.name for feature in data.spec.layout.features]
+    targets: dict[bytes, list[str]] = {}
     for target, split in data.splits.items():
-        rows = data.rows.take(split.test)
-        usual = _worth(judged, target, rows, rows.state)
-        for column, feature in enumerate(data.spec.layout.features):
-            lost = [
-                usual - _worth(judged, target, rows, shuffled(rows.state, column, seed + 1000 * repeat))
-                for repeat in range(REPEATS)
-            ]
-            yield Importance(target=target, slot=feature.name, lost=float(np.mean(lost)), spread=float(np.std(lost)))
+        targets.setdefault(split.test.tobytes(), []).append(target)
+    tasks: dict[str, Task[dict[str, list[Importance]]]] = {}
+    for together in targets.values():
+        rows = data.rows.take(data.splits[together[0]].test)
+        labels = {target: rows.label(target) for target in together}
+        tasks |= dict.fromkeys(together, pool.submit(_importance, judged.graph, rows.state, labels, slots, judged.seed))
+    return {target: tasks[target] for target in data.splits}
 
 
-def _worth(judged: Judged, target: str, rows: Rows, state: Floats) -> float:
-    """AUC of an offer, or how small the deviance of the spend is."""
-    found = judged.run(state)
-    if target in OFFERS:
-        return float(roc_auc_score(rows.label(target), found[f"{target}_probability"]))
-    return -float(poisson_losses(rows.spend, found["expected_spend"]).mean())
+def _importance(
+    graph: ScoringGraph, state: Floats, labels: Mapping[str, Floats], slots: Sequence[str], seed: int
+) -> dict[str, list[Importance]]:
+    usual = _worth(labels, graph.run(state))
+    found: dict[str, list[Importance]] = {target: [] for target in labels}
+    for column, slot in enumerate(slots):
+        worth = [_worth(labels, graph.run(shuffled(state, column, seed + 1000 * repeat))) for repeat in range(REPEATS)]
+        for target, lines in found.items():
+            lost = [usual[target] - changed[target] for changed in worth]
+            lines.append(Importance(target=target, slot=slot, lost=float(np.mean(lost)), spread=float(np.std(lost))))
+    return found
+
+
+def _worth(labels: Mapping[str, Floats], outputs: Mapping[str, Floats]) -> dict[str, float]:
+    """By target the AUC of an offer, or how small the deviance of the spend is."""
+    return {
+        target: float(roc_auc_score(label, outputs[f"{target}_probability"]))
+        if target in OFFERS
+        else -float(poisson_losses(label, outputs["expected_spend"]).mean())
+        for target, label in labels.items()
+    }
 
 
 def policies(judged: Judged) -> tuple[list[Policy], list[Cell], dict[str, float]]:

@@ -130,6 +130,10 @@ class FeatureMatrix:
         self.spec: Final = spec
         self._graph = Graph(graph.build("features"))
 
+    def __reduce__(self) -> tuple[type[FeatureMatrix], tuple[FeatureSpec]]:
+        """Pickled as its definition: a session of onnxruntime cannot be."""
+        return FeatureMatrix, (self.spec,)
+
     def __call__(self, state: Floats) -> npt.NDArray[np.float32]:
         """Features float32 ``[n, names]`` of states ``[n, slots]`` as of their own reference."""
         parts = [state[at : at + CHUNK_ROWS] for at in range(0, max(len(state), 1), CHUNK_ROWS)]

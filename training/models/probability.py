@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -32,24 +33,34 @@ WEAK: Final = 1e3
 """Of the calibration's penalty, which only keeps it finite where a score parts the outcomes without an error."""
 
 
+Make = Callable[[int, int], Any]
+"""Makes an unfitted estimator for a seed and a number of rows."""
+
+
 @dataclass(frozen=True)
 class Learner:
-    """A candidate: its name, and how to make one for a seed and a number of rows."""
+    """A candidate: its name, and how its parts are made; the score of several parts is their mean."""
 
     name: str
-    make: Callable[[int, int], Any]
+    parts: tuple[Make, ...]
 
     def fit(self, features: Features, labels: Floats, seed: int) -> Any:
         """A fitted estimator."""
-        return self.make(seed, len(features)).fit(features.astype(np.float64), labels)
+        fitted = [fit_part(part, features, labels, seed) for part in self.parts]
+        return fitted[0] if len(fitted) == 1 else Together(fitted)
+
+
+def fit_part(part: Make, features: Features, labels: Floats, seed: int) -> Any:
+    """A fitted estimator of one part of a learner."""
+    return part(seed, len(features)).fit(features.astype(np.float64), labels)
 
 
 def _logistic(seed: int, rows: int) -> Pipeline:  # noqa: ARG001  # as every candidate is made
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, random_state=seed))
 
 
-def _trees(iterations: int) -> Callable[[int, int], HistGradientBoostingClassifier]:
-    return lambda seed, rows: HistGradientBoostingClassifier(**tree_parameters(seed, rows, iterations))
+def _trees(iterations: int, seed: int, rows: int) -> HistGradientBoostingClassifier:
+    return HistGradientBoostingClassifier(**tree_parameters(seed, rows, iterations))
 
 
 class Together:
@@ -58,27 +69,25 @@ class Together:
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = parts
 
-    def fit(self, features: Floats, labels: Floats) -> Together:
-        """Fit both on the same rows."""
-        for part in self.parts:
-            part.fit(features, labels)
-        return self
-
     def decision_function(self, features: Floats) -> Floats:
         """Scores [n]."""
-        return np.asarray(np.mean([part.decision_function(features) for part in self.parts], axis=0))
+        return mean_score([part.decision_function(features) for part in self.parts])
 
 
-def _together(iterations: int) -> Callable[[int, int], Together]:
-    return lambda seed, rows: Together([_logistic(seed, rows), _trees(iterations)(seed, rows)])
+def mean_score(scores: Sequence[Floats]) -> Floats:
+    """The score of a learner from those of its parts, each ``[n]``."""
+    return scores[0] if len(scores) == 1 else np.asarray(np.mean(scores, axis=0))
 
+
+# Not lambdas: worker processes are sent them.
+_TREES_50, _TREES_100 = partial(_trees, 50), partial(_trees, 100)
 
 LEARNERS: Final = (
-    Learner("logistic regression", _logistic),
-    Learner("boosted trees (50)", _trees(50)),
-    Learner("boosted trees (100)", _trees(100)),
-    Learner("logistic regression and boosted trees (50)", _together(50)),
-    Learner("logistic regression and boosted trees (100)", _together(100)),
+    Learner("logistic regression", (_logistic,)),
+    Learner("boosted trees (50)", (_TREES_50,)),
+    Learner("boosted trees (100)", (_TREES_100,)),
+    Learner("logistic regression and boosted trees (50)", (_logistic, _TREES_50)),
+    Learner("logistic regression and boosted trees (100)", (_logistic, _TREES_100)),
 )
 """Simplest first."""
 

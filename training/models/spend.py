@@ -32,7 +32,7 @@ def _trees(seed: int, rows: int) -> HistGradientBoostingRegressor:
     return HistGradientBoostingRegressor(loss="poisson", **tree_parameters(seed, rows))
 
 
-LEARNERS: Final = (Learner("Poisson GLM", _linear), Learner("Poisson boosted trees", _trees))
+LEARNERS: Final = (Learner("Poisson GLM", (_linear,)), Learner("Poisson boosted trees", (_trees,)))
 """Simplest first."""
 
 THOROUGH: Final = LEARNERS[-1]

@@ -1,8 +1,13 @@
-"""The size of all boosted trees here: small ones, with many rows a leaf. What a graph costs to run follows from it."""
+"""Boosted trees: their size, small with many rows a leaf, which decides what a graph costs to run, and their scores."""
 
 from __future__ import annotations
 
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_store.state.layout import Floats
 
 LEAVES: Final = 12
 MOST_ROWS_A_LEAF: Final = 100
@@ -20,3 +25,30 @@ def tree_parameters(seed: int, rows: int, iterations: int = 100) -> dict[str, An
         "early_stopping": False,
         "random_state": seed,
     }
+
+
+class ScoresOfChanged:
+    """Scores of fixed rows in which a few columns are changed, to the bit as the estimator computes them.
+
+    Only trees that split on a changed column are asked again, and the outputs of all trees are added up in the
+    estimator's own order. Ranking many features by permutation takes a third of the time that way. scikit-learn has no
+    public access to single trees; skl2onnx reads the same attributes.
+    """
+
+    def __init__(self, estimator: Any, features: Floats) -> None:
+        """Take a fitted HistGradientBoosting estimator with one output, and the rows ``[n, features]`` as they are."""
+        self._baseline: Final = estimator._baseline_prediction.item()  # noqa: SLF001
+        self._bitsets: Final = estimator._bin_mapper.make_known_categories_bitsets()  # noqa: SLF001
+        self._trees: Final = [tree for (tree,) in estimator._predictors]  # noqa: SLF001
+        self._columns: Final = [np.unique(t.nodes["feature_idx"][t.nodes["is_leaf"] == 0]) for t in self._trees]
+        self._outputs: Final = [self._output(tree, features) for tree in self._trees]
+
+    def __call__(self, features: Floats, changed: npt.NDArray[np.bool_]) -> Floats:
+        """Scores ``[n]``, before any link, of the rows ``[n, features]``, where only the ``changed`` columns differ."""
+        scores = np.full(len(features), self._baseline)
+        for tree, columns, output in zip(self._trees, self._columns, self._outputs, strict=True):
+            scores += self._output(tree, features) if changed[columns].any() else output
+        return scores
+
+    def _output(self, tree: Any, features: Floats) -> Floats:
+        return np.asarray(tree.predict(features, *self._bitsets, n_threads=1))

@@ -5,28 +5,32 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from scipy.special import expit
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats
-from training.data.dataset import Index, Rows
+from training.data.dataset import Rows
 from training.data.splits import Splits
 from training.evidence import Rung, Trial
 from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
-from training.losses import behind, log_losses, poisson_losses, simplest
+from training.losses import behind, simplest
 from training.models import probability, spend
-from training.models.probability import Features, Learner
+from training.models.probability import Features, Learner, mean_score
+from training.parallel import IN_PROCESS, Task, WorkerPool
+from training.selection.fold_losses import (
+    fold_losses,
+    fold_losses_and_importance,
+    folds_of,
+    losses_of_scores,
+    scores_of_part,
+)
 
 Done = Callable[[], None]
 
 SHRINK: Final = (256, 128, 96, 64, 48, 36, 24, 20, 16, 12, 8, 6, 4, 2)
 """Numbers of slots that the ladder stands on."""
-
-JUDGED_ROWS: Final = 4000
-"""Rows by which the slots of a rung are ranked: shuffling each of many slots on all rows would take most of a fit."""
 
 TIMED_RUNS: Final = 100
 TIMED_ROUNDS: Final = 5
@@ -46,15 +50,34 @@ def learners_of(target: str) -> Sequence[Learner]:
 
 
 def choose_learners(
-    features: Features, rows: Rows, splits: Mapping[str, Splits], seed: int, done: Done = lambda: None
+    features: Features,
+    rows: Rows,
+    splits: Mapping[str, Splits],
+    seed: int,
+    done: Done = lambda: None,
+    pool: WorkerPool = IN_PROCESS,
 ) -> Chosen:
-    """The simplest candidate of each target that is within one standard error of the best in the folds."""
+    """The simplest candidate of each target that is within one standard error of the best in the folds.
+
+    A part that several candidates share is fitted once in each fold.
+    """
+    folds = {target: folds_of(target, features, rows, split) for target, split in splits.items()}
+    tasks = {
+        (target, at, part): pool.submit(scores_of_part, part, fold, seed)
+        for target in splits
+        for part in dict.fromkeys(part for learner in learners_of(target) for part in learner.parts)
+        for at, fold in enumerate(folds[target])
+    }
     learners, trials = {}, []
     for target, split in splits.items():
         candidates = learners_of(target)
         found = []
         for candidate in candidates:
-            found.append(_fold_losses(candidate, target, features, rows, split, seed))
+            parts = []
+            for at, fold in enumerate(folds[target]):
+                scores = mean_score([tasks[target, at, part].result() for part in candidate.parts])
+                parts.append(losses_of_scores(fold, scores))
+            found.append(np.concatenate(parts))
             done()
         judged = np.concatenate([later for _, later in split.folds])
         chosen, distances = simplest(found, rows.group[judged])
@@ -81,6 +104,7 @@ def climb(
     most: int,
     done: Done = lambda: None,
     keep: Sequence[int] = (),
+    pool: WorkerPool = IN_PROCESS,
 ) -> list[Rung]:
     """The ladder: at each rung the slots that mattered most on the one above; the smallest one that does is chosen.
 
@@ -91,15 +115,19 @@ def climb(
     slots = list(range(len(spec.layout.features)))
     sizes = rungs_of(len(slots))
     kept: list[list[int]] = []
-    losses: list[dict[str, Floats]] = []
-    for size in sizes:
-        if kept:
-            ranked = _rank(rows.narrowed(slots), spec.narrowed(slots), splits, seed, slots)
-            others = [slot for slot in ranked if slot not in keep]
-            slots = sorted([*keep, *others[: max(size - len(keep), 0)]])
+    tasks: list[_RungTasks] = []
+    for below in (*sizes[1:], None):
         kept.append(slots)
-        losses.append(_rung_losses(rows.narrowed(slots), spec.narrowed(slots), splits, seed))
+        tasks.append(
+            _rung_tasks(rows.narrowed(slots), spec.narrowed(slots), splits, seed, pool, ranked=below is not None)
+        )
+        if below is not None:
+            importance = tasks[-1].importance()
+            ranked = [slots[at] for at in np.argsort(-importance, kind="stable")]
+            others = [slot for slot in ranked if slot not in keep]
+            slots = sorted([*keep, *others[: max(below - len(keep), 0)]])
         done()
+    losses = [rung.losses() for rung in tasks]
     judged = {target: rows.group[np.concatenate([b for _, b in split.folds])] for target, split in splits.items()}
     best = min(losses, key=lambda rung: sum(_relative(rung, losses)))
     rungs = []
@@ -146,69 +174,41 @@ def _distances(rung: Rung) -> list[float]:
     return [rung.behind[target] / max(rung.error[target], 1e-12) for target in rung.loss]
 
 
-def _rung_losses(rows: Rows, spec: FeatureSpec, splits: Mapping[str, Splits], seed: int) -> dict[str, Floats]:
-    features = filled_matrix(spec, rows.state)(rows.state)
-    return {
-        target: _fold_losses(_thorough(target), target, features, rows, split, seed) for target, split in splits.items()
-    }
+@dataclass(frozen=True)
+class _RungTasks:
+    """The folds of a rung by target; in the last one of each the slots are ranked too, where there is a rung below."""
+
+    folds: Mapping[str, Sequence[Task[Floats]]]
+    last: Mapping[str, Task[tuple[Floats, Floats]]]
+
+    def importance(self) -> Floats:
+        """Of each slot, all targets together."""
+        return np.asarray(sum(task.result()[1] for task in self.last.values()))
+
+    def losses(self) -> dict[str, Floats]:
+        """Losses of the later rows by target, in the order of the folds."""
+        parts = {target: [task.result() for task in tasks] for target, tasks in self.folds.items()}
+        for target, task in self.last.items():
+            parts[target].append(task.result()[0])
+        return {target: np.concatenate(losses) for target, losses in parts.items()}
 
 
-def _thorough(target: str) -> Learner:
-    """By what features are chosen: it can use them in every way."""
-    return probability.THOROUGH if target in OFFERS else spend.THOROUGH
-
-
-def _fold_losses(learner: Learner, target: str, features: Features, rows: Rows, splits: Splits, seed: int) -> Floats:
-    labels, parts = rows.label(target), []
-    for earlier, later in splits.folds:
-        fitted = learner.fit(features[earlier], labels[earlier], seed)
-        parts.append(losses_of(target, labels[later], predicted(target, fitted, features[later])))
-    return np.concatenate(parts)
+def _rung_tasks(
+    rows: Rows, spec: FeatureSpec, splits: Mapping[str, Splits], seed: int, pool: WorkerPool, *, ranked: bool
+) -> _RungTasks:
+    matrix = filled_matrix(spec, rows.state)
+    features = matrix(rows.state)
+    folds = {target: folds_of(target, features, rows, split) for target, split in splits.items()}
+    last: dict[str, Task[tuple[Floats, Floats]]] = {}
+    if ranked:  # first, because the next rung waits for it, while the other folds need not be ready yet
+        for target, split in splits.items():
+            states = rows.state[split.folds[-1][1]]
+            last[target] = pool.submit(fold_losses_and_importance, folds[target].pop(), seed, matrix, states)
+    return _RungTasks(
+        {target: [pool.submit(fold_losses, fold, seed) for fold in found] for target, found in folds.items()}, last
+    )
 
 
 def fold_loss(target: str, rows: Rows, spec: FeatureSpec, splits: Splits, seed: int) -> float:
     """Mean loss in the folds with these slots."""
-    return float(_rung_losses(rows, spec, {target: splits}, seed)[target].mean())
-
-
-def predicted(target: str, fitted: Any, features: Features) -> Floats:
-    """What an uncalibrated estimator says: a probability, or spend."""
-    exact = features.astype(np.float64)
-    if target in OFFERS:
-        return np.asarray(expit(fitted.decision_function(exact)))
-    return np.maximum(np.asarray(fitted.predict(exact), dtype=np.float64), spend.LEAST)
-
-
-def losses_of(target: str, labels: Floats, found: Floats) -> Floats:
-    """Loss of each row: log loss of a probability, Poisson deviance of spend."""
-    return log_losses(labels, found) if target in OFFERS else poisson_losses(labels, found)
-
-
-def _rank(rows: Rows, spec: FeatureSpec, splits: Mapping[str, Splits], seed: int, slots: Sequence[int]) -> list[int]:
-    """Slots, the most important first: by how much loss grows on later rows when a slot's values are shuffled."""
-    matrix = filled_matrix(spec, rows.state)
-    features = matrix(rows.state)
-    lost = np.zeros(len(slots))
-    for target, split in splits.items():
-        labels, (earlier, later) = rows.label(target), split.folds[-1]
-        fitted = _thorough(target).fit(features[earlier], labels[earlier], seed)
-        some = _some(later, JUDGED_ROWS, seed)
-        usual = losses_of(target, labels[some], predicted(target, fitted, features[some])).mean()
-        for column in range(len(slots)):
-            state = shuffled(rows.state[some], column, seed)
-            changed = losses_of(target, labels[some], predicted(target, fitted, matrix(state))).mean()
-            lost[column] += changed / usual - 1
-    return [slots[at] for at in np.argsort(-lost, kind="stable")]
-
-
-def shuffled(state: Floats, column: int, seed: int) -> Floats:
-    """States in which one slot's values have changed customers."""
-    changed = state.copy()
-    changed[:, column] = np.random.default_rng(seed + column).permutation(state[:, column])
-    return changed
-
-
-def _some(index: Index, most: int, seed: int) -> Index:
-    if len(index) <= most:
-        return index
-    return np.sort(np.random.default_rng(seed).choice(index, most, replace=False))
+    return float(_rung_tasks(rows, spec, {target: splits}, seed, IN_PROCESS, ranked=False).losses()[target].mean())

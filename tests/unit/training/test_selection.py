@@ -14,7 +14,8 @@ from training.data.dataset import Rows
 from training.data.splits import Splits, by_lot
 from training.graph.features import FeatureSpec, filled_matrix
 from training.selection import backward_elimination as selection
-from training.selection.backward_elimination import Chosen, choose_learners, climb, learners_of, rungs_of, shuffled
+from training.selection.backward_elimination import Chosen, choose_learners, climb, learners_of, rungs_of
+from training.selection.fold_losses import shuffled
 
 USEFUL, USELESS = tuple(f"tells_{i}" for i in range(4)), tuple(f"noise_{i}" for i in range(8))
 LAYOUT = attributes([*USELESS[:4], *USEFUL, *USELESS[4:]])

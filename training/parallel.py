@@ -1,0 +1,146 @@
+"""A pool of worker processes for independent tasks, with results that do not depend on the number of workers.
+
+Tasks are module-level functions of their arguments alone, each of which runs on one thread. With one process the tasks
+run where their results are asked for, so a machine with one core and a debugger need no workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property, partial
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Final, Generic, ParamSpec, Protocol, Self, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+PRELOADED: Final = ("training.models.model_set", "training.selection.fold_losses", "training.evaluation.evaluate")
+"""Modules that workers need and that take seconds to import: one process imports them, and workers are forked from it.
+
+The fitting process itself must not be forked: it has threads of DuckDB and of the progress display."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class WorkerLostError(Exception):
+    """A worker process ended before its task did: somebody killed it, or the system ran out of memory."""
+
+
+class Task(Protocol[T_co]):
+    """A task that was handed in."""
+
+    def result(self) -> T_co:
+        """What the function returned or raised; waits for it. WorkerLostError where a worker has died."""
+
+
+class _Here(Generic[T]):
+    """A task that runs in this process, once, when its result is asked for."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call: Final = call
+
+    @cached_property
+    def _result(self) -> T:
+        return self._call()
+
+    def result(self) -> T:
+        return self._result
+
+
+@dataclass(frozen=True)
+class _Elsewhere(Generic[T]):
+    """A task of a worker."""
+
+    future: Future[T]
+
+    def result(self) -> T:
+        try:
+            return self.future.result()
+        except BrokenProcessPool as error:
+            raise WorkerLostError(
+                "a worker process ended before its task did, killed or out of memory: run it again with more memory, "
+                "or on one core (taskset -c 0), which needs less"
+            ) from error
+
+
+class WorkerPool:
+    """Worker processes, as a context manager; leaving it by an exception, Ctrl-C included, ends them at once.
+
+    Workers also end when this process does, even if it is killed.
+    """
+
+    def __init__(self, processes: int | None = None) -> None:
+        """With ``processes`` workers, by default one for each core that this process may use."""
+        self._processes: Final = processes or available_cores()
+        self._executor: ProcessPoolExecutor | None = None
+        self._alive: Connection | None = None
+
+    def __enter__(self) -> Self:
+        if self._processes > 1:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(list(PRELOADED))
+            ended, self._alive = context.Pipe(duplex=False)
+            self._executor = ProcessPoolExecutor(self._processes, context, _prepare_worker, (ended,))
+            for _ in range(self._processes):  # so that workers import while this process reads the source
+                self._executor.submit(_nothing)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._executor is None or self._alive is None:
+            return
+        if kind is not None:
+            self._alive.close()
+        self._executor.shutdown(cancel_futures=kind is not None)
+        self._alive.close()
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+        """Hand in a task; the first that is handed in is the first to be begun."""
+        call = partial(function, *args, **kwargs)
+        if self._executor is None:
+            return _Here(call)
+        return _Elsewhere(self._executor.submit(_on_one_thread, call))
+
+
+IN_PROCESS: Final = WorkerPool(1)
+"""A pool without workers."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _on_one_thread(call: Callable[[], T]) -> T:
+    # In the worker and around each task: a limit holds only for libraries that are loaded already.
+    with threadpool_limits(1):
+        return call()
+
+
+def _nothing() -> None:
+    """The task that starts a worker."""
+
+
+def _prepare_worker(ended: Connection) -> None:
+    """Leave Ctrl-C to the fitting process, and end when that one closes its end of the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        try:
+            ended.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
