@@ -39,7 +39,8 @@ from tidemark import Alert, CustomerClient, Event, EventClient, Problem, Score, 
 
 SHOWN: Final = 10
 LOOKS: Final = 3
-START_TIMEOUT_S: Final = 20.0
+START_TIMEOUT_S: Final = 120.0
+POLL_S: Final = 0.2
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,7 +57,7 @@ def demo(config: str, registry: Path, url: str | None, port: int) -> None:
     _check_free(port)
     console = Console()
     with ExitStack() as stack:
-        _train_unless_there(console, config, registry)
+        stack.enter_context(_bundle_in(console, config, registry))
         archive = []
         if url is None:
             data = registry.parent / "redis"
@@ -80,13 +81,28 @@ def demo(config: str, registry: Path, url: str | None, port: int) -> None:
     raise InputError(f"the server ended by itself with code {code}")
 
 
-def _train_unless_there(console: Console, config: str, registry: Path) -> None:
-    try:
-        found = bundle.read(registry)
-    except bundle.BundleError:
-        _run(_shown(console, None, "training", "fit", config, "--registry", str(registry)), None)
-    else:
+@contextmanager
+def _bundle_in(console: Console, config: str, registry: Path) -> Iterator[None]:
+    """A bundle to serve. Where one has to be fitted, its evidence and report are made while the block runs."""
+    if (found := _current(registry)) is not None:
         console.print(f"found bundle {found.manifest.version} in {registry}: no training needed", highlight=False)
+        yield
+        return
+    command = ["training", "fit", config, "--registry", str(registry), "--evidence-later"]
+    # By Ctrl-C, so that it ends its workers, removes what is half written and leaves the terminal as it was.
+    with _process(_shown(console, None, *command), None, signal.SIGINT) as fit:
+        while _current(registry) is None:
+            if (code := fit.poll()) is not None and _current(registry) is None:
+                sys.exit(code)  # it has said why
+            time.sleep(POLL_S)
+        yield
+
+
+def _current(registry: Path) -> bundle.Bundle | None:
+    try:
+        return bundle.read(registry)
+    except bundle.BundleError:
+        return None
 
 
 @contextmanager
@@ -125,13 +141,15 @@ def _run(command: list[str], url: str | None) -> None:
 
 
 @contextmanager
-def _process(command: list[str], url: str) -> Iterator[subprocess.Popen[bytes]]:
-    # A session of its own: Ctrl-C reaches this process, which then stops server, archiver and Redis in order.
+def _process(
+    command: list[str], url: str | None, stop: signal.Signals = signal.SIGTERM
+) -> Iterator[subprocess.Popen[bytes]]:
+    # A session of its own: Ctrl-C reaches this process, which then stops fit, server, archiver and Redis in order.
     process = subprocess.Popen(command, env=_environment(url), start_new_session=True)  # noqa: S603  # our own
     try:
         yield process
     finally:
-        process.terminate()
+        process.send_signal(stop)
         process.wait()
 
 

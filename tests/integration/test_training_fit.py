@@ -21,10 +21,12 @@ from feature_store.config import load_config
 from feature_store.definitions import fingerprint, matches
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import DAY_S, StateLayout
+from training import __main__ as main
 from training.__main__ import cli
 from training.config import TrainingConfig
 from training.data.dataset import Rows, build_rows
 from training.evidence import TestRows, hashed_ids, read_evidence
+from training.fit import gather_evidence
 from training.graph.thresholds import threshold
 from training.models.export import check_parity, graph_inputs
 
@@ -297,3 +299,47 @@ def test_a_second_fit_adds_a_version_of_the_same_model_and_moves_current(
     # The command prints the evidence.
     for text in (f"{manifest.metrics['churn_auc']:.4f}", "recency alone", "dynamic", "single", "p·v", second):
         assert text in done.out
+
+
+def test_a_bundle_can_be_published_before_its_evidence_is_made(
+    toy: Trained, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = tmp_path / "registry"
+    seen: list[set[str]] = []
+
+    def watched(*arguments: Any) -> dict[str, bytes]:
+        folder = registry / "current"
+        assert bundle.read(registry).manifest.model_sha256
+        seen.append({path.name for path in folder.iterdir()})
+        for command in (["report", folder], ["compare", folder, toy.registry / "current"]):
+            without = call(main.cli, *command)
+            assert without.is_bad_input
+            assert "the evidence is not there yet" in without.err
+        return gather_evidence(*arguments)
+
+    monkeypatch.setattr(main, "gather_evidence", watched)
+    done = call(main.cli, "fit", toy.shop.config, "--registry", registry, "--evidence-later")
+    assert (done.code, done.err) == (0, "")
+    assert "evidence and report added to" in done.out
+    assert seen == [{"model.onnx", "manifest.json", "golden.npz"}]
+    folder, whole = registry / "current", toy.registry / "current"
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+    assert (folder / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
+    assert (folder / "evidence.json").read_bytes() == (whole / "evidence.json").read_bytes()
+    assert (folder / "evidence.npz").read_bytes() == (whole / "evidence.npz").read_bytes()
+    assert call(main.cli, "report", folder).code == 0
+
+
+def test_a_fit_that_is_stopped_while_it_makes_the_evidence_leaves_a_bundle_that_serves(
+    toy: Trained, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_arguments: Any) -> dict[str, bytes]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "gather_evidence", stopped)
+    done = call(main.cli, "fit", toy.shop.config, "--registry", tmp_path / "registry", "--evidence-later")
+    assert (done.code, done.err.strip()) == (130, "error: stopped")
+    assert open_bundle(bundle.read(tmp_path / "registry"))
+    without = call(main.cli, "report", tmp_path / "registry" / "current")
+    assert without.is_bad_input
+    assert "If that fit has been stopped, fit again" in without.err

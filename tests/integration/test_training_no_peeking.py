@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,13 @@ from feature_store.config import load_config
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
 from tests.conftest import DAY_S, TOY_DAYS, TOY_START, Shop
-from training.__main__ import cli
+from training import __main__ as main
 from training.config import TrainingConfig
 from training.data.candidate_features import candidates, overdue
 from training.data.clipping import learn_clips
 from training.data.cutoffs import Plan, lay_out
 from training.data.dataset import Rows, build_rows
+from training.fit import workers_for
 from training.graph.features import FeatureSpec, filled_matrix
 from training.models.probability import Features
 
@@ -84,15 +86,20 @@ def test_features_are_the_same_without_all_that_came_after_their_cut_off(shop: S
     assert len(before.at([last])) > 100
 
 
-def test_candidates_fitted_twice_are_the_same_model_to_the_last_bit(call: Call, shop: Shop, tmp_path: Path) -> None:
+def test_candidates_fitted_on_one_core_and_on_two_are_the_same_model_to_the_last_bit(
+    call: Call, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = wide(shop)
-    made = []
-    for registry in (tmp_path / "one", tmp_path / "two"):
-        done = call(cli, "fit", config, "--registry", registry)
+    made, rows = [], []
+    for processes, registry in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        monkeypatch.setattr(main, "workers_for", partial(workers_for, processes=processes))
+        done = call(main.cli, "fit", config, "--registry", registry)
         assert (done.code, done.err) == (0, "")
         folder = registry / "current"
         made.append((bundle.read(registry).manifest, json.loads((folder / "evidence.json").read_text())))
+        rows.append((folder / "evidence.npz").read_bytes())
     (first, evidence), (second, again) = made
+    assert rows[0] == rows[1]
     assert first.model_sha256 == second.model_sha256
     assert first.golden_sha256 == second.golden_sha256
     assert first.metrics == second.metrics

@@ -1,0 +1,99 @@
+"""Worker processes: results in order, errors of tasks and of workers, and an end that leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from feature_store.errors import InputError
+from training.parallel import IN_PROCESS, WorkerLostError, WorkerPool, available_cores
+
+SLEEP_S = 600
+
+
+def process_of(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def refuse(reason: str) -> None:
+    raise InputError(reason)
+
+
+def end_this_worker() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_results_come_in_the_order_in_which_tasks_were_handed_in_wherever_they_ran() -> None:
+    with WorkerPool(2) as pool:
+        tasks = [pool.submit(process_of, number) for number in range(20)]
+        found = [task.result() for task in tasks]
+    assert [number for number, _ in found] == list(range(20))
+    assert os.getpid() not in {process for _, process in found}
+
+
+def test_one_process_is_this_one_and_a_task_runs_once() -> None:
+    with WorkerPool(1) as pool:
+        task = pool.submit(list, "ab")
+        assert pool.submit(process_of, 1).result() == (1, os.getpid())
+        assert task.result() is task.result()
+    assert IN_PROCESS.submit(process_of, 2).result() == (2, os.getpid())
+
+
+def test_by_default_there_is_a_worker_for_each_core_that_may_be_used() -> None:
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_a_task_raises_what_its_function_raised() -> None:
+    with WorkerPool(2) as pool:
+        task = pool.submit(refuse, "too few customers")
+        with pytest.raises(InputError, match=r"^too few customers$"):
+            task.result()
+
+
+def test_a_worker_that_is_killed_is_a_clear_error() -> None:
+    with pytest.raises(WorkerLostError, match="a worker process ended before its task did"), WorkerPool(2) as pool:
+        pool.submit(end_this_worker).result()
+
+
+def sleep_and_stop() -> None:
+    """What Ctrl-C does while all workers are at work."""
+    with WorkerPool(2) as pool:
+        pool.submit(process_of, 1).result()
+        for _ in range(4):
+            pool.submit(time.sleep, SLEEP_S)
+        raise KeyboardInterrupt
+
+
+def test_an_exception_ends_workers_at_once() -> None:
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        sleep_and_stop()
+    assert time.monotonic() - start < SLEEP_S / 2
+
+
+WITH_WORKERS = """
+import time
+from training.parallel import WorkerPool
+from tests.unit.training.test_parallel import process_of
+with WorkerPool(2) as pool:
+    tasks = [pool.submit(process_of, number) for number in range(2)]
+    print(*(task.result()[1] for task in tasks), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed() -> None:
+    root = Path(__file__).parents[3]
+    with subprocess.Popen([sys.executable, "-c", WITH_WORKERS], cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [psutil.Process(int(number)) for number in process.stdout.readline().split()]
+        process.kill()
+    _, alive = psutil.wait_procs(set(workers), timeout=300)
+    assert alive == []
