@@ -62,11 +62,16 @@ def choose_learners(
     A part that several candidates share is fitted once in each fold.
     """
     folds = {target: folds_of(target, features, rows, split) for target, split in splits.items()}
-    tasks = {
-        (target, at, part): pool.submit(scores_of_part, part, fold, seed)
+    wanted = [
+        (target, at, part)
         for target in splits
+        for at in range(len(folds[target]))
         for part in dict.fromkeys(part for learner in learners_of(target) for part in learner.parts)
-        for at, fold in enumerate(folds[target])
+    ]
+    # Large folds first, so that all workers are at work until the end.
+    wanted.sort(key=lambda one: -len(folds[one[0]][one[1]].labels))
+    tasks = {
+        (target, at, part): pool.submit(scores_of_part, part, folds[target][at], seed) for target, at, part in wanted
     }
     learners, trials = {}, []
     for target, split in splits.items():
