@@ -156,7 +156,7 @@ def init(
 )
 def report(folder: Path, output: Path | None) -> None:
     """Write the report of a bundle: one HTML file that needs no network."""
-    from training.report import write_report  # noqa: PLC0415  # matplotlib is slow to import
+    from training.report.render import write_report  # noqa: PLC0415  # matplotlib is slow to import
 
     print(write_report(folder, output))
 

@@ -1,4 +1,4 @@
-"""The whole of training in one straight line: source → slots → models → evidence → final models → gate → bundle."""
+"""The whole of training in one straight line: source → slots → learners → models → parity gate → bundle → evidence."""
 
 from __future__ import annotations
 
@@ -45,9 +45,16 @@ SMALL_SOURCE: Final = 50_000
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit produced, ready to be published, and what its evidence is made from.
+    """What a fit produced: a bundle that is ready to be published, and what ``gather_evidence`` needs.
 
-    judged, chosen, scored, findings: see ``gather_evidence``.
+    Attributes:
+        manifest: The bundle's manifest.
+        model: The serialised graph.
+        golden: Packed golden rows.
+        judged: The models of the evaluation, which have seen nothing of the test rows.
+        chosen: The learner of each target, and what was tried.
+        scored: Scored test rows by offer.
+        findings: What the audit found in the source.
     """
 
     manifest: Manifest
@@ -60,7 +67,12 @@ class Fitted:
 
 
 def workers_for(source: OfflineStore, processes: int | None = None) -> WorkerPool:
-    """The pool for a fit of this source: none for a small one, else ``processes``, by default one for each core."""
+    """The pool of worker processes for a fit of this source.
+
+    Args:
+        source: The opened source.
+        processes: Number of workers; None means one for each core, and no workers for a small source.
+    """
     small = max(source.summary.events, source.summary.customers) <= SMALL_SOURCE
     return WorkerPool(1 if small and processes is None else processes)
 
@@ -68,9 +80,19 @@ def workers_for(source: OfflineStore, processes: int | None = None) -> WorkerPoo
 def fit(
     config: TrainingConfig, name: str, source: OfflineStore, progress: Progress, pool: WorkerPool = IN_PROCESS
 ) -> Fitted:
-    """Fit a bundle; InputError where the source cannot support it, ParityError where the export is not exact.
+    """Fit a bundle.
 
-    The number of workers of the pool changes no bit of the result. WorkerLostError where one of them has died.
+    Args:
+        config: The config.
+        name: The config's name, for the manifest.
+        source: The opened source of the config.
+        progress: Called when a step begins.
+        pool: Worker processes; their number changes no bit of the result.
+
+    Raises:
+        InputError: The source cannot support the config.
+        ParityError: The exported graph does not compute what scikit-learn computes.
+        WorkerLostError: A worker process died.
     """
     # One thread for each step: the same bits on any machine, and many small fits do not wait for each other's threads.
     with threadpool_limits(1):
@@ -80,7 +102,20 @@ def fit(
 def gather_evidence(
     fitted: Fitted, source: OfflineStore, progress: Progress, pool: WorkerPool = IN_PROCESS
 ) -> dict[str, bytes]:
-    """The files that no server reads, by name, in the order in which they are to be written: evidence and report."""
+    """Make the files of a bundle that no server reads: the evidence and the report.
+
+    Args:
+        fitted: What ``fit`` returned.
+        source: The same source, still open.
+        progress: Called when a step begins.
+        pool: Worker processes; their number changes no bit of the result.
+
+    Returns:
+        The files' contents by name, in the order in which they must be written.
+
+    Raises:
+        WorkerLostError: A worker process died.
+    """
     from training.report.render import REPORT_FILE, render_report  # noqa: PLC0415  # matplotlib is slow to import
 
     with threadpool_limits(1):
@@ -153,7 +188,7 @@ def _evidence(
         )
     if not data.rungs:
         notes.append("the config names its features one by one, so there was no ladder to climb")
-    # Workers do what takes long, while this process asks DuckDB, which cannot be shared.
+    # Workers compute the slow tables while this process uses the source: they have no access to its DuckDB.
     optimism_tasks = {} if data.plan is None else judge.optimism(judged, chosen.learners, fitted.scored, pool)
     importance_tasks = judge.importance(judged, pool)
     treatment, warnings = judge.treatment(judged, source)

@@ -36,13 +36,18 @@ class WorkerLostError(Exception):
 
 
 class Task(Protocol[T_co]):
-    """A task that was handed in."""
+    """A queued call."""
 
     def result(self) -> T_co:
-        """What the function returned or raised; waits for it. WorkerLostError where a worker has died."""
+        """Wait for the task and return what its function returned.
+
+        Raises:
+            WorkerLostError: A worker process died.
+            Exception: Whatever the function raised.
+        """
 
 
-class _Here(Generic[T]):
+class _LocalTask(Generic[T]):
     """A task that runs in this process, once, when its result is asked for."""
 
     def __init__(self, call: Callable[[], T]) -> None:
@@ -57,7 +62,7 @@ class _Here(Generic[T]):
 
 
 @dataclass(frozen=True)
-class _Elsewhere(Generic[T]):
+class _WorkerTask(Generic[T]):
     """A task of a worker."""
 
     future: Future[T]
@@ -67,8 +72,8 @@ class _Elsewhere(Generic[T]):
             return self.future.result()
         except BrokenProcessPool as error:
             raise WorkerLostError(
-                "a worker process ended before its task did, killed or out of memory: run it again with more memory, "
-                "or on one core (taskset -c 0), which needs less"
+                "a worker process ended before its task did: it was killed, or memory ran out. Run the command again with "
+                "more memory, or on one core (taskset -c 0 ...), which needs less"
             ) from error
 
 
@@ -79,7 +84,12 @@ class WorkerPool:
     """
 
     def __init__(self, processes: int | None = None) -> None:
-        """With ``processes`` workers, by default one for each core that this process may use."""
+        """Set the number of workers; they start when the pool is entered.
+
+        Args:
+            processes: Number of workers; None means one for each core that this process may use. With 1 there are no
+                workers, and tasks run in this process.
+        """
         self._processes: Final = processes or available_cores()
         self._executor: ProcessPoolExecutor | None = None
         self._alive: Connection | None = None
@@ -105,11 +115,20 @@ class WorkerPool:
         self._alive.close()
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Task[T]:
-        """Hand in a task; the first that is handed in is the first to be begun."""
+        """Queue a call; calls begin in the order in which they were queued.
+
+        Args:
+            function: A function of a module, because it is pickled.
+            *args: Its arguments, which are pickled too.
+            **kwargs: Its named arguments.
+
+        Returns:
+            The task, to ask for its result.
+        """
         call = partial(function, *args, **kwargs)
         if self._executor is None:
-            return _Here(call)
-        return _Elsewhere(self._executor.submit(_on_one_thread, call))
+            return _LocalTask(call)
+        return _WorkerTask(self._executor.submit(_on_one_thread, call))
 
 
 IN_PROCESS: Final = WorkerPool(1)

@@ -1,4 +1,4 @@
-"""How a fit tells where it is: bars on a terminal, elsewhere a line for each finished step with its time."""
+"""Progress of a fit: bars on a terminal, elsewhere a line for each finished step with the time that it took."""
 
 from __future__ import annotations
 

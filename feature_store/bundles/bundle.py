@@ -139,17 +139,15 @@ def publish(
 
 
 def add_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Add files that no server reads to a published version, one after the other; OSError where that fails.
+    """Add files that no server reads to a published version, one after the other.
 
-    Each is there whole or not at all, whenever this is ended, and none is there before those that come first.
+    Each appears whole or not at all, even if the process is killed, and only after those before it.
+
+    Raises:
+        OSError: A file cannot be written.
     """
     for name, content in files.items():
-        part = folder / f".{name}.part"
-        try:
-            _write(part, content)
-            part.replace(folder / name)
-        finally:
-            part.unlink(missing_ok=True)
+        write_atomically(folder / name, content, durable=True)
 
 
 def point(registry: Path, name: str, version: str) -> None:

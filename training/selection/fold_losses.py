@@ -1,6 +1,6 @@
-"""What learners lose on the later rows of each fold, and by how much more when the values of a slot are shuffled.
+"""Losses of learners on the later rows of each fold, and how much they grow when the values of a slot are shuffled.
 
-Everything here depends on its arguments alone, so that worker processes can do it.
+Functions depend on their arguments alone, so that worker processes can run them.
 """
 
 from __future__ import annotations
@@ -67,10 +67,17 @@ def fold_losses(fold: Fold, seed: int) -> Floats:
 
 
 def fold_losses_and_importance(fold: Fold, seed: int, matrix: FeatureMatrix, states: Floats) -> tuple[Floats, Floats]:
-    """The same losses, and for each slot by which share the mean loss grows when its values are shuffled.
+    """Losses by the thorough learner, and the permutation importance of each slot (Breiman 2001, "Random forests").
 
-    states: ``[n, slots]`` of the later rows, of which ``matrix`` makes the features. Permutation importance after
-    Breiman (2001), "Random forests", on at most JUDGED_ROWS of the later rows.
+    Args:
+        fold: The fold.
+        seed: Of the learner, and of the shuffles.
+        matrix: Makes features from states.
+        states: States ``[n, slots]`` of the fold's later rows.
+
+    Returns:
+        Losses ``[n]`` of the later rows, and for each slot ``[slots]`` the share by which the mean loss grows when its
+        values are shuffled, on at most JUDGED_ROWS of the later rows.
     """
     (part,) = thorough(fold.target).parts
     fitted = fit_part(part, fold.features, fold.labels, seed)
@@ -95,20 +102,20 @@ def losses_of(target: str, labels: Floats, found: Floats) -> Floats:
 
 
 def shuffled(state: Floats, column: int, seed: int) -> Floats:
-    """States in which one slot's values have changed customers."""
+    """States ``[n, slots]`` in which the values of one slot are permuted among the rows."""
     changed = state.copy()
     changed[:, column] = np.random.default_rng(seed + column).permutation(state[:, column])
     return changed
 
 
 def _scores(target: str, fitted: Any, features: Features) -> Floats:
-    """What an uncalibrated estimator says: a score of the logistic scale, or spend."""
+    """Output ``[n]`` of an uncalibrated estimator: a score on the logistic scale, or spend."""
     exact = features.astype(np.float64)
     return np.asarray(fitted.decision_function(exact) if target in OFFERS else fitted.predict(exact), dtype=np.float64)
 
 
 def _prediction(target: str, scores: Floats) -> Floats:
-    """A probability, or spend above 0."""
+    """Scores ``[n]`` as a probability, or as spend above 0."""
     return np.asarray(expit(scores)) if target in OFFERS else np.maximum(scores, spend.LEAST)
 
 

@@ -15,8 +15,9 @@ from sklearn.metrics import auc, average_precision_score, roc_auc_score
 from feature_store.bundles.bundle import OFFERS
 from tests.made_evidence import made_evidence, made_manifest, made_rows
 from training.evidence import Evidence, Finding, Segment, Tag, TestRows
-from training.report import curves, render_report
+from training.report import curves
 from training.report.drawing import compact, short
+from training.report.render import render_report
 from training.report.words import FIGURES, headline, saved
 
 Rows = dict[str, TestRows]
