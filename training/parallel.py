@@ -72,8 +72,8 @@ class _WorkerTask(Generic[T]):
             return self.future.result()
         except BrokenProcessPool as error:
             raise WorkerLostError(
-                "a worker process ended before its task did: it was killed, or memory ran out. Run the command again with "
-                "more memory, or on one core (taskset -c 0 ...), which needs less"
+                "a worker process ended before its task did: it was killed, or memory ran out. Run the command again "
+                "with more memory, or on one core (taskset -c 0 ...), which needs less"
             ) from error
 
 
