@@ -165,7 +165,8 @@ def http2_ratio(_bench: Bench) -> Measured:
 
 
 FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
-    ("fit_seconds", "<= 240", training.fit_seconds),
+    ("fit_seconds", "<= 36", training.fit_seconds),  # 60 s where nothing else runs and calibration takes 1.65 s
+    ("first_answer_seconds", "<= 90", training.first_answer_seconds),
     ("auc_gap", "<= 0.003", training.auc_gap),
     ("unary_64", "<= 0.12", partial(front.unary, 64)),
     ("unary_16", "<= 0.30", partial(front.unary, 16)),
