@@ -1,7 +1,7 @@
 """A pool of worker processes for independent tasks, with results that do not depend on the number of workers.
 
-Tasks are module-level functions of their arguments alone, each of which runs on one thread. With one process the tasks
-run where their results are asked for, so a machine with one core and a debugger need no workers.
+Tasks are module-level functions of their arguments alone, each of which runs on one thread. With one process there are
+no workers: a task runs, and raises, where it is queued.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Final, Generic, ParamSpec, Protocol, Self, TypeVar
@@ -25,6 +25,9 @@ PRELOADED: Final = ("training.models.model_set", "training.selection.fold_losses
 """Modules that workers need and that take seconds to import: one process imports them, and workers are forked from it.
 
 The fitting process itself must not be forked: it has threads of DuckDB and of the progress display."""
+
+MAX_WORKERS: Final = 8
+"""A fit seldom has more tasks at once, and each worker holds the rows of its task."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,18 +50,14 @@ class Task(Protocol[T_co]):
         """
 
 
+@dataclass(frozen=True)
 class _LocalTask(Generic[T]):
-    """A task that runs in this process, once, when its result is asked for."""
+    """A call that this process has made."""
 
-    def __init__(self, call: Callable[[], T]) -> None:
-        self._call: Final = call
-
-    @cached_property
-    def _result(self) -> T:
-        return self._call()
+    returned: T
 
     def result(self) -> T:
-        return self._result
+        return self.returned
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,10 @@ class WorkerPool:
         """Set the number of workers; they start when the pool is entered.
 
         Args:
-            processes: Number of workers; None means one for each core that this process may use. With 1 there are no
-                workers, and tasks run in this process.
+            processes: Number of workers; None means one for each core that this process may use, at most MAX_WORKERS.
+                With 1 there are no workers, and a task runs where it is queued.
         """
-        self._processes: Final = processes or available_cores()
+        self._processes: Final = processes or min(available_cores(), MAX_WORKERS)
         self._executor: ProcessPoolExecutor | None = None
         self._alive: Connection | None = None
 
@@ -125,10 +124,9 @@ class WorkerPool:
         Returns:
             The task, to ask for its result.
         """
-        call = partial(function, *args, **kwargs)
         if self._executor is None:
-            return _LocalTask(call)
-        return _WorkerTask(self._executor.submit(_on_one_thread, call))
+            return _LocalTask(function(*args, **kwargs))
+        return _WorkerTask(self._executor.submit(_on_one_thread, partial(function, *args, **kwargs)))
 
 
 IN_PROCESS: Final = WorkerPool(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -62,16 +63,16 @@ def choose_learners(
     A part that several candidates share is fitted once in each fold.
     """
     folds = {target: folds_of(target, features, rows, split) for target, split in splits.items()}
-    wanted = [
-        (target, at, part)
+    fits = [
+        (len(fold.labels), target, at, part)
         for target in splits
-        for at in range(len(folds[target]))
+        for at, fold in enumerate(folds[target])
         for part in dict.fromkeys(part for learner in learners_of(target) for part in learner.parts)
     ]
-    # Large folds first, so that all workers are at work until the end.
-    wanted.sort(key=lambda one: -len(folds[one[0]][one[1]].labels))
+    # The longest first, so that all workers are busy until the end.
     tasks = {
-        (target, at, part): pool.submit(scores_of_part, part, folds[target][at], seed) for target, at, part in wanted
+        (target, at, part): pool.submit(scores_of_part, part, folds[target][at], seed)
+        for _, target, at, part in sorted(fits, key=itemgetter(0), reverse=True)
     }
     learners, trials = {}, []
     for target, split in splits.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from feature_store.errors import InputError
-from training.parallel import IN_PROCESS, WorkerLostError, WorkerPool, available_cores
+from training.parallel import IN_PROCESS, PRELOADED, WorkerLostError, WorkerPool, available_cores
 
 SLEEP_S = 600
 
@@ -48,6 +49,10 @@ def test_one_process_is_this_one_and_a_task_runs_once() -> None:
 
 def test_by_default_there_is_a_worker_for_each_core_that_may_be_used() -> None:
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_the_modules_that_workers_are_forked_with_exist() -> None:
+    assert all(importlib.import_module(name) for name in PRELOADED)  # a missing one would be skipped in silence
 
 
 def test_a_task_raises_what_its_function_raised() -> None:
