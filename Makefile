@@ -6,7 +6,7 @@ REGISTRY ?= build/registry
 CONFIG ?= complete_journey
 
 BIN := .venv/bin
-# File stamps: .venv/.uv (the environment with uv), .run (run.lock is installed), .dev (dev.lock is installed), .wheel.
+# File stamps: .venv/.uv (the environment has uv), .run (run.lock is installed), .dev (dev.lock is installed), .wheel.
 UV := .venv/.uv
 RUN := .venv/.run
 DEV := .venv/.dev
@@ -47,7 +47,7 @@ format: $(DEV) ## put the code into the project's format
 bench: $(DEV) $(WHEEL) ## measure the figures of the README; writes build/bench.json
 	$(BIN)/python -m tests.benchmarks --registry $(REGISTRY)
 
-protos: $(UV) ## build the Python stubs of the contract into client/tidemark
+protos: $(RUN) ## build the Python stubs of the contract into client/tidemark
 	$(BIN)/python client/build_stubs.py
 
 # Of the sample only its Parquet files are used, by DuckDB; pandas and pyarrow (210 MB) are for its Python functions.
@@ -61,17 +61,18 @@ lock: $(UV) ## renew the lock files from pyproject.toml
 clean: ## remove the environment and all that was built
 	rm -rf .venv build client/tidemark/v1 client/tidemark/rpc .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-# pip installs only what builds the wheels, uv among it; uv installs the rest, several times faster.
+# pip installs uv alone, and uv everything else, several times faster.
 $(UV): requirements/build.lock
 	@echo "making the environment in .venv (once; half a minute to two minutes, depending on the network)"
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed: name one by PYTHON=python3.12")'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/build.lock
+	@awk '/^uv==/ { found = 1 } found { print } found && !/\\$$/ { exit }' requirements/build.lock >.venv/uv.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --requirement .venv/uv.lock
 	@touch $@
 
 $(RUN): $(UV) requirements/run.lock
 	@echo "installing requirements/run.lock"
-	@$(UV_INSTALL) --require-hashes --requirements requirements/run.lock
+	@$(UV_INSTALL) --no-deps --require-hashes --requirements requirements/run.lock
 	@touch $@
 
 # The development environment has exactly what its lock names, which includes all that running needs.
