@@ -1,7 +1,7 @@
-"""Files that may change while the server runs: read again, and used if they are good; else what was used goes on.
+"""Files that may change while the server runs. They are read again; new contents are used if they are valid.
 
-Contents are compared, not times, so it does not matter how a file is renewed: written in place, moved, or through a
-link. What is read while somebody writes it is torn, and whole the next time.
+Contents are compared, not times, so a file may be renewed in any way: written in place, moved, or via a link. A file
+that is read while it is written is refused and read again at the next look.
 """
 
 from __future__ import annotations
@@ -17,52 +17,64 @@ from feature_store.errors import InputError
 logger: Final = logging.getLogger("tidemark")
 
 LOOK_S: Final = 1.0
-"""How often files are looked at. To read a few small ones takes a tenth of a millisecond, in a thread."""
+"""Seconds between looks at the files. Reading a few small files takes a tenth of a millisecond, in a thread."""
 
 T = TypeVar("T")
 Contents = tuple[bytes, ...]
 
 
-class Watched(Generic[T]):
-    """A value made from the contents of files; InputError where it cannot be made at first."""
+class WatchedFiles(Generic[T]):
+    """A value made from the contents of files.
+
+    Attributes:
+        value: The newest value that could be made.
+    """
 
     def __init__(self, what: str, paths: Sequence[Path], load: Callable[[Contents], T]) -> None:
-        """``what`` begins each line of the log; ``load`` raises InputError for contents that cannot be used."""
+        """Read the files for the first time.
+
+        Args:
+            what: What the files are, for the log.
+            paths: The files.
+            load: Makes the value from the contents of the files; raises InputError if they cannot be used.
+
+        Raises:
+            InputError: The files cannot be read or used.
+        """
         self._what: Final = what
         self._paths: Final = paths
         self._load: Final = load
-        self._told = ""
+        self._last_warning = ""
         try:
             self._contents, self.value = self._loaded()
         except OSError as error:
             raise InputError(f"{what}: {_reason(error)}") from error
 
     def look(self) -> None:
-        """Make the value anew if a file has changed; else, and where that fails, it stays as it is."""
+        """Make the value again if a file has changed; keep the old value if that fails."""
         try:
             if self._read() != self._contents:
                 self._contents, self.value = self._loaded()
                 logger.info("%s: renewed", self._what)
-        except Exception as error:  # whatever it is, the old one goes on, and the next look may find better
-            self._tell(_reason(error))
+        except Exception as error:  # whatever it is, the old value stays, and the next look may succeed
+            self._warn_once(_reason(error))
         else:
-            self._told = ""
+            self._last_warning = ""
 
     def _loaded(self) -> tuple[Contents, T]:
         contents = self._read()
         value = self._load(contents)
-        if self._read() != contents:  # a library may have read the files by itself meanwhile
+        if self._read() != contents:  # a library may have read the files itself meanwhile
             raise InputError(f"{self._what}: the files change while they are read")
         return contents, value
 
     def _read(self) -> Contents:
         return tuple(path.read_bytes() for path in self._paths)
 
-    def _tell(self, reason: str) -> None:
-        """Once for each reason, not at each look."""
-        if reason != self._told:
-            logger.warning("%s: what is new cannot be used, the old goes on (%s)", self._what, reason)
-            self._told = reason
+    def _warn_once(self, reason: str) -> None:
+        if reason != self._last_warning:
+            logger.warning("%s: the new contents cannot be used, the old ones stay in use (%s)", self._what, reason)
+            self._last_warning = reason
 
 
 def _reason(error: Exception) -> str:
@@ -71,9 +83,9 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, InputError) else type(error).__name__
 
 
-async def keep(watched: Sequence[Watched[Any]]) -> None:
-    """Look at files for as long as this runs; in a thread, because a disk may take its time."""
-    while watched:
+async def watch_files(files: Sequence[WatchedFiles[Any]]) -> None:
+    """Look at files until cancelled; in a thread, because a disk may be slow."""
+    while files:
         await asyncio.sleep(LOOK_S)
-        for one in watched:
-            await asyncio.to_thread(one.look)
+        for watched in files:
+            await asyncio.to_thread(watched.look)

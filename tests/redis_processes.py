@@ -76,7 +76,7 @@ class Node:
         self.kill()
 
 
-class Watched:
+class WatchedFiles:
     """A master, its replica and a Sentinel that watches them."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -101,9 +101,9 @@ class Watched:
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[Watched]:
+def watched(folder: Path) -> Iterator[WatchedFiles]:
     with ExitStack() as stack:
-        yield Watched(folder, stack)
+        yield WatchedFiles(folder, stack)
 
 
 @contextmanager

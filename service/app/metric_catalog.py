@@ -1,4 +1,4 @@
-"""Everything that is exposed, under its name, and where it is read: the README has the same table."""
+"""The catalog of metrics: each one's name, help text, and where its value is read. The README has the same table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from feature_store.bundles.bundle import OFFERS
-from service.app.components import Parts
+from service.app.components import Components
 from service.batching.event_batcher import EventBatcher
 from service.batching.score_batcher import ScoreBatcher
 from service.errors import Reason
@@ -19,93 +19,115 @@ from service.scoring.shadow import Differences, Shadow
 from service.telemetry.metrics import Metrics, Value
 from service.transport.interface import Transport
 
-BEGAN: Final = time.time()
+STARTED: Final = time.time()
 STATM: Final = Path("/proc/self/statm")
-"""Of Linux: sizes in pages, the resident one second."""
+"""Memory of the process on Linux: sizes in pages; the second is the resident size."""
 CAUSES: Final = ("shed", "refused", "expired", "cancelled")
-"""Why a call is not worked on: too much to do, too short a deadline, too late, nobody waits any more."""
-STRANGERS: Final = (Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_INVALID, Reason.SCOPE_MISSING)
+"""Why a call is dropped: overload, a deadline that cannot be met or has passed, or a cancellation by its client."""
+ACCESS_REASONS: Final = (Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_INVALID, Reason.SCOPE_MISSING)
 NO_DIFFERENCES: Final = {offer: Differences() for offer in OFFERS}
 
 
-def expose(metrics: Metrics, parts: Parts) -> None:
-    """Name all that there is to read."""
-    _calls(metrics, parts.batcher)
-    _queues(metrics, parts.batcher, parts.recorder)
-    _answers(metrics, parts)
-    _redis(metrics, parts)
-    _models(metrics, parts)
-    _shadow(metrics, parts.router)
-    _process(metrics, parts.transport)
+def expose(metrics: Metrics, components: Components) -> None:
+    """Register all metrics."""
+    _calls(metrics, components.score_batcher)
+    _queues(metrics, components.score_batcher, components.event_batcher)
+    _answers(metrics, components)
+    _redis(metrics, components)
+    _models(metrics, components)
+    _shadow(metrics, components.router)
+    _process(metrics, components.transport)
 
 
-def _calls(metrics: Metrics, batcher: ScoreBatcher) -> None:
+def _calls(metrics: Metrics, score_batcher: ScoreBatcher) -> None:
     counter, gauge, histogram = metrics.counter, metrics.gauge, metrics.histogram
     counter("tidemark_calls_total", "Calls that have ended.", metrics.calls, "method", "code")
     histogram("tidemark_call_seconds", "Time from a call's headers to its end.", metrics.call_seconds, "method")
     counter("tidemark_errors_total", "Calls that failed with a reason.", lambda: metrics.errors, "reason")
-    counter("tidemark_rows_total", "Customers asked for: scored, or why not.", lambda: metrics.rows, "outcome")
+    counter(
+        "tidemark_rows_total",
+        "Customers in scoring calls: scored, or why not.",
+        lambda: metrics.rows,
+        "outcome",
+    )
     histogram("tidemark_batch_rows", "Customers in a batch.", lambda: metrics.batch_rows)
     histogram("tidemark_stage_seconds", "Time of a batch in each stage.", lambda: metrics.stages, "stage")
     histogram("tidemark_feature_age_seconds", "Age of the features of scored customers.", metrics.feature_ages)
-    gauge("tidemark_waiting_calls", "Calls that wait for a batch.", batcher.waiting, "lane")
+    gauge("tidemark_waiting_calls", "Scoring calls that wait for a batch.", score_batcher.waiting, "lane")
 
 
-def _queues(metrics: Metrics, batcher: ScoreBatcher, recorder: EventBatcher) -> None:
+def _queues(metrics: Metrics, score_batcher: ScoreBatcher, event_batcher: EventBatcher) -> None:
     def dropped() -> dict[tuple[str, ...], Value]:
-        queues = {"scoring": batcher.drops, "events": recorder.drops}
+        queues = {"scoring": score_batcher.drops, "events": event_batcher.drops}
         return {(name, cause): getattr(drops, cause) for name, drops in queues.items() for cause in CAUSES}
 
-    meaning = "Calls that were not worked on, or not to their end."
+    meaning = "Calls dropped from a queue, by cause."
     metrics.counter("tidemark_dropped_calls_total", meaning, dropped, "queue", "cause")
 
 
-def _answers(metrics: Metrics, parts: Parts) -> None:
-    scorers, recorder, counter = parts.scorers, parts.recorder, metrics.counter
+def _answers(metrics: Metrics, components: Components) -> None:
+    scorers, event_batcher, counter = components.scorers, components.event_batcher, metrics.counter
 
-    def strangers() -> dict[str, Value]:
-        refused = Counter[Reason]() if parts.access is None else parts.access.refused
-        return {reason: refused[reason] for reason in STRANGERS}
+    def refusals() -> dict[str, Value]:
+        refused = Counter[Reason]() if components.access is None else components.access.refused
+        return {reason: refused[reason] for reason in ACCESS_REASONS}
 
     counter("tidemark_explained_total", "Scores that were explained.", lambda: scorers.counts["explained"])
-    counter("tidemark_spikes_total", "Windows in which far more alerted than usual.", lambda: scorers.spikes)
-    counter("tidemark_events_total", "Events by what became of them.", lambda: recorder.counts, "outcome")
-    counter("tidemark_access_refused_total", "Calls refused for who made them.", strangers, "reason")
+    counter("tidemark_spikes_total", "Windows with far more alerts than usual.", lambda: scorers.spikes)
+    counter(
+        "tidemark_events_total",
+        "Events recorded, or why they were not.",
+        lambda: event_batcher.counts,
+        "outcome",
+    )
+    counter("tidemark_access_refused_total", "Calls refused because of their credentials or scope.", refusals, "reason")
 
 
-def _redis(metrics: Metrics, parts: Parts) -> None:
-    breaker, scorers, counter, gauge = parts.store.breaker, parts.scorers, metrics.counter, metrics.gauge
-    gauge("tidemark_breaker_open", "Whether Redis is away, and not asked.", lambda: breaker.open)
-    counter("tidemark_breaker_opened_total", "Times that Redis turned out to be away.", lambda: breaker.opened)
-    gauge("tidemark_recent_states", "States that are kept in case Redis is away.", lambda: scorers.recent[0])
-    gauge("tidemark_recent_bytes", "Memory that they take.", lambda: scorers.recent[1])
-    counter("tidemark_stale_total", "Scores of such states, marked stale.", lambda: scorers.counts["stale"])
+def _redis(metrics: Metrics, components: Components) -> None:
+    breaker, scorers, counter, gauge = components.redis.breaker, components.scorers, metrics.counter, metrics.gauge
+    gauge(
+        "tidemark_breaker_open",
+        "1 while Redis is unavailable and not asked.",
+        lambda: breaker.open,
+    )
+    counter(
+        "tidemark_breaker_opened_total",
+        "Times Redis has become unavailable.",
+        lambda: breaker.opened,
+    )
+    gauge("tidemark_recent_states", "States in the cache for callers with allow_stale.", lambda: scorers.cached_states)
+    gauge("tidemark_recent_bytes", "Bytes in the cache for callers with allow_stale.", lambda: scorers.cached_bytes)
+    counter(
+        "tidemark_stale_total",
+        "Scores from cached states, marked stale.",
+        lambda: scorers.counts["stale"],
+    )
 
 
-def _models(metrics: Metrics, parts: Parts) -> None:
-    router, watch, counter, gauge = parts.router, parts.watch, metrics.counter, metrics.gauge
+def _models(metrics: Metrics, components: Components) -> None:
+    router, watch, counter, gauge = components.router, components.watcher, metrics.counter, metrics.gauge
 
-    def used() -> dict[tuple[str, ...], Value]:
+    def models_in_use() -> dict[tuple[str, ...], Value]:
         model_set = router.model_set
         roles = {"active": model_set.active, "canary": model_set.canary, "shadow": model_set.shadow}
-        found = {role: one.model for role, one in roles.items() if one is not None}
-        return {(model.version, model.layout.fingerprint, role): 1 for role, model in found.items()}
+        models = {role: serving.model for role, serving in roles.items() if serving is not None}
+        return {(model.version, model.layout.fingerprint, role): 1 for role, model in models.items()}
 
     labels = "version", "fingerprint", "role"
-    gauge("tidemark_model_info", "The models in use; always 1.", used, *labels)
-    counter("tidemark_model_switches_total", "Times that another model became active.", lambda: watch.switches)
+    gauge("tidemark_model_info", "The models in use; always 1.", models_in_use, *labels)
+    counter("tidemark_model_switches_total", "Times another model became active.", lambda: watch.switches)
     counter("tidemark_model_refusals_total", "Bundles and rollouts refused.", lambda: watch.loader.refusals)
-    gauge("tidemark_canary_share", "Share of customers whom a canary answers.", lambda: router.model_set.share)
+    gauge("tidemark_canary_share", "Share of customers answered by the canary.", lambda: router.model_set.share)
 
 
 def _shadow(metrics: Metrics, router: ModelRouter) -> None:
     def by_offer(read: Callable[[Differences], float]) -> Callable[[], dict[str, Value]]:
-        def found() -> dict[str, Value]:
+        def values() -> dict[str, Value]:
             shadow = router.model_set.shadow
             differences = NO_DIFFERENCES if shadow is None else shadow.differences
             return {offer: read(seen) for offer, seen in differences.items()}
 
-        return found
+        return values
 
     def rows() -> dict[str, Value]:
         shadow: Shadow | None = router.model_set.shadow
@@ -114,23 +136,38 @@ def _shadow(metrics: Metrics, router: ModelRouter) -> None:
     counter, gauge = metrics.counter, metrics.gauge
     alerts = by_offer(lambda seen: seen.alerts)
     total, largest = by_offer(lambda seen: seen.total), by_offer(lambda seen: seen.largest)
-    counter("tidemark_shadow_rows_total", "Customers answered beside a shadow: compared, or why not.", rows, "outcome")
-    counter("tidemark_shadow_alerts_total", "Of these, alerts of one and not the other.", alerts, "offer")
-    counter("tidemark_shadow_difference_total", "Sum of the probabilities' absolute differences.", total, "offer")
-    gauge("tidemark_shadow_difference_largest", "The largest of them.", largest, "offer")
+    counter(
+        "tidemark_shadow_rows_total",
+        "Customers offered to the shadow, by outcome.",
+        rows,
+        "outcome",
+    )
+    counter("tidemark_shadow_alerts_total", "Alerts of only the active model or only its shadow.", alerts, "offer")
+    counter(
+        "tidemark_shadow_difference_total",
+        "Sum of the absolute differences in probability to the shadow.",
+        total,
+        "offer",
+    )
+    gauge(
+        "tidemark_shadow_difference_largest",
+        "Largest absolute difference in probability to the shadow.",
+        largest,
+        "offer",
+    )
 
 
 def _process(metrics: Metrics, transport: Transport) -> None:
     counter, gauge = metrics.counter, metrics.gauge
-    gauge("tidemark_serving", "Whether health is SERVING.", lambda: transport.serving)
+    gauge("tidemark_serving", "1 while the health service reports SERVING.", lambda: transport.serving)
     transport.expose(metrics)
     metrics.histogram(
-        "tidemark_loop_lag_seconds", "How late the event loop was, ten times a second.", lambda: metrics.lag
+        "tidemark_loop_lag_seconds", "Delay of the event loop, sampled ten times a second.", lambda: metrics.lag
     )
-    counter("tidemark_cpu_seconds_total", "CPU time of the process.", time.process_time)
-    gauge("tidemark_started_seconds", "Unix time at which the process began.", lambda: BEGAN)
+    counter("process_cpu_seconds_total", "User and system CPU time of the process in seconds.", time.process_time)
+    gauge("process_start_time_seconds", "Unix time at which the process started.", lambda: STARTED)
     if STATM.exists():
-        gauge("tidemark_resident_bytes", "Memory of the process. Linux only.", _resident_bytes)
+        gauge("process_resident_memory_bytes", "Resident memory of the process in bytes. Linux only.", _resident_bytes)
 
 
 def _resident_bytes() -> float:

@@ -1,4 +1,4 @@
-"""A server's life: its parts are made, they serve, health follows Redis, and they are stopped in order."""
+"""The life of a server: its components are built, serve while health follows Redis, and stop in order."""
 
 from __future__ import annotations
 
@@ -19,34 +19,38 @@ import uvloop
 from feature_store.bundles.bundle import BundleError
 from feature_store.errors import InputError, ReadOnlyStoreError, StoreUnavailableError
 from feature_store.online.customer_store import CustomerStore
-from service.app.components import Parts, make_parts
+from service.app.components import Components, build
 from service.app.metric_catalog import expose
 from service.app.supervisor import READY
-from service.file_watch import keep
+from service.file_watch import watch_files
 from service.settings import Settings
 from service.telemetry.logs import log_loop_error, start_log
 from service.telemetry.prometheus import answer_scrapes, exposed
 from service.telemetry.setup import watch_loop
 
-GC_EVERY: Final = 20_000
-"""Objects made and not freed. Calls leave no cycles behind, so there is little to look for: it saves 3 % of a call."""
+GC_THRESHOLD: Final = 20_000
+"""Allocations between garbage collections. Calls leave no cycles behind, so it seldom has to run: 3 % of a call."""
 SWITCH_S: Final = 0.0005
-"""The loop waits so long at most for a thread that runs Python: one that loads a model, explains or tries one out."""
+"""How long the event loop waits for a thread that runs Python: one that loads a model, explains, or runs a shadow."""
 
 COUNTS_S: Final = 60.0
 SETTLE_S: Final = 0.05
-"""A Redis that is away for so short a time is not told of."""
+"""An outage of Redis that is shorter is not reported by health."""
 SERVING: Final = "health is SERVING"
 
 logger: Final = logging.getLogger("tidemark")
 
 
 def work(settings: Settings, listener: socket.socket, pipe: Connection, asked: Connection) -> None:
-    """One of the workers on a listener: serve until told to stop, or until ``pipe`` is closed at its other end.
+    """Serve as one of the workers, until SIGTERM or until the supervisor's end of ``pipe`` is closed.
 
-    At ``asked`` it is asked for its metrics.
+    Args:
+        settings: The settings of the server.
+        listener: The socket to listen on.
+        pipe: Takes READY, or why the worker cannot start.
+        asked: Where metrics are asked for.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal tells all processes, and the supervisor alone acts on it
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal signals all processes; only the supervisor acts on it
     start_log(settings)
     try:
         uvloop.run(serve(settings, asked, listener=listener, pipe=pipe))
@@ -55,7 +59,7 @@ def work(settings: Settings, listener: socket.socket, pipe: Connection, asked: C
 
 
 def serve_alone(settings: Settings) -> None:
-    """Serve in this process until SIGINT, SIGTERM or SIGHUP; as :func:`serve`."""
+    """Serve in this process, without a supervisor; see :func:`serve`."""
     ask, asked = Pipe()
     with exposed(settings, lambda: {0: ask}):
         uvloop.run(serve(settings, asked))
@@ -64,40 +68,48 @@ def serve_alone(settings: Settings) -> None:
 async def serve(
     settings: Settings, asked: Connection, *, listener: socket.socket | None = None, pipe: Connection | None = None
 ) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP; with listener and pipe as one of the workers that share a port.
+    """Serve until SIGINT, SIGTERM or SIGHUP.
 
-    Whoever asks at the other end of ``asked`` is told the metrics. BundleError, InputError or OSError where serving
-    cannot start.
+    Args:
+        settings: The settings of the server.
+        asked: Where metrics are asked for.
+        listener: The socket to listen on, for a worker.
+        pipe: For a worker, the pipe to its supervisor; SIGHUP is then left to the supervisor.
+
+    Raises:
+        BundleError: The registry has no usable bundle.
+        InputError: A setting cannot be used.
+        OSError: The address cannot be listened on.
     """
     sys.setswitchinterval(SWITCH_S)
-    parts = await make_parts(settings)
+    components = await build(settings)
     asyncio.get_running_loop().set_exception_handler(log_loop_error)
     stopping, stop = _stopping()
     for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if pipe is None else ())):
         asyncio.get_running_loop().add_signal_handler(number, stop, settings.drain_s)
-    if (metrics := parts.instruments.metrics) is not None:
-        expose(metrics, parts)
+    if (metrics := components.telemetry.metrics) is not None:
+        expose(metrics, components)
         answer_scrapes(asked, metrics.snapshot)
-    port = await parts.transport.start(settings.port, listener)
-    _leave_alone_what_is_loaded()
-    _tell_model(parts)
+    port = await components.transport.start(settings.port, listener)
+    _freeze_loaded_objects()
+    _log_model(components)
     if pipe is None:
         logger.info("serving on %s:%d", settings.host_of_address, port)
     else:
         asyncio.get_running_loop().add_reader(pipe.fileno(), stop, 0.0)
         pipe.send(READY)
-    tasks, watching = _tasks(parts), asyncio.create_task(_watch(parts))
+    tasks, watching = _tasks(components), asyncio.create_task(_watch(components))
     drain_s = await stopping
     for task in tasks:
         task.cancel()
     while not watching.done():  # a library in between may keep a cancellation to itself
         watching.cancel()
         await asyncio.wait([watching], timeout=0.1)
-    await _stop(parts, drain_s)
+    await _stop(components, drain_s)
 
 
 def _stopping() -> tuple[asyncio.Future[float], Callable[[float], None]]:
-    """When to stop, with the seconds to go on serving until then, and how to say so; the first word counts."""
+    """A future of the seconds to drain, set when the server has to stop, and the function that sets it once."""
     stopping: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def stop(drain_s: float) -> None:
@@ -107,105 +119,107 @@ def _stopping() -> tuple[asyncio.Future[float], Callable[[float], None]]:
     return stopping, stop
 
 
-def _leave_alone_what_is_loaded() -> None:
-    """It stays: a collector that walks it all every now and then stops every call for that long."""
+def _freeze_loaded_objects() -> None:
+    """Keep the garbage collector away from what stays loaded: walking it would pause all calls."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GC_EVERY)
+    gc.set_threshold(GC_THRESHOLD)
 
 
-def _tell_model(parts: Parts) -> None:
-    active = parts.router.model_set.active.model
-    told = {"model": active.version, "fingerprint": active.layout.fingerprint}
-    logger.info("model %s, fingerprint %s", *told.values(), extra=told)
+def _log_model(components: Components) -> None:
+    active = components.router.model_set.active.model
+    names = {"model": active.version, "fingerprint": active.layout.fingerprint}
+    logger.info("model %s, fingerprint %s", *names.values(), extra=names)
 
 
-def _tasks(parts: Parts) -> list[asyncio.Task[None]]:
-    """What goes on beside the calls, until cancelled; each is begun."""
-    follow = parts.watch.run(parts.settings.registry_interval_s)
-    works = [follow, keep(parts.files), _tell_counts(parts)]
-    if (metrics := parts.instruments.metrics) is not None:
+def _tasks(components: Components) -> list[asyncio.Task[None]]:
+    """Start what runs beside the calls, until it is cancelled."""
+    follow = components.watcher.run(components.settings.registry_interval_s)
+    works = [follow, watch_files(components.watched_files), _log_counts(components)]
+    if (metrics := components.telemetry.metrics) is not None:
         works.append(watch_loop(metrics))
     return [asyncio.create_task(work) for work in works]
 
 
-async def _stop(parts: Parts, drain_s: float) -> None:
-    """Health first, then no more calls, then those that run; what there was to count, and what was traced, last."""
-    grace_s = parts.settings.grace_s
-    await parts.transport.set_serving(False)
-    what = "stopping: health is NOT_SERVING; in %g s no more calls, running ones have %g s"
+async def _stop(components: Components, drain_s: float) -> None:
+    """Stop in order: health, new calls, running calls, and at last the traces and the log of counts."""
+    grace_s = components.settings.grace_s
+    await components.transport.set_serving(False)
+    what = "stopping: health is NOT_SERVING; new calls are taken for %g s more, then running calls have %g s to finish"
     logger.info(what, drain_s, grace_s, extra={"serving": False})
     await asyncio.sleep(drain_s)
-    await parts.transport.stop(grace_s)
-    await parts.store.close()
-    if parts.instruments.tracer is not None:
-        await parts.instruments.tracer.close()
-    for counts in _counts(parts):
+    await components.transport.stop(grace_s)
+    await components.redis.close()
+    if components.telemetry.tracer is not None:
+        await components.telemetry.tracer.close()
+    for counts in _counts(components):
         logger.info(counts)
     logger.info("stopped")
 
 
-async def _watch(parts: Parts) -> None:
-    """Let health follow Redis: at once where a call finds it away or a probe finds it back, else when asked."""
-    store, told = parts.store, ""
+async def _watch(components: Components) -> None:
+    """Let health follow Redis: at once when a call or the breaker notices a change, otherwise at each probe."""
+    redis, last_state = components.redis, ""
     serving: bool | None = None
     while True:
-        store.changed.clear()
-        await store.follow()
-        answers, why = await _state_of(parts.customers)
+        redis.changed.clear()
+        await redis.follow()
+        answers, state = await _probe(components.customers)
         if answers is not serving:
-            await parts.transport.set_serving(answers)
+            await components.transport.set_serving(answers)
             serving = answers
-        if why != told:
-            told = why
-            logger.log(logging.INFO if why == SERVING else logging.WARNING, why, extra={"serving": answers})
+        if state != last_state:
+            last_state = state
+            logger.log(logging.INFO if state == SERVING else logging.WARNING, state, extra={"serving": answers})
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(parts.settings.health_interval_s):
-                await store.changed.wait()
+            async with asyncio.timeout(components.settings.health_interval_s):
+                await redis.changed.wait()
             await asyncio.sleep(SETTLE_S)
 
 
-async def _state_of(customers: CustomerStore) -> tuple[bool, str]:
-    """Whether scores can be given, and what to log about it."""
+async def _probe(customers: CustomerStore) -> tuple[bool, str]:
+    """Whether scores can be answered, and the line for the log.
+
+    The probe registers this server's features: that changes nothing in a Redis that knows them, restores them in one
+    that was emptied, and shows whether Redis takes writes.
+    """
     try:
-        await (
-            customers.ensure_registered()
-        )  # each time: an emptied Redis does not know this server's definitions any more
+        await customers.ensure_registered()
     except ReadOnlyStoreError as error:
         return True, f"health is SERVING, scores only: Redis takes no writes ({error})"
     except StoreUnavailableError as error:
-        return False, f"health is NOT_SERVING: Redis does not answer as it has to ({error})"
+        return False, f"health is NOT_SERVING: Redis does not answer as it should ({error})"
     return True, SERVING
 
 
-async def _tell_counts(parts: Parts) -> None:
-    """Log what became of events and calls, and how often guards did something, whenever that has changed."""
-    told: list[str] = []
+async def _log_counts(components: Components) -> None:
+    """Log the counts of events and dropped calls every minute in which they have changed."""
+    last_lines: list[str] = []
     while True:
         await asyncio.sleep(COUNTS_S)
-        counts = _counts(parts)
-        for line in counts:
-            if line not in told:
+        lines = _counts(components)
+        for line in lines:
+            if line not in last_lines:
                 logger.info(line)
-        told = counts
+        last_lines = lines
 
 
-def _counts(parts: Parts) -> list[str]:
-    """Counts since the start, in words; no line where there are none."""
+def _counts(components: Components) -> list[str]:
+    """Counts since the start as lines for the log; empty if there is nothing to report."""
     lines = []
-    if events := _told({**parts.recorder.counts, "spikes": parts.scorers.spikes}):
+    if events := _joined({**components.event_batcher.counts, "spikes": components.scorers.spikes}):
         lines.append(f"events so far: {events}")
-    for name, drops in (("scoring", parts.batcher.drops), ("event", parts.recorder.drops)):
-        if lost := _told({kind: getattr(drops, kind) for kind in ("shed", "refused", "expired", "cancelled")}):
+    for name, drops in (("scoring", components.score_batcher.drops), ("event", components.event_batcher.drops)):
+        if lost := _joined({kind: getattr(drops, kind) for kind in ("shed", "refused", "expired", "cancelled")}):
             lines.append(f"{name} calls not answered so far: {lost}")
-    if parts.access is not None and (
-        refused := _told({reason.lower(): count for reason, count in parts.access.refused.items()})
+    if components.access is not None and (
+        refused := _joined({reason.lower(): count for reason, count in components.access.refused.items()})
     ):
         lines.append(f"calls refused so far: {refused}")
-    if parts.batcher.scored and len(lines) > bool(events):
-        lines.append(f"customers scored so far: {parts.batcher.scored}")
+    if components.score_batcher.scored and len(lines) > bool(events):
+        lines.append(f"customers scored so far: {components.score_batcher.scored}")
     return lines
 
 
-def _told(counts: Mapping[str, int]) -> str:
+def _joined(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count)

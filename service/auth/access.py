@@ -24,7 +24,7 @@ from typing import Final
 from service.api import customers, events, models, scoring
 from service.auth.callers import Caller, Callers, CallersFile, Scope
 from service.errors import Reason, RequestError
-from service.file_watch import Watched
+from service.file_watch import WatchedFiles
 from service.settings import Settings
 from tidemark.loopback import is_loopback
 
@@ -42,7 +42,7 @@ SCOPES: Final[dict[str, Scope]] = {
 class Access:
     """Authenticates callers by a file that may change meanwhile, and checks their scopes."""
 
-    def __init__(self, callers: Watched[Callers], clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, callers: WatchedFiles[Callers], clock: Callable[[], float] = time.time) -> None:
         self.callers: Final = callers
         self._clock: Final = clock
         self.refused: Final[Counter[Reason]] = Counter()
@@ -56,7 +56,7 @@ class Access:
         if settings.tls_certificate is None and not is_loopback(settings.host):
             logger.warning("tokens travel in the clear: set tls_certificate, unless a proxy before the server does TLS")
         file = CallersFile(settings.callers, settings.workers)
-        return cls(Watched("callers", [settings.callers], lambda contents: file.load(contents[0])))
+        return cls(WatchedFiles("callers", [settings.callers], lambda contents: file.load(contents[0])))
 
     def authorize(self, authorization: bytes | None, names: Sequence[str], scope: Scope) -> Caller:
         """Find the caller of a call and check its scope.

@@ -9,7 +9,7 @@ from typing import Protocol
 from service.api.methods import NO_HANDLERS, Handlers
 from service.auth.access import Access
 from service.batching.score_batcher import ScoreBatcher
-from service.file_watch import Watched
+from service.file_watch import WatchedFiles
 from service.settings import Settings
 from service.telemetry.batch_stages import Tracer
 from service.telemetry.metrics import Metrics
@@ -33,7 +33,7 @@ class Backend:
     settings: Settings
     batcher: ScoreBatcher
     handlers: Handlers = NO_HANDLERS
-    certificates: Watched[Tls] | None = None
+    certificates: WatchedFiles[Tls] | None = None
     access: Access | None = None
     metrics: Metrics | None = None
     tracer: Tracer | None = None

@@ -14,7 +14,7 @@ from typing import Any, Self
 import grpc
 
 from feature_store.errors import InputError
-from service.file_watch import Contents, Watched
+from service.file_watch import Contents, WatchedFiles
 from service.settings import Settings
 
 
@@ -32,7 +32,7 @@ class Tls:
         return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.authority)
 
 
-def watched(settings: Settings) -> Watched[Tls] | None:
+def watched(settings: Settings) -> WatchedFiles[Tls] | None:
     """The files of the settings; None without TLS. InputError where they cannot be used."""
     paths = [path for path in (settings.tls_certificate, settings.tls_key, settings.tls_client_ca) if path is not None]
     for path in paths:
@@ -43,7 +43,7 @@ def watched(settings: Settings) -> Watched[Tls] | None:
         authority = contents[2] if len(contents) > 2 else None  # noqa: PLR2004  # certificate and key come first
         return Tls(_context(*paths), contents[0], contents[1], authority)
 
-    return Watched("TLS", paths, load) if paths else None
+    return WatchedFiles("TLS", paths, load) if paths else None
 
 
 def _context(certificate: Path, key: Path, authority: Path | None = None) -> ssl.SSLContext:
@@ -71,9 +71,9 @@ class NewestContext(ssl.SSLContext):
     renewal, whose client may not be wanted any more, can be resumed after it.
     """
 
-    _files: Watched[Tls]
+    _files: WatchedFiles[Tls]
 
-    def __new__(cls, files: Watched[Tls]) -> Self:
+    def __new__(cls, files: WatchedFiles[Tls]) -> Self:
         """Like any context of a server."""
         self = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
         self._files = files
@@ -104,7 +104,7 @@ def names_of_peer(told: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
     return tuple(name.decode(errors="replace") for field in fields for name in told.get(field, ()))
 
 
-def server_credentials(files: Watched[Tls]) -> grpc.ServerCredentials:
+def server_credentials(files: WatchedFiles[Tls]) -> grpc.ServerCredentials:
     """For grpcio, which asks at each handshake whether there is something new."""
     first = files.value
     return grpc.dynamic_ssl_server_credentials(
@@ -112,7 +112,7 @@ def server_credentials(files: Watched[Tls]) -> grpc.ServerCredentials:
     )
 
 
-def _renewals(files: Watched[Tls], given: Tls) -> Callable[[], grpc.ServerCertificateConfiguration]:
+def _renewals(files: WatchedFiles[Tls], given: Tls) -> Callable[[], grpc.ServerCertificateConfiguration]:
     def fetch() -> grpc.ServerCertificateConfiguration:
         nonlocal given
         if (newest := files.value) is given:

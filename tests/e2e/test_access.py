@@ -260,7 +260,7 @@ def test_a_changed_file_counts_for_calls_on_open_connections_and_a_bad_one_does_
     with calling_as(server.target, "first") as first, calling_as(server.target, "second") as second:
         assert (outcome(first), outcome(second)) == ("OK", "UNAUTHENTICATED")
         path.write_text('{"caller": [')
-        server.wait_for("the old goes on")
+        server.wait_for("the old ones stay in use")
         assert (outcome(first), outcome(second)) == ("OK", "UNAUTHENTICATED")
         write(path, entry("second", "score"))
         server.wait_for("callers: renewed")
@@ -270,7 +270,7 @@ def test_a_changed_file_counts_for_calls_on_open_connections_and_a_bad_one_does_
         while outcome(second) != "PERMISSION_DENIED":
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    assert server.log.count("the old goes on") == 1
+    assert server.log.count("the old ones stay in use") == 1
     assert server.stop() == 0
     assert "calls refused so far: credentials_invalid" in server.log
 

@@ -126,13 +126,13 @@ def test_a_renewed_certificate_is_shown_to_new_connections_and_a_torn_one_never(
         assert score(open_before) == KNOWN
         assert same(shown(server), first)
         pki.issue("server")  # its key comes later
-        server.wait_for("TLS: what is new cannot be used, the old goes on.*KEY_VALUES_MISMATCH")
+        server.wait_for("TLS: what is new cannot be used, the old ones stay in use.*KEY_VALUES_MISMATCH")
         assert same(shown(server), first)
         (pki.folder / "key.pem").write_bytes((pki.folder / "key.pem").read_bytes()[:100])
-        server.wait_for(r"the old goes on(.|\n)*the old goes on")
+        server.wait_for(r"the old ones stay in use(.|\n)*the old ones stay in use")
         assert same(shown(server), first)
         (pki.folder / "key.pem").unlink()
-        server.wait_for("the old goes on.*No such file")
+        server.wait_for("the old ones stay in use.*No such file")
         assert same(shown(server), first)
         pki.issue()
         server.wait_for("TLS: renewed")
@@ -140,7 +140,7 @@ def test_a_renewed_certificate_is_shown_to_new_connections_and_a_torn_one_never(
         assert same(shown(server), pki.served)
         with secure(server, pki.credentials()) as after:
             assert score(after) == score(open_before) == KNOWN
-    assert server.log.count("the old goes on") == 3
+    assert server.log.count("the old ones stay in use") == 3
     assert server.log.count("TLS: renewed") == 1
 
 

@@ -24,7 +24,7 @@ from feature_store.state.folding import Fold
 from feature_store.state.layout import Missing, State, StateLayout
 from feature_store.state.profile import Record
 from tests.conftest import Call, Store
-from tests.redis_processes import Node, Watched, await_that, cluster, watched
+from tests.redis_processes import Node, WatchedFiles, await_that, cluster, watched
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
 KEYS = Keys(LAYOUT.fingerprint)
@@ -78,13 +78,13 @@ def fill(url: str) -> None:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Watched]:
+def shop(tmp_path: Path) -> Iterator[WatchedFiles]:
     with watched(tmp_path) as found:
         fill(found.url)
         yield found
 
 
-def test_after_a_failover_the_next_master_is_asked(shop: Watched) -> None:
+def test_after_a_failover_the_next_master_is_asked(shop: WatchedFiles) -> None:
     async def question(store: Redis) -> None:
         assert await visits(store, "c7", "c9") == [7.0, 9.0]
         await asyncio.to_thread(await_that, lambda: shop.replica.client.dbsize() >= len(NAMES))
@@ -102,7 +102,7 @@ def test_after_a_failover_the_next_master_is_asked(shop: Watched) -> None:
         assert writer.read(["new"]) != [None]
 
 
-def test_a_master_that_another_has_replaced_is_left_before_it_is_demoted(shop: Watched) -> None:
+def test_a_master_that_another_has_replaced_is_left_before_it_is_demoted(shop: WatchedFiles) -> None:
     async def question(store: Redis) -> None:
         assert await visits(store, "c7") == [7.0]
         await asyncio.to_thread(await_that, lambda: shop.replica.client.dbsize() >= len(NAMES))
@@ -118,7 +118,7 @@ def test_a_master_that_another_has_replaced_is_left_before_it_is_demoted(shop: W
     asked(shop.url, question)
 
 
-def test_a_name_that_the_sentinels_do_not_know_is_unavailable(shop: Watched) -> None:
+def test_a_name_that_the_sentinels_do_not_know_is_unavailable(shop: WatchedFiles) -> None:
     async def question(store: Redis) -> None:
         with pytest.raises(StoreAwayError, match="MasterNotFoundError"):
             await store.ping()

@@ -18,7 +18,7 @@ from service.api.scoring import METHODS
 from service.auth.access import SCOPES, Access, required_scopes
 from service.auth.callers import MAX_REMEMBERED_HEADERS, CallersFile, Scope
 from service.errors import Code, Reason, RequestError
-from service.file_watch import Watched
+from service.file_watch import WatchedFiles
 from service.transport.standard_services import SERVICES
 from service.transport.tls import certificate_names, names_of_peer
 
@@ -43,7 +43,7 @@ class File:
         self.now = now
         self.write(*entries)
         file = CallersFile(self.path)
-        self.watched = Watched("callers", [self.path], lambda contents: file.load(contents[0]))
+        self.watched = WatchedFiles("callers", [self.path], lambda contents: file.load(contents[0]))
         self.access = Access(self.watched, lambda: self.now)
 
     def write(self, *entries: dict[str, object]) -> None:
@@ -277,7 +277,7 @@ def test_a_bad_file_changes_nothing_and_is_told_once(tmp_path: Path, caplog: pyt
         for _ in range(3):
             file.watched.look()
         assert len(caplog.records) == 1
-        assert "the old goes on" in caplog.text
+        assert "the old ones stay in use" in caplog.text
         assert file.who("Bearer one") == "a"
     file.write(entry("b", "two"))
     caplog.clear()
@@ -296,7 +296,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_look(tmp_path
             path.write_text("third")
         return contents[0]
 
-    watched = Watched("it", [path], load)
+    watched = WatchedFiles("it", [path], load)
     path.write_text("second")
     watched.look()
     assert watched.value == b"first"
@@ -307,7 +307,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_look(tmp_path
 def test_an_error_that_nobody_thought_of_does_not_end_the_watch(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("1")
-    watched = Watched("it", [path], lambda contents: 1 / int(contents[0]))
+    watched = WatchedFiles("it", [path], lambda contents: 1 / int(contents[0]))
     path.write_text("0")
     watched.look()
     assert watched.value == 1
@@ -319,4 +319,4 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_watch(tmp_path: Path) 
 def test_a_file_that_is_bad_or_absent_at_the_start_is_an_input_error(tmp_path: Path) -> None:
     file = CallersFile(tmp_path / "callers.toml")
     with pytest.raises(InputError, match=r"callers\.toml: No such file"):
-        Watched("callers", [tmp_path / "callers.toml"], lambda contents: file.load(contents[0]))
+        WatchedFiles("callers", [tmp_path / "callers.toml"], lambda contents: file.load(contents[0]))

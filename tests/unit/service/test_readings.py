@@ -11,7 +11,7 @@ import pytest
 
 from feature_store.online.transport.circuit_breaker import Breaker
 from service.api.scoring import METHODS
-from service.app.components import Parts
+from service.app.components import Components
 from service.app.metric_catalog import expose
 from service.batching.event_batcher import EventBatcher
 from service.batching.score_batcher import ScoreBatcher
@@ -36,18 +36,18 @@ class Shown:
     def __init__(self) -> None:
         self.batcher = ScoreBatcher(cast("Any", None))
         self.router = ModelRouter(ModelSet(one("v1")))
-        self.parts: Any = SimpleNamespace(
-            batcher=self.batcher,
-            recorder=EventBatcher(cast("Any", None), cast("Any", None)),
-            scorers=SimpleNamespace(counts=Counter[str](), spikes=0, recent=(0, 0)),
-            store=SimpleNamespace(breaker=Breaker()),
+        self.components: Any = SimpleNamespace(
+            score_batcher=self.batcher,
+            event_batcher=EventBatcher(cast("Any", None), cast("Any", None)),
+            scorers=SimpleNamespace(counts=Counter[str](), spikes=0, cached_states=0, cached_bytes=0),
+            redis=SimpleNamespace(breaker=Breaker()),
             router=self.router,
-            watch=SimpleNamespace(switches=0, loader=SimpleNamespace(refusals=0)),
+            watcher=SimpleNamespace(switches=0, loader=SimpleNamespace(refusals=0)),
             access=None,
             transport=SimpleNamespace(serving=True, expose=lambda _metrics: None),
         )
         self.metrics = Metrics([SCORE])
-        expose(self.metrics, cast("Parts", self.parts))
+        expose(self.metrics, cast("Components", self.components))
 
     def told(self, name: str) -> dict[tuple[str, ...], float]:
         """Values by labels."""
@@ -62,7 +62,7 @@ def shown() -> Shown:
 
 def test_calls_that_are_not_worked_on_are_told_by_queue_and_cause(shown: Shown) -> None:
     shown.batcher.drops.shed, shown.batcher.drops.expired = 3, 2
-    shown.parts.recorder.drops.cancelled = 1
+    shown.components.event_batcher.drops.cancelled = 1
     told = {labels: count for labels, count in shown.told("tidemark_dropped_calls_total").items() if count}
     assert told == {("scoring", "shed"): 3, ("scoring", "expired"): 2, ("events", "cancelled"): 1}
 
@@ -70,15 +70,15 @@ def test_calls_that_are_not_worked_on_are_told_by_queue_and_cause(shown: Shown) 
 def test_who_is_refused_is_told_under_the_names_of_the_reasons(shown: Shown) -> None:
     reasons = {(Reason.CREDENTIALS_MISSING,), (Reason.CREDENTIALS_INVALID,), (Reason.SCOPE_MISSING,)}
     assert shown.told("tidemark_access_refused_total") == dict.fromkeys(reasons, 0)
-    shown.parts.access = SimpleNamespace(refused=Counter({Reason.SCOPE_MISSING: 4}))
+    shown.components.access = SimpleNamespace(refused=Counter({Reason.SCOPE_MISSING: 4}))
     assert shown.told("tidemark_access_refused_total")["SCOPE_MISSING",] == 4
 
 
 def test_a_redis_that_is_away_and_what_is_kept_for_that_are_told(shown: Shown) -> None:
     assert shown.told("tidemark_breaker_open") == {(): False}
-    shown.parts.store.breaker.failed(0, "gone")
-    shown.parts.scorers.recent = (7, 4096)
-    shown.parts.scorers.counts.update(stale=5, explained=6)
+    shown.components.redis.breaker.failed(0, "gone")
+    shown.components.scorers.cached_states, shown.components.scorers.cached_bytes = 7, 4096
+    shown.components.scorers.counts.update(stale=5, explained=6)
     assert shown.told("tidemark_breaker_open") == {(): True}
     found = {name: shown.told(f"tidemark_{name}")[()] for name in ("recent_states", "recent_bytes", "stale_total")}
     assert found == {"recent_states": 7, "recent_bytes": 4096, "stale_total": 5}
@@ -94,7 +94,7 @@ def test_models_are_told_with_their_roles_and_a_shadow_with_what_it_has_seen(sho
     nothing = SimpleNamespace(total=0.0, largest=0.0, alerts=0)
     seen = {"compared": 9, "unscored": 1, "dropped": 0, "differences": {"churn": churn, "propensity": nothing}}
     shown.router.model_set = ModelSet(one("v2"), one("v3"), 0.25, one("v4", **seen))
-    shown.parts.watch.switches, shown.parts.watch.loader.refusals = 1, 2
+    shown.components.watcher.switches, shown.components.watcher.loader.refusals = 1, 2
     roles = {("v2", "f", "active"): 1, ("v3", "f", "canary"): 1, ("v4", "f", "shadow"): 1}
     assert shown.told("tidemark_model_info") == roles
     assert shown.told("tidemark_canary_share") == {(): 0.25}
