@@ -85,7 +85,12 @@ def unknown_ids_ratio(bench: Bench) -> Measured:
 @contextmanager
 def _channel(port: int) -> Iterator[Callable[[str, bytes], Any]]:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield lambda method, request: channel.unary_unary(method)(request)
+
+        def call(method: str, request: bytes) -> Any:
+            unary: Any = channel.unary_unary(method)
+            return unary(request)
+
+        yield call
 
 
 def _timed(call: Callable[[str, bytes], Any], method: str, request: bytes) -> Window:

@@ -48,7 +48,7 @@ def test_other_records_are_left_alone() -> None:
     assert record.getMessage() == "3 calls"
 
 
-def test_what_a_loop_complains_of_is_named_without_the_data_it_was_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_of_the_event_loop_are_logged_without_their_data(caplog: pytest.LogCaptureFixture) -> None:
     def fail(customer_id: str) -> None:
         raise ValueError(customer_id)
 
@@ -77,7 +77,7 @@ def test_a_customer_is_named_by_an_hmac_of_the_id() -> None:
     assert customers.hashed("17") == customers.hashed("17")
 
 
-def test_lines_about_customers_are_few_whatever_happens(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_lines_about_customers_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     log = CustomerLog(lambda: now)
     for round_ in (1, 2):
@@ -90,7 +90,7 @@ def test_lines_about_customers_are_few_whatever_happens(caplog: pytest.LogCaptur
     assert "customer-" not in caplog.text
 
 
-def test_json_is_an_object_a_line_with_the_fields_that_were_given(
+def test_a_json_log_has_one_object_per_line_with_the_extra_fields(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started(monkeypatch, "json")

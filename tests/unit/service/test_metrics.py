@@ -107,7 +107,7 @@ def test_calls_are_counted_by_method_and_code_and_health_is_not() -> None:
 
 
 @given(st.lists(st.one_of(st.text(), st.binary()), max_size=30))
-def test_whatever_path_a_caller_makes_up_is_one_label(paths: list[str | bytes]) -> None:
+def test_all_unknown_paths_share_one_label(paths: list[str | bytes]) -> None:
     metrics = Metrics([SCORE])
     metrics.ended(SCORE, Code.OK, 0.001)
     for path in paths:
@@ -133,14 +133,14 @@ def test_ages_are_counted_though_they_are_put_into_buckets_together() -> None:
     assert sum(metrics.feature_ages().counts) == sum(found.counts)  # asked again, nothing is counted twice
 
 
-def test_a_name_is_given_once() -> None:
+def test_two_metrics_cannot_have_the_same_name() -> None:
     metrics = Metrics([])
     metrics.gauge("g", "…", lambda: 1)
     with pytest.raises(ValueError, match="a metric g already"):
         metrics.counter("g", "…", lambda: 1)
 
 
-def test_workers_are_told_apart_and_each_name_has_one_place() -> None:
+def test_samples_are_labelled_by_worker_and_each_name_is_one_family() -> None:
     def one(spikes: int) -> Metrics:
         metrics = Metrics([])
         metrics.counter("spikes_total", "Spikes.", lambda: spikes)

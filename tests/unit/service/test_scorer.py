@@ -155,7 +155,7 @@ def without_store(*parts: ScoreRequest) -> tuple[Sequence[Scores | RequestError]
     return asyncio.run(scorer.score(parts)), scorer.counts["stale"]
 
 
-def test_while_the_store_is_away_who_allows_it_gets_what_was_read_lately() -> None:
+def test_while_the_store_does_not_answer_requests_that_allow_it_get_stale_scores() -> None:
     unwilling = ScoreRequest(["known-1"])
     willing = ScoreRequest(["known-1", "nobody", "known-2", "known-3"], allow_stale_s=10.0)
     strict = ScoreRequest(["known-1", "known-61"], max_age_s=60.0, allow_stale_s=99.0)
@@ -185,7 +185,7 @@ def test_a_slice_of_a_part_may_be_stale_where_another_is_not() -> None:
     assert Scores.joined([fresh, stale]).rows["stale"].tolist() == [False, True, True]
 
 
-def test_where_nothing_is_loaded_nobody_is_unknown() -> None:
+def test_an_empty_store_is_reported_as_not_loaded_rather_than_as_unknown_customers() -> None:
     class Empty(FakeStore):
         async def read(self, customer_ids: Sequence[str]) -> StateBatch:
             batch = LAYOUT.unpack([None for _ in customer_ids])

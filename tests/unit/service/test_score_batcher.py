@@ -48,7 +48,7 @@ def ids(start: int, stop: int) -> ScoreRequest:
     return ScoreRequest([str(i) for i in range(start, stop)])
 
 
-def test_what_arrives_together_is_one_batch() -> None:
+def test_calls_that_arrive_together_form_one_batch() -> None:
     async def main() -> None:
         recorder = Recorder()
         batcher = ScoreBatcher(recorder.score)
@@ -59,7 +59,7 @@ def test_what_arrives_together_is_one_batch() -> None:
     run(main())
 
 
-def test_what_arrives_while_a_batch_runs_is_the_next_one() -> None:
+def test_calls_that_arrive_while_a_batch_runs_form_the_next_one() -> None:
     async def main() -> None:
         recorder = Recorder(pause_s=0.05)
         batcher = ScoreBatcher(recorder.score)

@@ -45,7 +45,7 @@ class Store:
 
 
 @pytest.mark.parametrize("turns", range(4))
-def test_events_that_come_in_whatever_turn_of_the_loop_are_not_left_waiting(turns: int) -> None:
+def test_events_that_arrive_in_any_turn_of_the_loop_are_not_left_waiting(turns: int) -> None:
     async def run() -> None:
         recorder = EventBatcher(Store(turns).record, Rules())
 
@@ -73,7 +73,7 @@ def test_events_that_come_in_the_very_turn_in_which_the_workers_end_are_not_left
     asyncio.run(run())
 
 
-def test_calls_share_batches_and_each_hears_of_its_own_events() -> None:
+def test_calls_share_batches_and_each_gets_the_outcomes_of_its_own_events() -> None:
     async def run() -> None:
         store = Store()
         recorder = EventBatcher(store.record, Rules())
@@ -94,7 +94,7 @@ def test_calls_share_batches_and_each_hears_of_its_own_events() -> None:
     asyncio.run(run())
 
 
-def test_who_gives_up_leaves_nothing_to_do_for_the_others_to_wait_for() -> None:
+def test_other_calls_do_not_wait_for_the_events_of_a_cancelled_call() -> None:
     async def run() -> None:
         store = Store(5)
         recorder = EventBatcher(store.record, Rules())

@@ -92,7 +92,7 @@ def tear(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def test_what_was_refused_is_not_tried_again_until_its_files_change(
+def test_a_refused_version_is_not_tried_again_until_its_files_change(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     read: list[str] = []
@@ -124,7 +124,7 @@ def test_what_was_refused_is_not_tried_again_until_its_files_change(
     worker.run(act)
 
 
-def test_a_model_is_loaded_behind_all_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_loaded_with_the_lowest_priority(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[None] = []
 
     async def act(watch: RegistryWatcher) -> None:
@@ -138,7 +138,7 @@ def test_a_model_is_loaded_behind_all_others(worker: Worker, monkeypatch: pytest
     worker.run(act)
 
 
-def test_states_of_other_features_are_waited_for(worker: Worker) -> None:
+def test_a_version_without_states_is_refused_until_they_are_loaded(worker: Worker) -> None:
     async def act(watch: RegistryWatcher) -> None:
         before, other = serving(watch), with_other_features(worker.registry)
         bundle.point(worker.registry, bundle.CURRENT, other)
@@ -157,7 +157,7 @@ def test_states_of_other_features_are_waited_for(worker: Worker) -> None:
     worker.run(act)
 
 
-def test_a_redis_that_is_away_puts_a_switch_off_and_leaves_current_as_it_was(worker: Worker) -> None:
+def test_a_redis_that_does_not_answer_postpones_a_switch_and_leaves_the_current_link(worker: Worker) -> None:
     async def act(watch: RegistryWatcher) -> None:
         before, later = serving(watch), republished(worker.registry, activate=False)
         worker.away = True
@@ -273,7 +273,7 @@ def test_memory_does_not_grow_with_switches(worker: Worker) -> None:
 # --- beginning ------------------------------------------------------------------------------------------------------
 
 
-def test_a_start_takes_what_served_last_where_the_current_bundle_must_not_be_served(worker: Worker) -> None:
+def test_a_start_takes_the_model_that_served_last_if_the_current_one_must_not_be_served(worker: Worker) -> None:
     async def begin() -> str:
         return (await first_model(worker.registry, worker.is_ready)).version
 

@@ -172,7 +172,7 @@ def explained(now: Floats, age_s: float = 0.0, most: int = 5) -> dict[str, Expla
     return dict(found)
 
 
-def test_what_moves_a_score_is_told_largest_first_and_the_rest_as_a_sum() -> None:
+def test_contributions_come_largest_first_and_the_rest_as_a_sum() -> None:
     now = np.array([-41 * DAY_S, 0.25, 9.0, 5.0, np.nan])
     churn = explained(now)["churn"]
     assert [one.reason_code for one in churn.contributions] == [
@@ -243,7 +243,7 @@ def test_a_coalition_without_a_finite_score_is_an_error_of_this_customer_alone()
     st.floats(-1e12, 1e12),
 )
 @pytest.mark.filterwarnings("error")
-def test_whatever_a_state_may_hold_is_explained_or_refused(slots: tuple[float, ...], age_s: float) -> None:
+def test_any_state_is_explained(slots: tuple[float, ...], age_s: float) -> None:
     model = Explainer(HISTORY, TYPICAL, lambda some: np.clip(np.nan_to_num(lapsing(some)), 0, 1))
     (found,) = model.explain(np.array([slots]), np.array([age_s]), np.array([[0.5, 0.5]]), 5)
     assert not isinstance(found, RequestError)

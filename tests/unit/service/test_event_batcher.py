@@ -83,7 +83,7 @@ def record(*mine: Event) -> tuple[RecordingResult, Store]:
 # --- what becomes of each -------------------------------------------------------------------------------------------
 
 
-def test_each_event_is_told_by_its_position_in_the_request() -> None:
+def test_rejected_and_guarded_events_are_reported_by_their_position_in_the_request() -> None:
     found, store = record(*events("late", "ok", "clip", "dup", "withheld", "ok", "late", "clip", "withheld"))
     assert (found.accepted, found.duplicates) == (4, 1)
     assert [(noted.at, noted.problem.reason) for noted in found.rejected] == [
@@ -114,7 +114,7 @@ def test_where_nothing_is_good_nothing_is_stored(kinds: tuple[str, ...]) -> None
     assert store.batches == []
 
 
-def test_what_becomes_of_events_is_counted_by_its_name() -> None:
+def test_events_are_counted_by_verdict_or_reason() -> None:
     async def main() -> None:
         recorder = recorder_of(Store())
         await recorder.record(events("ok", "clip", "dup", "late"))
@@ -133,7 +133,7 @@ def test_what_becomes_of_events_is_counted_by_its_name() -> None:
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
-def test_what_arrives_together_is_one_batch() -> None:
+def test_calls_that_arrive_together_form_one_batch() -> None:
     async def main() -> None:
         store = Store()
         recorder = recorder_of(store)
@@ -144,7 +144,7 @@ def test_what_arrives_together_is_one_batch() -> None:
     run(main())
 
 
-def test_what_arrives_while_batches_are_stored_is_the_next_one() -> None:
+def test_events_that_arrive_while_batches_are_stored_form_the_next_one() -> None:
     async def main() -> None:
         store = Store(pause_s=0.05)
         recorder = recorder_of(store)
@@ -243,7 +243,7 @@ def test_a_call_is_taken_up_though_all_batches_have_just_ended_together() -> Non
         (ValueError("customer secret-4711"), Reason.INTERNAL, Code.INTERNAL),
     ],
 )
-def test_what_fails_a_batch_is_told_by_its_reason_and_shows_nothing_of_the_inside(
+def test_a_failed_batch_is_reported_by_its_reason_without_internal_details(
     caplog: pytest.LogCaptureFixture, error: Exception, reason: Reason, code: Code
 ) -> None:
     async def main() -> None:
@@ -362,7 +362,7 @@ def test_an_acknowledgement_tells_every_event_that_was_refused_or_guarded() -> N
     assert [one.index for one in reply.guarded] == list(range(1, 1000, 2))
 
 
-def test_a_message_that_fails_ends_the_stream_and_what_was_recorded_before_stays() -> None:
+def test_a_message_that_fails_ends_the_stream_and_earlier_events_stay_recorded() -> None:
     store = Store()
     store.failures["bad"] = StoreUnavailableError()
     with pytest.raises(RequestError) as caught:

@@ -144,7 +144,7 @@ def test_consent_comes_before_any_other_reason() -> None:
     assert reasons(scores) == {0: Reason.CONSENT_WITHHELD, 1: Reason.FEATURES_TOO_OLD}
 
 
-def test_each_part_hears_of_its_own_customers() -> None:
+def test_each_request_gets_the_errors_and_interests_of_its_own_customers() -> None:
     error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids")
     one, two, three = score(
         ScoreRequest(["plain", "lamp"]),
@@ -230,7 +230,7 @@ def test_the_guards_are_shown_how_many_answers_alert_and_about_what() -> None:
 
 
 @pytest.mark.parametrize("name", ["withheld", "unknown", "torn", "torn-lamp", "withheld-off"])
-def test_who_gets_no_score_is_no_answer(name: str) -> None:
+def test_a_customer_without_a_score_is_not_counted_as_an_answer(name: str) -> None:
     churn, propensity = FakeGuard(), FakeGuard()
     score(ScoreRequest(["plain", name, "calm"]), churn=churn, propensity=propensity)
     assert churn.shown == propensity.shown == [(2, 1, [])]

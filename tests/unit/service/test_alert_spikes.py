@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scoring.alert_spikes import ITEMS_A_LOOK, LEAST_HISTORY, LOOKS, SpikeGuard
+from service.scoring.alert_spikes import MAX_JUDGEMENTS, MAX_NEW_ITEMS, MIN_HISTORY, SpikeGuard
 
 WINDOW_S = 60.0
 STEPS = 10
@@ -33,9 +33,9 @@ class Clock:
 class Shop:
     """A guard on a clock of its own, fed window by window."""
 
-    def __init__(self, *, windows: int = 60, most_items: int = 1000) -> None:
+    def __init__(self, *, windows: int = 60, max_items: int = 1000) -> None:
         self.clock = Clock()
-        self.guard = SpikeGuard(clock=self.clock, window_s=WINDOW_S, windows=windows, most_items=most_items)
+        self.guard = SpikeGuard(clock=self.clock, window_s=WINDOW_S, windows=windows, max_items=max_items)
 
     def window(self, *batches: Batch) -> bool:
         """One window whose batches come evenly; then the clock stands where the next one begins. Marked at its end?"""
@@ -56,9 +56,9 @@ class Shop:
         return self.guard.in_total()
 
 
-def calm(*, windows: int = 60, most_items: int = 1000) -> Shop:
+def calm(*, windows: int = 60, max_items: int = 1000) -> Shop:
     """A full history of 5 in 100, by chance, in windows of 1000 answers; "shoes" has one alert in five."""
-    shop, random = Shop(windows=windows, most_items=most_items), np.random.default_rng(1)
+    shop, random = Shop(windows=windows, max_items=max_items), np.random.default_rng(1)
     for alerts in random.binomial(1000, 0.05, windows).tolist():
         shop.window((1000, alerts, ["shoes"] * (alerts // 5)))
     assert shop.guard.spikes == shop.guard.item_spikes == 0
@@ -75,11 +75,11 @@ def spikes_at(shares: Sequence[float], sizes: Sequence[int], seed: int) -> int:
 
 def test_nothing_is_a_spike_before_there_is_a_history() -> None:
     shop = Shop()
-    shop.windows(LEAST_HISTORY - 1, (1000, 50, ()))
+    shop.windows(MIN_HISTORY - 1, (1000, 50, ()))
     assert not shop.observe(1000, 1000, ["shoes"] * 1000)
     assert not shop.guard.of_item("shoes")
     young = Shop()
-    young.windows(LEAST_HISTORY, (1000, 50, ()))
+    young.windows(MIN_HISTORY, (1000, 50, ()))
     assert young.observe(1000, 1000)
 
 
@@ -89,13 +89,13 @@ def test_answers_are_marked_during_the_spike_from_the_first_ones_that_are_enough
     assert marked == [False] * 9 + [True] * 11  # 200 answers are enough
 
 
-def test_a_spike_that_begins_within_a_window_is_marked_within_a_look() -> None:
+def test_a_spike_that_begins_within_a_window_is_marked_within_a_judgement() -> None:
     shop = calm()
     assert not shop.observe(3000, 150)
     shop.clock.now += WINDOW_S / 2
     assert not shop.observe(3000, 150)
     assert not shop.observe(3000, 2000)  # not yet looked at again
-    shop.clock.now += WINDOW_S / LOOKS
+    shop.clock.now += WINDOW_S / MAX_JUDGEMENTS
     assert shop.observe(1, 0)
 
 
@@ -118,7 +118,7 @@ def test_a_spike_has_no_gap_where_a_window_begins() -> None:
     assert not shop.guard.of_item("hats")
 
 
-def test_nobody_knows_whether_a_spike_goes_on_after_a_pause_or_a_window_with_few_answers() -> None:
+def test_a_spike_ends_with_a_pause_or_a_window_with_few_answers() -> None:
     shop = calm()
     assert shop.window((1000, 500, ["hats"] * 500))
     shop.clock.now += WINDOW_S
@@ -155,7 +155,7 @@ def test_chance_after_a_history_without_any_change_is_no_spike() -> None:
 
 def test_more_traffic_does_not_make_chance_before_it_a_spike() -> None:
     random = np.random.default_rng(8)
-    for few, share in [(LEAST_HISTORY, 0.05), (LEAST_HISTORY, 0.003), (60, 0.003), (60, 0.0005)]:
+    for few, share in [(MIN_HISTORY, 0.05), (MIN_HISTORY, 0.003), (60, 0.003), (60, 0.0005)]:
         for _ in range(200):
             shop = Shop()
             for alerts in random.binomial(200, share, few).tolist():
@@ -260,13 +260,13 @@ def test_chance_is_no_spike_of_an_item() -> None:
 def test_many_items_take_turns_those_with_the_most_alerts_first() -> None:
     shop = Shop()
     shop.windows(60, (100_000, 5000, ()))
-    names = [f"item {i}" for i in range(5 * ITEMS_A_LOOK)]
+    names = [f"item {i}" for i in range(5 * MAX_NEW_ITEMS)]
     shop.observe(100_000, 25_000, [name for at, name in enumerate(names) for _ in range(50 + at % 2 * 50)])
     marked = [name for name in names if shop.guard.of_item(name)]
-    assert len(marked) == ITEMS_A_LOOK
+    assert len(marked) == MAX_NEW_ITEMS
     assert all(names.index(name) % 2 for name in marked)
     for _ in range(4):
-        shop.clock.now += WINDOW_S / LOOKS
+        shop.clock.now += WINDOW_S / MAX_JUDGEMENTS
         shop.observe(1, 0)
     assert all(map(shop.guard.of_item, names))
     assert shop.guard.item_spikes == len(names)
@@ -276,34 +276,34 @@ def test_many_items_take_turns_those_with_the_most_alerts_first() -> None:
 
 
 def test_an_item_with_many_alerts_is_followed_through_a_flood_of_others() -> None:
-    shop = calm(most_items=10)
+    shop = calm(max_items=10)
     for flood in range(1000):  # each tenth alert is about hats, all others about an item of their own
         shop.observe(100, 10, ["hats", *(f"{flood}-{i}" for i in range(9))])
-    shop.clock.now += WINDOW_S / LOOKS
+    shop.clock.now += WINDOW_S / MAX_JUDGEMENTS
     shop.observe(100, 10)
     assert shop.guard.of_item("hats")
 
 
 def test_an_item_is_not_forgotten_again_and_again_for_those_that_came_before_it() -> None:
-    shop = calm(most_items=10)
+    shop = calm(max_items=10)
     shop.observe(1000, 1000, [f"item {i}" for i in range(10)] * 100)
     for flood in range(20):
         shop.observe(100, 70, [*["hats"] * 50, *(f"{flood}-{i}" for i in range(20))])
-    shop.clock.now += WINDOW_S / LOOKS
+    shop.clock.now += WINDOW_S / MAX_JUDGEMENTS
     shop.observe(1, 0)
     assert shop.guard.of_item("hats")
 
 
-def test_what_is_usual_for_an_item_is_forgotten_with_it() -> None:
-    shop = calm(most_items=10)
+def test_the_usual_share_of_an_item_is_forgotten_with_the_item() -> None:
+    shop = calm(max_items=10)
     for flood in range(50):
         shop.observe(1000, 900, [f"{flood}-{i}" for i in range(9)] * 100)
-        shop.clock.now += WINDOW_S / LOOKS
+        shop.clock.now += WINDOW_S / MAX_JUDGEMENTS
         assert len(shop.guard._usual_of) <= 20
 
 
 def test_forgetting_items_is_no_rise_of_those_that_are_remembered() -> None:
-    shop, names = calm(most_items=20), [f"item {i}" for i in range(41)]
+    shop, names = calm(max_items=20), [f"item {i}" for i in range(41)]
     shop.windows(60, (10_000, 4100, names * 100))  # too many to follow, so each loses what it had
     marked = shop.guard.item_spikes
     shop.window((10_000, 4000, names[:40] * 100))  # just few enough
@@ -330,15 +330,15 @@ def test_a_spike_is_counted_once_a_window() -> None:
 
 
 def test_a_window_is_judged_at_most_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    shop, looks, look = calm(), [], SpikeGuard._look
+    shop, looks, look = calm(), [], SpikeGuard._judge
 
     def counted(guard: SpikeGuard, now: float) -> None:
         looks.append(now)
         look(guard, now)
 
-    monkeypatch.setattr(SpikeGuard, "_look", counted)
+    monkeypatch.setattr(SpikeGuard, "_judge", counted)
     shop.window(*[(10, 0, ())] * 20_000)
-    assert LOOKS - 3 <= len(looks) <= LOOKS
+    assert MAX_JUDGEMENTS - 3 <= len(looks) <= MAX_JUDGEMENTS
 
 
 batches = st.lists(
@@ -352,29 +352,29 @@ batches = st.lists(
 )
 
 
-@given(batches, st.integers(1, 5), st.integers(LEAST_HISTORY, 12))
-def test_whatever_comes_is_counted_within_bounds(
-    given_batches: list[tuple[float, int, int, list[str]]], most_items: int, windows: int
+@given(batches, st.integers(1, 5), st.integers(MIN_HISTORY, 12))
+def test_any_sequence_of_batches_is_counted_within_bounds(
+    given_batches: list[tuple[float, int, int, list[str]]], max_items: int, windows: int
 ) -> None:
-    shop = Shop(windows=windows, most_items=most_items)
+    shop = Shop(windows=windows, max_items=max_items)
     guard = shop.guard
     for pause, answers, alerts, items in given_batches:
         shop.clock.now += pause
         shop.observe(answers, alerts, items)
-        assert len(guard._window.items) <= 2 * most_items
-        assert len(guard._items) <= 2 * most_items
-        assert len(guard._usual_of) <= 2 * most_items
+        assert len(guard._window.items) <= 2 * max_items
+        assert len(guard._items) <= 2 * max_items
+        assert len(guard._usual_of) <= 2 * max_items
         assert len(guard._before) <= windows
-        assert all(len(window.items) <= most_items for window in guard._before)
+        assert all(len(window.items) <= max_items for window in guard._before)
 
 
 @given(
-    st.lists(st.tuples(st.integers(200, 5000), st.floats(0, 1)), min_size=LEAST_HISTORY, max_size=20),
+    st.lists(st.tuples(st.integers(200, 5000), st.floats(0, 1)), min_size=MIN_HISTORY, max_size=20),
     st.integers(200, 5000),
     st.floats(0, 1),
     st.integers(2, 50),
 )
-def test_what_is_a_spike_is_one_with_more_traffic_too(
+def test_a_spike_is_still_one_with_more_traffic(
     history: list[tuple[int, float]], size: int, share: float, times: int
 ) -> None:
     def marked(times: int) -> bool:

@@ -68,7 +68,7 @@ def test_direction_and_offer_are_said() -> None:
     )
 
 
-def test_values_are_told_in_units_that_a_program_can_use() -> None:
+def test_values_have_units_that_a_program_can_use() -> None:
     (player,) = players_of([DURATION])
     (slot,) = contribution_of("churn", player, 0.1, [(DURATION, 90 * WEEK, 600 * WEEK)]).slots
     assert (slot.slot, slot.unit, slot.text, slot.typical_text) == (
@@ -90,7 +90,7 @@ def test_values_are_told_in_units_that_a_program_can_use() -> None:
     )
 
 
-def test_what_is_kept_of_one_event_by_one_measure_is_one_feature() -> None:
+def test_one_measure_of_one_event_is_one_player() -> None:
     again = COUNT.model_copy(update={"name": "carts_7", "half_life_days": 7.0})
     found = players_of([again, LATEST, COUNT, REGION, AMOUNT])
     assert [(player.name, player.slots) for player in found] == [

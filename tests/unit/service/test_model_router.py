@@ -67,7 +67,7 @@ def shadow_of(scorer: FakeScorer) -> Shadow:
 
 
 @given(st.text(), SHARES, SHARES)
-def test_who_is_in_a_canary_is_in_every_larger_one(customer_id: str, one: float, other: float) -> None:
+def test_a_customer_of_a_canary_is_in_every_larger_canary(customer_id: str, one: float, other: float) -> None:
     smaller, larger = sorted([one, other])
     assert in_canary([customer_id], smaller) <= in_canary([customer_id], larger)
 
@@ -78,7 +78,7 @@ def test_a_customer_is_drawn_alone_as_among_others(ids: list[str], share: float)
 
 
 @given(st.text())
-def test_nobody_is_in_a_canary_of_none_and_all_are_in_one_of_all(customer_id: str) -> None:
+def test_a_share_of_zero_contains_no_customer_and_a_share_of_one_all(customer_id: str) -> None:
     assert 0 <= drawn(customer_id) < 1
     assert in_canary([customer_id], 0.0) == [False]
     assert in_canary([customer_id], 1.0) == [True]
@@ -90,7 +90,7 @@ def test_a_draw_is_the_same_in_every_process_and_release() -> None:
 
 @pytest.mark.parametrize("pattern", ["{}", "{:06d}", "customer-{}", "{}@example.com"])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
-def test_the_share_of_customers_is_as_asked_whatever_their_ids_look_like(pattern: str, share: float) -> None:
+def test_the_share_of_customers_is_as_requested_for_ids_of_any_pattern(pattern: str, share: float) -> None:
     count = 20_000
     found = sum(in_canary([pattern.format(number) for number in range(count)], share))
     assert abs(found - count * share) < 5 * np.sqrt(count * share * (1 - share))
@@ -173,7 +173,7 @@ async def settle(shadow: Shadow) -> None:
         await shadow._task
 
 
-def test_a_shadow_tells_how_it_differs_from_the_answers() -> None:
+def test_a_shadow_counts_how_its_answers_differ() -> None:
     async def run() -> Shadow:
         active, _ = served("old", 0.1)
         shadow = shadow_of(FakeScorer("new", 0.6))
@@ -206,7 +206,7 @@ def test_a_shadow_works_after_the_answer_and_never_fails_it() -> None:
     assert (shadow.compared, shadow.dropped) == (0, 1)
 
 
-def test_a_shadow_that_is_behind_drops_what_it_cannot_keep_up_with() -> None:
+def test_a_shadow_that_falls_behind_drops_calls() -> None:
     async def run() -> tuple[Shadow, FakeScorer]:
         active, _ = served("old", 0.1)
         scorer = FakeScorer("new", 0.6)

@@ -141,7 +141,7 @@ def check(callers: list[Caller], gate: Gate, batcher: ScoreBatcher) -> None:
         assert (lane.queue.rows, len(lane.queue)) == (0, 0)
 
 
-def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
+def test_cancelled_and_expired_calls_are_not_scored() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
         batcher = ScoreBatcher(gate.score, clock=clock)
@@ -161,7 +161,7 @@ def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
     run(main())
 
 
-def test_a_large_call_that_expires_half_way_is_given_up() -> None:
+def test_a_large_call_that_expires_half_way_is_not_continued() -> None:
     async def main() -> None:
         clock, gate = Clock(), Gate()
         batcher = ScoreBatcher(gate.score, max_rows=100, slice_rows=100, clock=clock)
@@ -289,7 +289,7 @@ def test_a_cancelled_caller_leaves_nothing_behind(when: str) -> None:
     run(main())
 
 
-def test_a_front_that_cannot_deliver_a_refusal_disturbs_nobody() -> None:
+def test_a_refusal_that_cannot_be_delivered_disturbs_no_other_call() -> None:
     def broken(_: Scores | RequestError) -> None:
         raise ValueError
 
