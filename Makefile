@@ -19,13 +19,13 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test check format bench protos lock clean
+.PHONY: help run test check format bench protos baseline lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(WHEEL) ## train on the sample, load Redis, serve on 127.0.0.1:$PORT and show first answers; Ctrl-C stops it
-	@exec $(BIN)/python -P -m service.demo $(CONFIG) --registry $(REGISTRY) --port $(PORT)
+	@exec $(BIN)/tidemark demo $(CONFIG) --registry $(REGISTRY) --port $(PORT)
 
 # End to end comes last: it needs the sample's model, which one process fits while the other goes on.
 test: $(DEV) $(WHEEL) ## run all tests against the built wheel
@@ -49,6 +49,9 @@ bench: $(DEV) $(WHEEL) ## measure the figures of the README; writes build/bench.
 
 protos: $(RUN) ## build the Python stubs of the contract into client/tidemark
 	$(BIN)/python client/build_stubs.py
+
+baseline: $(DEV) ## accept the contract as it is: make check compares later ones with it
+	$(BIN)/buf build protos --output protos/baseline.binpb
 
 # Of the sample only its Parquet files are used, by DuckDB; pandas and pyarrow (210 MB) are for its Python functions.
 lock: $(UV) ## renew the lock files from pyproject.toml

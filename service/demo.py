@@ -1,8 +1,13 @@
-"""``make run``: everything from a config to first answers, by the same commands that a user would type, then serve.
+"""``tidemark demo``, or ``make run``: from a config to first answers by the commands that a user would type.
 
-Trains if the registry has no usable bundle, embeds Redis unless given one, loads the features, archives live events,
-serves, calls the server with the real clients, and goes on serving until Ctrl-C or SIGTERM. The embedded Redis keeps
-what it has beside the registry, so that events that were sent are there the next time.
+Trains unless the registry has a bundle, embeds Redis unless one is given, loads the features, archives live events,
+serves, calls the server with the Python client, and goes on serving until Ctrl-C or SIGTERM. The embedded Redis keeps
+its data beside the registry, so that events that were sent are there the next time.
+
+::
+
+    fit ─► bundle ─► load ─► archive, serve ─► ten answers ─► serve until Ctrl-C
+      └─► evidence and report, meanwhile
 """
 
 from __future__ import annotations
@@ -37,8 +42,8 @@ from feature_store.online.store import StateWriter
 from feature_store.state.layout import StateLayout
 from tidemark import Alert, CustomerClient, Event, EventClient, Problem, Score, ScoringClient
 
-SHOWN: Final = 10
-LOOKS: Final = 3
+SHOWN_CUSTOMERS: Final = 10
+VIEWS: Final = 3
 START_TIMEOUT_S: Final = 120.0
 POLL_S: Final = 0.2
 
@@ -47,14 +52,18 @@ POLL_S: Final = 0.2
 @click.argument("config")
 @click.option("--registry", required=True, type=click.Path(path_type=Path), help="Folder of bundles.")
 @click.option(
-    "--redis", "url", envvar="REDIS_URL", help="A Redis of your own, or REDIS_URL [default: an embedded one]."
+    "--redis", "url", metavar="URL", envvar="REDIS_URL", help="Your Redis, or REDIS_URL [default: an embedded one]."
 )
-@click.option("--port", default=50051, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--port", default=50051, show_default=True, type=click.IntRange(1, 65535), help="Port of the server.")
 def demo(config: str, registry: Path, url: str | None, port: int) -> None:
-    """Train if need be, load Redis, serve, and show the first answers."""
+    """Train on CONFIG unless there is a bundle, load Redis, serve, and show the first answers.
+
+    CONFIG is a TOML file or the name of a built-in one, for example complete_journey.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a background job inherits it ignored
         signal.signal(number, _interrupt)
     _check_free(port)
+    start = time.monotonic()
     console = Console()
     with ExitStack() as stack:
         stack.enter_context(_bundle_in(console, config, registry))
@@ -63,38 +72,56 @@ def demo(config: str, registry: Path, url: str | None, port: int) -> None:
             data = registry.parent / "redis"
             url = stack.enter_context(_announced_redis(console, data))
             archive = ["--archive", str(data / "archive")]
-        load = ["feature_store", "load", config, "--registry", str(registry), "--shift-to-now", *archive]
-        _run(_shown(console, url, *load), url)
+        load = ["load", config, "--registry", str(registry), "--shift-to-now", *archive]
+        with _timed(console, "loaded Redis"):
+            _run(_announced(console, url, *load), url)
         if archive:
-            keep = _shown(console, url, "feature_store", "archive", "--folder", archive[1])
-            stack.enter_context(_process(keep, url))
-        serve = _shown(console, url, "service", "--registry", str(registry), "--port", str(port))
-        server = stack.enter_context(_process(serve, url))
-        _await_serving(server, port)
+            stack.enter_context(_process(_announced(console, url, "archive", "--folder", archive[1]), url))
+        with _timed(console, "started the server"):
+            serve = _announced(console, url, "serve", "--registry", str(registry), "--port", str(port))
+            server = stack.enter_context(_process(serve, url))
+            _await_serving(server, port)
         _show_answers(console, registry, url, port)
         _show_events(console, f"127.0.0.1:{port}")
-        console.print(f"serving on 127.0.0.1:{port} until Ctrl-C", highlight=False)
+        _say(console, f"first answers after {time.monotonic() - start:.1f} s; serving on 127.0.0.1:{port} until Ctrl-C")
         try:
             code = server.wait()
         except KeyboardInterrupt:
             return
-    raise InputError(f"the server ended by itself with code {code}")
+    raise InputError(f"the server has ended unexpectedly with exit code {code}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _timed(console: Console, done: str) -> Iterator[None]:
+    """Print a line with the time of a step when it has finished."""
+    start = time.monotonic()
+    yield
+    _say(console, f"{done} in {time.monotonic() - start:.1f} s")
 
 
 @contextmanager
 def _bundle_in(console: Console, config: str, registry: Path) -> Iterator[None]:
-    """A bundle to serve. Where one has to be fitted, its evidence and report are made while the block runs."""
-    if (found := _current(registry)) is not None:
-        console.print(f"found bundle {found.manifest.version} in {registry}: no training needed", highlight=False)
+    """Have a bundle to serve. If one has to be fitted, its evidence and report are made while the block runs."""
+    if (current := _current(registry)) is not None:
+        _say(console, f"using bundle {current.manifest.version} in {registry}: no training needed")
         yield
         return
-    command = ["training", "fit", config, "--registry", str(registry), "--evidence-later"]
-    # By Ctrl-C, so that it ends its workers, removes what is half written and leaves the terminal as it was.
-    with _process(_shown(console, None, *command), None, signal.SIGINT) as fit:
-        while _current(registry) is None:
-            if (code := fit.poll()) is not None and _current(registry) is None:
-                sys.exit(code)  # it has said why
-            time.sleep(POLL_S)
+    command = _announced(console, None, "fit", config, "--registry", str(registry), "--evidence-later")
+    # Stopped by SIGINT, so that it ends its workers, removes unfinished files and restores the terminal.
+    with _process(command, None, signal.SIGINT) as fit:
+        with _timed(console, "trained a bundle"):
+            while _current(registry) is None:
+                if (code := fit.poll()) is not None and _current(registry) is None:
+                    sys.exit(code)  # it has printed why
+                time.sleep(POLL_S)
+        _say(
+            console,
+            f"the report will be {registry / bundle.CURRENT / 'report.html'}; it is made while the server starts",
+        )
         yield
 
 
@@ -108,33 +135,33 @@ def _current(registry: Path) -> bundle.Bundle | None:
 @contextmanager
 def _announced_redis(console: Console, data: Path) -> Iterator[str]:
     with embedded_redis(data=data) as url:
-        console.print(f"embedded Redis at {url} (data in {data})", highlight=False)
+        _say(console, f"embedded Redis at {url} (data in {data})")
         yield url
 
 
 def _check_free(port: int) -> None:
-    """Refuse a port that is taken before anything is done, not after."""
+    """Refuse a port that is taken before anything else is done."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
         raise InputError(f"port {port} is taken: choose another one with --port (make run PORT=…)") from error
 
 
-def _shown(console: Console, url: str | None, *command: str) -> list[str]:
-    """One of our commands, printed as a user would type it; a password in the URL is not printed."""
+def _announced(console: Console, url: str | None, *arguments: str) -> list[str]:
+    """A command of ours, printed as a user would type it; a password in the URL is not printed."""
     redis = ["--redis", re.sub(r"//[^/@]*@", "//…@", url)] if url else []
-    line = shlex.join(["python", "-m", *command]) + "".join(f" {word}" for word in redis)
-    console.print(f"$ {line}", style="bold", highlight=False, soft_wrap=True)
-    return [sys.executable, "-P", "-m", *command]
+    line = shlex.join(["tidemark", *arguments]) + "".join(f" {word}" for word in redis)
+    console.print(f"$ {line}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    return [sys.executable, "-P", "-m", "service.cli", *arguments]
 
 
 def _environment(url: str | None) -> dict[str, str]:
-    """Where the commands find Redis: not in their arguments, which everybody on the machine can read."""
+    """Tells the commands where Redis is: not in their arguments, which everybody on the machine can read."""
     return {**os.environ, "REDIS_URL": url, "TIDEMARK_REDIS": url} if url else dict(os.environ)
 
 
 def _run(command: list[str], url: str | None) -> None:
-    """Run a command; its own error line is enough if it fails."""
+    """Run a command; if it fails, it has printed why."""
     code = subprocess.run(command, env=_environment(url), check=False).returncode  # noqa: S603  # our own
     if code:
         sys.exit(code)
@@ -144,7 +171,8 @@ def _run(command: list[str], url: str | None) -> None:
 def _process(
     command: list[str], url: str | None, stop: signal.Signals = signal.SIGTERM
 ) -> Iterator[subprocess.Popen[bytes]]:
-    # A session of its own: Ctrl-C reaches this process, which then stops fit, server, archiver and Redis in order.
+    """Run a process during the block, and stop it with a signal afterwards."""
+    # In a separate session: Ctrl-C reaches this process, which then stops fit, server, archiver and Redis in order.
     process = subprocess.Popen(command, env=_environment(url), start_new_session=True)  # noqa: S603  # our own
     try:
         yield process
@@ -159,7 +187,7 @@ def _await_serving(server: subprocess.Popen[bytes], port: int) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if server.poll() is not None:
-                sys.exit(server.returncode)  # it has said why
+                sys.exit(server.returncode)  # it has printed why
             try:
                 reply = health.Check(health_pb2.HealthCheckRequest(), timeout=0.5, wait_for_ready=True)
             except grpc.RpcError:
@@ -167,50 +195,50 @@ def _await_serving(server: subprocess.Popen[bytes], port: int) -> None:
             if reply.status == health_pb2.HealthCheckResponse.SERVING:
                 return
             time.sleep(0.05)
-    raise InputError("the server did not become healthy in time")
+    raise InputError(f"the server did not become healthy within {START_TIMEOUT_S:.0f} s")
 
 
 def _show_answers(console: Console, registry: Path, url: str, port: int) -> None:
-    """Score everybody, and show ten customers spread from far below to far above their own churn threshold."""
+    """Score all customers, and show ten of them, from far below to far above their churn threshold."""
     manifest = bundle.read(registry).manifest
     with StateWriter(url, StateLayout(manifest.features)) as redis:
         ids = sorted(redis.customer_ids())
     with ScoringClient(f"127.0.0.1:{port}", timeout_s=10.0) as client:
         start = time.perf_counter()
         results = client.score_many(ids)
-        took = time.perf_counter() - start
+        all_s = time.perf_counter() - start
         scores = sorted((r for r in results if not isinstance(r, Problem)), key=_churn_margin)
-        chosen = [scores[round(i * (len(scores) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
+        chosen = [scores[round(i * (len(scores) - 1) / (SHOWN_CUSTOMERS - 1))] for i in range(SHOWN_CUSTOMERS)]
         start = time.perf_counter()
         answers = [client.score(score.customer_id) for score in chosen]
-        each = (time.perf_counter() - start) / len(answers)
+        each_s = (time.perf_counter() - start) / len(answers)
     console.print(_table(answers))
-    console.print(
-        f"{len(scores):,} customers scored in {took:.2f} s, one in {each * 1e3:.1f} ms; model {manifest.version}",
-        highlight=False,
-        soft_wrap=True,
+    _say(
+        console,
+        f"{len(scores):,} customers scored in {all_s:.2f} s, one in {each_s * 1e3:.1f} ms; model {manifest.version}",
     )
 
 
 def _show_events(console: Console, target: str) -> None:
-    """Let a visitor look at something and buy it, show what that changes at once, and forget the visitor again."""
+    """Let a visitor view an item and buy it, show how the score changes at once, and delete the visitor."""
     visitor = f"visitor-{uuid.uuid4().hex[:6]}"
     with ScoringClient(target) as scores, EventClient(target) as events, CustomerClient(target) as customers:
-        looks = [Event(visitor, "view", item_id="running-shoe", channel="web") for _ in range(LOOKS)]
-        events.record([Event(visitor, "visit", channel="web"), *looks])
+        views = [Event(visitor, "view", item_id="running-shoe", channel="web") for _ in range(VIEWS)]
+        events.record([Event(visitor, "visit", channel="web"), *views])
         before = scores.score(visitor)
         start = time.perf_counter()
         events.record([Event(visitor, "purchase", amount=80.0, item_id="running-shoe", channel="app")])
         after = scores.score(visitor)
-        took = time.perf_counter() - start
+        took_s = time.perf_counter() - start
         customers.delete(visitor)
-    console.print(
-        f"{visitor} looks {LOOKS} times at {before.top_interest.item_id if before.top_interest else 'nothing'} "
-        f"(repeated view: {'yes' if before.propensity.repeated_view else 'no'}), then buys it: propensity "
-        f"{before.propensity.probability:.3f}, then {after.propensity.probability:.3f}, expected spend "
-        f"{before.expected_spend:.2f}, then {after.expected_spend:.2f}, in {took * 1e3:.1f} ms; forgotten again",
-        highlight=False,
-        soft_wrap=True,
+    item = before.top_interest.item_id if before.top_interest else "nothing"
+    repeated = "yes" if before.propensity.repeated_view else "no"
+    _say(
+        console,
+        f"{visitor} views {item} {VIEWS} times (repeated view: {repeated}) and "
+        f"then buys it: the purchase propensity goes from {before.propensity.probability:.3f} to "
+        f"{after.propensity.probability:.3f} and the expected spend from {before.expected_spend:.2f} to "
+        f"{after.expected_spend:.2f}, {took_s * 1e3:.1f} ms later; then the visitor is deleted",
     )
 
 
@@ -219,7 +247,7 @@ def _churn_margin(score: Score) -> float:
 
 
 def _table(scores: list[Score]) -> Table:
-    title = "Ten customers, from far below to far above the churn threshold of their own"
+    title = "Ten customers, from far below to far above their per-customer churn threshold"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("customer", "churn", "threshold", "alert", "propensity", "threshold", "alert", "expected spend"):
         table.add_column(heading, justify="right")
