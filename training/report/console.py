@@ -1,4 +1,4 @@
-"""What a fit prints: the evidence of its manifest, as tables."""
+"""The summary that ``training fit`` prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from feature_store.bundles.bundle import OFFERS, Manifest
 
 
 def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
-    """Print what the models reach on the test rows, and what acting on them is worth."""
+    """Print the quality of the models on the test rows, and the profit of acting on them."""
     metrics = manifest.metrics
     offers = [offer for offer in OFFERS if offer in metrics]
     console.print(_source(manifest), highlight=False, soft_wrap=True)
@@ -23,19 +23,19 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
     kept = ", ".join(feature.name for feature in manifest.features)
     console.print(f"{len(manifest.features)} slots: {kept}", highlight=False, soft_wrap=True)
 
-    told = "On the test cut-offs, later than all training" if manifest.cutoffs else "On the test customers"
-    quality = Table(title=told, title_justify="left", box=box.SIMPLE)
+    title = "Test cut-offs, later than all training data" if manifest.cutoffs else "Test customers"
+    quality = Table(title=title, title_justify="left", box=box.SIMPLE)
     for heading in ("", "AUC", "AP", "Brier", "log loss", "ECE", "base rate"):
         quality.add_column(heading, justify="left" if not heading else "right")
     names = ("auc", "average_precision", "brier", "log_loss", "calibration_error", "base_rate")
     for offer in offers:
-        for label, found in ((offer, metrics[offer]), ("  recency alone", metrics[offer].get("recency_alone"))):
-            if found is not None:
-                quality.add_row(label, *(f"{found[name]:.4f}" for name in names))
+        for label, figures in ((offer, metrics[offer]), ("  recency alone", metrics[offer].get("recency_alone"))):
+            if figures is not None:
+                quality.add_row(label, *(f"{figures[name]:.4f}" for name in names))
     console.print(quality)
 
     profit = Table(
-        title="Expected profit at equal contacts: dynamic threshold, single threshold, p·v ranking",
+        title="Expected profit with equal numbers of contacts: dynamic threshold, single threshold, ranking by p·v",
         title_justify="left",
         box=box.SIMPLE,
     )
@@ -66,12 +66,12 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
 
 
 def _source(manifest: Manifest) -> str:
-    """What was read, and what the models were tested on."""
+    """What was read, and which rows the models were tested on."""
     source, cutoffs = manifest.source, manifest.cutoffs
     if not cutoffs:
         return (
-            f"{source['customers']:,} customers of a snapshot, which has no time to cut: tested on "
-            f"{manifest.metrics['rows']['test']:,} of them, drawn {source['test']}; later data will hold less"
+            f"{source['customers']:,} customers of a snapshot, which cannot be split by time: tested on "
+            f"{manifest.metrics['rows']['test']:,} of them, chosen {source['test']}; expect worse results on later data"
         )
     return (
         f"{source['events']:,} events of {source['customers']:,} customers; "
@@ -80,10 +80,10 @@ def _source(manifest: Manifest) -> str:
     )
 
 
-def _spend(found: Mapping[str, Any]) -> str:
-    if "mean_absolute_error" not in found:
-        return f"expected spend ({found['model']}): economics.value for every customer"
+def _spend(metrics: Mapping[str, Any]) -> str:
+    if "mean_absolute_error" not in metrics:
+        return f"expected spend ({metrics['model']}): economics.value for every customer"
     return (
-        f"expected spend ({found['model']}): mean absolute error {found['mean_absolute_error']:.2f}, "
-        f"predicted over actual total {found['total_ratio']:.3f}"
+        f"expected spend ({metrics['model']}): mean absolute error {metrics['mean_absolute_error']:.2f}, "
+        f"predicted total / actual total {metrics['total_ratio']:.3f}"
     )

@@ -1,4 +1,4 @@
-"""What is drawn of the scored rows: curves and bins of at most a few hundred points, however many rows there are."""
+"""Curves and bins of the scored rows, reduced to at most a few hundred points."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ Labels = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of equal size: mean prediction, share that came true and its 95 % error; and a histogram over [0, 1]."""
+    """A reliability diagram in bins of equal size.
+
+    Attributes:
+        predicted: Mean prediction by bin.
+        observed: Observed rate by bin.
+        error: Half the width of its 95 % interval, for independent rows.
+        histogram: Shares of the predictions in 20 equal parts of [0, 1].
+    """
 
     predicted: Floats
     observed: Floats
@@ -28,26 +35,26 @@ class Reliability:
 
 
 def has_baseline(rows: TestRows) -> bool:
-    """Whether there is a baseline to compare with (a snapshot may have none)."""
+    """Whether the rows have a baseline (those of a snapshot may have none)."""
     return bool(len(rows.baseline)) and bool(np.isfinite(rows.baseline).all())
 
 
 def roc(labels: Labels, score: Floats) -> tuple[Floats, Floats, float]:
-    """False and true positive rates, and the area below all of them."""
+    """False and true positive rates, and the area under the full curve."""
     false, true, _ = roc_curve(labels, score)
     kept = _spread(false + true)
     return false[kept], true[kept], float(auc(false, true))
 
 
 def precision_recall(labels: Labels, score: Floats) -> tuple[Floats, Floats, float]:
-    """Precision and recall, recall falling, and the average precision of all of them."""
+    """Precision and recall by falling recall, and the average precision of the full curve."""
     precision, recall, _ = precision_recall_curve(labels, score)
     kept = _spread(-recall)
     return precision[kept], recall[kept], float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
 def reliability(labels: Labels, probability: Floats) -> Reliability:
-    """As the reliability plot shows it."""
+    """The reliability diagram, in bins of equal size."""
     bins = [b for b in np.array_split(np.argsort(probability, kind="stable"), BINS) if len(b)]
     sizes = np.array([len(b) for b in bins])
     observed = np.array([labels[b].mean() for b in bins])
@@ -60,28 +67,28 @@ def reliability(labels: Labels, probability: Floats) -> Reliability:
 
 
 def gains(labels: Labels, score: Floats) -> tuple[Floats, Floats]:
-    """Share of customers contacted, best first, and share of the customers meant who are among them."""
+    """Shares of customers contacted, highest score first, and the share of the positives among them."""
     reached = np.concatenate([[0.0], np.cumsum(labels[np.argsort(-score, kind="stable")])]) / max(labels.sum(), 1)
     contacted = np.linspace(0, 1, 101)
     return contacted, np.interp(contacted, np.linspace(0, 1, len(reached)), reached)
 
 
 def lift(labels: Labels, score: Floats) -> Floats:
-    """Share of the customers meant in each tenth, best first, over that of all."""
+    """Rate of positives in each tenth of the customers, highest score first, divided by the overall rate."""
     tenths = np.array_split(labels[np.argsort(-score, kind="stable")], BINS)
     shares = np.array([tenth.mean() if len(tenth) else 0.0 for tenth in tenths])
     return np.asarray(shares / max(labels.mean(), 1e-12))
 
 
 def thresholds_by_value(rows: TestRows) -> list[dict[str, Any]]:
-    """Of each fifth by value: its range, the spread of thresholds, and the shares never acted on and alerted now."""
+    """Thresholds by quintile of value: range, box plot, share of customers never acted on, and share alerted."""
     fifths = np.array_split(np.argsort(rows.value, kind="stable"), QUINTILES)
-    found = []
+    summaries = []
     for fifth in fifths:
         if len(fifth):
             low, first, middle, third, high = np.percentile(rows.threshold[fifth], [5, 25, 50, 75, 95])
             value = rows.value[fifth]
-            found.append(
+            summaries.append(
                 {
                     "from": float(value.min()),
                     "to": float(value.max()),
@@ -90,11 +97,11 @@ def thresholds_by_value(rows: TestRows) -> list[dict[str, Any]]:
                     "alerts": float((rows.probability[fifth] >= rows.threshold[fifth]).mean()),
                 }
             )
-    return found
+    return summaries
 
 
 def clustered_mean(figures: Floats, customer: npt.NDArray[np.uint64]) -> tuple[float, float]:
-    """Mean of the rows' figures and its standard error, by customers."""
+    """Mean of the rows' figures, and its standard error clustered by customer."""
     mean = float(figures.mean())
     _, owner = np.unique(customer, return_inverse=True)
     sums = np.bincount(owner, figures - mean)
@@ -102,7 +109,7 @@ def clustered_mean(figures: Floats, customer: npt.NDArray[np.uint64]) -> tuple[f
 
 
 def _spread(along: Floats) -> npt.NDArray[np.intp]:
-    """Indices of at most POINTS of a curve, first and last among them, evenly along its course (rising)."""
+    """Indices of at most POINTS points of a curve, evenly spaced along ``along`` (ascending), with both ends."""
     if len(along) <= POINTS:
         return np.arange(len(along))
     wanted = np.linspace(along[0], along[-1], POINTS)

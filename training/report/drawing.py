@@ -1,7 +1,7 @@
-"""Drawing: figures of one size and palette, as SVG whose colours and fonts are the page's.
+"""Drawing: figures of one size and palette, as inline SVG that uses the colours and fonts of the page.
 
-Colours are written as CSS variables, so that a plot follows light, dark and print; text stays text. The palette is
-Okabe and Ito's, which colour-blind people can tell apart; lines differ in their dashes too.
+Colours are CSS variables, so that a plot follows light mode, dark mode and print; text stays text. The palette is that
+of Okabe and Ito, which colour-blind people can distinguish; lines also differ in their dashes.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ SERIES: Final = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, GREY)
 DASHES: Final[Sequence[Any]] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)), (0, (3, 1.5)), (0, (8, 3)))
 MARKERS: Final = "osD^vX"
 WIDTH: Final = 4.6
-"""Inches. At a point a unit a figure is 331 units wide: about as many pixels as a phone gives it."""
-LONGEST: Final = 24
-"""Characters of a name in a plot; tables have it whole."""
+"""Inches. With one unit per point a figure is 331 units wide, about the width of a phone in pixels."""
+MAX_NAME: Final = 24
+"""Maximum number of characters of a name in a plot; tables show the full name."""
 
 _STYLE: Final[Any] = {
     "svg.fonttype": "none",
@@ -84,7 +84,7 @@ _STYLE: Final[Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing with its title, what it shows in words and figures (for who cannot see it), and a line below it."""
+    """A drawing with its title, a text alternative with the figures (for screen readers), and a caption."""
 
     title: str
     svg: Markup
@@ -94,16 +94,16 @@ class Picture:
 
 @contextmanager
 def drawing(height: float = 3.5) -> Iterator[Figure]:
-    """A figure of the report's size and style; what is drawn must be turned into a Picture inside."""
+    """A figure in the report's size and style; call :func:`picture` inside the context."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # Names may be in any script. The browser has the glyphs; here they are only measured.
+        # Names may be in any script. Glyphs are only measured here; the browser has them.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
         warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support .* natively")
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def picture(figure: Figure, title: str, alt: str, caption: str = "") -> Picture:
-    """The figure as inline SVG. ``alt`` becomes its label."""
+    """The figure as inline SVG, with ``alt`` as its label."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower())
@@ -111,14 +111,14 @@ def picture(figure: Figure, title: str, alt: str, caption: str = "") -> Picture:
 
 
 def _inline(svg: str, slug: str, alt: str) -> str:
-    """Without head, metadata and style of its own; ids are told apart from those of other figures."""
+    """Remove prolog, metadata and style, and make the ids unique within the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     used = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{slug}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r' id="([^"]*)"', lambda match: f' id="{slug}-{match[1]}"' if match[1] in used else "", svg)
     svg = re.sub(r"(url\(|href=\")#", rf"\1#{slug}-", svg)
-    svg = re.sub(r'\bd="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
+    svg = re.sub(r'\bd="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     size = re.search(r'viewBox="[^"]*"', svg)
@@ -129,47 +129,52 @@ def _inline(svg: str, slug: str, alt: str) -> str:
 
 
 def plain(name: str) -> str:
-    """A name of the shop's without characters that no document may hold."""
+    """A name from the shop's data with control characters replaced."""
     return "".join("�" if unicodedata.category(letter)[0] == "C" else letter for letter in name)
 
 
 def short(name: str) -> str:
-    """A name for a plot. Where it is cut its end stays, because that is where names of features differ."""
+    """A name for a plot, shortened in the middle, because names of features often differ only at the end."""
     name = plain(name)
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 11]}…{name[-10:]}"
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 11]}…{name[-10:]}"
 
 
 def line_style(n: int) -> dict[str, Any]:
-    """Colour and dashes of the n-th line."""
+    """Colour and dashes of line number ``n``."""
     return {"color": SERIES[n % len(SERIES)], "linestyle": DASHES[(n + n // len(SERIES)) % len(DASHES)]}
 
 
 def legend_above(figure: Figure, columns: int = 2) -> None:
     """One legend for the whole figure, above it, where it covers nothing."""
-    found = dict(
+    handles = dict(
         pair[::-1]
         for axes in figure.axes
         for pair in zip(*axes.get_legend_handles_labels(), strict=True)
         if not pair[1].startswith("_")
     )
     figure.legend(
-        list(found.values()), list(found), loc="outside upper left", ncols=columns, columnspacing=1.1, labelspacing=0.3
+        list(handles.values()),
+        list(handles),
+        loc="outside upper left",
+        ncols=columns,
+        columnspacing=1.1,
+        labelspacing=0.3,
     )
 
 
 def percent_axis(axis: Any) -> None:
-    """Shares as percentages."""
+    """Show shares as percentages."""
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
 
 
 def number_axis(axis: Any) -> None:
-    """Few ticks, thousands with a ``k``."""
+    """Use few ticks, and ``k`` for thousands."""
     axis.set_major_locator(mpl.ticker.MaxNLocator(5))
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: compact(value)))
 
 
 def compact(value: float) -> str:
-    """A figure in few characters: 12.3M, 45.6k, 1,234, 120, 0.31."""
+    """A number in few characters: 12.3M, 45.6k, 1,234, 120, 0.31."""
     size, sign = abs(value), "\N{MINUS SIGN}" if value < 0 else ""
     for least, unit, name in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if size >= least:
@@ -179,7 +184,7 @@ def compact(value: float) -> str:
 
 
 def rows_axis(axes: Axes, names: Sequence[str]) -> None:
-    """Names down the left side, the first on top."""
+    """Put names on the left side, the first on top."""
     axes.set_yticks(np.arange(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -187,5 +192,5 @@ def rows_axis(axes: Axes, names: Sequence[str]) -> None:
 
 
 def rows_height(count: int, each: float = 0.3, around: float = 1.1) -> float:
-    """Inches for so many rows."""
+    """Height in inches of a figure with this number of rows."""
     return around + each * max(count, 2)

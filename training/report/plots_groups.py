@@ -1,4 +1,4 @@
-"""Plots of groups: segments of customers with their profiles, and tags that say the same."""
+"""Plots of customer segments with their profiles, and of redundant binary attributes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from training.report.drawing import (
     rows_height,
 )
 
-MOST_TAGS = 20
-MOST_PROFILED = 16
+MAX_TAGS = 20
+MAX_PROFILED = 16
 MANY_SEGMENTS = 6
 TOO_MANY_FOR_FIGURES = 8
 
 
 def sizes(scheme: str, segments: Sequence[Segment]) -> Picture:
-    """Shares of the customers."""
+    """Share of the customers in each segment."""
     with drawing(rows_height(len(segments))) as figure:
         axes = figure.add_subplot()
         bars = axes.barh(range(len(segments)), [segment.share for segment in segments], height=0.7, color=BLUE)
@@ -39,15 +39,15 @@ def sizes(scheme: str, segments: Sequence[Segment]) -> Picture:
         axes.set_xlabel("share of the customers")
         axes.margins(x=0.12)
         percent_axis(axes.xaxis)
-        told = ", ".join(f"{plain(segment.name)} {segment.share:.0%}" for segment in segments)
+        text = ", ".join(f"{plain(segment.name)} {segment.share:.0%}" for segment in segments)
         return picture(
-            figure, f"Sizes of the segments, {scheme}", f"Segments by {scheme}, share of the customers: {told}."
+            figure, f"Sizes of the segments, {scheme}", f"Segments by {scheme}, share of the customers: {text}."
         )
 
 
 def profile(scheme: str, segments: Sequence[Segment]) -> Picture | None:
-    """What sets the segments apart: each feature's mean, shaded from the lowest to the highest segment."""
-    names = list(dict.fromkeys(name for segment in segments for name in segment.profile))[:MOST_PROFILED]
+    """Mean of each segment variable by segment, shaded from the lowest to the highest."""
+    names = list(dict.fromkeys(name for segment in segments for name in segment.profile))[:MAX_PROFILED]
     if not names:
         return None
     values = np.array([[segment.profile.get(name, np.nan) for segment in segments] for name in names])
@@ -79,19 +79,17 @@ def profile(scheme: str, segments: Sequence[Segment]) -> Picture | None:
         axes.set(xlim=(-0.5, len(segments) - 0.5), xlabel="segment")
         axes.tick_params(length=0)
         axes.grid(visible=False)
-        told = "; ".join(
+        text = "; ".join(
             f"{plain(name)}: " + ", ".join(compact(float(v)) for v in row if not np.isnan(v))
             for name, row in zip(names, values, strict=True)
         )
-        alt = f"Mean of each feature in segments 1 to {len(segments)} by {scheme}: {told}."
-        return picture(
-            figure, f"Profile of the segments, {scheme}", alt, "Means; the darker, the higher among the segments."
-        )
+        alt = f"Mean of each feature in segments 1 to {len(segments)} by {scheme}: {text}."
+        return picture(figure, f"Profile of the segments, {scheme}", alt, "Means by segment; darker is higher.")
 
 
-def tags(found: Sequence[Tag]) -> Picture:
-    """How surely others say what a tag says, for those of which that is surest."""
-    shown = sorted(found, key=lambda tag: -tag.confidence)[:MOST_TAGS]
+def redundant_attributes(attributes: Sequence[Tag]) -> Picture:
+    """Confidence with which other attributes imply one, for the attributes with the highest confidence."""
+    shown = sorted(attributes, key=lambda tag: -tag.confidence)[:MAX_TAGS]
     with drawing(rows_height(len(shown), 0.28, 1.3)) as figure:
         axes = figure.add_subplot()
         for kept, colour, label in ((True, BLUE, "kept"), (False, GREY, "left out")):
@@ -107,15 +105,15 @@ def tags(found: Sequence[Tag]) -> Picture:
                 label=label,
             )
         rows_axis(axes, [tag.tag for tag in shown])
-        axes.set(xlim=(0, 1.02), xlabel="said by others with confidence")
+        axes.set(xlim=(0, 1.02), xlabel="confidence of the best rule")
         percent_axis(axes.xaxis)
         legend_above(figure)
-        told = ", ".join(
+        text = ", ".join(
             f"{plain(tag.tag)} {tag.confidence:.0%} ({'kept' if tag.kept else 'left out'})" for tag in shown
         )
         return picture(
             figure,
-            "Tags that others say",
-            f"Confidence with which other tags say a tag: {told}.",
-            "" if len(shown) == len(found) else f"The {len(shown)} surest of {len(found)}.",
+            "Attributes that others imply",
+            f"Highest confidence of a rule by which other attributes imply one: {text}.",
+            "" if len(shown) == len(attributes) else f"The {len(shown)} highest of {len(attributes)}.",
         )

@@ -1,4 +1,4 @@
-"""Plots of how the models were chosen and what they rest on: splits, candidates, ladder, importance, damage."""
+"""Plots of model and feature selection, random against temporal splits, importance and robustness."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from training.report.drawing import (
     short,
 )
 
-MOST_BARS = 15
+MAX_BARS = 15
 
 
-def optimism(found: Sequence[Optimism]) -> Picture:
-    """What a random split promises beside what later cut-offs deliver: AUC and log loss."""
-    with drawing(rows_height(len(found), 0.32, 1.5)) as figure:
+def optimism(offers: Sequence[Optimism]) -> Picture:
+    """AUC and log loss of a random split next to those of the temporal split."""
+    with drawing(rows_height(len(offers), 0.32, 1.5)) as figure:
         for axes, measure in zip(figure.subplots(1, 2, sharey=True), ("auc", "log_loss"), strict=True):
-            rows = range(len(found))
-            ends = [[getattr(getattr(one, split), measure) for one in found] for split in ("random", "temporal")]
+            rows = range(len(offers))
+            ends = [[getattr(getattr(offer, split), measure) for offer in offers] for split in ("random", "temporal")]
             axes.hlines(rows, *ends, color=INK, linewidth=1)
             axes.plot(ends[0], rows, "D", color=VERMILION, markersize=6, label="random split")
-            axes.plot(ends[1], rows, "o", color=BLUE, markersize=7, label="later cut-offs")
-            rows_axis(axes, [one.offer for one in found])
-            axes.set_xlabel({"auc": "AUC (more is better)", "log_loss": "log loss (less is)"}[measure])
+            axes.plot(ends[1], rows, "o", color=BLUE, markersize=7, label="temporal split")
+            rows_axis(axes, [line.offer for line in offers])
+            axes.set_xlabel({"auc": "AUC (higher is better)", "log_loss": "log loss (lower is)"}[measure])
             axes.margins(x=0.2)
             axes.locator_params(axis="x", nbins=4)
         legend_above(figure)
-        told = "; ".join(
-            f"{one.offer}: AUC {one.random.auc:.3f} promised, {one.temporal.auc:.3f} delivered, "
-            f"log loss {one.random.log_loss:.3f} promised, {one.temporal.log_loss:.3f} delivered"
-            for one in found
+        text = "; ".join(
+            f"{line.offer}: AUC {line.random.auc:.3f} with a random split, {line.temporal.auc:.3f} with the temporal "
+            f"one, log loss {line.random.log_loss:.3f} and {line.temporal.log_loss:.3f}"
+            for line in offers
         )
         return picture(
             figure,
-            "Promised and delivered",
-            f"Random against temporal split. {told}.",
-            "The red mark is what a random split would have promised: customers and times that the model knows.",
+            "Random and temporal split",
+            f"Random against temporal split. {text}.",
+            "A random split tests on customers and times that the model has seen, so it looks better than later data.",
         )
 
 
-def trials(target: str, found: Sequence[Trial]) -> Picture:
-    """How far each candidate model is behind the best."""
-    ranked = sorted(found, key=lambda trial: trial.behind)
+def trials(target: str, candidates: Sequence[Trial]) -> Picture:
+    """How much worse each candidate model is than the best one."""
+    ranked = sorted(candidates, key=lambda trial: trial.behind)
     with drawing(rows_height(len(ranked))) as figure:
         axes = figure.add_subplot()
         for n, trial in enumerate(ranked):
@@ -66,30 +66,30 @@ def trials(target: str, found: Sequence[Trial]) -> Picture:
         axes.plot([ranked[n].behind for n in at], at, "s", color=VERMILION, markersize=11, mfc="none", mew=2)
         axes.axvline(0, color=INK, linewidth=1)
         rows_axis(axes, [trial.model for trial in ranked])
-        axes.set_xlabel("behind the best, in the validation loss")
+        axes.set_xlabel("cross-validation loss above the best")
         axes.locator_params(axis="x", nbins=5)
-        told = "; ".join(
-            f"{t.model} {t.behind:.4f} behind (error {t.error:.4f}){', chosen' if t.chosen else ''}" for t in ranked
+        text = "; ".join(
+            f"{t.model} {t.behind:.4f} (standard error {t.error:.4f}){', chosen' if t.chosen else ''}" for t in ranked
         )
         return picture(
             figure,
             f"Candidate models, {target}",
-            f"Candidate models for {target}: {told}.",
-            "In the red square: chosen. Lines: one standard error of the paired difference.",
+            f"Loss of the candidate models for {target} above that of the best: {text}.",
+            "Red square: the chosen model. Lines: one standard error of the paired difference.",
         )
 
 
-def ladder(target: str, rungs: Sequence[Rung]) -> Picture:
+def feature_subsets(target: str, subsets: Sequence[Rung]) -> Picture:
     """Loss against the number of features."""
-    found = sorted((rung for rung in rungs if target in rung.behind), key=lambda rung: len(rung.slots))
-    counts = [len(rung.slots) for rung in found]
-    behind = [rung.behind[target] for rung in found]
+    ranked = sorted((subset for subset in subsets if target in subset.behind), key=lambda subset: len(subset.slots))
+    counts = [len(subset.slots) for subset in ranked]
+    behind = [subset.behind[target] for subset in ranked]
     with drawing() as figure:
         axes = figure.add_subplot()
         axes.errorbar(
             counts,
             behind,
-            [rung.error.get(target, 0.0) for rung in found],
+            [subset.error.get(target, 0.0) for subset in ranked],
             fmt="-o",
             color=BLUE,
             markersize=4,
@@ -97,7 +97,7 @@ def ladder(target: str, rungs: Sequence[Rung]) -> Picture:
             elinewidth=1,
             label="mean, one standard error",
         )
-        chosen = [rung for rung in found if rung.chosen]
+        chosen = [subset for subset in ranked if subset.chosen]
         label = "chosen" if chosen else None
         axes.plot(
             [len(r.slots) for r in chosen],
@@ -110,66 +110,66 @@ def ladder(target: str, rungs: Sequence[Rung]) -> Picture:
             label=label,
         )
         axes.axhline(0, color=INK, linewidth=1)
-        axes.set(xlabel="features", ylabel="loss behind the best rung")
+        axes.set(xlabel="features", ylabel="loss above the best subset")
         axes.locator_params(axis="y", nbins=6)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         legend_above(figure)
-        told = ", ".join(f"{n} features {b:.4f}" for n, b in zip(counts, behind, strict=True))
+        text = ", ".join(f"{n} features {b:.4f}" for n, b in zip(counts, behind, strict=True))
         picked = f" Chosen: {len(chosen[0].slots)} features." if chosen else ""
         return picture(
             figure,
-            f"Feature ladder, {target}",
-            f"Loss behind the best rung for {target}: {told}.{picked}",
-            "Few features that lose nothing beyond chance are cheaper to keep and to serve.",
+            f"Backward elimination, {target}",
+            f"Loss above the best feature subset for {target}: {text}.{picked}",
+            "Fewer features are cheaper to store and to serve, if the loss is not higher beyond noise.",
         )
 
 
-def importance(target: str, found: Sequence[Importance]) -> Picture:
-    """What is lost when a slot's values are shuffled."""
-    ranked = sorted(found, key=lambda one: -one.lost)
-    shown = ranked[:MOST_BARS]
+def importance(target: str, slots: Sequence[Importance]) -> Picture:
+    """Permutation importance of the slots."""
+    ranked = sorted(slots, key=lambda slot: -slot.lost)
+    shown = ranked[:MAX_BARS]
     unit = "deviance" if target == "spend" else "AUC"
     with drawing(rows_height(len(shown), 0.26)) as figure:
         axes = figure.add_subplot()
         axes.barh(
             range(len(shown)),
-            [one.lost for one in shown],
-            xerr=[one.spread for one in shown],
+            [slot.lost for slot in shown],
+            xerr=[slot.spread for slot in shown],
             height=0.7,
             color=BLUE,
             ecolor=INK,
             error_kw={"elinewidth": 1, "capsize": 2},
         )
         axes.axvline(0, color=INK, linewidth=1)
-        rows_axis(axes, [one.slot for one in shown])
+        rows_axis(axes, [slot.slot for slot in shown])
         axes.set_xlabel(f"{unit} lost when shuffled")
         axes.locator_params(axis="x", nbins=5)
-        told = ", ".join(f"{one.slot} {one.lost:.4f}" for one in shown)
+        text = ", ".join(f"{slot.slot} {slot.lost:.4f}" for slot in shown)
         more = f" The {len(shown)} largest of {len(ranked)}." if len(ranked) > len(shown) else ""
         return picture(
             figure,
             f"Importance, {target}",
-            f"{unit} lost for {target} when a feature is shuffled: {told}.",
-            f"On the test cut-offs; lines: spread of the shuffles.{more}",
+            f"{unit} lost for {target} when a feature is shuffled: {text}.",
+            f"On the test rows. Lines: standard deviation over repeated shuffles.{more}",
         )
 
 
-def robustness(offer: str, found: Sequence[Damage]) -> Picture:
+def robustness(offer: str, damages: Sequence[Damage]) -> Picture:
     """AUC on damaged data."""
     with drawing() as figure:
         axes = figure.add_subplot()
-        told = []
-        for n, kind in enumerate(dict.fromkeys(one.kind for one in found)):
-            damages = sorted((one for one in found if one.kind == kind), key=lambda one: one.share)
+        texts = []
+        for n, kind in enumerate(dict.fromkeys(damage.kind for damage in damages)):
+            line = sorted((damage for damage in damages if damage.kind == kind), key=lambda damage: damage.share)
             axes.plot(
-                [d.share for d in damages],
-                [d.auc for d in damages],
+                [d.share for d in line],
+                [d.auc for d in line],
                 **line_style(n),
                 marker=MARKERS[n % len(MARKERS)],
                 markersize=5,
                 label=short(kind),
             )
-            told.append(f"{kind} " + ", ".join(f"{d.share:.0%}: {d.auc:.3f}" for d in damages))
+            texts.append(f"{kind} " + ", ".join(f"{d.share:.0%}: {d.auc:.3f}" for d in line))
         axes.set(xlabel="share damaged", ylabel="AUC")
         percent_axis(axes.xaxis)
         axes.locator_params(nbins=6)
@@ -177,6 +177,6 @@ def robustness(offer: str, found: Sequence[Damage]) -> Picture:
         return picture(
             figure,
             f"Robustness, {offer}",
-            f"AUC for {offer} on damaged data: {'; '.join(told)}.",
-            "The same models on test data that was damaged on purpose.",
+            f"AUC for {offer} on damaged data: {'; '.join(texts)}.",
+            "The same models on test data damaged on purpose.",
         )

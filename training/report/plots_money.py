@@ -1,4 +1,4 @@
-"""Plots of what acting is worth: profit against contacts, thresholds by value, assumed rates, measured effects."""
+"""Plots of profit: by contacts, by assumed rates and as measured, and of thresholds by value."""
 
 from __future__ import annotations
 
@@ -33,52 +33,53 @@ from training.report.drawing import (
 
 
 def profit(offer: str, policies: Sequence[Policy]) -> Picture:
-    """Realised profit against contacts, of every policy with its interval."""
+    """Realised profit by number of contacts, for every policy with its interval."""
     with drawing(4.0) as figure:
         axes = figure.add_subplot()
-        told = []
-        for n, (name, found) in enumerate(_by_policy(policies)):
-            contacts = [policy.contacts for policy in found]
+        texts = []
+        for n, (name, budgets) in enumerate(_by_policy(policies)):
+            contacts = [policy.contacts for policy in budgets]
             style = line_style(n)
             axes.fill_between(
-                contacts, [p.low for p in found], [p.high for p in found], color=style["color"], alpha=0.1, lw=0
+                contacts, [p.low for p in budgets], [p.high for p in budgets], color=style["color"], alpha=0.1, lw=0
             )
             axes.plot(
                 contacts,
-                [p.realised for p in found],
+                [p.realised for p in budgets],
                 **style,
                 label=short(name),
                 lw=2.4 if n == 0 else 1.6,
             )
-            best = max(found, key=lambda policy: policy.realised)
-            told.append(f"{name} earns most, {compact(best.realised)}, with {best.contacts:,.0f} contacts")
+            best = max(budgets, key=lambda policy: policy.realised)
+            texts.append(f"{name} earns most, {compact(best.realised)}, with {best.contacts:,.0f} contacts")
         axes.axhline(0, color=GREY, linewidth=1)
         axes.set(xlabel="customers contacted", ylabel="realised profit")
         number_axis(axes.xaxis)
         number_axis(axes.yaxis)
         legend_above(figure)
-        alt = f"Profit against contacts for {offer}: {'; '.join(told)}."
+        alt = f"Profit by number of contacts for {offer}: {'; '.join(texts)}."
         return picture(
             figure,
-            f"Profit against contacts, {offer}",
+            f"Profit by number of contacts, {offer}",
             alt,
-            "All policies contact equally many. Bands: 95% by resampled customers.",
+            "At each point all policies contact the same number of customers. Bands: 95% intervals from resampled "
+            "customers.",
         )
 
 
 def ahead(offer: str, policies: Sequence[Policy]) -> Picture | None:
-    """By how much the dynamic threshold is ahead of each other policy."""
-    others = [(name, found) for name, found in _by_policy(policies) if all(p.ahead is not None for p in found)]
+    """How much more the dynamic threshold earns than each other policy."""
+    others = [(name, rivals) for name, rivals in _by_policy(policies) if all(p.ahead is not None for p in rivals)]
     if not others:
         return None
     with drawing(4.0) as figure:
         axes = figure.add_subplot()
-        told = []
-        for n, (name, found) in enumerate(others, start=1):
+        texts = []
+        for n, (name, rivals) in enumerate(others, start=1):
             style = line_style(n)
-            shares = [policy.budget_share for policy in found]
+            shares = [policy.budget_share for policy in rivals]
             low, middle, high = (
-                np.array([getattr(p, key) or 0.0 for p in found]) for key in ("ahead_low", "ahead", "ahead_high")
+                np.array([getattr(p, key) or 0.0 for p in rivals]) for key in ("ahead_low", "ahead", "ahead_high")
             )
             axes.fill_between(shares, low, high, color=style["color"], alpha=0.1, lw=0)
             axes.plot(
@@ -89,26 +90,28 @@ def ahead(offer: str, policies: Sequence[Policy]) -> Picture | None:
                 marker=MARKERS[n % len(MARKERS)],
                 markersize=3.5,
             )
-            surely = int((low > 0).sum())
-            told.append(
-                f"than {name} beyond doubt at {surely} of {len(found)} budgets, most {compact(float(middle.max()))}"
+            significant = int((low > 0).sum())
+            texts.append(
+                f"than {name}, significantly at {significant} of {len(rivals)} budgets, at most "
+                f"{compact(float(middle.max()))}"
             )
         axes.axhline(0, color=INK, linewidth=1)
         axes.set(xlabel="share of customers contacted", ylabel="dynamic threshold earns more by")
         percent_axis(axes.xaxis)
         number_axis(axes.yaxis)
         legend_above(figure)
-        alt = f"How much more the dynamic threshold earns for {offer}: {'; '.join(told)}."
+        alt = f"How much more the dynamic threshold earns for {offer}: {'; '.join(texts)}."
         return picture(
             figure,
-            f"Ahead of other policies, {offer}",
+            f"Compared with other policies, {offer}",
             alt,
-            "Above the line the dynamic threshold earns more; where the band is above it, beyond doubt.",
+            "Above the line the dynamic threshold earns more. If the whole band is above it, the difference is "
+            "significant.",
         )
 
 
 def thresholds(offer: str, rows: TestRows) -> Picture:
-    """Spread of the thresholds in each fifth of the customers by value."""
+    """Distribution of the thresholds in each fifth of the customers by value."""
     fifths = curves.thresholds_by_value(rows)
     with drawing(4.0) as figure:
         axes = figure.add_subplot()
@@ -128,28 +131,28 @@ def thresholds(offer: str, rows: TestRows) -> Picture:
             ylim=(0, 1.18),
             yticks=np.linspace(0, 1, 6),
             xlabel="value of the customer, by fifths",
-            ylabel="threshold of the customer's own",
+            ylabel="threshold of the customer",
         )
         axes.grid(visible=False, axis="x")
-        told = "; ".join(
+        text = "; ".join(
             f"{compact(f['from'])} to {compact(f['to'])}: median {f['box']['med']:.2f}, "
             f"never acted on {f['never']:.0%}, alerted {f['alerts']:.0%}"
             for f in fifths
         )
-        alt = f"Thresholds for {offer} by fifths of value: {told}."
+        alt = f"Thresholds for {offer} by fifths of value: {text}."
         return picture(
             figure,
             f"Thresholds by value, {offer}",
             alt,
-            "Boxes: half of the customers; lines: nine tenths. 1 means never. On top, the share alerted.",
+            "Boxes: the middle half of the customers; lines: 90%. A threshold of 1 means never. On top: share alerted.",
         )
 
 
 def grid(offer: str, cells: Sequence[Cell]) -> Picture:
-    """Where the dynamic threshold wins, for assumed success and redemption rates."""
+    """Dynamic against single threshold, for other assumed success and redemption rates."""
     xs, ys = (sorted({getattr(cell, key) for cell in cells}) for key in ("success_rate", "redemption_rate"))
-    most = max(abs(cell.ahead) for cell in cells) or 1.0
-    colours, norm = colormaps["PuOr"], TwoSlopeNorm(0, -most, most)
+    largest = max(abs(cell.ahead) for cell in cells) or 1.0
+    colours, norm = colormaps["PuOr"], TwoSlopeNorm(0, -largest, largest)
     with drawing(rows_height(len(ys), 0.44, 1.2)) as figure:
         axes = figure.add_subplot()
         for cell in cells:
@@ -181,32 +184,32 @@ def grid(offer: str, cells: Sequence[Cell]) -> Picture:
         wins, loses = (sum(1 for cell in cells if _sign(cell) == sign) for sign in "▲▼")
         best = max(cells, key=lambda cell: cell.ahead)
         alt = (
-            f"Dynamic against the best single threshold for {offer}, over {len(cells)} pairs of assumed rates: ahead "
-            f"beyond doubt in {wins}, behind in {loses}, no difference shown in {len(cells) - wins - loses}. "
-            f"Most ahead, by {compact(best.ahead)}, at success rate {best.success_rate:.3g} "
+            f"Dynamic against the best single threshold for {offer}, over {len(cells)} pairs of assumed rates: "
+            f"significantly more in {wins}, less in {loses}, no difference shown in {len(cells) - wins - loses}. "
+            f"Largest difference, {compact(best.ahead)}, at success rate {best.success_rate:.3g} "
             f"and redemption rate {best.redemption_rate:.3g}."
         )
         return picture(
             figure,
             f"For other assumed rates, {offer}",
             alt,
-            "What the dynamic threshold earns more than the best single one: "
-            "▲ more, ▼ less beyond doubt (95%), ○ no difference shown.",
+            "Profit of the dynamic threshold minus that of the best single one: "
+            "▲ significantly more, ▼ significantly less (95%), ○ no difference shown.",
         )
 
 
 def treatment(values: Sequence[Value]) -> Picture:
-    """Value per customer of each policy on randomised data, by each estimator."""
+    """Value per customer of each policy, estimated from randomised data."""
     policies, estimators = (
         list(dict.fromkeys(getattr(value, key) for value in values)) for key in ("policy", "estimator")
     )
     with drawing(rows_height(len(policies), 0.16 + 0.14 * len(estimators), 1.2)) as figure:
         axes = figure.add_subplot()
         for n, estimator in enumerate(estimators):
-            found = [value for value in values if value.estimator == estimator]
-            at = [policies.index(value.policy) + (n - (len(estimators) - 1) / 2) * 0.2 for value in found]
-            middle = np.array([value.value for value in found])
-            reach = np.abs(np.array([[value.low for value in found], [value.high for value in found]]) - middle)
+            own = [value for value in values if value.estimator == estimator]
+            at = [policies.index(value.policy) + (n - (len(estimators) - 1) / 2) * 0.2 for value in own]
+            middle = np.array([value.value for value in own])
+            reach = np.abs(np.array([[value.low for value in own], [value.high for value in own]]) - middle)
             axes.errorbar(
                 middle,
                 at,
@@ -222,19 +225,19 @@ def treatment(values: Sequence[Value]) -> Picture:
         axes.set(xlabel="value per customer")
         number_axis(axes.xaxis)
         legend_above(figure, 4)
-        told = "; ".join(
+        text = "; ".join(
             f"{v.policy} by {v.estimator} {compact(v.value)} ({compact(v.low)} to {compact(v.high)})" for v in values
         )
         return picture(
             figure,
             "Value on randomised data",
-            f"Value per customer of each policy: {told}.",
-            "Measured, not assumed: the offer was made at random. Lines: 95%.",
+            f"Value per customer of each policy: {text}.",
+            "Measured, not assumed, because the offer was randomised. Lines: 95% intervals.",
         )
 
 
 def _by_policy(policies: Sequence[Policy]) -> list[tuple[str, list[Policy]]]:
-    """The dynamic threshold first; each by budget."""
+    """Policies grouped by name, the dynamic threshold first, each by budget."""
     names = list(dict.fromkeys(p.policy for p in sorted(policies, key=lambda p: p.ahead is not None)))
     return [(name, sorted((p for p in policies if p.policy == name), key=lambda p: p.budget_share)) for name in names]
 

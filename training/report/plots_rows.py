@@ -1,4 +1,4 @@
-"""Plots of an offer's scored test rows: does it rank, are its probabilities honest, whom does it find."""
+"""Plots of an offer's scored test rows: ranking, calibration, gains and lift."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from training.evidence import TestRows
 from training.report import curves
 from training.report.drawing import BLUE, DASHES, GREY, INK, Picture, drawing, legend_above, percent_axis, picture
 
-MEANT: Final = {"churn": "leavers", "propensity": "buyers"}
-"""Whom an offer is about."""
+POSITIVES: Final = {"churn": "leavers", "propensity": "buyers"}
+"""What the positives of an offer are called."""
 
 
 def plots_of_rows(offer: str, rows: TestRows) -> list[Picture]:
-    """ROC, precision and recall, reliability, gains and lift."""
+    """All plots of the offer: ROC, precision and recall, reliability, gains and lift."""
     return [
         roc(offer, rows),
         precision_recall(offer, rows),
@@ -32,7 +32,7 @@ def plots_of_rows(offer: str, rows: TestRows) -> list[Picture]:
 
 
 def roc(offer: str, rows: TestRows) -> Picture:
-    """ROC, with recency alone."""
+    """ROC curves of the model and of recency alone."""
     with drawing() as figure:
         axes = figure.add_subplot()
         figures = []
@@ -42,7 +42,9 @@ def roc(offer: str, rows: TestRows) -> Picture:
             RocCurveDisplay(fpr=false, tpr=true).plot(ax=axes)
             _restyle(axes, n, f"{name} {area:.3f}")
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="chance 0.500")
-        _unit_axes(axes, f"share of all others (not {MEANT[offer]})", f"share of {MEANT[offer]}")
+        _unit_axes(
+            axes, f"false positive rate (others than {POSITIVES[offer]})", f"true positive rate ({POSITIVES[offer]})"
+        )
         axes.set_aspect("auto")
         _one_legend(axes)
         legend_above(figure)
@@ -51,12 +53,12 @@ def roc(offer: str, rows: TestRows) -> Picture:
             figure,
             f"ROC, {offer}",
             alt,
-            "How many of those meant are above a mark, against false alarms; the figure is the AUC.",
+            "True against false positives as the mark on the score moves. The figure is the AUC.",
         )
 
 
 def precision_recall(offer: str, rows: TestRows) -> Picture:
-    """Precision against recall, with recency alone."""
+    """Precision against recall, for the model and recency alone."""
     base = float(rows.label.mean())
     with drawing() as figure:
         axes = figure.add_subplot()
@@ -67,68 +69,75 @@ def precision_recall(offer: str, rows: TestRows) -> Picture:
             PrecisionRecallDisplay(precision, recall).plot(ax=axes)
             _restyle(axes, n, f"{name} {figures[-1]:.3f}")
         axes.axhline(base, color=GREY, linewidth=1, linestyle=":", label=f"base rate {base:.3f}")
-        _unit_axes(axes, f"recall: share of {MEANT[offer]} found", "precision")
+        _unit_axes(axes, f"recall: share of {POSITIVES[offer]} found", "precision")
         axes.set_aspect("auto")
         _one_legend(axes)
         legend_above(figure)
-        told = f"average precision {figures[0]:.3f}{_beside(figures)}; base rate {base:.3f}"
-        alt = f"Precision and recall for {offer}: {told}."
+        text = f"average precision {figures[0]:.3f}{_beside(figures)}; base rate {base:.3f}"
+        alt = f"Precision and recall for {offer}: {text}."
         return picture(figure, f"Precision and recall, {offer}", alt, "The figure is the average precision.")
 
 
 def reliability(offer: str, rows: TestRows) -> Picture:
-    """Predicted against observed shares, over a histogram of predictions."""
-    found = curves.reliability(rows.label, rows.probability)
+    """Predicted probabilities against observed rates, above a histogram of the predictions."""
+    bins = curves.reliability(rows.label, rows.probability)
     with drawing(3.9) as figure:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        CalibrationDisplay(found.observed, found.predicted, rows.probability).plot(
-            ax=axes, ref_line=False, name="model"
-        )
+        CalibrationDisplay(bins.observed, bins.predicted, rows.probability).plot(ax=axes, ref_line=False, name="model")
         _restyle(axes, 0, "tenths of the rows")
         axes.lines[-1].set(marker="o", markersize=4)
-        axes.errorbar(found.predicted, found.observed, found.error, fmt="none", ecolor=BLUE, elinewidth=1, capsize=2)
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="as said")
-        _unit_axes(axes, "", "observed share")
+        axes.errorbar(bins.predicted, bins.observed, bins.error, fmt="none", ecolor=BLUE, elinewidth=1, capsize=2)
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfect calibration")
+        _unit_axes(axes, "", "observed rate")
         _one_legend(axes)
         legend_above(figure)
-        below.bar([0.025 + 0.05 * n for n in range(20)], found.histogram, width=0.045, color=BLUE)
+        below.bar([0.025 + 0.05 * n for n in range(20)], bins.histogram, width=0.045, color=BLUE)
         below.set(xlabel="predicted probability", ylabel="rows")
         percent_axis(below.yaxis)
-        pairs = ", ".join(f"{p:.0%} said {o:.0%} came" for p, o in zip(found.predicted, found.observed, strict=True))
+        pairs = ", ".join(
+            f"{p:.0%} predicted, {o:.0%} observed" for p, o in zip(bins.predicted, bins.observed, strict=True)
+        )
         alt = f"Reliability for {offer}, by tenths of the rows: {pairs}."
         return picture(
             figure,
             f"Reliability, {offer}",
             alt,
-            "On the dotted line what is said comes true; whiskers: 95% for independent rows. Below: how often.",
+            "On the dotted line predictions equal observed rates. Whiskers: 95% for independent rows. Below: number of "
+            "rows.",
         )
 
 
 def gains(offer: str, rows: TestRows) -> Picture:
-    """Share of those meant who are among the customers contacted first."""
-    meant = MEANT[offer]
+    """Share of the positives among the customers contacted first."""
+    positives = POSITIVES[offer]
     with drawing() as figure:
         axes = figure.add_subplot()
-        told = []
+        texts = []
         for n, (name, score) in enumerate(_scores(rows)):
             contacted, reached = curves.gains(rows.label, score)
             axes.plot(contacted, reached, color=(BLUE, INK)[n], linestyle=DASHES[n], label=name)
-            told.append(f"{name} {reached[10]:.0%}, {reached[20]:.0%} and {reached[50]:.0%}")
+            texts.append(f"{name} {reached[10]:.0%}, {reached[20]:.0%} and {reached[50]:.0%}")
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="at random")
-        _unit_axes(axes, "share of customers, likeliest first", f"share of {meant} reached")
+        _unit_axes(axes, "share of customers, highest score first", f"share of {positives} reached")
         legend_above(figure)
-        alt = f"Gains for {offer}: among the first 10, 20 and 50% of customers are, of all {meant}: {'; '.join(told)}."
+        alt = (
+            f"Gains for {offer}: share of all {positives} among the first 10, 20 and 50% of customers: "
+            f"{'; '.join(texts)}."
+        )
         return picture(
-            figure, f"Gains, {offer}", alt, f"Whoever calls the first 20% reaches this share of all {meant}."
+            figure,
+            f"Gains, {offer}",
+            alt,
+            f"Share of all {positives} reached by contacting the customers with the highest scores.",
         )
 
 
 def lift(offer: str, rows: TestRows) -> Picture:
-    """How many times the base rate each tenth of the customers has."""
-    found = curves.lift(rows.label, rows.probability)
+    """Lift of each tenth of the customers."""
+    tenths = curves.lift(rows.label, rows.probability)
     with drawing() as figure:
         axes = figure.add_subplot()
-        axes.bar(range(1, 11), found, width=0.75, color=BLUE, label="model")
+        axes.bar(range(1, 11), tenths, width=0.75, color=BLUE, label="model")
         if curves.has_baseline(rows):
             axes.plot(
                 range(1, 11),
@@ -139,28 +148,32 @@ def lift(offer: str, rows: TestRows) -> Picture:
                 label="recency alone",
             )
         axes.axhline(1, color=GREY, linewidth=1, linestyle=":", label="base rate")
-        axes.set(xlabel="tenth of the customers, likeliest first", ylabel="times the base rate", xticks=range(1, 11))
+        axes.set(
+            xlabel="tenth of the customers, highest score first", ylabel="times the base rate", xticks=range(1, 11)
+        )
         axes.grid(visible=False, axis="x")
         legend_above(figure)
         alt = (
-            f"Lift for {offer}: the likeliest tenth has {found[0]:.1f} times the base rate "
-            f"of {rows.label.mean():.1%}, the last tenth {found[-1]:.1f} times."
+            f"Lift for {offer}: the highest tenth has {tenths[0]:.1f} times the base rate "
+            f"of {rows.label.mean():.1%}, the last tenth {tenths[-1]:.1f} times."
         )
-        return picture(figure, f"Lift, {offer}", alt, f"1 is the base rate, {rows.label.mean():.1%} {MEANT[offer]}.")
+        return picture(
+            figure, f"Lift, {offer}", alt, f"1 is the base rate: {rows.label.mean():.1%} {POSITIVES[offer]}."
+        )
 
 
 def _scores(rows: TestRows) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = [("model", rows.probability)]
-    return [*found, ("recency alone", rows.baseline)] if curves.has_baseline(rows) else found
+    model: list[tuple[str, Any]] = [("model", rows.probability)]
+    return [*model, ("recency alone", rows.baseline)] if curves.has_baseline(rows) else model
 
 
 def _beside(figures: Sequence[float]) -> str:
-    """The baseline's figure, where there is one."""
+    """The baseline's figure, if there is a baseline."""
     return f", recency alone {figures[1]:.3f}" if len(figures) > 1 else ""
 
 
 def _restyle(axes: Axes, n: int, label: str) -> None:
-    """The line that a display has just drawn, in our style (its own keywords differ between releases)."""
+    """Restyle the line that a display has just drawn (its own keywords differ between releases)."""
     axes.lines[-1].set(color=(BLUE, INK)[n], linestyle=DASHES[n], label=label, marker="", drawstyle="default")
 
 

@@ -1,4 +1,4 @@
-"""From a bundle's folder to ``report.html``: one file without scripts that asks for nothing from elsewhere."""
+"""Rendering ``report.html`` from a bundle: one file without scripts and without requests to other files."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def render_report(manifest: Manifest, evidence: Evidence, rows: Mapping[str, TestRows]) -> str:
-    """The report as HTML. The same evidence gives the same text, to the byte."""
+    """The report as HTML; the same evidence gives the same bytes."""
     own = {offer: rows[offer] for offer in OFFERS if offer in rows and len(rows[offer].label)}
-    found, missing = sections(evidence, own)
+    shown, missing = sections(evidence, own)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -48,7 +48,7 @@ def render_report(manifest: Manifest, evidence: Evidence, rows: Mapping[str, Tes
         manifest=manifest,
         config=plain(manifest.config),
         headlines=[headline(offer, manifest, evidence, test) for offer, test in own.items()],
-        sections=found,
+        sections=shown,
         missing=missing,
         notes=[plain(note) for note in evidence.notes],
         card=[table for table in card(manifest) if table.rows],

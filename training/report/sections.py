@@ -1,4 +1,4 @@
-"""The sections of the report: plots and tables of what there is, and the names of those for which there is nothing."""
+"""The sections of the report: plots and tables, and the titles of sections without evidence."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from training.report.words import saved
 
 Rows = Mapping[str, TestRows]
 
-SAVINGS = (
-    "Expected savings: the share of what it costs to contact the wrong ones that a threshold avoids, next to the "
-    "better of contacting everybody and nobody. EMPC: expected maximum profit of ranking by probability, per customer, "
-    "and the share contacted then."
+COST_METRICS = (
+    "Expected savings: the share of the cost of wrong decisions that a threshold avoids, compared with the better of "
+    "contacting everybody and nobody. EMPC: expected maximum profit per customer when ranking by probability, and the "
+    "share of customers contacted for it."
 )
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; all but the first ``names`` columns are figures."""
+    """A table of text cells; all columns except the first ``names`` are numbers."""
 
     caption: str
     header: Sequence[str]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Part:
-    """Something under a heading of its own (none where it is empty)."""
+    """A part of a section, with a heading unless that is empty."""
 
     heading: str = ""
     text: str = ""
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A section that has something to show."""
+    """A section; it is shown only if it has parts."""
 
     slug: str
     title: str
@@ -53,8 +53,8 @@ class Section:
 
 
 def sections(evidence: Evidence, rows: Rows) -> tuple[list[Section], list[str]]:
-    """Sections in the order in which they are read, and the titles of those for which there is no evidence."""
-    every = [
+    """The sections in order, and the titles of those without evidence."""
+    candidates = [
         _quality(rows),
         _money(evidence, rows),
         _rates(evidence),
@@ -68,25 +68,26 @@ def sections(evidence: Evidence, rows: Rows) -> tuple[list[Section], list[str]]:
         _tags(evidence),
         _audit(evidence),
     ]
-    return [one for one in every if one.parts], [one.title for one in every if not one.parts]
+    shown = [section for section in candidates if section.parts]
+    return shown, [section.title for section in candidates if not section.parts]
 
 
 def _quality(rows: Rows) -> Section:
-    found = Section(
+    section = Section(
         "quality",
-        "Does it tell who?",
-        "On rows the models have not seen: later ones, or of a snapshot some drawn by lot.",
+        "How well does it predict?",
+        "On rows that the models have not seen: later cut-offs, or for a snapshot a random sample.",
     )
-    found.parts.extend(Part(offer, pictures=plots_rows.plots_of_rows(offer, test)) for offer, test in rows.items())
-    return found
+    section.parts.extend(Part(offer, pictures=plots_rows.plots_of_rows(offer, test)) for offer, test in rows.items())
+    return section
 
 
 def _money(evidence: Evidence, rows: Rows) -> Section:
-    found = Section(
+    section = Section(
         "money",
         "Does acting on it pay?",
-        "Profit counts the outcome that came, the model's value of the customer and the assumed rates; every policy "
-        "contacts equally many customers.",
+        "Profit is computed from observed outcomes, the model's value of each customer and the assumed rates. All "
+        "policies contact the same number of customers.",
     )
     for offer, test in rows.items():
         policies = [policy for policy in evidence.policies if policy.offer == offer]
@@ -96,51 +97,54 @@ def _money(evidence: Evidence, rows: Rows) -> Section:
         )
         text = "" if policies else "No other policies were compared."
         drawn = [picture for picture in [*pictures, plots_money.thresholds(offer, test)] if picture]
-        found.parts.append(Part(offer, text, drawn, tables))
+        section.parts.append(Part(offer, text, drawn, tables))
     if evidence.costs:
-        found.parts.append(Part("What acting saves", SAVINGS, tables=[_savings(evidence.costs)]))
-    return found
+        section.parts.append(Part("Cost-sensitive metrics", COST_METRICS, tables=[_cost_metrics(evidence.costs)]))
+    return section
 
 
-def _savings(costs: Mapping[str, float]) -> Table:
+def _cost_metrics(costs: Mapping[str, float]) -> Table:
     rows = [(plain(name.replace("_", " ")), f"{figure:,.4g}") for name, figure in costs.items()]
-    return Table("With no budget, on the test", ("what", "figure"), rows)
+    return Table("Without a budget, on the test rows", ("metric", "value"), rows)
 
 
 def _policy_table(offer: str, policies: Sequence[Policy], share: float) -> Table:
     nearest = min((policy.budget_share for policy in policies), key=lambda budget: abs(budget - share))
     return Table(
-        f"{offer.capitalize()}: policies at {nearest:.0%} of the customers, nearest to the alerts' share ({share:.1%})",
-        ("policy", "contacts", "expected", "realised", "95%", "dynamic threshold earns more", "95%"),
+        f"{offer.capitalize()}: policies with {nearest:.0%} of the customers contacted, closest to the share of alerts "
+        f"({share:.1%})",
+        ("policy", "contacts", "expected profit", "realised profit", "95%", "dynamic threshold earns more by", "95%"),
         [
             (
-                plain(one.policy),
-                f"{one.contacts:,.0f}",
-                compact(one.expected),
-                compact(one.realised),
-                _interval(one.low, one.high),
-                "" if one.ahead is None else compact(one.ahead),
-                "" if one.ahead is None else _interval(one.ahead_low or 0.0, one.ahead_high or 0.0),
+                plain(policy.policy),
+                f"{policy.contacts:,.0f}",
+                compact(policy.expected),
+                compact(policy.realised),
+                _interval(policy.low, policy.high),
+                "" if policy.ahead is None else compact(policy.ahead),
+                "" if policy.ahead is None else _interval(policy.ahead_low or 0.0, policy.ahead_high or 0.0),
             )
-            for one in policies
-            if one.budget_share == nearest
+            for policy in policies
+            if policy.budget_share == nearest
         ],
     )
 
 
 def _rates(evidence: Evidence) -> Section:
-    found = Section(
+    section = Section(
         "rates",
-        "And if the assumed rates are wrong?",
-        "Success and redemption rates are assumptions. Each square assumes another pair, finds the best single "
-        "threshold on calibration data, and compares on the test cut-offs.",
+        "What if the assumed rates are wrong?",
+        "Success and redemption rates are assumptions. Each square assumes a different pair, tunes the best single "
+        "threshold on calibration data, and compares both on the test cut-offs.",
     )
-    found.parts.extend(Part(pictures=[plots_money.grid(offer, cells)]) for offer, cells in _by(evidence.grid, "offer"))
-    return _joined(found)
+    section.parts.extend(
+        Part(pictures=[plots_money.grid(offer, cells)]) for offer, cells in _by(evidence.grid, "offer")
+    )
+    return _joined(section)
 
 
 def _treatment(evidence: Evidence) -> Section:
-    found = Section("treatment", "What the offer really changes", "From data in which the offer was made at random.")
+    section = Section("treatment", "What does the offer change?", "Measured on data in which the offer was randomised.")
     if evidence.treatment:
         table = Table(
             "Value per customer",
@@ -151,24 +155,28 @@ def _treatment(evidence: Evidence) -> Section:
             ],
             names=2,
         )
-        found.parts.append(Part(pictures=[plots_money.treatment(evidence.treatment)], tables=[table]))
-    return found
+        section.parts.append(Part(pictures=[plots_money.treatment(evidence.treatment)], tables=[table]))
+    return section
 
 
 def _splits(evidence: Evidence) -> Section:
-    found = Section("splits", "Would a random split have told the truth?", "The same models judged both ways.")
+    section = Section("splits", "How optimistic is a random split?", "The same models evaluated with both splits.")
     if evidence.optimism:
-        found.parts.append(Part(pictures=[plots_models.optimism(evidence.optimism)]))
-    return found
+        section.parts.append(Part(pictures=[plots_models.optimism(evidence.optimism)]))
+    return section
 
 
 def _trials(evidence: Evidence) -> Section:
-    found = Section("trials", "Which models were tried", "In folds without the test: in time, or of a snapshot by lot.")
+    section = Section(
+        "trials",
+        "Which models were compared",
+        "By cross-validation on training data: folds in time, or for a snapshot random folds.",
+    )
     if evidence.trials:
         pictures = [plots_models.trials(target, trials) for target, trials in _by(evidence.trials, "target")]
         table = Table(
             "Candidate models",
-            ("target", "model", "loss", "behind", "error", "chosen"),
+            ("target", "model", "loss", "above the best", "standard error", "chosen"),
             [
                 (
                     t.target,
@@ -182,52 +190,52 @@ def _trials(evidence: Evidence) -> Section:
             ],
             names=2,
         )
-        found.parts.append(Part(pictures=pictures, tables=[table]))
-    return found
+        section.parts.append(Part(pictures=pictures, tables=[table]))
+    return section
 
 
 def _features(evidence: Evidence) -> Section:
-    found = Section("features", "How many features it takes", _candidates(evidence))
+    section = Section("features", "How many features are needed", _candidates(evidence))
     if evidence.ladder:
-        targets = dict.fromkeys(target for rung in evidence.ladder for target in rung.behind)
-        pictures = [plots_models.ladder(target, evidence.ladder) for target in targets]
-        chosen = [", ".join(map(plain, rung.slots)) for rung in evidence.ladder if rung.chosen]
+        targets = dict.fromkeys(target for subset in evidence.ladder for target in subset.behind)
+        pictures = [plots_models.feature_subsets(target, evidence.ladder) for target in targets]
+        chosen = [", ".join(map(plain, subset.slots)) for subset in evidence.ladder if subset.chosen]
         text = saved(evidence.ladder) + (f" They are {chosen[0]}." if chosen else "")
-        found.parts.append(Part("", text, pictures))
-    return found
+        section.parts.append(Part("", text, pictures))
+    return section
 
 
 def _candidates(evidence: Evidence) -> str:
     if not evidence.candidates:
         return "Loss against the number of features."
-    return f"Of {evidence.candidates:,} candidates {evidence.earned_nothing:.0%} earned nothing."
+    return f"Of {evidence.candidates:,} candidate features, {evidence.earned_nothing:.0%} were dropped."
 
 
 def _importance(evidence: Evidence) -> Section:
-    found = Section(
+    section = Section(
         "importance",
-        "What it looks at",
-        "What is lost on the test rows when a feature's values are shuffled among the rows.",
+        "Which features matter",
+        "Quality lost on the test rows when the values of a feature are shuffled among the rows.",
     )
-    found.parts.extend(
+    section.parts.extend(
         Part(pictures=[plots_models.importance(target, ranked)])
         for target, ranked in _by(evidence.importance, "target")
     )
-    return _joined(found)
+    return _joined(section)
 
 
 def _robustness(evidence: Evidence) -> Section:
-    found = Section(
-        "robustness", "What if the data is damaged?", "Values that are missing, events that are lost or come twice."
+    section = Section(
+        "robustness", "What if the data is damaged?", "With missing values, lost events and duplicated events."
     )
-    found.parts.extend(
+    section.parts.extend(
         Part(pictures=[plots_models.robustness(offer, damage)]) for offer, damage in _by(evidence.robustness, "offer")
     )
-    return _joined(found)
+    return _joined(section)
 
 
 def _segments(evidence: Evidence) -> Section:
-    found = Section("segments", "Who the customers are", "Groups of the test customers.")
+    section = Section("segments", "Customer segments", "Segments of the test customers.")
     for scheme, segments in _by(evidence.segments, "scheme"):
         pictures = [plots_groups.sizes(scheme, segments), plots_groups.profile(scheme, segments)]
         table = Table(
@@ -246,19 +254,19 @@ def _segments(evidence: Evidence) -> Section:
             ],
             names=2,
         )
-        found.parts.append(Part(scheme, pictures=[one for one in pictures if one], tables=[table]))
-    return found
+        section.parts.append(Part(scheme, pictures=[picture for picture in pictures if picture], tables=[table]))
+    return section
 
 
 def _tags(evidence: Evidence) -> Section:
-    found = Section(
-        "tags", "Tags that say the same", "Tags that follow from others can be left out of what is collected."
+    section = Section(
+        "tags", "Redundant attributes", "Binary attributes that follow from others need not be collected."
     )
     if evidence.tags:
         cost = ", ".join(f"{plain(name)} {lost:.4g}" for name, lost in evidence.tags_cost.items())
         table = Table(
-            "Tags",
-            ("tag", "said by", "support", "confidence", "cluster", "kept"),
+            "Binary attributes",
+            ("attribute", "implied by", "support", "confidence", "cluster", "kept"),
             [
                 (
                     plain(t.tag),
@@ -273,16 +281,16 @@ def _tags(evidence: Evidence) -> Section:
             names=2,
         )
         left_out = sum(not tag.kept for tag in evidence.tags)
-        text = f"{left_out} of {len(evidence.tags)} may be left out." + (f" What that costs: {cost}." if cost else "")
-        found.parts.append(Part("", text, [plots_groups.tags(evidence.tags)], [table]))
-    return found
+        text = f"{left_out} of {len(evidence.tags)} can be left out." + (f" Loss in the folds: {cost}." if cost else "")
+        section.parts.append(Part("", text, [plots_groups.redundant_attributes(evidence.tags)], [table]))
+    return section
 
 
 def _audit(evidence: Evidence) -> Section:
-    found = Section(
+    section = Section(
         "audit",
-        "What the audit of the data found",
-        "Fatal findings stop a fit; warnings may; notes are for the record.",
+        "Findings of the data audit",
+        "A fatal finding stops training; check the warnings; notes are for information.",
     )
     if evidence.audit:
         ranked = sorted(evidence.audit, key=lambda finding: ("fatal", "warning", "note").index(finding.severity))
@@ -295,29 +303,29 @@ def _audit(evidence: Evidence) -> Section:
             ],
             names=5,
         )
-        found.parts.append(Part(tables=[table]))
-    return found
+        section.parts.append(Part(tables=[table]))
+    return section
 
 
 def card(manifest: Manifest) -> list[Table]:
-    """The figures of the model card."""
+    """The tables of the model card."""
     source, cutoffs = manifest.source, manifest.cutoffs
     spend = manifest.metrics.get("spend", {})
     return [
-        Table("Data", ("what", "value"), [(name.replace("_", " "), _plainly(value)) for name, value in source.items()]),
+        Table("Data", ("item", "value"), [(name.replace("_", " "), _plainly(value)) for name, value in source.items()]),
         Table(
             "Cut-offs",
             ("block", "number", "first", "last"),
             [
-                (block, str(len(found)), *((found[0][:10], found[-1][:10]) if found else ("", "")))
-                for block, found in cutoffs.items()
+                (block, str(len(times)), *((times[0][:10], times[-1][:10]) if times else ("", "")))
+                for block, times in cutoffs.items()
             ],
         ),
-        Table("Labels", ("what", "meaning"), list(manifest.labels.items()), names=2),
-        Table("Economics", ("what", "figure"), [(name, f"{figure:g}") for name, figure in manifest.economics.items()]),
+        Table("Labels", ("target", "definition"), list(manifest.labels.items()), names=2),
+        Table("Economics", ("item", "value"), [(name, f"{figure:g}") for name, figure in manifest.economics.items()]),
         Table(
             "Expected spend",
-            ("what", "figure"),
+            ("metric", "value"),
             [(name.replace("_", " "), _plainly(value)) for name, value in spend.items()],
         ),
         Table(
@@ -328,7 +336,7 @@ def card(manifest: Manifest) -> list[Table]:
         ),
         Table(
             "Versions and hashes",
-            ("what", "value"),
+            ("item", "value"),
             [
                 ("bundle", manifest.version),
                 ("config", plain(manifest.config)),
@@ -348,7 +356,7 @@ def _feature(feature: Any) -> tuple[str, str, str]:
 
 
 def _by(table: Sequence[Any], key: str) -> Iterator[tuple[str, list[Any]]]:
-    """The lines of a table by one of their fields, in the order of their first appearance."""
+    """Group the lines of a table by a field, in the order of first appearance."""
     order = list(dict.fromkeys(getattr(line, key) for line in table))
     ranked = sorted(table, key=lambda line: order.index(getattr(line, key)))
     for name, lines in groupby(ranked, key=lambda line: getattr(line, key)):
@@ -356,7 +364,7 @@ def _by(table: Sequence[Any], key: str) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _joined(section: Section) -> Section:
-    """Pictures of all parts side by side."""
+    """Merge the parts of a section so that their pictures are side by side."""
     pictures = [picture for part in section.parts for picture in part.pictures]
     section.parts[:] = [Part(pictures=pictures)] if pictures else []
     return section
@@ -375,7 +383,7 @@ def _amount(amount: float | None) -> str:
 
 
 def _plainly(value: object) -> str:
-    """A value of the manifest as text: figures short, whatever is in braces as a list."""
+    """A value of the manifest as text: short numbers, and dictionaries as lists."""
     if isinstance(value, dict):
         return ", ".join(f"{plain(str(name))} {_plainly(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -23,18 +23,18 @@ from training.report.words import FIGURES, headline, saved
 Rows = dict[str, TestRows]
 
 SECTIONS = [
-    "Does it tell who?",
+    "How well does it predict?",
     "Does acting on it pay?",
-    "And if the assumed rates are wrong?",
-    "What the offer really changes",
-    "Would a random split have told the truth?",
-    "Which models were tried",
-    "How many features it takes",
-    "What it looks at",
+    "What if the assumed rates are wrong?",
+    "What does the offer change?",
+    "How optimistic is a random split?",
+    "Which models were compared",
+    "How many features are needed",
+    "Which features matter",
     "What if the data is damaged?",
-    "Who the customers are",
-    "Tags that say the same",
-    "What the audit of the data found",
+    "Customer segments",
+    "Redundant attributes",
+    "Findings of the data audit",
     "Model card",
     "Notes of the fit",
 ]
@@ -99,7 +99,7 @@ def test_all_sections_come_in_order_and_levels_are_never_skipped(page: Page) -> 
 def test_what_the_fit_did_not_look_at_is_named_and_not_drawn(rows: Rows, page: Page) -> None:
     bare = rendered(rows, notes=["there is no treatment in the config"])
     shown = [text for level, text in bare.headings if level == "h2"][2:]
-    assert shown == ["Does it tell who?", "Does acting on it pay?", *SECTIONS[-2:]]
+    assert shown == ["How well does it predict?", "Does acting on it pay?", *SECTIONS[-2:]]
     for title in SECTIONS[2:-2]:
         assert title in bare.text
     assert "there is no treatment in the config" in bare.text
@@ -247,7 +247,8 @@ def test_the_sentence_names_the_strongest_other_policy(rows: Rows) -> None:
 
 def test_savings_are_those_of_the_chosen_rung_against_the_longest() -> None:
     assert saved(made_evidence().ladder) == (
-        "Chosen are 6 of 11 features: 72 bytes a customer, 40 saved; 38.6 µs to make them of a state, 15.5 saved."
+        "6 of 11 features were chosen: 72 bytes per customer, 40 less than with all; 38.6 µs to compute them, 15.5 µs "
+        "less."
     )
     assert saved([]) == ""
 
