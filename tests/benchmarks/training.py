@@ -33,7 +33,7 @@ from training.data.candidate_features import candidates
 from training.data.clipping import learn_clips
 from training.data.cutoffs import lay_out
 from training.data.dataset import Rows, build_rows
-from training.data.splits import Splits, in_time
+from training.data.splits import Splits, temporal_splits
 from training.evidence import Evidence, read_evidence
 from training.graph.features import FeatureMatrix, FeatureSpec
 
@@ -207,7 +207,7 @@ def everything() -> tuple[Rows, Mapping[str, Splits], npt.NDArray[np.float32]]:
         layout = StateLayout(learn_clips(source, candidates(config, source, plan.newest_known), plan.newest_known))
         rows = build_rows(source, layout, config, plan.every)
     numbers = FeatureMatrix(FeatureSpec(layout))(rows.state)
-    splits = in_time(rows, plan, config.evaluation.folds)
+    splits = temporal_splits(rows, plan, config.evaluation.folds)
     return rows, splits, np.concatenate([numbers, ratios(layout.features, numbers)], axis=1)
 
 

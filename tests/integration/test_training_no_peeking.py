@@ -24,7 +24,7 @@ from training import __main__ as main
 from training.config import TrainingConfig
 from training.data.candidate_features import candidates, overdue
 from training.data.clipping import learn_clips
-from training.data.cutoffs import Plan, lay_out
+from training.data.cutoffs import CutoffPlan, lay_out
 from training.data.dataset import Rows, build_rows
 from training.fit import workers_for
 from training.graph.features import FeatureSpec, filled_matrix
@@ -49,7 +49,7 @@ def wide(shop: Shop) -> Path:
     return path
 
 
-def features_of(config: TrainingConfig, plan: Plan, cutoffs: list[float]) -> tuple[Rows, Features, list[str]]:
+def features_of(config: TrainingConfig, plan: CutoffPlan, cutoffs: list[float]) -> tuple[Rows, Features, list[str]]:
     """Rows and model matrix of some cut-offs, from whatever the source holds now; learnt as a fit does it."""
     with OfflineStore(config.source) as source:
         lines = candidates(config, source, plan.newest_known)

@@ -1,4 +1,4 @@
-"""The wide set of slots that a ``[candidates]`` section stands for, made from what the source has."""
+"""Candidate features: what a section ``[candidates]`` stands for, given the data of the source."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from feature_store.offline.store import OfflineStore
 from feature_store.sql import identifier
 from training.config import Overdue, TrainingConfig, check_overdue
 
-LEAST_EVENTS: Final = 100
-"""An event type with fewer events than this is too rare to learn from."""
+MIN_EVENTS: Final = 100
+"""Minimum number of events of a type; rarer types give no candidates."""
 
-MOST_TYPES: Final = 30
-LEAST_OF_A_CATEGORY: Final = 20
-"""Customers who share a text before it is a category of its own."""
+MAX_TYPES: Final = 30
+MIN_CATEGORY_CUSTOMERS: Final = 20
+"""Minimum number of customers with a text for it to become a category."""
 
 TEXT: Final = re.compile(r"VARCHAR|ENUM\(.*\)")
 FIELDS: Final = ("amount", "duration_s")
 
 
 def candidates(config: TrainingConfig, source: OfflineStore, until: float) -> list[Feature]:
-    """The config's ``[[feature]]`` lines, and what its candidates add; nothing after ``until`` (unix seconds) is read.
+    """The config's ``[[feature]]`` lines, followed by the candidates.
 
-    InputError where nothing is found.
+    Args:
+        config: With or without ``[candidates]``.
+        source: The open source.
+        until: Unix seconds; later events are not read.
+
+    Raises:
+        InputError: If there is no feature at all.
     """
     lines = list(config.feature)
     wide = config.candidates
@@ -35,33 +41,33 @@ def candidates(config: TrainingConfig, source: OfflineStore, until: float) -> li
         return lines
     names = {line.name for line in lines}
     for feature in [*_of_events(wide, source, until), *_of_attributes(config, wide, source)]:
-        name = _free(feature.name, names)
+        name = _unique(feature.name, names)
         names.add(name)
         lines.append(feature.model_copy(update={"name": name}))
     if not lines:
         raise InputError(
-            f"candidates: the source has no attribute, and no event type with {LEAST_EVENTS} events: bring more data, "
-            "or write [[feature]] lines"
+            f"candidates: the source has no attribute, and no event type with {MIN_EVENTS} events: add data, or "
+            "write [[feature]] lines"
         )
     return lines
 
 
 def overdue(config: TrainingConfig, features: Sequence[Feature]) -> list[Overdue]:
-    """The config's ``[[overdue]]`` lines; with candidates and without lines, one for the events that churn is about."""
+    """The config's ``[[overdue]]`` lines; with candidates and no such line, one for the churn event."""
     if config.overdue or config.candidates is None:
         try:
             check_overdue(config.overdue, features)
         except ValueError as error:
             raise InputError(str(error)) from error
         return list(config.overdue)
-    mine = [feature for feature in features if feature.event == config.churn.event]
-    latest = [feature for feature in mine if feature.aggregate == "latest"]
-    counts = [feature for feature in mine if feature.aggregate == "count"]
+    churn_features = [feature for feature in features if feature.event == config.churn.event]
+    latest = [feature for feature in churn_features if feature.aggregate == "latest"]
+    counts = [feature for feature in churn_features if feature.aggregate == "count"]
     if not (latest and counts):
         return []
     rate = min(counts, key=lambda count: abs((count.half_life_days or 0) - config.churn.horizon_days))
     return [
-        Overdue(name=_free("overdue", {feature.name for feature in features}), latest=latest[0].name, rate=rate.name)
+        Overdue(name=_unique("overdue", {feature.name for feature in features}), latest=latest[0].name, rate=rate.name)
     ]
 
 
@@ -69,10 +75,10 @@ def _of_events(wide: Candidates, source: OfflineStore, until: float) -> Iterator
     query = """
         SELECT event_type, count(amount) > 0, count(duration_s) > 0 FROM events WHERE t <= $until
         GROUP BY event_type HAVING count(*) >= $least ORDER BY count(*) DESC, event_type LIMIT $most"""
-    found = source.connection.execute(query, {"until": until, "least": LEAST_EVENTS, "most": MOST_TYPES}).fetchall()
+    types = source.connection.execute(query, {"until": until, "least": MIN_EVENTS, "most": MAX_TYPES}).fetchall()
     days = (until - source.summary.start) / 86_400
     half_lives = [half_life for half_life in wide.half_lives_days if half_life <= days] or [min(wide.half_lives_days)]
-    for event, *known in sorted(found):
+    for event, *has_field in sorted(types):
         if wide.events is not None and event not in wide.events:
             continue
         stem = slug(event)
@@ -81,8 +87,8 @@ def _of_events(wide: Candidates, source: OfflineStore, until: float) -> Iterator
         for half_life in half_lives:
             span = f"{half_life:g}d".replace(".", "_")
             yield Feature(name=f"{stem}_count_{span}", aggregate="count", event=event, half_life_days=half_life)
-            for field, has in zip(FIELDS, known, strict=True):
-                if has:
+            for field, exists in zip(FIELDS, has_field, strict=True):
+                if exists:
                     yield Feature(
                         name=f"{stem}_{field}_{span}",
                         aggregate="sum",
@@ -93,7 +99,7 @@ def _of_events(wide: Candidates, source: OfflineStore, until: float) -> Iterator
 
 
 def _of_attributes(config: TrainingConfig, wide: Candidates, source: OfflineStore) -> Iterator[Feature]:
-    taken = not_to_learn_from(config)
+    taken = excluded_columns(config)
     for column, kind in source.attribute_columns.items():
         if column in taken or (wide.attributes is not None and column not in wide.attributes):
             continue
@@ -104,8 +110,8 @@ def _of_attributes(config: TrainingConfig, wide: Candidates, source: OfflineStor
             yield feature.model_copy(update={"categories": categories})
 
 
-def not_to_learn_from(config: TrainingConfig) -> Collection[str]:
-    """Columns of the customer table that are no attributes: ids, labels, and what was not known before the label."""
+def excluded_columns(config: TrainingConfig) -> Collection[str]:
+    """Columns of the customer table that must not be features: ids, labels, and what was not known before the label."""
     taken = {"customer_id"}
     if config.snapshot is not None:
         snapshot = config.snapshot
@@ -116,29 +122,29 @@ def not_to_learn_from(config: TrainingConfig) -> Collection[str]:
 
 
 def cost_columns(config: TrainingConfig) -> set[str]:
-    """Columns with costs of each customer's own."""
+    """Columns with the costs of each customer."""
     snapshot = config.snapshot
     return {column for column in (snapshot.contact_cost, snapshot.offer_cost) if column} if snapshot else set()
 
 
 def _categories(source: OfflineStore, column: str) -> tuple[str, ...]:
-    """The texts that enough customers share, the most frequent ones if they are too many."""
+    """The texts that enough customers have, at most MAX_CATEGORIES of them, the most frequent ones."""
     query = f"""
         SELECT {identifier(column)}::VARCHAR AS value, count(*) AS customers FROM attributes
-        WHERE value IS NOT NULL GROUP BY value HAVING customers >= {LEAST_OF_A_CATEGORY}
+        WHERE value IS NOT NULL GROUP BY value HAVING customers >= {MIN_CATEGORY_CUSTOMERS}
         ORDER BY customers DESC, value LIMIT {MAX_CATEGORIES}"""
     return tuple(sorted(value for value, _ in source.connection.execute(query).fetchall()))
 
 
 def slug(text: str) -> str:
-    """A feature name for any text."""
-    found = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:48]
-    return found if found[:1].isalpha() else f"x_{found}".rstrip("_")
+    """A valid feature name for any text."""
+    name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:48]
+    return name if name[:1].isalpha() else f"x_{name}".rstrip("_")
 
 
-def _free(name: str, taken: Collection[str]) -> str:
-    """A name that nothing else has."""
-    found, number = name, 2
-    while found in taken:
-        found, number = f"{name}_{number}", number + 1
-    return found
+def _unique(name: str, taken: Collection[str]) -> str:
+    """The name, with a number appended if it is taken."""
+    unique, number = name, 2
+    while unique in taken:
+        unique, number = f"{name}_{number}", number + 1
+    return unique

@@ -1,13 +1,13 @@
-"""Cut-offs: the moments at which training and evaluation pretend to stand, laid out back from the end of the data.
+"""Cut-offs: the moments at which training and evaluation pretend to be, counted back from the end of the data.
 
 ::
 
     start ── warm-up ──┬── fit ──┬── gap ──┬── calibration ──┬─ one horizon ─┬── test ──┬─ one horizon ─ end
 
-A label looks one horizon ahead. The gap is one horizon long, so that the calibrator sees no outcome its model was
-fitted on; after that the model is fitted again on everything before the test. No label of the training cut-offs (fit,
-gap and calibration) reaches the first test cut-off. Propensity has a horizon of its own, and with it cut-offs of its
-own, later ones; its training cut-offs stand on the same grid, so that a customer's state serves both.
+A label looks one horizon ahead. The gap is one horizon long, so that the calibration uses no outcome that the model was
+fitted on; afterwards the model is fitted again on everything before the test. No label of the training cut-offs (fit,
+gap and calibration) reaches the first test cut-off. Propensity has its own, shorter horizon and therefore later
+cut-offs; its training cut-offs are on the same grid, so that the states of customers are shared.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from training.config import TrainingConfig
 
 TEST_STEP_DAYS = 14.0
 TARGETS: Final = ("churn", "propensity", "spend")
-"""What is predicted; the first two are offers."""
+"""What is predicted; the first two are the offers."""
 
-Fold = tuple[list[float], list[float]]
+CvFold = tuple[list[float], list[float]]
+"""Cut-offs to fit on, and later ones to validate on."""
 
 
 @dataclass(frozen=True)
 class Cutoffs:
-    """Unix seconds, ascending; ``horizon_s`` is how far a label looks ahead."""
+    """Cut-offs by block, unix seconds, ascending; ``horizon_s`` is how far a label looks ahead."""
 
     horizon_s: float
     fit: list[float]
@@ -40,29 +41,29 @@ class Cutoffs:
 
     @property
     def training(self) -> list[float]:
-        """Every cut-off that models may learn from before the test."""
+        """All cut-offs before the test that models may be fitted on."""
         return [*self.fit, *self.gap, *self.calibration]
 
-    def folds(self, most: int) -> list[Fold]:
-        """Expanding windows: cut-offs to learn from, and a later block to judge by, purged of one horizon between them.
+    def folds(self, max_folds: int) -> list[CvFold]:
+        """Cross-validation with an expanding window, purged of one horizon before each validation block.
 
-        The blocks share the later half of the training cut-offs; the newest is the last.
+        The later half of the training cut-offs is divided into validation blocks, the newest last.
         """
-        known = self.training
-        half = known[len(known) // 2 :]
-        size = math.ceil(len(half) / most)
+        training = self.training
+        half = training[len(training) // 2 :]
+        size = math.ceil(len(half) / max_folds)
         blocks = [half[max(end - size, 0) : end] for end in range(len(half), 0, -size)][::-1]
-        found = [([t for t in known if t <= block[0] - self.horizon_s], block) for block in blocks]
-        return [fold for fold in found if fold[0]] or [(self.fit, self.calibration)]
+        folds = [([t for t in training if t <= block[0] - self.horizon_s], block) for block in blocks]
+        return [fold for fold in folds if fold[0]] or [(self.fit, self.calibration)]
 
     def final(self) -> Cutoffs:
-        """The same with the test cut-offs to learn from as well: for the model that is served."""
+        """The blocks for the model that is served, which may learn from the test cut-offs too."""
         return _blocks([*self.training, *self.test], [], self.horizon_s, len(self.calibration))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Cut-offs of churn and spend, and those of propensity."""
+class CutoffPlan:
+    """The cut-offs of churn and spend, and those of propensity."""
 
     churn: Cutoffs
     propensity: Cutoffs
@@ -75,30 +76,39 @@ class Plan:
     def every(self) -> list[float]:
         """All cut-offs, each once, ascending."""
         both = (self.churn, self.propensity)
-        return sorted({cutoff for found in both for cutoff in [*found.training, *found.test]})
+        return sorted({cutoff for cutoffs in both for cutoff in [*cutoffs.training, *cutoffs.test]})
 
     @property
     def newest_known(self) -> float:
-        """Up to here anything may be learnt before the test: the newest training cut-off."""
+        """The newest training cut-off: nothing after it may be used before the test."""
         return self.churn.training[-1]
 
     def described(self) -> dict[str, list[float]]:
         """Blocks by name, for the manifest."""
         names = ("fit", "gap", "calibration", "test")
-        found = {name: getattr(self.churn, name) for name in names}
-        return found | {f"propensity_{name}": getattr(self.propensity, name) for name in names}
+        churn = {name: getattr(self.churn, name) for name in names}
+        return churn | {f"propensity_{name}": getattr(self.propensity, name) for name in names}
 
 
-def lay_out(config: TrainingConfig, start: float, end: float) -> Plan:
-    """Cut-offs for events between ``start`` and ``end`` (unix seconds); InputError where there is too little time."""
+def lay_out(config: TrainingConfig, start: float, end: float) -> CutoffPlan:
+    """Place the cut-offs.
+
+    Args:
+        config: Horizons and ``[evaluation]``.
+        start: Time of the first event, unix seconds.
+        end: Time of the last event, unix seconds.
+
+    Raises:
+        InputError: If the history is too short.
+    """
     plan = config.evaluation
     horizon = max(config.churn.horizon_days, config.economics.horizon_days) * DAY_S
     anchor = _tests(config, end, horizon)[0] - horizon
     churn = _lay_out_one(config, start, end, horizon, anchor)
-    found = len(churn.training) + len(churn.test)
-    if found < plan.least_cutoffs:
+    count = len(churn.training) + len(churn.test)
+    if count < plan.least_cutoffs:
         raise InputError(
-            f"the source's {(end - start) / DAY_S:.0f} days give {found} cut-offs, {plan.least_cutoffs} are "
+            f"the source's {(end - start) / DAY_S:.0f} days give {count} cut-offs, {plan.least_cutoffs} are "
             "needed: bring a longer history, or shorten evaluation.step_days, evaluation.warm_up_days or the horizons"
         )
     propensity = _lay_out_one(config, start, end, config.propensity.horizon_days * DAY_S, anchor)
@@ -107,7 +117,7 @@ def lay_out(config: TrainingConfig, start: float, end: float) -> Plan:
             f"evaluation.calibration_cutoffs = {plan.calibration_cutoffs} leaves no cut-off to fit on: make it "
             "smaller, or bring a longer history"
         )
-    return Plan(churn, propensity)
+    return CutoffPlan(churn, propensity)
 
 
 def _tests(config: TrainingConfig, end: float, horizon: float) -> list[float]:
@@ -121,8 +131,10 @@ def _lay_out_one(config: TrainingConfig, start: float, end: float, horizon: floa
     test, step = _tests(config, end, horizon), plan.step_days * DAY_S
     newest = anchor + (test[0] - horizon - anchor + 1e-3) // step * step
     first = start + plan.warm_up_days * DAY_S
-    most = max(plan.most_cutoffs - len(test), 0)
-    training = [newest - i * step for i in range(min(max(int((newest - first + 1e-3) // step) + 1, 0), most))][::-1]
+    max_training = max(plan.most_cutoffs - len(test), 0)
+    training = [newest - i * step for i in range(min(max(int((newest - first + 1e-3) // step) + 1, 0), max_training))][
+        ::-1
+    ]
     return _blocks(training, test, horizon, plan.calibration_cutoffs)
 
 

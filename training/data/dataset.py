@@ -1,4 +1,4 @@
-"""Rows to learn from: customers as they were at a cut-off (state), and what they did afterwards (labels)."""
+"""Rows for training: customers as they were at a cut-off (state), and what they did afterwards (labels)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from training.config import TrainingConfig
 
 Index = npt.NDArray[np.intp]
 
-MOST_BYTES: Final = 2**30
-"""Of the states that are learnt from, in memory at once."""
+MAX_BYTES: Final = 2**30
+"""Maximum size in memory of the states of all rows."""
 
 UNTIL_SLACK_S: Final = 1e-3
-"""Cut-offs are counted back from the end in floating point: a horizon that ends with the data may miss it by a hair."""
+"""Tolerance: cut-offs are counted back in floating point, so a horizon may end slightly after the data."""
 
-# More returned than bought counts as no spend. NULL: the end of the data comes before the end of the horizon.
+# Spend below 0 (more returned than bought) counts as 0. A label is NULL if the data ends before the horizon does.
 LABELS_SQL: Final = """
     SELECT customer_id,
         CASE WHEN $cutoff + $churn_s <= $until THEN
@@ -46,19 +46,28 @@ LABELS_SQL: Final = """
     FROM events WHERE {customers} GROUP BY customer_id
     HAVING bool_or(event_type = $churn_event AND t > $cutoff - $active_s AND t <= $cutoff)
     ORDER BY customer_id"""
-"""Labels of one cut-off, for the customers active before it. A state reads up to the cut-off, a label from after it.
+"""Labels at one cut-off, for the customers active before it. States use events up to the cut-off, labels later ones.
 
-Amounts are added as whole millionths, which gives the same sum in whatever order."""
+Amounts are added as whole millionths, so that the sum does not depend on the order."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Customers at cut-offs, row by row, each column ``[n]``.
+    """Customers at cut-offs, one row each; every column is ``[n]`` unless stated otherwise.
 
-    cutoff: float64 unix seconds (0 for a snapshot, which has none); state: float64 ``[n, slots]`` as of it; churn and
-    propensity: 0 or 1, spend: an amount, all NaN where not known; recency_days: since the last event of the churn type,
-    which is the baseline; frequency and monetary: events of it, and spend, up to the cut-off; contact_cost and
-    offer_cost: of each customer's own, NaN where the config's count; group: a number for rows that belong together.
+    Attributes:
+        cutoff: Unix seconds; 0 for a snapshot.
+        customer_id: The id.
+        state: State as of the cut-off, float64 ``[n, slots]``.
+        churn: Label, 0 or 1, NaN if unknown.
+        propensity: Label, 0 or 1, NaN if unknown.
+        spend: Amount, NaN if unknown.
+        recency_days: Days since the last event of the churn type, the baseline.
+        frequency: Number of such events up to the cut-off.
+        monetary: Spend up to the cut-off.
+        contact_cost: Of the customer, NaN if the config's applies.
+        offer_cost: Of the customer, NaN if the config's applies.
+        group: Number of the group of rows that must stay together when rows are split.
     """
 
     cutoff: Floats
@@ -78,7 +87,7 @@ class Rows:
         return len(self.cutoff)
 
     def take(self, index: Index | npt.NDArray[np.bool_]) -> Rows:
-        """Some of the rows."""
+        """The rows at these indexes, or where a mask is true."""
         return Rows(**{name: column[index] for name, column in vars(self).items()})
 
     def at(self, cutoffs: Sequence[float]) -> Rows:
@@ -86,11 +95,11 @@ class Rows:
         return self.take(np.isin(self.cutoff, cutoffs))
 
     def narrowed(self, slots: Sequence[int]) -> Rows:
-        """The same rows with some of the slots."""
+        """The same rows with only these slots."""
         return Rows(**vars(self) | {"state": self.state[:, list(slots)]})
 
     def label(self, target: str) -> Floats:
-        """The column of one of TARGETS."""
+        """The label column of one of TARGETS."""
         return np.asarray(getattr(self, target))
 
 
@@ -101,11 +110,19 @@ def build_rows(
     cutoffs: Sequence[float],
     done: Callable[[], None] = lambda: None,
 ) -> Rows:
-    """Rows of all cut-offs (ascending); ``done`` is called after each.
+    """Build the rows of all cut-offs.
 
-    Where they would be more than the config's ``most_rows``, or take more than MOST_BYTES, customers are drawn by lot.
+    Customers are sampled at random if there would be more than the config's ``most_rows`` or states of more than
+    MAX_BYTES.
+
+    Args:
+        source: The open source.
+        layout: Slots of the state.
+        config: Definitions of the labels.
+        cutoffs: Unix seconds, ascending.
+        done: Called after each cut-off.
     """
-    customers = _taken(source, _share(source, layout, config, cutoffs))
+    customers = _sample_condition(source, _sample_share(source, layout, config, cutoffs))
     parts = []
     for cutoff, states in zip(cutoffs, source.states_at(layout, cutoffs, customers=customers), strict=True):
         parts.append(_rows_at(source, states, config, cutoff, customers))
@@ -115,26 +132,27 @@ def build_rows(
     return Rows(**columns)
 
 
-def _taken(source: OfflineStore, share: float) -> str:
-    """SQL that is true for the ids of a share of the customers: each id is looked at once, not once for each event."""
+def _sample_condition(source: OfflineStore, share: float) -> str:
+    """SQL condition for a share of the customers, evaluated once per customer rather than once per event."""
     if share == 1:
         return sampled(share)
     source.connection.execute(
-        f"CREATE OR REPLACE TABLE taken AS FROM (SELECT DISTINCT customer_id FROM events) WHERE {sampled(share)}"
+        "CREATE OR REPLACE TABLE sampled_customers AS FROM (SELECT DISTINCT customer_id FROM events) WHERE "
+        f"{sampled(share)}"
     )
-    return "customer_id IN (FROM taken)"
+    return "customer_id IN (FROM sampled_customers)"
 
 
-def _share(source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoffs: Sequence[float]) -> float:
-    """The share of customers to take, judged by those who are active at the newest cut-off."""
+def _sample_share(source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoffs: Sequence[float]) -> float:
+    """The share of customers to sample, estimated from the number of active customers at the newest cut-off."""
     query = """
         SELECT count(DISTINCT customer_id) FROM events
         WHERE event_type = $event AND t > $cutoff - $active_s AND t <= $cutoff"""
-    known = {"event": config.churn.event, "active_s": config.churn.active_days * DAY_S, "cutoff": cutoffs[-1]}
-    ((active,),) = source.connection.execute(query, known).fetchall()
+    parameters = {"event": config.churn.event, "active_s": config.churn.active_days * DAY_S, "cutoff": cutoffs[-1]}
+    ((active,),) = source.connection.execute(query, parameters).fetchall()
     rows = max(active, 1) * len(cutoffs)
-    most = min(config.evaluation.most_rows, MOST_BYTES // (8 * len(layout.features)))
-    return float(min(1.0, most / rows))
+    max_rows = min(config.evaluation.most_rows, MAX_BYTES // (8 * len(layout.features)))
+    return float(min(1.0, max_rows / rows))
 
 
 def _rows_at(
@@ -168,23 +186,27 @@ def _rows_at(
 
 
 def snapshot_rows(source: OfflineStore, layout: StateLayout, config: TrainingConfig) -> Rows:
-    """A row per customer of a snapshot that has a label; InputError where a column cannot be read as it should."""
+    """Build the rows of a snapshot: one for each customer with a label.
+
+    Raises:
+        InputError: If a column cannot be read, or the label has other values than 0 and 1.
+    """
     snapshot = config.snapshot
     if snapshot is None:
         raise InputError("this config has no [snapshot]")
-    known = {name: f"{identifier(column)}::DOUBLE" for name, column in _columns(snapshot).items()}
-    known["grouped"] = f"{identifier(snapshot.group)}::VARCHAR" if snapshot.group else "customer_id"
-    selected = ", ".join(f"{sql} AS {name}" for name, sql in known.items())
+    expressions = {name: f"{identifier(column)}::DOUBLE" for name, column in _columns(snapshot).items()}
+    expressions["grouped"] = f"{identifier(snapshot.group)}::VARCHAR" if snapshot.group else "customer_id"
+    selected = ", ".join(f"{sql} AS {name}" for name, sql in expressions.items())
     try:
-        found = source.connection.execute(f"SELECT customer_id, {selected} FROM attributes ORDER BY customer_id")
-        columns = found.fetchnumpy()
+        query = f"SELECT customer_id, {selected} FROM attributes ORDER BY customer_id"
+        columns = source.connection.execute(query).fetchnumpy()
     except duckdb.Error as error:
-        raise InputError(f"snapshot: a column that it names cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"snapshot: a column named there cannot be read: {str(error).splitlines()[0]}") from error
     ids, group = (np.asarray(np.ma.filled(columns.pop(name), ""), dtype=object) for name in ("customer_id", "grouped"))
     numbers = {name: np.ma.filled(column.astype(np.float64), np.nan) for name, column in columns.items()}
     label = numbers.pop("label")
     if not np.isin(label[np.isfinite(label)], (0.0, 1.0)).all():
-        raise InputError(f"snapshot.label: column '{snapshot.label}' holds other values than 0 and 1")
+        raise InputError(f"snapshot.label: column '{snapshot.label}' has values other than 0 and 1")
     unknown = np.full(len(ids), np.nan)
     rows = Rows(
         cutoff=np.zeros(len(ids)),
@@ -200,8 +222,8 @@ def snapshot_rows(source: OfflineStore, layout: StateLayout, config: TrainingCon
         offer_cost=numbers.get("offer_cost", unknown),
         group=np.unique(group.astype(str), return_inverse=True)[1],
     )
-    learnt = np.isfinite(label) & (np.isfinite(rows.spend) if snapshot.value else True)
-    return rows.take(learnt)
+    usable = np.isfinite(label) & (np.isfinite(rows.spend) if snapshot.value else True)
+    return rows.take(usable)
 
 
 def _columns(snapshot: Snapshot) -> dict[str, str]:

@@ -1,13 +1,13 @@
-"""Which rows a model learns from, is calibrated on, and is judged by: by time, or for a snapshot by lot.
+"""Splits of the rows into fit, calibration, test and cross-validation folds: by time, or for a snapshot at random.
 
 ::
 
-    by time   folds: expanding windows within the training cut-offs, purged of one horizon
-              evaluation: fit | gap | calibration, then the test cut-offs, which are looked at once
-              final: the same with the test cut-offs to learn from as well
+    by time     folds: expanding windows within the training cut-offs, purged of one horizon
+                evaluation: fit | gap | calibration, then the test cut-offs, which are used only once
+                final: the same, with the test cut-offs to fit on as well
 
-    by lot    customers (or groups of them) drawn at random: a fifth is the test, the rest makes folds. That is all that
-              a table without time allows, and it promises more than later data will hold.
+    at random   customers (or groups of them): a fifth is the test, the rest is divided into folds. A table without time
+                allows nothing better, but the results are too optimistic for later data.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Final
 import numpy as np
 from sklearn.model_selection import GroupKFold
 
-from training.data.cutoffs import TARGETS, Cutoffs, Plan
+from training.data.cutoffs import TARGETS, CutoffPlan, Cutoffs
 from training.data.dataset import Index, Rows
 
 TEST_PARTS: Final = 5
-"""Of a snapshot one in so many rows is the test, and one in so many of the others calibrates."""
+"""One in this number of a snapshot's rows is for the test, and one in this number of the others for calibration."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows to fit on, later ones to calibrate on, and all that may be learnt from."""
+    """Row indexes to fit on, to calibrate on, and all that may be used (with the gap between the two)."""
 
     fit: Index
     calibration: Index
@@ -37,7 +37,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """All splits of a target's rows, as indexes of the rows whose label is known."""
+    """All splits of a target, as indexes of rows with a known label."""
 
     folds: list[tuple[Index, Index]]
     evaluation: Split
@@ -45,16 +45,16 @@ class Splits:
     final: Split
 
 
-def in_time(rows: Rows, plan: Plan, folds: int) -> dict[str, Splits]:
-    """Splits by cut-off for each target."""
-    return {target: _in_time(rows, target, plan.of(target), folds) for target in TARGETS}
+def temporal_splits(rows: Rows, plan: CutoffPlan, folds: int) -> dict[str, Splits]:
+    """Split the rows by cut-off, for each target."""
+    return {target: _temporal_splits(rows, target, plan.of(target), folds) for target in TARGETS}
 
 
-def _in_time(rows: Rows, target: str, cutoffs: Cutoffs, folds: int) -> Splits:
+def _temporal_splits(rows: Rows, target: str, cutoffs: Cutoffs, folds: int) -> Splits:
     known = np.isfinite(rows.label(target))
 
-    def at(some: Sequence[float]) -> Index:
-        return np.flatnonzero(known & np.isin(rows.cutoff, some))
+    def at(times: Sequence[float]) -> Index:
+        return np.flatnonzero(known & np.isin(rows.cutoff, times))
 
     def split(blocks: Cutoffs) -> Split:
         return Split(at(blocks.fit), at(blocks.calibration), at(blocks.training))
@@ -63,17 +63,17 @@ def _in_time(rows: Rows, target: str, cutoffs: Cutoffs, folds: int) -> Splits:
     return Splits(pairs, split(cutoffs), at(cutoffs.test), split(cutoffs.final()))
 
 
-def by_lot(rows: Rows, targets: Sequence[str], folds: int, seed: int) -> dict[str, Splits]:
-    """The same splits for all targets; rows of a group stay together."""
+def random_splits(rows: Rows, targets: Sequence[str], folds: int, seed: int) -> dict[str, Splits]:
+    """Split the rows at random, in the same way for all targets; rows of a group stay together."""
     everything = np.arange(len(rows))
-    known, test = _parted(rows, everything, TEST_PARTS, seed)[0]
-    split = Split(*_parted(rows, known, TEST_PARTS, seed + 1)[0], known)
-    final = Split(*_parted(rows, everything, TEST_PARTS, seed + 2)[0], everything)
-    found = Splits(_parted(rows, known, folds, seed + 3), split, test, final)
-    return dict.fromkeys(targets, found)
+    known, test = _grouped_folds(rows, everything, TEST_PARTS, seed)[0]
+    split = Split(*_grouped_folds(rows, known, TEST_PARTS, seed + 1)[0], known)
+    final = Split(*_grouped_folds(rows, everything, TEST_PARTS, seed + 2)[0], everything)
+    splits = Splits(_grouped_folds(rows, known, folds, seed + 3), split, test, final)
+    return dict.fromkeys(targets, splits)
 
 
-def _parted(rows: Rows, index: Index, parts: int, seed: int) -> list[tuple[Index, Index]]:
-    """Pairs of (all but one part, that part) of some rows."""
-    cut = GroupKFold(parts, shuffle=True, random_state=seed)
-    return [(index[most], index[part]) for most, part in cut.split(index, groups=rows.group[index])]
+def _grouped_folds(rows: Rows, index: Index, parts: int, seed: int) -> list[tuple[Index, Index]]:
+    """Grouped k-fold split of the rows at ``index``: pairs of (all parts but one, that part)."""
+    folds = GroupKFold(parts, shuffle=True, random_state=seed)
+    return [(index[rest], index[part]) for rest, part in folds.split(index, groups=rows.group[index])]

@@ -15,7 +15,7 @@ from training.config import TrainingConfig
 from training.data import candidate_features as candidates
 from training.data import splits
 from training.data.clipping import learn_clips
-from training.data.cutoffs import TARGETS, Plan, lay_out
+from training.data.cutoffs import TARGETS, CutoffPlan, lay_out
 from training.data.dataset import Rows, build_rows, snapshot_rows
 from training.data.splits import Splits
 from training.evidence import Rung, Tag
@@ -40,7 +40,7 @@ class Data:
     rows: Rows
     spec: FeatureSpec
     splits: Mapping[str, Splits]
-    plan: Plan | None
+    plan: CutoffPlan | None
     rungs: list[Rung] = field(default_factory=list)
     tags: list[Tag] = field(default_factory=list)
     tags_cost: Mapping[str, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def _events(config: TrainingConfig, source: OfflineStore, progress: Progress) ->
     layout = StateLayout(learn_clips(source, lines, plan.newest_known))
     spec = FeatureSpec(layout, candidates.overdue(config, lines))
     rows = build_rows(source, layout, config, plan.every, progress("states and labels", len(plan.every)))
-    return Data(rows, spec, splits.in_time(rows, plan, config.evaluation.folds), plan)
+    return Data(rows, spec, splits.temporal_splits(rows, plan, config.evaluation.folds), plan)
 
 
 def _snapshot(config: TrainingConfig, source: OfflineStore) -> Data:
@@ -73,7 +73,7 @@ def _snapshot(config: TrainingConfig, source: OfflineStore) -> Data:
     rows = snapshot_rows(source, layout, config)
     plan = config.evaluation
     targets = [target for target in TARGETS if np.isfinite(rows.label(target)).any()]
-    return Data(rows, FeatureSpec(layout), splits.by_lot(rows, targets, plan.folds, plan.seed), None)
+    return Data(rows, FeatureSpec(layout), splits.random_splits(rows, targets, plan.folds, plan.seed), None)
 
 
 def _some(config: TrainingConfig, wide: Data) -> Data:
@@ -84,9 +84,9 @@ def _some(config: TrainingConfig, wide: Data) -> Data:
     groups = np.random.default_rng(plan.seed).random(rows.group.max() + 1)
     some = rows.take(groups[rows.group] < plan.selection_rows / len(rows))
     judged = (
-        splits.in_time(some, wide.plan, plan.folds)
+        splits.temporal_splits(some, wide.plan, plan.folds)
         if wide.plan
-        else splits.by_lot(some, list(wide.splits), plan.folds, plan.seed)
+        else splits.random_splits(some, list(wide.splits), plan.folds, plan.seed)
     )
     return replace(wide, rows=some, splits=judged)
 

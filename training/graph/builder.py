@@ -1,4 +1,4 @@
-"""A small builder for ONNX graphs: nodes of our own, and converted trees of scikit-learn between them."""
+"""A small builder for ONNX graphs: hand-written nodes, and boosted trees converted from scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPSETS: Final = {"": 18, "ai.onnx.ml": 3}
 
 
 class GraphBuilder:
-    """Collects nodes in order; names are made up as it goes."""
+    """Collects nodes in order, and names them."""
 
     float32: Final = TensorProto.FLOAT
     float64: Final = TensorProto.DOUBLE
@@ -29,39 +29,49 @@ class GraphBuilder:
         self._outputs: list[onnx.ValueInfoProto] = []
 
     def input(self, name: str, columns: int) -> str:
-        """A float64 input of shape [n, columns]."""
+        """Add a float64 input of shape ``[n, columns]``."""
         self._inputs.append(helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", columns]))
         return name
 
     def constant(self, value: npt.NDArray[Any]) -> str:
-        """A constant of the array's own type."""
+        """Add a constant of the array's type; returns its name."""
         name = f"constant_{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(value, name))
         return name
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """A node with one output, whose name is returned."""
+        """Add a node with one output, whose name is returned."""
         name = f"{operator.lower()}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
 
     def columns(self, value: str, indexes: Sequence[int]) -> str:
-        """Some columns ``[n, indexes]`` of a value ``[n, columns]``."""
+        """Select columns ``[n, indexes]`` of a value ``[n, columns]``."""
         return self.add("Gather", value, self.constant(np.array(indexes)), axis=1)
 
     def trees(self, estimator: Any, features: str, columns: int) -> str:
-        """Boosted trees of scikit-learn on float32 ``features``: the name of their float32 score ``[n, 1]``.
+        """Add boosted trees of scikit-learn.
 
-        That is before any link, of a classifier too: as a regressor its ensemble is one node, and no labels are found.
+        A classifier is exported as a regressor: then it is a single node without labels.
+
+        Args:
+            estimator: A fitted HistGradientBoosting estimator.
+            features: Name of the float32 features.
+            columns: Their number.
+
+        Returns:
+            The name of the float32 score ``[n, 1]`` before the link function.
         """
         classifier = hasattr(estimator, "predict_proba")
         options = {id(estimator): {"zipmap": False, "raw_scores": True}} if classifier else None
         signature = [(features, FloatTensorType([None, columns]))]
         converted = convert_sklearn(estimator, initial_types=signature, options=options, target_opset=OPSETS)
         (node,) = (node for node in converted.graph.node if node.op_type.startswith("TreeEnsemble"))
-        found = {one.name.replace("class_", "target_"): helper.get_attribute_value(one) for one in node.attribute}
-        found.pop("classlabels_int64s", None)
-        return self.add("TreeEnsembleRegressor", features, **found | {"domain": "ai.onnx.ml", "n_targets": 1})
+        attributes = {
+            part.name.replace("class_", "target_"): helper.get_attribute_value(part) for part in node.attribute
+        }
+        attributes.pop("classlabels_int64s", None)
+        return self.add("TreeEnsembleRegressor", features, **attributes | {"domain": "ai.onnx.ml", "n_targets": 1})
 
     def output(
         self,
@@ -71,7 +81,15 @@ class GraphBuilder:
         columns: int | None = None,
         kind: int = TensorProto.FLOAT,
     ) -> None:
-        """Name one ``column`` of a float32 value, or all of its ``columns``, or a whole ``[n]``, as an output."""
+        """Add an output.
+
+        Args:
+            name: Its name.
+            value: The value that it has.
+            column: Only this column of the value, as ``[n]``.
+            columns: Number of columns of the output; None for ``[n]``.
+            kind: Its ONNX element type.
+        """
         if column is None:
             self._nodes.append(helper.make_node("Identity", [value], [name]))
         else:
@@ -81,7 +99,7 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(name, kind, dimensions))
 
     def build(self, name: str) -> bytes:
-        """The checked graph, serialised."""
+        """Check the graph and serialise it."""
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._constants)
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="tidemark", ir_version=9)

@@ -1,7 +1,7 @@
-"""Costs of each customer's own, where a snapshot has columns for them: in the graph, and beside it.
+"""Costs per customer, for a snapshot with columns for them: as graph nodes, and in NumPy.
 
-A figure of the economics that is not a number means the customer's own, which is a slot of the state; where the
-customer has none it is the config's. A caller who names a figure prices everybody alike.
+A figure of the economics that is NaN is taken from a slot of the customer's state, or from the config if that is NaN
+too. A figure given in a call applies to all customers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COSTS: Final = ("contact_cost", "offer_cost")
 
 
 def own_figures(config: TrainingConfig, layout: StateLayout) -> dict[str, int]:
-    """Slots with costs of each customer's own, by the name of the economic figure they stand for."""
+    """Slots with costs per customer, by the name of the economic figure that they replace."""
     snapshot = config.snapshot
     if snapshot is None:
         return {}
@@ -29,30 +29,30 @@ def own_figures(config: TrainingConfig, layout: StateLayout) -> dict[str, int]:
 
 
 def terms_of(config: TrainingConfig, layout: StateLayout, offer: str, state: Floats) -> Terms:
-    """The offer to customers with these states, at costs of their own where they have some."""
-    usual, own = config.economics.offer(offer), own_figures(config, layout)
+    """The offer to customers with these states, with costs per customer if the snapshot has them."""
+    default, own = config.economics.offer(offer), own_figures(config, layout)
     if not any(f"{offer}.{cost}" in own for cost in COSTS):
-        return usual
+        return default
     costs = {}
     for cost in COSTS:
         slot = own.get(f"{offer}.{cost}")
-        found = np.full(len(state), np.nan) if slot is None else state[:, slot]
-        costs[cost] = np.where(np.isnan(found), getattr(usual, cost), found)
+        values = np.full(len(state), np.nan) if slot is None else state[:, slot]
+        costs[cost] = np.where(np.isnan(values), getattr(default, cost), values)
     return CustomerOffer(
         **costs,
-        success_rate=usual.success_rate,
-        redemption_rate=usual.redemption_rate,
-        budget_share=usual.budget_share,
+        success_rate=default.success_rate,
+        redemption_rate=default.redemption_rate,
+        budget_share=default.budget_share,
     )
 
 
 def add_own_costs(graph: GraphBuilder, config: TrainingConfig, layout: StateLayout) -> str:
-    """Nodes from the graph's ``economics`` to the same float64 ``[n, figures]`` without a missing number."""
+    """Add nodes that replace NaN in the graph's ``economics``; returns the name of float64 ``[n, figures]``."""
     own = own_figures(config, layout)
     if not own:
         return "economics"
     slots = [own.get(name, 0) for name in ECONOMICS]
-    usual = {f"{offer}.{cost}": getattr(config.economics.offer(offer), cost) for offer in OFFERS for cost in COSTS}
-    found = graph.add("Where", graph.add("IsNaN", "economics"), graph.columns("state", slots), "economics")
-    fallback = graph.constant(np.array([usual.get(name, 0.0) for name in ECONOMICS]))
-    return graph.add("Where", graph.add("IsNaN", found), fallback, found)
+    defaults = {f"{offer}.{cost}": getattr(config.economics.offer(offer), cost) for offer in OFFERS for cost in COSTS}
+    filled = graph.add("Where", graph.add("IsNaN", "economics"), graph.columns("state", slots), "economics")
+    fallback = graph.constant(np.array([defaults.get(name, 0.0) for name in ECONOMICS]))
+    return graph.add("Where", graph.add("IsNaN", filled), fallback, filled)

@@ -1,13 +1,13 @@
-"""The dynamic threshold: from which probability on acting pays, for each customer and offer.
+"""The dynamic threshold: the probability from which acting pays, for each customer and offer.
 
 For a calibrated probability p, value v = margin * expected spend, contact cost c, offer cost d, success rate s (share
-of the customers meant whom the offer wins), redemption rate r (share of the others who redeem it) and budget price b,
-acting gains ``p * s * (v - d) - (1 - p) * r * d - c``. Acting where the gain is at least b gives
+of the targeted customers whom the offer wins), redemption rate r (share of the others who redeem it) and budget price
+b, acting gains ``p * s * (v - d) - (1 - p) * r * d - c``. Acting if the gain is at least b gives
 
-    threshold = (c + b + r * d) / (s * (v - d) + r * d)    clipped to [threshold_min, 1];  1 (never) where v <= d
+    threshold = (c + b + r * d) / (s * (v - d) + r * d)    clipped to [threshold_min, 1];  1 (never) if v <= d
 
-At b = 0 this is the cost-sensitive optimum of Elkan (2001) with costs of each example's own: contact and offer cost may
-be one figure for all customers (Offer) or one for each (CustomerOffer).
+At b = 0 this is the optimum of cost-sensitive learning with example-dependent costs (Elkan, 2001). Contact and offer
+cost may be the same for all customers (Offer) or differ (CustomerOffer).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.graph.builder import GraphBuilder
 
 @dataclass(frozen=True)
 class CustomerOffer:
-    """An offer whose costs are each customer's own, ``[n]`` like the probabilities and values they come with."""
+    """An offer with costs per customer, ``[n]`` like the probabilities and values."""
 
     contact_cost: Floats
     offer_cost: Floats
@@ -38,25 +38,25 @@ Terms = Offer | CustomerOffer
 
 
 def gain(probability: Floats, value: Floats, offer: Terms) -> Floats:
-    """Expected gain of acting on each customer, before the budget's price."""
+    """Expected gain of acting on each customer ``[n]``, before the price of the budget."""
     won = probability * offer.success_rate * (value - offer.offer_cost)
     given_away = (1 - probability) * offer.redemption_rate * offer.offer_cost
     return won - given_away - offer.contact_cost
 
 
 def threshold(value: Floats, offer: Terms, budget_price: float, threshold_min: float) -> Floats:
-    """The formula above for values ``[n]``, in plain NumPy: what the graph's nodes are checked against."""
+    """The thresholds ``[n]`` for values ``[n]``, in NumPy: the graph's nodes are checked against it."""
     given_away = offer.redemption_rate * offer.offer_cost
-    least = offer.contact_cost + budget_price + given_away
-    most = offer.success_rate * (value - offer.offer_cost) + given_away
-    possible = (value > offer.offer_cost) & (most > 0)
-    return np.where(possible, np.clip(least / np.where(possible, most, 1.0), threshold_min, 1.0), 1.0)
+    cost = offer.contact_cost + budget_price + given_away
+    benefit = offer.success_rate * (value - offer.offer_cost) + given_away
+    possible = (value > offer.offer_cost) & (benefit > 0)
+    return np.where(possible, np.clip(cost / np.where(possible, benefit, 1.0), threshold_min, 1.0), 1.0)
 
 
 def budget_price(probability: Floats, value: Floats, offer: Terms, threshold_min: float) -> float:
-    """The price b >= 0 at which the offer's budget share of these customers is alerted; 0 where fewer pay at all.
+    """The price b >= 0 at which the offer's budget share of these customers is alerted; 0 if fewer pay anyway.
 
-    It lies midway between the last gain inside the budget and the first one outside, so that rounding moves nobody.
+    It is midway between the last gain inside the budget and the first one outside, so that rounding changes no alert.
     """
     possible = (value > offer.offer_cost) & (probability >= threshold_min)
     ranked = np.sort(np.where(possible, gain(probability, value, offer), -np.inf))[::-1]
@@ -64,25 +64,33 @@ def budget_price(probability: Floats, value: Floats, offer: Terms, threshold_min
     if inside >= len(ranked) or ranked[inside] < 0:
         return 0.0
     first_out = float(ranked[inside])
-    better = ranked[ranked > first_out]  # customers of equal gain are inside all together or not at all
+    better = ranked[ranked > first_out]  # customers with equal gains are all inside or all outside
     return (float(better[-1]) + first_out) / 2 if len(better) else first_out + 1.0
 
 
 def add_thresholds(graph: GraphBuilder, spend: str, economics: str, offers: Sequence[str], threshold_min: float) -> str:
-    """Add the formula for ``spend`` float64 [n, 1] and ``economics`` float64 [n, figures].
+    """Add nodes for the thresholds.
 
-    Returns the name of float64 ``[n, offers]``.
+    Args:
+        graph: The graph.
+        spend: Name of the expected spend, float64 ``[n, 1]``.
+        economics: Name of the economics, float64 ``[n, figures]``.
+        offers: The offers, in order of the columns.
+        threshold_min: Lower bound of a threshold.
+
+    Returns:
+        The name of float64 ``[n, offers]``.
     """
-    contact, cost, success, redemption, price = (
+    contact, offer_cost, success, redemption, price = (
         graph.columns(economics, [ECONOMICS.index(f"{offer}.{name}") for offer in offers]) for name in OFFER_FIGURES
     )
     zero, one = graph.constant(np.array([0.0])), graph.constant(np.array([1.0]))
     value = graph.add("Mul", graph.columns(economics, [ECONOMICS.index("margin")]), spend)
-    given_away = graph.add("Mul", redemption, cost)
-    least = graph.add("Add", graph.add("Add", contact, price), given_away)
-    beyond = graph.add("Sub", value, cost)
-    most = graph.add("Add", graph.add("Mul", success, beyond), given_away)
-    possible = graph.add("And", graph.add("Greater", beyond, zero), graph.add("Greater", most, zero))
-    ratio = graph.add("Div", least, graph.add("Where", possible, most, one))
+    given_away = graph.add("Mul", redemption, offer_cost)
+    cost = graph.add("Add", graph.add("Add", contact, price), given_away)
+    beyond = graph.add("Sub", value, offer_cost)
+    benefit = graph.add("Add", graph.add("Mul", success, beyond), given_away)
+    possible = graph.add("And", graph.add("Greater", beyond, zero), graph.add("Greater", benefit, zero))
+    ratio = graph.add("Div", cost, graph.add("Where", possible, benefit, one))
     clipped = graph.add("Max", graph.add("Min", ratio, one), graph.constant(np.array([threshold_min])))
     return graph.add("Where", possible, clipped, one)

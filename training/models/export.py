@@ -1,4 +1,4 @@
-"""One ONNX graph from states to thresholds, and the gate that it must pass before a bundle exists."""
+"""Export: one ONNX graph from states to thresholds, and the parity check that it must pass."""
 
 from __future__ import annotations
 
@@ -28,37 +28,50 @@ LIBRARIES: Final = ("numpy", "scikit-learn", "skl2onnx", "onnx", "onnxruntime", 
 
 
 class ParityError(Exception):
-    """The exported graph does not compute what scikit-learn computes; no bundle is written."""
+    """The exported graph does not give the results of scikit-learn; no bundle is written."""
 
 
 def build_graph(models: Models, config: TrainingConfig) -> bytes:
-    """Inputs ``state`` [n, slots], ``age`` [n, 1] days, ``economics`` [n, figures], float64; outputs [n]."""
+    """Build the graph of a bundle.
+
+    Its inputs are float64: ``state`` ``[n, slots]``, ``age`` ``[n, 1]`` in days and ``economics`` ``[n, figures]``. Its
+    outputs are ``[n]``.
+
+    Args:
+        models: The fitted models.
+        config: Decides on costs per customer and the minimum threshold.
+
+    Returns:
+        The serialised ONNX model.
+    """
     spec = models.matrix.spec
     graph = GraphBuilder()
     graph.input("state", len(spec.layout.features))
     graph.input("age", 1)
     graph.input("economics", len(ECONOMICS))
     features, columns = add_features(graph, spec), len(spec.names)
-    known = [offer for offer in OFFERS if offer in models.probability]
-    probability = add_probabilities(graph, [models.probability[offer] for offer in known], features, columns)
-    # Below 1, even rounded: a threshold of 1 means never.
+    modelled = [offer for offer in OFFERS if offer in models.probability]
+    probability = add_probabilities(graph, [models.probability[offer] for offer in modelled], features, columns)
+    # Below 1 even when rounded to float32, because a threshold of 1 means never.
     probability = graph.add("Min", probability, graph.constant(BELOW_ONE))
     spend = models.spend.add_to(graph, features, columns)
     economics = add_own_costs(graph, config, spec.layout)
     thresholds = add_thresholds(graph, spend, economics, OFFERS, config.economics.threshold_min)
-    if len(known) < len(OFFERS):
-        nobody = graph.add("Mul", spend, graph.constant(np.array([0.0])))
-        of = [graph.columns(probability, [known.index(o)]) if o in known else nobody for o in OFFERS]
-        probability = graph.add("Concat", *of, axis=1)
-    found = graph.add("Cast", graph.add("Concat", probability, spend, thresholds, axis=1), to=graph.float32)
+    if len(modelled) < len(OFFERS):
+        zero = graph.add("Mul", spend, graph.constant(np.array([0.0])))
+        columns_by_offer = [
+            graph.columns(probability, [modelled.index(offer)]) if offer in modelled else zero for offer in OFFERS
+        ]
+        probability = graph.add("Concat", *columns_by_offer, axis=1)
+    outputs = graph.add("Cast", graph.add("Concat", probability, spend, thresholds, axis=1), to=graph.float32)
     for column, name in enumerate(OUTPUTS):
-        graph.output(name, found, column)
+        graph.output(name, outputs, column)
     add_segments(graph, models.segments, features)
     return graph.build("tidemark")
 
 
 def expected_outputs(models: Models, state: Floats, config: TrainingConfig, figures: Mapping[str, float]) -> Arrays:
-    """What the graph must give for customers with these states, computed with scikit-learn and NumPy."""
+    """The outputs that the graph must have for these states, computed with scikit-learn and NumPy."""
     features = models.matrix(state)
     spend = models.spend.predict(features)
     outputs: Arrays = {"expected_spend": spend}
@@ -73,31 +86,47 @@ def expected_outputs(models: Models, state: Floats, config: TrainingConfig, figu
     return outputs | models.segments.predict(features)
 
 
-def graph_inputs(state: Floats, figures: Mapping[str, float], own: Collection[str] = ()) -> Arrays:
-    """Inputs for states as of their reference, under the same economics for all but the figures of each one's own."""
-    row = np.array([np.nan if name in own else figures[name] for name in ECONOMICS])
+def graph_inputs(state: Floats, figures: Mapping[str, float], per_customer: Collection[str] = ()) -> Arrays:
+    """Inputs for states at age 0 and with the same economics for all customers.
+
+    Args:
+        state: States ``[n, slots]``.
+        figures: The economics by name.
+        per_customer: Figures that are NaN, so that the graph takes them from the state.
+    """
+    row = np.array([np.nan if name in per_customer else figures[name] for name in ECONOMICS])
     return {"state": state, "age": np.zeros((len(state), 1)), "economics": np.tile(row, (len(state), 1))}
 
 
 def check_parity(graph: Graph, inputs: Arrays, expected: Arrays) -> dict[str, float]:
-    """Largest differences between the graph and scikit-learn over all rows; ParityError where one is too large."""
-    worst = largest_differences(graph.run(**inputs), expected)
-    if problem := beyond_tolerance(worst):
+    """Compare the graph with scikit-learn on all rows.
+
+    Returns:
+        The largest difference by output.
+
+    Raises:
+        ParityError: If a difference is beyond the tolerance.
+    """
+    differences = largest_differences(graph.run(**inputs), expected)
+    if problem := beyond_tolerance(differences):
         raise ParityError(f"the exported graph differs from scikit-learn: {problem}; no bundle was written")
-    return worst
+    return differences
 
 
 def golden_rows(graph: Graph, inputs: Arrays) -> bytes:
-    """Real rows, spread over those given, with what the graph makes of them: a server replays them before it serves."""
+    """Golden rows: GOLDEN_ROWS of the inputs, evenly spread, with the graph's outputs, as an npz file.
+
+    A server replays them before it serves the bundle.
+    """
     rows = np.unique(np.linspace(0, len(inputs["state"]) - 1, GOLDEN_ROWS).astype(int))
-    some = {name: value[rows] for name, value in inputs.items()}
-    arrays = {f"input_{name}": value for name, value in some.items()}
-    arrays |= {f"output_{name}": value for name, value in graph.run(**some).items()}
+    chosen = {name: value[rows] for name, value in inputs.items()}
+    arrays = {f"input_{name}": value for name, value in chosen.items()}
+    arrays |= {f"output_{name}": value for name, value in graph.run(**chosen).items()}
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the libraries that results depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}

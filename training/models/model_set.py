@@ -1,4 +1,4 @@
-"""The models of a bundle together: what they are fitted on, and what they say about customers."""
+"""All models of a bundle: fitting them, and their predictions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FINAL: Final = "final"
 
 @dataclass(frozen=True)
 class Models:
-    """Fitted models: a calibrated probability per offer (of a snapshot only its own), expected spend, and segments."""
+    """Fitted models: a calibrated probability per offer that has labels, expected spend, and segments."""
 
     matrix: FeatureMatrix
     probability: Mapping[str, Probability]
@@ -32,7 +32,7 @@ class Models:
     segments: Segments
 
     def predict(self, offer: str, features: Features) -> Floats:
-        """Probability [n]; 0 for an offer that nothing was learnt about."""
+        """Probability ``[n]``; 0 for an offer without a model."""
         model = self.probability.get(offer)
         return np.zeros(len(features)) if model is None else model.predict(features)
 
@@ -57,7 +57,16 @@ def fit_models(
     learners: Mapping[str, Learner],
     stage: str,
 ) -> Models:
-    """The chosen learners, fitted for the ``evaluation`` (nothing of the test is seen) or as the ``final`` ones."""
+    """Fit the chosen learners.
+
+    Args:
+        config: For the constant spend, the churn event and the seed.
+        spec: Features to make of a state.
+        rows: All rows; only those of the splits are used.
+        splits: By target.
+        learners: By target.
+        stage: EVALUATION, which uses no test row, or FINAL, for the models that are served.
+    """
     parts: dict[str, Split] = {target: getattr(split, stage) for target, split in splits.items()}
     seen = np.unique(np.concatenate([part.everything for part in parts.values()]))
     matrix = filled_matrix(spec, rows.state[seen])
@@ -68,20 +77,20 @@ def fit_models(
         if offer in parts
     }
     if "spend" in parts:
-        mine = parts["spend"].everything
-        spends = spend.fit_spend(learners["spend"], features[mine], rows.spend[mine], seed)
+        index = parts["spend"].everything
+        spends = spend.fit_spend(learners["spend"], features[index], rows.spend[index], seed)
     else:
         spends = spend.same_for_all(config.economics.value or 0.0)
-    # The newest rows that may be seen, of whichever offer there is: segments are of customers as they are now.
+    # Segments describe customers as they are now, so they are fitted on the newest rows that may be used.
     offer = next(iter(probability))
     newest = features[parts[offer].calibration]
-    likely = probability[offer].predict(newest)
+    predicted = probability[offer].predict(newest)
     segments = fit_segments(
         newest,
         matrix.spec,
         config.churn.event,
         value=spends.predict(newest),
-        risk=likely if offer == "churn" else 1 - likely,
+        risk=predicted if offer == "churn" else 1 - predicted,
         seed=seed,
     )
     return Models(matrix, probability, spends, segments)

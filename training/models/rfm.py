@@ -1,7 +1,7 @@
-"""Recency, frequency and monetary value as scores of 1 to 5, which are one digit each of a number: 555 is the best.
+"""RFM: recency, frequency and monetary value as scores from 1 to 5, each a digit of one number (555 is the best).
 
-A score is the fifth of the training rows that a customer falls into. In the graph all of it is a single node, an
-ensemble of one tree per digit.
+A score is the quintile of the training rows that a customer is in. In the graph it is a single node: an ensemble with
+one tree per digit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GROUPS: Final = ("champions", "loyal", "new or seldom", "needs attention", "at r
 
 @dataclass(frozen=True)
 class Score:
-    """One digit: the feature column it is read from, and the four edges between its fifths (float32)."""
+    """One digit: the feature column that it is computed from, and the four edges between the quintiles (float32)."""
 
     part: Part
     column: int
@@ -37,30 +37,30 @@ class Score:
 
     @property
     def step(self) -> int:
-        """What an edge passed adds to the number: recency counts days, of which fewer are better."""
+        """Change of the number per edge passed; negative for recency, because fewer days are better."""
         return -WORTH[self.part] if self.part == "recency" else WORTH[self.part]
 
     @property
     def start(self) -> int:
-        """The digit's part of the number below the first edge."""
+        """Contribution of the digit to the number below the first edge."""
         return WORTH[self.part] * (5 if self.part == "recency" else 1)
 
 
 @dataclass(frozen=True)
 class Rfm:
-    """The scores there are. The digit of one that cannot be told (a shop without amounts) is 0."""
+    """The available scores. The digit of a missing one (in a shop without amounts, for example) is 0."""
 
     scores: Sequence[Score]
 
     def predict(self, features: Features) -> Codes:
-        """Numbers like 453 [n] of features float32 ``[n, names]``."""
+        """RFM numbers such as 453, ``[n]``, of features float32 ``[n, names]``."""
         total = np.zeros(len(features), dtype=np.int64)
         for score in self.scores:
             total += score.start + score.step * np.searchsorted(score.edges, features[:, score.column], side="left")
         return total
 
     def add_to(self, graph: GraphBuilder, features: str) -> str:
-        """The numbers as one graph node on ``features``; returns the name of float32 ``[n, 1]``."""
+        """Add the numbers as one graph node on ``features``; returns the name of float32 ``[n, 1]``."""
         trees = [(score.column, score.edges, score.step) for score in self.scores]
         return graph.add(
             "TreeEnsembleRegressor",
@@ -73,9 +73,14 @@ class Rfm:
 
 
 def fit_rfm(features: Features, columns: Mapping[Part, int]) -> Rfm | None:
-    """Edges learnt on training rows; ``columns`` says where the features are, as days, counts and sums (or their logs).
+    """Learn the edges on training rows.
 
-    None where recency is unknown, or both of the others.
+    Args:
+        features: Float32 ``[n, names]``.
+        columns: The feature columns of the days, counts and sums (or their logarithms) by part.
+
+    Returns:
+        None if recency is missing, or both of the others are.
     """
     if "recency" not in columns or len(columns) == 1:
         return None
@@ -83,19 +88,19 @@ def fit_rfm(features: Features, columns: Mapping[Part, int]) -> Rfm | None:
 
 
 def group(code: int) -> str:
-    """What a shop calls customers with this number (one of GROUPS): by recency, and by the mean of the other two."""
+    """The group (one of GROUPS) of an RFM number: by recency, and by the mean of the other two digits."""
     recency, others = code // 100, [digit for digit in (code // 10 % 10, code % 10) if digit]
     mean = sum(others) / len(others)
-    much, enough = mean > MIDDLE + HALF, mean >= MIDDLE - HALF
+    high, medium = mean > MIDDLE + HALF, mean >= MIDDLE - HALF
     if recency > MIDDLE:
-        return "champions" if much else "loyal" if enough else "new or seldom"
+        return "champions" if high else "loyal" if medium else "new or seldom"
     if recency == MIDDLE:
-        return "loyal" if much else "needs attention"
-    return "at risk" if enough else "hibernating"
+        return "loyal" if high else "needs attention"
+    return "at risk" if medium else "hibernating"
 
 
 def _edges(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Edges of the fifths, each in the middle between two values that occur: no last bit decides about a score."""
+    """Edges of the quintiles, each midway between two values that occur, so that rounding does not change a score."""
     occurring = np.unique(values)
     lower = np.quantile(values, FIFTHS, method="lower")
     upper = occurring[np.minimum(np.searchsorted(occurring, lower, side="right"), len(occurring) - 1)]
@@ -104,12 +109,12 @@ def _edges(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _tree_attributes(trees: Sequence[tuple[int, npt.NDArray[np.float32], int]]) -> dict[str, list[int | float | str]]:
-    """One tree per digit: node i asks for edge i, and who does not pass it has passed the i before it."""
-    found: dict[str, list[int | float | str]] = {}
+    """Attributes of an ensemble with one tree per digit: node i compares with edge i, leaf i has passed i edges."""
+    attributes: dict[str, list[int | float | str]] = {}
 
     def put(**values: float | str) -> None:
         for name, value in values.items():
-            found.setdefault(name, []).append(value)
+            attributes.setdefault(name, []).append(value)
 
     for tree, (column, edges, step) in enumerate(trees):
         last = len(edges)
@@ -121,4 +126,4 @@ def _tree_attributes(trees: Sequence[tuple[int, npt.NDArray[np.float32], int]]) 
             put(nodes_treeids=tree, nodes_nodeids=last + passed, nodes_featureids=0, nodes_values=0.0)
             put(nodes_modes="LEAF", nodes_truenodeids=0, nodes_falsenodeids=0)
             put(target_treeids=tree, target_nodeids=last + passed, target_ids=0, target_weights=float(step * passed))
-    return found
+    return attributes

@@ -1,4 +1,4 @@
-"""Names of segments in a shop's words, from where their centres lie among all customers."""
+"""Names of segments in the words of a shop, from the position of their centres relative to all customers."""
 
 from __future__ import annotations
 
@@ -9,49 +9,56 @@ from typing import Final
 import numpy as np
 
 from feature_store.state.layout import Floats
-from training.models.segment_variables import MONTH_DAYS, Role, Trait
+from training.models.segment_variables import MONTH_DAYS, Role, SegmentVariable
 
 EVERYBODY: Final = "all customers"
 FAR: Final = 0.5
-"""Standard deviations from the average that are worth a word."""
+"""Distance from the average, in standard deviations, that is mentioned in a name."""
 BIG_BASKET: Final = 1.3
 LONG_OVERDUE: Final = 3
-"""Intervals of their own after which customers have lapsed, though others are away as long."""
+"""Number of a customer's own usual intervals after which the customer counts as lapsed in any case."""
 COMPARED: Final[Mapping[Role, tuple[str, str]]] = {
     "recency": ("seen lately", "away longer"),
     "tenure": ("known for less long", "known longer"),
     "frequency": ("less often", "more often"),
     "monetary": ("lower spend", "higher spend"),
 }
-"""How two segments of the same name are told apart: by the words for the lower and the higher."""
+"""Words for the lower and the higher of two segments that would have the same name otherwise."""
 
 
-def name_segments(traits: Sequence[Trait], centres: Floats, means: Floats, overall: Floats) -> list[str]:
+def name_segments(variables: Sequence[SegmentVariable], centres: Floats, means: Floats, overall: Floats) -> list[str]:
     """One name per segment, all different.
 
-    centres [k, traits]: standardised, 0 is the average customer; means [k, traits] and overall [traits]: as told.
+    Args:
+        variables: The segmentation variables.
+        centres: Standardised, ``[k, variables]``; 0 is the average customer.
+        means: Means by segment ``[k, variables]``, in units that people use.
+        overall: Means of all customers ``[variables]``, in the same units.
     """
     if len(centres) == 1:
         return [EVERYBODY]
-    roles = {trait.role: at for at, trait in enumerate(traits)}
+    roles = {variable.role: at for at, variable in enumerate(variables)}
     behaves = any(role in roles for role in COMPARED)
     names = []
     for centre, mean in zip(centres, means, strict=True):
         if behaves:
             at = {role: float(centre[column]) for role, column in roles.items()}
-            told = {role: float(mean[column]) for role, column in roles.items()}
-            names.append(_habits(at, told) + _money(traits, at, mean / np.where(overall == 0, 1.0, overall)))
+            values = {role: float(mean[column]) for role, column in roles.items()}
+            names.append(_habits(at, values) + _money(variables, at, mean / np.where(overall == 0, 1.0, overall)))
         else:
-            names.append(_outstanding(traits, centre))
-    return _numbered(_told_apart(names, traits, centres))
+            names.append(_outstanding(variables, centre))
+    return _numbered(_distinguished(names, variables, centres))
 
 
-def _habits(at: Mapping[Role, float], told: Mapping[Role, float]) -> str:
-    """How they come and when: somebody has lapsed who is away for longer than usual, for all and for themselves."""
+def _habits(at: Mapping[Role, float], values: Mapping[Role, float]) -> str:
+    """Recency, tenure and frequency in words.
+
+    Customers have lapsed if they are away longer than usual, both for all customers and for themselves.
+    """
     recency, tenure, frequency = (at.get(role, 0.0) for role in ("recency", "tenure", "frequency"))
     lapsed = recency >= FAR
-    if "frequency" in told and "recency" in told:
-        intervals = told["recency"] * told["frequency"] / MONTH_DAYS
+    if "frequency" in values and "recency" in values:
+        intervals = values["recency"] * values["frequency"] / MONTH_DAYS
         lapsed = intervals >= (1 if lapsed else LONG_OVERDUE) and recency >= 0
     if tenure <= -2 * FAR:
         return "newcomers gone quiet" if lapsed else "new customers"
@@ -62,50 +69,52 @@ def _habits(at: Mapping[Role, float], told: Mapping[Role, float]) -> str:
     return "occasional customers" if frequency < 0 else "regulars"
 
 
-def _money(traits: Sequence[Trait], at: Mapping[Role, float], ratio: Floats) -> str:
-    """What they spend at a time or, where that cannot be told, in all; ``ratio``: mean over that of all customers."""
-    place = {trait.role: i for i, trait in enumerate(traits)}
+def _money(variables: Sequence[SegmentVariable], at: Mapping[Role, float], ratio: Floats) -> str:
+    """Spend per purchase in words, or total spend if that is unknown; ``ratio``: mean over that of all customers."""
+    place = {variable.role: i for i, variable in enumerate(variables)}
     if "monetary" not in place:
         return ""
-    if "frequency" in place and traits[place["frequency"]].event == traits[place["monetary"]].event:
+    if "frequency" in place and variables[place["frequency"]].event == variables[place["monetary"]].event:
         basket = ratio[place["monetary"]] / max(ratio[place["frequency"]], 1e-9)
         return ", big baskets" if basket >= BIG_BASKET else ", small baskets" if basket <= 1 / BIG_BASKET else ""
     return ", big spenders" if at["monetary"] >= FAR else ", small spenders" if at["monetary"] <= -FAR else ""
 
 
-def _outstanding(traits: Sequence[Trait], centre: Floats) -> str:
-    """The two traits in which a segment is farthest from the average; that a value is known is none."""
-    worth = [
-        i for i, trait in enumerate(traits) if abs(centre[i]) >= FAR and (trait.role != "missing" or centre[i] > 0)
+def _outstanding(variables: Sequence[SegmentVariable], centre: Floats) -> str:
+    """The two variables in which a segment is farthest from the average (a value being known does not count)."""
+    notable = [
+        i
+        for i, variable in enumerate(variables)
+        if abs(centre[i]) >= FAR and (variable.role != "missing" or centre[i] > 0)
     ]
-    far = sorted(sorted(worth, key=lambda i: -abs(centre[i]))[:2])
-    return ", ".join(_compared(traits[i])[int(centre[i] > 0)] for i in sorted(far)) or "average customers"
+    far = sorted(sorted(notable, key=lambda i: -abs(centre[i]))[:2])
+    return ", ".join(_compared(variables[i])[int(centre[i] > 0)] for i in sorted(far)) or "average customers"
 
 
-def _compared(trait: Trait) -> tuple[str, str]:
-    if trait.role == "missing":
-        return f"{trait.label} known", f"{trait.label} not known"
-    return COMPARED.get(trait.role, (f"low {trait.label}", f"high {trait.label}"))
+def _compared(variable: SegmentVariable) -> tuple[str, str]:
+    if variable.role == "missing":
+        return f"{variable.label} known", f"{variable.label} not known"
+    return COMPARED.get(variable.role, (f"low {variable.label}", f"high {variable.label}"))
 
 
-def _told_apart(names: Sequence[str], traits: Sequence[Trait], centres: Floats) -> list[str]:
-    """Two segments of the same name get words for the trait in which they differ most and that is not said yet."""
-    found = list(names)
+def _distinguished(names: Sequence[str], variables: Sequence[SegmentVariable], centres: Floats) -> list[str]:
+    """Add to equal names words for the variable in which the segments differ most and that is not mentioned yet."""
+    distinct = list(names)
     for name in [name for name, times in Counter(names).items() if times > 1]:
         alike = [i for i, other in enumerate(names) if other == name]
-        silent = [i for i, trait in enumerate(traits) if not set(_compared(trait)) & set(name.split(", "))]
-        trait = max(silent or range(len(traits)), key=lambda i: np.ptp(centres[alike, i]))
-        alike.sort(key=lambda i: float(centres[i, trait]))
-        low, high = _compared(traits[trait])
-        found[alike[0]], found[alike[-1]] = f"{name}, {low}", f"{name}, {high}"
-    return found
+        unused = [i for i, variable in enumerate(variables) if not set(_compared(variable)) & set(name.split(", "))]
+        variable = max(unused or range(len(variables)), key=lambda i: np.ptp(centres[alike, i]))
+        alike.sort(key=lambda i: float(centres[i, variable]))
+        low, high = _compared(variables[variable])
+        distinct[alike[0]], distinct[alike[-1]] = f"{name}, {low}", f"{name}, {high}"
+    return distinct
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
-    """Numbers behind names that are still the same."""
+    """Append numbers to names that are still the same."""
     seen: Counter[str] = Counter()
-    found = []
+    numbered = []
     for name in names:
         seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found
+        numbered.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return numbered

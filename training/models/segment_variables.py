@@ -1,4 +1,4 @@
-"""What customers are told apart by when they are grouped: a few of the model's features, with words for them."""
+"""Segmentation variables: a few of the model's features, with labels and units for people."""
 
 from __future__ import annotations
 
@@ -17,19 +17,26 @@ Role = Literal["recency", "tenure", "frequency", "monetary", "attribute", "missi
 Features = npt.NDArray[np.float32]
 
 MONTH_DAYS: Final = 30
-MOST_ATTRIBUTES: Final = 6
-LEAST_SHARE: Final = 0.05
-"""Where fewer customers have another than the commonest value, they would become a segment for that alone."""
+MAX_ATTRIBUTES: Final = 6
+MIN_SHARE: Final = 0.05
+"""Minimum share of customers with a value other than the most frequent one; fewer would become a segment of their
+own."""
 SAME: Final = 0.9
-"""Columns correlated this much say the same, and would count twice."""
+"""Correlation above which two columns are redundant and only one is used."""
 
 
 @dataclass(frozen=True)
-class Trait:
-    """One column of the features, and what it says.
+class SegmentVariable:
+    """A column of the features that segments are made of.
 
-    label: in words and units; event: of the slot, if any; logged: whether the column holds signed logarithms; unit:
-    what the slot's number is multiplied by to be told; flag: the column that says that the value is missing, if any.
+    Attributes:
+        role: What it measures.
+        label: Its name for people, with the unit.
+        column: Index among the features.
+        event: Event type of the slot, if any.
+        logged: Whether the column holds signed logarithms.
+        unit: Factor from the slot's number to the unit of the label.
+        flag: Index of the column that says that the value is missing, if any.
     """
 
     role: Role
@@ -40,89 +47,91 @@ class Trait:
     unit: float = 1.0
     flag: int | None = None
 
-    def told(self, features: Features) -> Floats:
-        """The values [n] as they are told, NaN where missing."""
-        found = features[:, self.column].astype(np.float64)
+    def values(self, features: Features) -> Floats:
+        """The values ``[n]`` in the unit of the label, NaN where missing."""
+        values = features[:, self.column].astype(np.float64)
         if self.logged:
-            found = np.sign(found) * np.expm1(np.abs(found))
+            values = np.sign(values) * np.expm1(np.abs(values))
         if self.flag is not None:
-            found = np.where(features[:, self.flag] > 0, np.nan, found)
-        return found * self.unit
+            values = np.where(features[:, self.flag] > 0, np.nan, values)
+        return values * self.unit
 
 
-def behaviour(spec: FeatureSpec, event: str) -> list[Trait]:
-    """Recency, tenure, frequency and monetary value: those that the features have, of ``event`` rather than another.
+def behaviour(spec: FeatureSpec, event: str) -> list[SegmentVariable]:
+    """Variables of recency, tenure, frequency and monetary value, as far as the features have them.
 
-    Frequency and monetary value are the sums that forget slowest, told as if they had always gone on like that.
+    Features of ``event`` are preferred. Frequency and monetary value come from the sums with the longest half-life,
+    converted to a monthly rate.
     """
-    wanted: list[tuple[Role, Aggregate, str]] = [
+    roles: list[tuple[Role, Aggregate, str]] = [
         ("recency", "latest", "days since the latest {}"),
         ("tenure", "earliest", "days since the first {}"),
         ("frequency", "count", "{}s a month"),
         ("monetary", "sum", "spend a month"),
     ]
-    found = []
-    for role, aggregate, label in wanted:
+    variables = []
+    for role, aggregate, label in roles:
         slots = [f for f in spec.layout.features if f.aggregate == aggregate and f.field in (None, "amount")]
         slots = [slot for slot in slots if _column(spec, slot.name) is not None]
         if slots:
             best = max(slots, key=lambda slot: (slot.event == event, slot.half_life_days or 0.0))
-            found.append(_trait(spec, best, role, label.format((best.event or "").replace("_", " "))))
-    return found
+            variables.append(_variable(spec, best, role, label.format((best.event or "").replace("_", " "))))
+    return variables
 
 
-def attributes(spec: FeatureSpec, features: Features, guides: Sequence[Floats]) -> list[Trait]:
-    """Attributes and whether they are missing: at most MOST_ATTRIBUTES, those that go along with a guide [n] most.
+def attributes(spec: FeatureSpec, features: Features, guides: Sequence[Floats]) -> list[SegmentVariable]:
+    """Variables of numeric attributes and of whether they are missing, at most MAX_ATTRIBUTES.
 
-    Not those of text, whose numbers have no order.
+    Those with the highest correlation with one of the ``guides`` (each ``[n]``) are chosen. Categories are not used,
+    because their codes have no order.
     """
     slots = [f for f in spec.layout.features if f.aggregate == "attribute" and f.categories is None]
-    offered = [
-        _trait(spec, slot, "attribute", _words(slot.name)) for slot in slots if _column(spec, slot.name) is not None
+    candidates = [
+        _variable(spec, slot, "attribute", _words(slot.name)) for slot in slots if _column(spec, slot.name) is not None
     ]
-    flags = [slot.flag for slot in offered if slot.flag is not None]
-    offered += [Trait("missing", _words(spec.names[at][8:-1]), at, logged=False) for at in flags]
-    offered = [trait for trait in offered if _tells_apart(features[:, trait.column])]
-    if not offered:
+    flags = [slot.flag for slot in candidates if slot.flag is not None]
+    candidates += [SegmentVariable("missing", _words(spec.names[at][8:-1]), at, logged=False) for at in flags]
+    candidates = [variable for variable in candidates if _varies(features[:, variable.column])]
+    if not candidates:
         return []
-    table = np.column_stack([_filled(features, trait) for trait in offered])
+    table = np.column_stack([_filled(features, variable) for variable in candidates])
     guided = np.column_stack([guide for guide in guides if np.ptp(guide) > 0] or [np.arange(float(len(table)))])
     related = np.abs(np.corrcoef(table, guided, rowvar=False))
-    rank = related[: len(offered), len(offered) :].max(axis=1)
+    rank = related[: len(candidates), len(candidates) :].max(axis=1)
     chosen: list[int] = []
     for at in np.argsort(-rank, kind="stable"):
-        if len(chosen) < MOST_ATTRIBUTES and not any(related[at, other] > SAME for other in chosen):
+        if len(chosen) < MAX_ATTRIBUTES and not any(related[at, other] > SAME for other in chosen):
             chosen.append(int(at))
-    return [offered[at] for at in sorted(chosen)]
+    return [candidates[at] for at in sorted(chosen)]
 
 
-def _trait(spec: FeatureSpec, slot: Feature, role: Role, label: str) -> Trait:
+def _variable(spec: FeatureSpec, slot: Feature, role: Role, label: str) -> SegmentVariable:
     column, logged = _column(spec, slot.name) or (0, False)
     unit = MONTH_DAYS * np.log(2) / slot.half_life_days if slot.half_life_days else 1.0
     flag = spec.names.index(f"missing({slot.name})") if f"missing({slot.name})" in spec.names else None
-    return Trait(role, label, column, slot.event, logged, float(unit), flag)
+    return SegmentVariable(role, label, column, slot.event, logged, float(unit), flag)
 
 
 def _column(spec: FeatureSpec, slot: str) -> tuple[int, bool] | None:
-    """Where a slot's number is among the features, and whether as its logarithm."""
+    """Column of a slot's number among the features, and whether it is the logarithm."""
     for name, logged in ((f"log1p({slot})", True), (slot, False)):
         if name in spec.names:
             return spec.names.index(name), logged
     return None
 
 
-def _filled(features: Features, trait: Trait) -> Floats:
-    """A trait's column [n] with the mean of the known values in place of missing ones."""
-    values = features[:, trait.column].astype(np.float64)
-    if trait.flag is None or features[:, trait.flag].all():
+def _filled(features: Features, variable: SegmentVariable) -> Floats:
+    """Values ``[n]`` of a variable's column, with missing ones replaced by the mean of the others."""
+    values = features[:, variable.column].astype(np.float64)
+    if variable.flag is None or features[:, variable.flag].all():
         return values
-    missing = features[:, trait.flag] > 0
+    missing = features[:, variable.flag] > 0
     return np.where(missing, values[~missing].mean(), values)
 
 
-def _tells_apart(values: npt.NDArray[np.float32]) -> bool:
-    """Whether enough customers have another than the commonest value."""
-    return bool(np.unique(values, return_counts=True)[1].max() <= (1 - LEAST_SHARE) * len(values))
+def _varies(values: npt.NDArray[np.float32]) -> bool:
+    """Whether enough customers have a value other than the most frequent one."""
+    return bool(np.unique(values, return_counts=True)[1].max() <= (1 - MIN_SHARE) * len(values))
 
 
 def _words(name: str) -> str:

@@ -13,7 +13,7 @@ from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import DAY_S
 from tests.made_rows import OFFER, made_config
 from training.config import Overdue, TrainingConfig
-from training.data.candidate_features import candidates, cost_columns, not_to_learn_from, overdue, slug
+from training.data.candidate_features import candidates, cost_columns, excluded_columns, overdue, slug
 
 START = 1_700_000_000.0
 # Type, how many, days after the start of the first one, whether they have an amount, a duration.
@@ -157,7 +157,7 @@ def test_of_a_snapshot_label_value_group_and_what_is_to_be_left_out_are_never_le
         slots = {feature.name for feature in candidates(settings, source, np.inf)}
     assert slots == {"age", "member", "town", "cost"}
     assert cost_columns(settings) == {"cost"}
-    assert not_to_learn_from(settings) == {"customer_id", "left_us", "worth", "name", "later"}
+    assert excluded_columns(settings) == {"customer_id", "left_us", "worth", "name", "later"}
 
 
 def test_a_treatment_and_its_outcome_are_never_learnt_from() -> None:

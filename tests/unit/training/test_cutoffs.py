@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from feature_store.errors import InputError
 from feature_store.state.layout import DAY_S
 from training.config import TrainingConfig
-from training.data.cutoffs import Cutoffs, Plan, lay_out
+from training.data.cutoffs import CutoffPlan, Cutoffs, lay_out
 
 OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
 
@@ -105,7 +105,7 @@ plans = st.fixed_dictionaries(
 ends = st.floats(30, 1500)
 
 
-def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, Plan] | None:
+def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, CutoffPlan] | None:
     """None where the history is too short, which another test is about."""
     settings = config(**plan)
     try:

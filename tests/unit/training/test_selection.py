@@ -11,7 +11,7 @@ from scipy.special import expit
 from feature_store.state.layout import Floats
 from tests.made_rows import attributes, made_rows
 from training.data.dataset import Rows
-from training.data.splits import Splits, by_lot
+from training.data.splits import Splits, random_splits
 from training.graph.features import FeatureSpec, filled_matrix
 from training.selection import backward_elimination as selection
 from training.selection.backward_elimination import Chosen, choose_learners, climb, learners_of, rungs_of
@@ -28,7 +28,7 @@ def planted(rows: int = 4000, seed: int = 0) -> tuple[Rows, FeatureSpec, dict[st
     told = np.log1p(state) - np.log1p(state).mean(axis=0)
     churn = (random.random(rows) < expit(3 * told[:, 4:8].sum(axis=1))).astype(np.float64)
     made = made_rows(state, churn=churn)
-    return made, FeatureSpec(LAYOUT), by_lot(made, ["churn"], folds=2, seed=7)
+    return made, FeatureSpec(LAYOUT), random_splits(made, ["churn"], folds=2, seed=7)
 
 
 def test_the_ladder_goes_down_from_all_slots() -> None:

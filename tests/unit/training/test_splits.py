@@ -9,9 +9,9 @@ import pytest
 
 from feature_store.state.layout import DAY_S
 from tests.made_rows import made_config, made_rows
-from training.data.cutoffs import TARGETS, Plan, lay_out
+from training.data.cutoffs import TARGETS, CutoffPlan, lay_out
 from training.data.dataset import Index, Rows
-from training.data.splits import Split, by_lot, in_time
+from training.data.splits import Split, random_splits, temporal_splits
 
 PLAN = lay_out(made_config(), 0.0, 365 * DAY_S)
 
@@ -31,7 +31,7 @@ def cutoffs_of(rows: Rows, index: Index) -> list[float]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_splits_by_time_are_the_cut_offs_of_the_plan(target: str) -> None:
     rows, plan = timed(), PLAN.of(target)
-    found = in_time(rows, PLAN, folds=3)[target]
+    found = temporal_splits(rows, PLAN, folds=3)[target]
     assert cutoffs_of(rows, found.evaluation.fit) == plan.fit
     assert cutoffs_of(rows, found.evaluation.calibration) == plan.calibration
     assert cutoffs_of(rows, found.evaluation.everything) == plan.training
@@ -47,7 +47,7 @@ def test_splits_by_time_are_the_cut_offs_of_the_plan(target: str) -> None:
 def test_a_row_whose_label_is_unknown_is_in_no_split() -> None:
     rows = timed()
     rows = Rows(**vars(rows) | {"churn": np.where(np.arange(len(rows)) % 3 == 0, np.nan, rows.churn)})
-    found = in_time(rows, Plan(PLAN.churn, PLAN.propensity), folds=3)
+    found = temporal_splits(rows, CutoffPlan(PLAN.churn, PLAN.propensity), folds=3)
     used = np.concatenate([found["churn"].final.everything, *(np.concatenate(pair) for pair in found["churn"].folds)])
     assert np.isfinite(rows.churn[used]).all()
     assert len(found["churn"].test) < len(found["spend"].test)
@@ -59,7 +59,7 @@ def parted(split: Split) -> list[Index]:
 
 def test_by_lot_every_row_has_one_place_and_the_test_is_a_fifth() -> None:
     rows = made_rows(np.zeros((1000, 1)))
-    found = by_lot(rows, ["churn", "spend"], folds=4, seed=7)
+    found = random_splits(rows, ["churn", "spend"], folds=4, seed=7)
     split = found["churn"]
     assert found["spend"] is split
     both = np.concatenate([split.evaluation.everything, split.test])
@@ -76,7 +76,7 @@ def test_by_lot_every_row_has_one_place_and_the_test_is_a_fifth() -> None:
 def test_by_lot_rows_of_a_group_stay_together_in_every_split() -> None:
     random = np.random.default_rng(0)
     rows = made_rows(np.zeros((600, 1)), group=random.integers(0, 150, 600))
-    split = by_lot(rows, ["churn"], folds=3, seed=7)["churn"]
+    split = random_splits(rows, ["churn"], folds=3, seed=7)["churn"]
     apart = [[split.evaluation.everything, split.test], parted(split.evaluation), parted(split.final)]
     for parts in [*apart, *split.folds]:
         for one, other in combinations(parts, 2):
@@ -87,5 +87,5 @@ def test_by_lot_rows_of_a_group_stay_together_in_every_split() -> None:
 
 def test_by_lot_the_same_seed_draws_the_same_and_another_one_does_not() -> None:
     rows = made_rows(np.zeros((500, 1)))
-    first, again, other = (by_lot(rows, ["churn"], 3, seed)["churn"].test.tolist() for seed in (7, 7, 8))
+    first, again, other = (random_splits(rows, ["churn"], 3, seed)["churn"].test.tolist() for seed in (7, 7, 8))
     assert first == again != other
