@@ -1,7 +1,7 @@
-"""Two bundles on the customers and cut-offs that both were tested on: which predicts better, and is that beyond chance?
+"""Comparing two bundles on the test rows that both have: which predicts better, and is the difference significant?
 
-Differences are paired, row by row, and their intervals come from resampled customers: a customer's rows stand or fall
-together, for both offers.
+Differences are paired by row. Intervals come from resampled customers: all rows of a customer, for both offers, are
+drawn together.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from training.evaluation.paired_bootstrap import RESAMPLES, Indices, Pairs, Stat
 from training.evidence import Floats, TestRows, read_evidence, terms
 
 IRRELEVANT: Final = 1e-4
-"""Mean log loss (nats) that is no difference whatever its interval says: nobody could tell such models apart."""
+"""Difference in mean log loss (nats) below which models count as equal, even if the difference is significant."""
 
 Verdict = Literal["better", "worse", "no difference shown"]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of A and of B, and B minus A with its 95 % interval."""
+    """A measure of A and of B, and the difference B - A with its 95 % interval."""
 
     a: float
     b: float
@@ -43,7 +43,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class OfferComparison:
-    """An offer on the common rows. ``measures``: log_loss, brier, auc, profit. ``note``: what to know of the profit."""
+    """The comparison for an offer. ``measures``: log_loss, brier, auc, profit. ``note``: a remark on the profit."""
 
     rows: int
     customers: int
@@ -55,7 +55,7 @@ class OfferComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """B, the second bundle, against A. ``log_loss`` is the sum over the offers, on which the verdict in all rests."""
+    """Bundle B compared with bundle A; the verdict rests on ``log_loss``, which is the sum over the offers."""
 
     a: str
     b: str
@@ -64,19 +64,19 @@ class Comparison:
     offers: dict[str, OfferComparison]
 
     def sentence(self) -> str:
-        """The verdict in one line."""
+        """The verdict on one line."""
         each = ", ".join(f"{name}: {offer.verdict}" for name, offer in self.offers.items())
-        told = f"{self.b} is {self.verdict} than {self.a}" if self.verdict != "no difference shown" else self.verdict
+        text = f"{self.b} is {self.verdict} than {self.a}" if self.verdict != "no difference shown" else self.verdict
         loss = self.log_loss
-        return f"verdict: {told} (log loss {loss.difference:+.4f}, 95% {loss.low:+.4f} to {loss.high:+.4f}; {each})"
+        return f"verdict: {text} (log loss {loss.difference:+.4f}, 95% {loss.low:+.4f} to {loss.high:+.4f}; {each})"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The comparison as plain values."""
         return asdict(self)
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare the bundles of two folders; InputError where they cannot be compared."""
+    """Compare the bundles in two folders; InputError if they cannot be compared."""
     (manifest_a, rows_a), (manifest_b, rows_b) = _read(first), _read(second)
     return compare_rows(manifest_a, rows_a, manifest_b, rows_b)
 
@@ -88,7 +88,7 @@ def compare_rows(
     rows_b: Mapping[str, TestRows],
     resamples: int = RESAMPLES,
 ) -> Comparison:
-    """The same for what was read."""
+    """Compare two bundles by their manifests and test rows; InputError if they have none in common."""
     pairs = {
         offer: _common(offer, rows_a[offer], rows_b[offer]) for offer in OFFERS if offer in rows_a and offer in rows_b
     }
@@ -120,19 +120,19 @@ def compare_rows(
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """A table, what to know of it, and one line of verdict."""
+    """Print a table, the notes and the verdict."""
     table = Table(title=f"B = {comparison.b} against A = {comparison.a}", title_justify="left", box=box.SIMPLE)
     for heading in ("", "A", "B", "B minus A", "95 % interval", "verdict"):
         table.add_column(heading, justify="left" if heading in ("", "verdict") else "right")
     for name, offer in comparison.offers.items():
         table.add_row(f"{name}, {offer.rows:,} rows of {offer.customers:,} customers")
-        for measure, found in offer.measures.items():
+        for measure, values in offer.measures.items():
             digits = ",.0f" if measure == "profit" else ".4f"
             table.add_row(
                 f"  {measure.replace('_', ' ')}",
-                *(f"{figure:{digits}}" for figure in (found.a, found.b)),
-                f"{found.difference:+{digits}}",
-                f"{found.low:+{digits}} to {found.high:+{digits}}",
+                *(f"{figure:{digits}}" for figure in (values.a, values.b)),
+                f"{values.difference:+{digits}}",
+                f"{values.low:+{digits}} to {values.high:+{digits}}",
                 offer.verdict if measure == "log_loss" else "",
             )
     console.print(table)
@@ -154,13 +154,13 @@ def _verdict(loss: Measure) -> Verdict:
 
 
 def _common(offer: str, a: TestRows, b: TestRows) -> Pairs:
-    """Rows of the same customers at the same cut-offs."""
+    """The rows of the same customers at the same cut-offs."""
     in_a, in_b = [], []
     for cutoff in np.intersect1d(a.cutoff, b.cutoff):
         at_a, at_b = np.flatnonzero(a.cutoff == cutoff), np.flatnonzero(b.cutoff == cutoff)
-        _, found_a, found_b = np.intersect1d(a.customer[at_a], b.customer[at_b], return_indices=True)
-        in_a.append(at_a[found_a])
-        in_b.append(at_b[found_b])
+        _, common_a, common_b = np.intersect1d(a.customer[at_a], b.customer[at_b], return_indices=True)
+        in_a.append(at_a[common_a])
+        in_b.append(at_b[common_b])
     if not sum(map(len, in_a)):
         raise InputError(
             f"the bundles have no test rows of {offer} in common: A was tested at {_dates(a)}, B at {_dates(b)}; "
@@ -169,8 +169,8 @@ def _common(offer: str, a: TestRows, b: TestRows) -> Pairs:
     rows_a, rows_b = _take(a, np.concatenate(in_a)), _take(b, np.concatenate(in_b))
     if differ := int((rows_a.label != rows_b.label).sum()):
         raise InputError(
-            f"{differ:,} of {len(rows_a.label):,} common rows of {offer} have other labels in B than in A: the bundles "
-            f"answer different questions; fit both with the same [{offer}] section and the same source"
+            f"{differ:,} of {len(rows_a.label):,} common rows of {offer} have different labels in A and B: the bundles "
+            f"predict different things; fit both with the same [{offer}] section and the same source"
         )
     return Pairs(rows_a, rows_b, np.zeros(0, dtype=np.intp))
 
@@ -180,18 +180,20 @@ def _take(rows: TestRows, at: Indices) -> TestRows:
 
 
 def _dates(rows: TestRows) -> str:
-    """The cut-offs of some rows, for a message."""
-    found = np.unique(rows.cutoff)
-    if not len(found):
+    """The cut-offs of rows, for a message."""
+    cutoffs = np.unique(rows.cutoff)
+    if not len(cutoffs):
         return "no cut-off"
-    told = [f"{datetime.fromtimestamp(cutoff, UTC):%Y-%m-%d %H:%M}" if cutoff else "a snapshot" for cutoff in found[:5]]
-    return ", ".join(told) + (f" and {len(found) - 5} more" if len(found) > 5 else "")  # noqa: PLR2004
+    dates = [
+        f"{datetime.fromtimestamp(cutoff, UTC):%Y-%m-%d %H:%M}" if cutoff else "a snapshot" for cutoff in cutoffs[:5]
+    ]
+    return ", ".join(dates) + (f" and {len(cutoffs) - 5} more" if len(cutoffs) > 5 else "")  # noqa: PLR2004
 
 
 def _economics_note(name: str, a: Manifest, b: Manifest) -> str:
     keys = ["margin", *(f"{name}.{figure}" for figure in Offer.model_fields if figure != "budget_share")]
-    other = [key for key in keys if a.economics[key] != b.economics[key]]
-    return f"economics differ ({', '.join(other)}): the profit of both is counted with A's" if other else ""
+    different = [key for key in keys if a.economics[key] != b.economics[key]]
+    return f"economics differ ({', '.join(different)}): both profits are computed with those of A" if different else ""
 
 
 def _read(folder: Path) -> tuple[Manifest, dict[str, TestRows]]:

@@ -1,14 +1,14 @@
-"""Cost-sensitive figures of the field, by empulse: savings and expected maximum profit (EMPC).
+"""Cost-sensitive metrics by empulse: expected savings (Bahnsen et al., 2014) and expected maximum profit (EMPC).
 
-What a decision costs a customer is counted against the best one for the outcome that came:
+The cost of a decision is counted against the best decision for the observed outcome:
 
-    contacted, and meant by the offer:   max(-g, 0)   with g = s * (v - d) - c, the gain of winning them at times
-    left alone, though meant:            max(g, 0)
-    contacted, and not meant:            r * d + c
-    left alone, and not meant:           0
+    contacted, positive outcome:       max(-g, 0)   with g = s * (v - d) - c, the expected gain of contacting
+    not contacted, positive outcome:   max(g, 0)
+    contacted, negative outcome:       r * d + c
+    not contacted, negative outcome:   0
 
-Differences are those of ``thresholds.gain``, and who knows the outcomes pays nothing: savings are 1 for them, 0 for the
-better of contacting everybody and nobody, and below 0 for worse than that.
+Differences between decisions equal those of ``thresholds.gain``, and perfect knowledge of the outcomes costs nothing.
+So savings are 1 for perfect knowledge, 0 for the better of contacting everybody and nobody, and negative below that.
 """
 
 from __future__ import annotations
@@ -23,16 +23,23 @@ from training.config import Offer
 from training.evaluation.policies import Scored, tuned_threshold
 from training.graph.thresholds import Terms, threshold
 
-# Verbraken et al. (2013) take Beta(6, 14) for the share of leavers that an offer saves: this is its certainty.
+# Verbraken et al. (2013) use Beta(6, 14) for the share of churners that an offer retains: this is alpha + beta.
 BETA_TOTAL: Final = 20.0
 
 
 def cost_metrics(offer: Offer, calibration: Scored, test: Scored, *, threshold_min: float = 0.01) -> dict[str, float]:
-    """Figures on the test's rows, with no budget; the single threshold is the best one of the calibration block.
+    """Cost-sensitive metrics on the test rows, without a budget.
 
-    expected_savings_dynamic, expected_savings_single: of the two thresholds' decisions, 0 where contacting everybody or
-    nobody is perfect already. empc: expected maximum profit per customer of ranking by probability where the success
-    rate is Beta distributed around the offer's, and empc_share: the share contacted then.
+    Args:
+        offer: Costs and rates.
+        calibration: Rows on which the single threshold is tuned.
+        test: Rows on which decisions are evaluated.
+        threshold_min: Lower bound of the dynamic threshold.
+
+    Returns:
+        ``expected_savings_dynamic`` and ``expected_savings_single``, 0 if contacting everybody or nobody is perfect
+        already; ``empc``, the expected maximum profit per customer when ranking by probability, with a success rate
+        that is Beta distributed around the offer's; ``empc_share``, the share of customers contacted for it.
     """
     from empulse.metrics import expected_savings_score  # noqa: PLC0415 - takes seconds
 
@@ -44,11 +51,11 @@ def cost_metrics(offer: Offer, calibration: Scored, test: Scored, *, threshold_m
     possible = test.value > terms.offer_cost
     dynamic, single = possible & dynamic, possible & single
     profit, share = expected_maximum_profit(test, offer)
-    best_plain = min(float(costs["fn_cost"][test.label].sum()), _cost_of_everybody(costs, test.label))
+    best_uniform = min(float(costs["fn_cost"][test.label].sum()), _cost_of_everybody(costs, test.label))
 
     def savings(chosen: npt.NDArray[np.bool_]) -> float:
-        # empulse divides by the better plain decision's cost, and by next to nothing where that is free.
-        return float(expected_savings_score(label, chosen.astype(np.float64), **costs)) if best_plain > 0 else 0.0
+        # empulse divides by the cost of the better uniform decision, which may be 0.
+        return float(expected_savings_score(label, chosen.astype(np.float64), **costs)) if best_uniform > 0 else 0.0
 
     return {
         "expected_savings_dynamic": savings(dynamic),
@@ -59,7 +66,7 @@ def cost_metrics(offer: Offer, calibration: Scored, test: Scored, *, threshold_m
 
 
 def cost_matrix(value: Floats, terms: Terms) -> dict[str, Any]:
-    """The table above for values ``[n]``, by empulse's names."""
+    """The costs above for values ``[n]``, by the names of empulse."""
     won = terms.success_rate * (value - terms.offer_cost) - terms.contact_cost
     wasted = np.zeros(len(value)) + terms.redemption_rate * terms.offer_cost + terms.contact_cost
     return {"tp_cost": np.maximum(-won, 0.0), "fn_cost": np.maximum(won, 0.0), "fp_cost": wasted}
@@ -70,10 +77,11 @@ def _cost_of_everybody(costs: dict[str, Any], label: npt.NDArray[np.bool_]) -> f
 
 
 def expected_maximum_profit(rows: Scored, offer: Offer) -> tuple[float, float]:
-    """EMPC per customer and the share contacted, at the mean value of those meant and the mean costs.
+    """EMPC per customer and the share of customers contacted (Verbraken et al., 2013).
 
-    One value and one cost for all, as it is defined. empulse, like the literature, has all of those not meant take the
-    offer; with ``r * d`` for the offer's cost and ``v - d + r * d`` for the value its formula is ours.
+    EMPC is defined for one value and one cost: the mean value of the positives and the mean costs are used. It assumes
+    that all negatives who are contacted take the offer; with ``r * d`` as the cost of the offer and ``v - d + r * d``
+    as the value, it equals the gain used here.
     """
     from empulse.metrics import empc_score, mpc_score  # noqa: PLC0415 - takes seconds
 
@@ -86,7 +94,7 @@ def expected_maximum_profit(rows: Scored, offer: Offer) -> tuple[float, float]:
         "incentive_cost": given_away,
         "contact_cost": float(np.mean(terms.contact_cost)),
     }
-    certain = rate in (0.0, 1.0)  # no Beta distribution has such a mean
+    certain = rate in (0.0, 1.0)  # a Beta distribution cannot have this mean
     figures |= {"accept_rate": rate} if certain else {"alpha": BETA_TOTAL * rate, "beta": BETA_TOTAL * (1 - rate)}
     metric: Any = mpc_score if certain else empc_score
     label = rows.label.astype(np.int64)

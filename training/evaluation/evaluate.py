@@ -315,13 +315,5 @@ def treatment(judged: Judged, source: OfflineStore) -> tuple[list[Value], list[F
     hashes, seed = hashed_ids(ids[there].tolist()), judged.config.evaluation.seed
     trial = experiment(treated[there], chances[there], outcome[there], hashes, asked.cost)
     warning = check_chance(trial)
-    values = evaluate_treatment(
-        judged.models.matrix(state).astype(np.float64),
-        treated[there],
-        chances[there],
-        outcome[there],
-        hashes,
-        cost=asked.cost,
-        seed=seed,
-    )
+    values = evaluate_treatment(judged.models.matrix(state).astype(np.float64), trial, seed=seed)
     return values, [warning] if warning else []

@@ -1,4 +1,4 @@
-"""How good the models are on the test cut-offs, which lie later than everything they were made from."""
+"""Metrics of probabilities, spend and decisions on the test rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALIBRATION_BINS: Final = 10
 
 
 def probability_metrics(labels: npt.NDArray[np.bool_], probability: Floats) -> Metrics:
-    """AUC, average precision, Brier score, log loss, expected calibration error (bins of equal size), base rate."""
+    """AUC, average precision, Brier score, log loss, expected calibration error and base rate."""
     return {
         "auc": float(roc_auc_score(labels, probability)),
         "average_precision": float(average_precision_score(labels, probability)),
@@ -30,19 +30,22 @@ def probability_metrics(labels: npt.NDArray[np.bool_], probability: Floats) -> M
 
 
 def calibration_error(labels: npt.NDArray[np.bool_], probability: Floats) -> float:
-    """Mean distance between predicted and observed share, over bins of equal size."""
+    """Expected calibration error over bins of equal size (Naeini et al., 2015).
+
+    It is the mean absolute difference between the predicted and the observed rate.
+    """
     bins = np.array_split(np.argsort(probability, kind="stable"), CALIBRATION_BINS)
     return float(sum(abs(labels[b].mean() - probability[b].mean()) * len(b) for b in bins if len(b)) / len(labels))
 
 
 def recency_probability(recency_days: Floats, labels: npt.NDArray[np.bool_], recency_days_test: Floats) -> Floats:
-    """The baseline: the days since the last purchase alone, as a probability."""
+    """The baseline: a logistic regression on the days since the last purchase alone."""
     model = LogisticRegression().fit(np.log1p(recency_days)[:, np.newaxis], labels)
     return np.asarray(model.predict_proba(np.log1p(recency_days_test)[:, np.newaxis])[:, 1])
 
 
 def spend_metrics(spend: Floats, expected: Floats) -> Metrics:
-    """Mean absolute error, Poisson deviance, predicted over actual total, and actual mean."""
+    """Mean absolute error, Poisson deviance, ratio of predicted to actual total, and actual mean."""
     return {
         "mean_absolute_error": float(np.abs(spend - expected).mean()),
         "poisson_deviance": float(mean_poisson_deviance(spend, expected)),
@@ -54,11 +57,12 @@ def spend_metrics(spend: Floats, expected: Floats) -> Metrics:
 def policy_metrics(
     labels: npt.NDArray[np.bool_], probability: Floats, value: Floats, threshold: Floats, offer: Terms
 ) -> Metrics:
-    """Profit of acting, with the outcomes that came, for policies that contact equally many customers.
+    """Profit of policies that contact the same number of customers, given the observed outcomes.
 
-    The dynamic threshold decides how many; the others contact the same number, best first by their own ranking. The
-    gain of a contact uses the outcome for the probability, and the model's value and the config's rates for the rest,
-    so it is expected profit: what the contacts themselves change is not in observational data.
+    The dynamic threshold decides how many customers are contacted; the other policies contact the same number, highest
+    first by their own ranking. The gain of a contact uses the observed outcome in place of the probability, and the
+    model's value and the config's rates. It is an expected profit, because observational data does not show the effect
+    of a contact.
     """
     alerts = probability >= threshold
     contacts = int(alerts.sum())

@@ -1,4 +1,4 @@
-"""Paired differences of two models on the same rows, and how far they vary when customers are drawn again."""
+"""Paired cluster bootstrap: differences of two models on the same rows, with customers resampled as a whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Common rows of an offer, each ``[n]``, in the order of a and of b."""
+    """Rows of an offer that both bundles have, in the same order; ``owner`` ``[n]``: number of the customer."""
 
     a: TestRows
     b: TestRows
@@ -28,7 +28,7 @@ class Pairs:
 
     @property
     def label(self) -> npt.NDArray[np.bool_]:
-        """What happened; the same in both."""
+        """The observed outcomes, the same in both."""
         return self.a.label
 
 
@@ -39,10 +39,10 @@ def row_losses(label: npt.NDArray[np.bool_], probability: Floats) -> Floats:
 
 
 class Statistics:
-    """What resampling needs of an offer, so that a resample is a few sums.
+    """Differences of an offer, prepared so that a resample costs a few sums.
 
-    Mean losses and profit are sums by customer. AUC is the share of pairs in order: rows are sorted once, and a
-    resample only changes how often each counts.
+    Losses and profit are summed by customer. For the AUC the rows are sorted once; a resample only changes their
+    weights.
     """
 
     def __init__(self, pair: Pairs, customers: int, offer: Terms) -> None:
@@ -62,15 +62,15 @@ class Statistics:
         self.auc = [Ranks(pair.label, rows.probability, pair.owner) for rows in (pair.a, pair.b)]
 
     def differences(self, weight: Floats) -> dict[str, float]:
-        """B minus A where each customer counts ``weight`` times ``[customers]``."""
+        """B minus A by measure, with each customer counted ``weight`` times ``[customers]``."""
         count = _dot(weight, self.rows)
-        found = {measure: _dot(weight, sums) / max(count, 1.0) for measure, sums in self.sums.items()}
-        found["profit"] *= len(self.pair.label)
+        means = {measure: _dot(weight, sums) / max(count, 1.0) for measure, sums in self.sums.items()}
+        means["profit"] *= len(self.pair.label)
         a, b = (ranks.auc(weight) for ranks in self.auc)
-        return found | {"auc": b - a}
+        return means | {"auc": b - a}
 
     def totals(self) -> dict[str, tuple[float, float]]:
-        """Each measure of A and of B on all rows, the one that decides first."""
+        """The measures of A and of B on all rows, the decisive one first."""
         everybody = np.ones(len(self.rows))
         means = {measure: (float(a.mean()), float(b.mean())) for measure, (a, b) in self.by_row.items()}
         earned = self.by_row["profit"]
@@ -83,7 +83,7 @@ class Statistics:
 
 
 class Ranks:
-    """AUC of a score for any weights of the customers: for each positive the weight of the negatives below it."""
+    """AUC of a score for any weights of the customers: by the weight of the negatives below each positive."""
 
     def __init__(self, label: npt.NDArray[np.bool_], score: Floats, owner: Indices) -> None:
         positive, negative = np.flatnonzero(label), np.flatnonzero(~label)
@@ -95,7 +95,7 @@ class Ranks:
         self.upto = None if np.array_equal(upto, self.below) else upto
 
     def auc(self, weight: Floats) -> float:
-        """Share of pairs in order, ties half; 0.5 where one kind is missing."""
+        """Share of the pairs in the right order, with ties counted half; 0.5 if there are no pairs."""
         positive = weight[self.positive]
         lighter = np.concatenate([[0.0], np.cumsum(weight[self.negative])])
         pairs = positive.sum() * lighter[-1]
@@ -106,12 +106,15 @@ class Ranks:
 
 
 def resample(customers: int, statistics: Mapping[str, Statistics], resamples: int) -> dict[str, dict[str, Floats]]:
-    """Differences of each offer and measure in so many draws of the customers, ``[resamples]``."""
+    """Resampled differences ``[resamples]`` of each offer and measure.
+
+    Customers are drawn with replacement, the same ones for all offers.
+    """
     random = np.random.default_rng(SEED)
     drawn: list[dict[str, dict[str, float]]] = []
     for _ in range(resamples):
         weight = np.bincount(random.integers(0, customers, customers), minlength=customers).astype(np.float64)
-        drawn.append({name: found.differences(weight) for name, found in statistics.items()})
+        drawn.append({name: offer.differences(weight) for name, offer in statistics.items()})
     return {
         name: {measure: np.array([draw[name][measure] for draw in drawn]) for measure in drawn[0][name]}
         for name in statistics
@@ -119,5 +122,5 @@ def resample(customers: int, statistics: Mapping[str, Statistics], resamples: in
 
 
 def _dot(a: Floats, b: Floats) -> float:
-    """Without BLAS: its threads wait for each other, for milliseconds where the machine has other work."""
+    """Dot product without BLAS, whose threads wait for each other for milliseconds on a busy machine."""
     return float(np.einsum("i,i->", a, b))

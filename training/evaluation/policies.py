@@ -1,12 +1,13 @@
-"""What the dynamic threshold is worth: profit on later cut-offs, against other ways to choose as many customers.
+"""Profit of policies: the dynamic threshold against other ways to choose the same number of customers.
 
-Everything a policy needs (budget price, single threshold, quintiles) is found on the calibration block; the test
-cut-offs only tell what came of it. The dynamic threshold decides how many customers are contacted, the others contact
-the same number, best first by their own ranking. Nobody contacts a customer whose value is at most the offer's cost.
+Everything that a policy needs (budget price, single threshold, quintiles) is found on the calibration block; the test
+rows are only used to compute the profit. The dynamic threshold decides how many customers are contacted; the other
+policies contact the same number, highest first by their own ranking. No policy contacts a customer whose value is at
+most the cost of the offer.
 
-Expected profit is the gain by the model's probability, realised profit the gain with the outcome in its place; value
-and rates are the model's and the config's in both, because what a contact itself changes is not in observational data
-(``training.evaluation.uplift`` is for randomised data).
+Expected profit is the gain with the model's probability, realised profit the gain with the observed outcome in its
+place. Both use the model's value and the config's rates, because observational data does not show the effect of a
+contact (``training.evaluation.uplift`` uses randomised data).
 """
 
 from __future__ import annotations
@@ -45,10 +46,18 @@ EVERYBODY: Final = "everybody"
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows of a block as the models scored them, each array ``[n]``.
+    """Scored rows of a block, each array ``[n]``.
 
-    customer: uint64 hash of the id; recency (days), frequency and monetary: NaN where unknown, None where a source has
-    none; contact_cost and offer_cost: each customer's own, None where the offer's figures are for all.
+    Attributes:
+        customer: Hash of the id, uint64.
+        probability: Calibrated.
+        value: Margin times expected spend.
+        label: The observed outcome.
+        recency: Days since the last purchase, NaN if unknown, None for a snapshot.
+        frequency: Number of purchases, NaN if unknown, None for a snapshot.
+        monetary: Spend, NaN if unknown, None for a snapshot.
+        contact_cost: Per customer; None if the offer's applies to all.
+        offer_cost: Per customer; None if the offer's applies to all.
     """
 
     customer: npt.NDArray[np.uint64]
@@ -62,7 +71,7 @@ class Scored:
     offer_cost: Floats | None = None
 
     def terms(self, offer: Offer) -> Terms:
-        """The offer with these customers' own costs where there are any."""
+        """The offer, with the costs per customer if there are any."""
         if self.contact_cost is None and self.offer_cost is None:
             return offer
         n = len(self.probability)
@@ -82,10 +91,22 @@ def policies(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Policy]:
-    """Profits of all policies at each budget, the offer's own and none (1.0), on the test's rows.
+    """Profits of all policies on the test rows, at each budget, the offer's budget and without a budget (1.0).
 
-    ``name``: ``churn`` ranks who has been away longest first where it ranks by recency, ``propensity`` last. ``low``
-    and ``high`` are those of the realised profit; ``ahead`` is the dynamic threshold's realised profit minus this one.
+    Args:
+        name: The offer. For ``churn`` the recency policy ranks customers who were away longest first, for
+            ``propensity`` last.
+        offer: Costs and rates.
+        calibration: Rows on which thresholds and prices are found.
+        test: Rows on which profits are computed.
+        threshold_min: Lower bound of the dynamic threshold.
+        budgets: Shares of customers that may be contacted.
+        resamples: Number of bootstrap resamples.
+        seed: Of the resamples.
+
+    Returns:
+        One line per budget and policy. ``low`` and ``high`` are the interval of the realised profit; ``ahead`` is the
+        realised profit of the dynamic threshold minus that of the policy.
     """
     chosen = {
         (share, policy): weight
@@ -98,14 +119,14 @@ def policies(
         np.column_stack([weight * realised for weight in chosen.values()]), test.customer, resamples, seed
     )
     totals = dict(zip(chosen, drawn.T, strict=True))
-    found = []
+    lines = []
     for (share, policy), weight in chosen.items():
         profit = float(weight @ realised)
         own, ahead = interval(totals[share, policy], profit), None
         lead = float(chosen[share, DYNAMIC] @ realised) - profit
         if policy != DYNAMIC:
             ahead = interval(totals[share, DYNAMIC] - totals[share, policy], lead)
-        found.append(
+        lines.append(
             Policy(
                 offer=name,
                 policy=policy,
@@ -120,7 +141,7 @@ def policies(
                 ahead_high=None if ahead is None else ahead.high,
             )
         )
-    return found
+    return lines
 
 
 def grid(
@@ -135,10 +156,23 @@ def grid(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Cell]:
-    """The dynamic threshold against the single one for rates around and beyond the config's, at the offer's budget.
+    """Dynamic against single threshold for other success and redemption rates, at the offer's budget.
 
-    ``ahead``: of the single threshold that makes as many contacts; ``tuned_ahead``: of the single threshold that does
-    best on the calibration block and makes as many contacts as it likes within the budget. Both in realised profit.
+    Args:
+        name: The offer.
+        offer: Costs and rates.
+        calibration: Rows on which thresholds and prices are found.
+        test: Rows on which profits are computed.
+        threshold_min: Lower bound of the dynamic threshold.
+        success_rates: By default multiples of the config's rate.
+        redemption_rates: By default multiples of the config's rate.
+        resamples: Number of bootstrap resamples.
+        seed: Of the resamples.
+
+    Returns:
+        One cell per pair of rates, with differences in realised profit. ``ahead``: compared with the single threshold
+        with the same number of contacts; ``tuned_ahead``: with the single threshold that is best on the calibration
+        block, with any number of contacts within the budget.
     """
     cells = [
         offer.model_copy(update={"success_rate": success, "redemption_rate": redemption})
@@ -171,44 +205,30 @@ def grid(
     ]
 
 
-def share_won(cells: Sequence[Cell]) -> dict[str, float]:
-    """Shares of the cells that the dynamic threshold has won, tied and lost, at equal contacts.
-
-    Won: the whole interval is above 0, lost: below; ``contacted``: share in which anybody was worth contacting, without
-    which nobody can win.
-    """
-    n = max(len(cells), 1)
-    won, lost = sum(cell.low > 0 for cell in cells), sum(cell.high < 0 for cell in cells)
-    return {
-        "won": won / n,
-        "tied": (len(cells) - won - lost) / n,
-        "lost": lost / n,
-        "contacted": sum(cell.contacts > 0 for cell in cells) / n,
-    }
-
-
-def best_threshold(probability: Floats, profit: Floats, most: float) -> float:
-    """The threshold on ``probability`` with the largest total ``profit`` of at most ``most`` contacts; inf: nobody."""
+def best_threshold(probability: Floats, profit: Floats, max_contacts: float) -> float:
+    """The threshold with the largest total profit of at most ``max_contacts`` contacts; inf for no contact."""
     order = np.argsort(-probability, kind="stable")
     ranked = probability[order]
-    together = np.append(ranked[1:] < ranked[:-1], True)[: len(ranked)]  # equal probabilities are in or out together
-    ends = np.flatnonzero(together & (np.arange(1, len(ranked) + 1) <= most))
+    together = np.append(ranked[1:] < ranked[:-1], True)[
+        : len(ranked)
+    ]  # rows with equal probabilities are all in or all out
+    ends = np.flatnonzero(together & (np.arange(1, len(ranked) + 1) <= max_contacts))
     totals = np.cumsum(profit[order])[ends]
     if not len(totals) or totals.max() <= 0:
         return np.inf
     return float(ranked[ends[np.argmax(totals)]])
 
 
-def tuned_threshold(rows: Scored, offer: Offer, most: float) -> float:
-    """The single threshold that these rows, with the outcomes that came, would have wanted; inf: nobody."""
+def tuned_threshold(rows: Scored, offer: Offer, max_contacts: float) -> float:
+    """The single threshold that is best for these rows with their observed outcomes; inf for no contact."""
     terms = rows.terms(offer)
     possible = rows.value > terms.offer_cost
     profit = gain(_outcome(rows), rows.value, terms)
-    return best_threshold(rows.probability[possible], profit[possible], most)
+    return best_threshold(rows.probability[possible], profit[possible], max_contacts)
 
 
 def _thresholds(offer: Offer, calibration: Scored, test: Scored, threshold_min: float) -> dict[str, Floats]:
-    """Who is contacted by the dynamic threshold and by the single ones: 0 or 1 for each row of the test."""
+    """Contacts of the dynamic and the single thresholds: 0 or 1 for each test row."""
     terms = test.terms(offer)
     possible = test.value > terms.offer_cost
     price = budget_price(calibration.probability, calibration.value, calibration.terms(offer), threshold_min)
@@ -222,7 +242,7 @@ def _thresholds(offer: Offer, calibration: Scored, test: Scored, threshold_min: 
 
 
 def _choices(name: str, offer: Offer, calibration: Scored, test: Scored, threshold_min: float) -> dict[str, Floats]:
-    """Who is contacted by each policy: 0 or 1 for each row of the test, or the chance of it."""
+    """Contacts of each policy: 0 or 1 for each test row, or the probability of a contact."""
     chosen = _thresholds(offer, calibration, test, threshold_min)
     contacts, terms = int(chosen[DYNAMIC].sum()), test.terms(offer)
     possible = test.value > terms.offer_cost
@@ -237,7 +257,7 @@ def _choices(name: str, offer: Offer, calibration: Scored, test: Scored, thresho
 
 
 def _best(ranking: Floats, possible: Mask, contacts: int, customer: npt.NDArray[np.uint64]) -> Floats:
-    """The ``contacts`` best of those possible; of equals who comes first by the hash of the id, then by row."""
+    """The highest ``contacts`` of the possible rows; ties are broken by the hash of the id, then by row."""
     order = np.lexsort((customer, -ranking))
     chosen = np.zeros(len(ranking), dtype=bool)
     chosen[order[possible[order]][:contacts]] = True
@@ -245,16 +265,16 @@ def _best(ranking: Floats, possible: Mask, contacts: int, customer: npt.NDArray[
 
 
 def _rankings(name: str, calibration: Scored, test: Scored) -> dict[str, Floats]:
-    """Recency, and the sum of three quintiles (edges of the calibration block), where a source has them."""
+    """Rankings by recency and by the sum of three quintiles (with edges of the calibration block), if available."""
     sign = 1.0 if name == "churn" else -1.0
     if calibration.recency is None or test.recency is None or np.isnan(test.recency).all():
         return {}
-    found = {RECENCY: np.nan_to_num(sign * test.recency, nan=-np.inf)}
+    rankings = {RECENCY: np.nan_to_num(sign * test.recency, nan=-np.inf)}
     columns = _pairs(calibration, test)
     if len(columns) == 2:  # noqa: PLR2004 - frequency and monetary
         score = _quintile(sign * calibration.recency, sign * test.recency)
-        found[RFM] = score + sum(_quintile(before, after) for before, after in columns)
-    return found
+        rankings[RFM] = score + sum(_quintile(before, after) for before, after in columns)
+    return rankings
 
 
 def _pairs(calibration: Scored, test: Scored) -> list[tuple[Floats, Floats]]:
@@ -263,7 +283,7 @@ def _pairs(calibration: Scored, test: Scored) -> list[tuple[Floats, Floats]]:
 
 
 def _quintile(before: Floats, after: Floats) -> Floats:
-    """1 to 5, and 0 where unknown."""
+    """Quintiles 1 to 5, 0 for unknown values."""
     known = before[~np.isnan(before)]
     edges = np.quantile(known, QUINTILES) if len(known) else np.zeros(len(QUINTILES))
     return np.where(np.isnan(after), 0.0, 1.0 + np.searchsorted(edges, after, side="right"))
@@ -282,5 +302,5 @@ def _at(offer: Offer, share: float) -> Offer:
 
 
 def _around(rate: float) -> Iterable[float]:
-    """Rates around the config's, and beyond."""
+    """Multiples of a rate, or FALLBACK_RATES if it is 0."""
     return sorted({round(min(1.0, rate * factor), 6) for factor in FACTORS}) if rate else FALLBACK_RATES

@@ -1,4 +1,4 @@
-"""What the models are still worth where the data is damaged: values are missing, events are lost or come twice."""
+"""Robustness: quality of the models on damaged data, with missing values, lost events or duplicated events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOST, DUPLICATED, MISSING = "lost events", "duplicated events", "missing values"
 
 
 def robustness(judged: Judged, source: OfflineStore, done: Callable[[], None]) -> Iterator[Damage]:
-    """AUC on the test rows at each damage; ``done`` is called after each."""
+    """AUC on the test rows for each kind and share of damage; ``done`` is called after each."""
     tests = {offer: judged.data.rows.take(judged.data.splits[offer].test) for offer in offers(judged.data)}
     for share in DAMAGES:
         for offer, rows in tests.items():
@@ -50,7 +50,7 @@ def _with_gaps(judged: Judged, state: Floats, share: float) -> Floats:
 
 @contextmanager
 def events_of(source: OfflineStore, tests: Iterable[Rows]) -> Iterator[None]:
-    """A table ``drawn`` of the test customers' events, each with a number from 0 to 1 that is always the same."""
+    """A table ``drawn`` of the test customers' events, each with a reproducible random number from 0 to 1."""
     names = sorted({name for rows in tests for name in rows.customer_id})
     fill_table(source.connection, "tested", {"customer_id": "VARCHAR"}, [(name,) for name in names])
     digits = "substr(md5(concat_ws('|', customer_id, t, event_type, amount)), 1, 8)"
@@ -67,7 +67,7 @@ def events_of(source: OfflineStore, tests: Iterable[Rows]) -> Iterator[None]:
 def _states(
     judged: Judged, source: OfflineStore, tests: Mapping[str, Rows], kind: str, share: float
 ) -> dict[str, Floats]:
-    """States of each offer's rows from damaged events; who has none of them left is as nobody knew of them."""
+    """States of each offer's rows computed from damaged events; a customer without events has the empty state."""
     if share == 0:
         return {offer: rows.state for offer, rows in tests.items()}
     query = f"FROM drawn WHERE drawn >= {share}"
@@ -75,7 +75,7 @@ def _states(
         query = f"FROM drawn UNION ALL FROM drawn WHERE drawn < {share}"
     source.connection.execute(f"CREATE OR REPLACE VIEW damaged AS {query}")
     layout = judged.data.spec.layout
-    found = {offer: np.tile(layout.identity, (len(rows), 1)) for offer, rows in tests.items()}
+    damaged = {offer: np.tile(layout.identity, (len(rows), 1)) for offer, rows in tests.items()}
     cutoffs = np.unique(np.concatenate([rows.cutoff for rows in tests.values()])).tolist()
     only = "customer_id IN (FROM tested)"
     for cutoff, states in zip(
@@ -85,6 +85,6 @@ def _states(
         for offer, rows in tests.items():
             index = np.flatnonzero(rows.cutoff == cutoff)
             of = np.array([place.get(name, -1) for name in rows.customer_id[index]], dtype=np.intp)
-            found[offer][index[of >= 0]] = states.slots[of[of >= 0]]
+            damaged[offer][index[of >= 0]] = states.slots[of[of >= 0]]
     source.connection.execute("DROP VIEW damaged")
-    return found
+    return damaged

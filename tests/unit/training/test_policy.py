@@ -25,7 +25,7 @@ from training.evaluation.policies import (
     TUNED,
     Scored,
 )
-from training.evidence import Cell, Policy
+from training.evidence import Policy
 from training.graph.thresholds import CustomerOffer, budget_price, gain, threshold
 from training.statistics import resampled_totals
 
@@ -231,20 +231,10 @@ def test_rates_that_are_nought_have_a_grid_too_and_none_is_above_one() -> None:
 
 def test_where_values_differ_widely_the_dynamic_threshold_wins_all_cells_and_where_they_do_not_none() -> None:
     before, after = crowd(4000), crowd(4000, seed=1)
-    assert policy.share_won(policy.grid("churn", OFFER, before, after, resamples=100))["won"] == 1.0
+    assert all(cell.low > 0 for cell in policy.grid("churn", OFFER, before, after, resamples=100))
     alike = [replace(rows, value=np.full(4000, 30.0)) for rows in (before, after)]
     cells = policy.grid("churn", OFFER, alike[0], alike[1], resamples=100)
-    assert policy.share_won(cells) == {"won": 0.0, "tied": 1.0, "lost": 0.0, "contacted": 1.0}
-
-
-def test_a_cell_is_won_or_lost_where_its_whole_interval_is() -> None:
-    cells = [
-        Cell(
-            offer="churn", success_rate=0.1, redemption_rate=0.1, contacts=9, ahead=ahead, low=ahead - 1, high=ahead + 1
-        )
-        for ahead in (5.0, 2.0, 0.5, -3.0)
-    ]
-    assert policy.share_won(cells) == {"won": 0.5, "tied": 0.25, "lost": 0.25, "contacted": 1.0}
+    assert all(cell.low <= 0 <= cell.high and cell.contacts > 0 for cell in cells)
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
-"""Offers made at random: values of policies that are right on average, rates that are measured, and bad columns."""
+"""Randomised offers: unbiased values of policies, learning whom to treat, and bad columns."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,10 +16,9 @@ from training.evaluation.off_policy import (
     check_chance,
     experiment,
     influences,
-    measured_rates,
     policy_values,
 )
-from training.evaluation.uplift import ABOVE_COST, EVERYBODY, NOBODY, crossfit, evaluate_treatment, policies
+from training.evaluation.uplift import ABOVE_COST, EVERYBODY, NOBODY, crossfit, evaluate_treatment, treatment_policies
 from training.evidence import Value
 
 COST = 0.05
@@ -139,19 +137,10 @@ def rows_of(values: list[Value], policy: str) -> dict[str, Value]:
 
 
 def evaluated(features: Floats, data: Experiment, shares: tuple[float, ...] = (0.3,)) -> list[Value]:
-    return evaluate_treatment(
-        features,
-        data.treated,
-        data.chance,
-        data.outcome,
-        data.customer,
-        cost=data.cost,
-        shares=shares,
-        budget_share=0.2,
-    )
+    return evaluate_treatment(features, data, shares=shares, budget_share=0.2)
 
 
-def test_uplift_finds_those_whom_the_treatment_moves() -> None:
+def test_uplift_finds_the_customers_whom_the_treatment_affects() -> None:
     features, data = simulated(6000, 0)
     values = evaluated(features, data, shares=(0.5,))
     best = rows_of(values, f"{ABOVE_COST} instead of {EVERYBODY}")["DR"]
@@ -177,7 +166,7 @@ def test_learnt_policies_are_worth_what_their_intervals_say() -> None:
     for seed in range(40):
         features, data = simulated(600, seed)
         predicted, uplift, fold = crossfit(features, data, folds=3, seed=seed)
-        chosen = policies(data, uplift, predicted[1], fold, budget_share=0.1, shares=[0.3])[ABOVE_COST]
+        chosen = treatment_policies(data, uplift, predicted[1], fold, budget_share=0.1, shares=[0.3])[ABOVE_COST]
         found = policy_values("", influences(chosen, data, predicted), data.customer)[-1]
         truth = TRUTH["nobody"] + np.mean(chosen * (effect(features) - COST))
         inside += bool(found.low <= truth <= found.high)
@@ -198,21 +187,15 @@ def test_no_row_is_scored_by_a_model_that_has_seen_its_customer() -> None:
 def test_the_budget_bounds_how_many_are_treated() -> None:
     features, data = simulated(2000, 0)
     predicted, uplift, fold = crossfit(features, data)
-    chosen = policies(data, uplift, predicted[1], fold, budget_share=0.2, shares=[0.1, 0.5])
+    chosen = treatment_policies(data, uplift, predicted[1], fold, budget_share=0.2, shares=[0.1, 0.5])
     assert chosen[f"{ABOVE_COST}, at most 20%"].mean() == pytest.approx(0.2, abs=0.002)
     assert chosen["treat 10% by uplift"].mean() == pytest.approx(0.1, abs=0.002)
     assert chosen["treat 50% by response"].mean() == pytest.approx(0.5, abs=0.002)
     assert set(chosen["treat 10% by chance"]) == {0.1}
-    dear = policies(replace(data, cost=np.ones(2000)), uplift, predicted[1], fold, budget_share=0.2, shares=[0.1])
+    dear = treatment_policies(
+        replace(data, cost=np.ones(2000)), uplift, predicted[1], fold, budget_share=0.2, shares=[0.1]
+    )
     assert dear[f"{ABOVE_COST}, at most 20%"].sum() == 0
-
-
-def test_the_response_may_be_a_ranking_of_ones_own() -> None:
-    features, data = simulated(6000, 0)
-    columns = (features, data.treated, data.chance, data.outcome, data.customer)
-    found = evaluate_treatment(*columns, response=effect(features), shares=(0.5,))
-    best = rows_of(found, "treat 50% by response")["DR"].low
-    assert best > rows_of(evaluate_treatment(*columns, shares=(0.5,)), "treat 50% by response")["DR"].value
 
 
 def test_features_may_be_unknown() -> None:
@@ -220,49 +203,6 @@ def test_features_may_be_unknown() -> None:
     features[::3, 0] = np.nan
     features[:, 2] = np.nan
     assert all(np.isfinite([row.low, row.high]).all() for row in evaluated(features, data))
-
-
-# --- measured rates ---------------------------------------------------------------------------------------------------
-
-
-def leavers(n: int, seed: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Floats]:
-    """Four in ten leave, and the offer keeps three in ten of them; chances go with leaving."""
-    random = np.random.default_rng(seed)
-    risky = random.random(n) < 0.5
-    chance = np.where(risky, 0.7, 0.3)
-    treated = random.random(n) < chance
-    return random.random(n) < np.where(risky, 0.6, 0.2) * np.where(treated, 0.7, 1.0), treated, chance
-
-
-def test_the_share_of_leavers_that_an_offer_keeps_is_measured() -> None:
-    inside = 0
-    for seed in range(100):
-        label, treated, chance = leavers(3000, seed)
-        found = measured_rates("churn", label, treated, chance, np.arange(3000, dtype=np.uint64))
-        assert found.low < found.success_rate < found.high
-        inside += found.low <= 0.3 <= found.high
-    assert inside >= 88
-
-
-def test_a_rate_of_an_example_worked_by_hand() -> None:
-    treated = np.repeat([True, False], 100)
-    label = np.concatenate([np.arange(100) < 30, np.arange(100) < 20])
-    ids = np.arange(200, dtype=np.uint64)
-    more = measured_rates("propensity", label, treated, 0.5, ids)
-    assert (more.untreated, more.treated, more.success_rate) == pytest.approx((0.2, 0.3, 0.5))
-    assert more.usable == pytest.approx(0.5)
-    # The usual interval of a risk ratio: its logarithm has the variance 0.7 / 30 + 0.8 / 20.
-    spread = np.exp(1.96 * np.sqrt(0.7 / 30 + 0.8 / 20))
-    assert (more.low, more.high) == pytest.approx((1.5 / spread - 1, 1.5 * spread - 1), rel=0.02)
-    harm = measured_rates("churn", label, treated, 0.5, ids)
-    assert harm.success_rate == pytest.approx(-0.5)
-    assert harm.usable == 0.0
-
-
-def test_a_rate_is_not_made_of_a_handful_of_customers() -> None:
-    label = np.arange(200) < 104
-    with pytest.raises(InputError, match=r"100 treated and 4 untreated rows have a churn label.*success_rate"):
-        measured_rates("churn", label, np.arange(200) < 100, 0.5, np.arange(200, dtype=np.uint64))
 
 
 # --- what is wrong with the columns -----------------------------------------------------------------------------------
@@ -276,43 +216,43 @@ GOOD = {"treated": np.arange(200) % 2, "chance": 0.5, "outcome": np.arange(200.0
         (
             "treated",
             np.arange(200) % 3,
-            r"treatment\.column: 66 of 200 are not 0 or 1 \(the first is 2\): give 1 where",
+            r"treatment\.column: 66 of 200 are not 0 or 1 \(the first is 2\): give 1 if",
         ),
         ("treated", np.where(np.arange(200) == 7, np.nan, 1.0), r"treatment\.column: 1 of 200 are not 0 or 1 \(.*nan"),
         ("treated", np.ma.array(np.ones(200), mask=np.arange(200) < 3), r"treatment\.column: 3 of 200"),
         (
             "treated",
             np.array(["yes"] * 200),
-            r"treatment\.column: the column is no number: turn it into one in the SQL",
+            r"treatment\.column: the column is not a number: convert it in SQL",
         ),
-        ("treated", np.ones(200), r"treatment\.column: 200 rows were treated and 0 were not.*bring the rows of both"),
+        ("treated", np.ones(200), r"treatment\.column: 200 rows were treated and 0 were not.*include the rows of both"),
         ("treated", np.zeros(200), r"treatment\.column: 0 rows were treated"),
         ("treated", np.arange(200) < 49, r"treatment\.column: 49 rows.*50 of each"),
         (
             "chance",
             1.0,
-            r"treatment\.probability: 200 of 200 are not above 0 and below 1 \(the first is 1\): give a chance",
+            r"treatment\.probability: 200 of 200 are not above 0 and below 1 \(the first is 1\): give a probability",
         ),
         ("chance", np.where(np.arange(200) == 5, 0.0, 0.5), r"treatment\.probability: 1 of 200"),
         ("chance", np.where(np.arange(200) == 5, np.nan, 0.5), r"treatment\.probability: 1 of 200"),
-        ("chance", np.array(["a third"] * 200), r"treatment\.probability: the column is no number"),
+        ("chance", np.array(["a third"] * 200), r"treatment\.probability: the column is not a number"),
         ("chance", np.ma.array(np.full(200, 0.5), mask=np.arange(200) < 3), r"treatment\.probability: 3 of 200"),
         ("outcome", np.where(np.arange(200) < 4, np.inf, 0.5), r"treatment\.outcome: 4 of 200 are not a number"),
         ("cost", -1.0, r"treatment\.cost: 200 of 200 are not 0 or more"),
     ],
 )
-def test_a_column_that_cannot_be_is_named_with_the_mend(column: str, value: object, message: str) -> None:
+def test_a_bad_column_is_named_with_the_fix(column: str, value: object, message: str) -> None:
     given_columns = {**GOOD, column: value}
     with pytest.raises(InputError, match=message):
         experiment(customer=np.arange(200, dtype=np.uint64), **given_columns)  # type: ignore[arg-type]
 
 
-def test_right_chances_are_not_complained_about() -> None:
+def test_correct_probabilities_give_no_warning() -> None:
     complaints = [check_chance(simulated(2000, seed)[1]) for seed in range(50)]
     assert complaints.count(None) >= 49
 
 
-def test_a_wrong_chance_is_told() -> None:
+def test_a_wrong_probability_gives_a_warning() -> None:
     _, data = simulated(2000, 0)
     found = check_chance(replace(data, chance=data.chance * 0.8))
     assert found is not None
@@ -320,8 +260,8 @@ def test_a_wrong_chance_is_told() -> None:
     assert "by the stated probability it should be 0.3981" in found.message
 
 
-def test_chances_that_are_right_on_average_only_are_told() -> None:
+def test_probabilities_that_are_right_only_on_average_give_a_warning() -> None:
     _, data = simulated(2000, 0)
     found = check_chance(replace(data, chance=1 - data.chance))
     assert found is not None
-    assert "not treated as much more often" in found.message
+    assert "not treated accordingly more often" in found.message
