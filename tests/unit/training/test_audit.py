@@ -78,7 +78,7 @@ def only(found: list[Finding], check: str) -> Finding:
     return next(finding for finding in found if finding.check == check)
 
 
-def test_clean_data_give_no_finding_at_all() -> None:
+def test_clean_data_has_no_findings() -> None:
     assert findings(attributes=ATTRIBUTES) == []
 
 
@@ -228,7 +228,7 @@ def test_clean_data_give_no_finding_at_all() -> None:
         ("FROM clean WHERE event_time < '2024-05-01'", "fatal", "history", "evaluation"),
     ],
 )
-def test_trouble_in_events_is_found(events: str, severity: str, check: str, where: str) -> None:
+def test_problems_in_events_are_found(events: str, severity: str, check: str, where: str) -> None:
     found = findings(events)
     assert (severity, check, where) in brief(found), brief(found)
     for finding in found:
@@ -253,7 +253,7 @@ def test_no_finding_names_a_customer() -> None:
         ({"candidates": {"events": ["purchase", "visit"]}}, "candidates.events"),
     ],
 )
-def test_types_that_the_source_has_not_are_fatal_and_those_it_has_are_listed(sections: Any, where: str) -> None:
+def test_event_types_missing_from_the_source_are_fatal_and_existing_ones_are_listed(sections: Any, where: str) -> None:
     found = only(findings(**sections), "config")
     assert (found.severity, found.where) == ("fatal", where)
     assert found.fix == "name one that it has: view, purchase"
@@ -263,23 +263,23 @@ def test_types_that_the_source_has_not_are_fatal_and_those_it_has_are_listed(sec
     ("interests", "where"),
     [({"view": "visit"}, "interests.view"), ({"view": "view", "purchase": "buy"}, "interests.purchase")],
 )
-def test_interests_in_types_that_may_come_live_are_a_warning(interests: dict[str, str], where: str) -> None:
+def test_missing_event_types_of_interests_are_only_a_warning(interests: dict[str, str], where: str) -> None:
     found = only(findings(interests=interests), "config")
     assert (found.severity, found.where) == ("warning", where)
     assert found.fix == "name one that it has: view, purchase"
 
 
-def test_interests_that_nobody_asked_for_may_be_missing() -> None:
+def test_default_event_types_of_interests_may_be_missing() -> None:
     assert "config" not in str(brief(findings(changed("event_type", "if(amount > 0, 'purchase', 'look')"))))
 
 
-def test_a_type_that_the_config_names_is_known_however_rare_it_is_among_many() -> None:
+def test_a_rare_event_type_named_in_the_config_is_known_among_many_types() -> None:
     types = "CASE WHEN event_id < 'e1001' AND amount > 0 THEN 'purchase' ELSE 'view ' || hash(event_id) % 900 END"
     events = changed("event_type", types)
     assert "config" not in [finding.check for finding in findings(events)]
 
 
-def test_too_little_history_is_told_in_the_words_of_the_cutoffs() -> None:
+def test_a_short_history_is_reported_with_the_message_of_the_cutoffs() -> None:
     found = only(findings("FROM clean WHERE event_time < '2024-05-01'"), "history")
     assert "days give" in found.message
     assert "cut-offs" in found.message
@@ -320,11 +320,11 @@ def test_too_little_history_is_told_in_the_words_of_the_cutoffs() -> None:
         (f"FROM ({ATTRIBUTES}) WHERE customer_id <> 'c2'", "note", "completeness", "source.attributes"),
     ],
 )
-def test_trouble_in_attributes_is_found(attributes: str, severity: str, check: str, where: str) -> None:
+def test_problems_in_attributes_are_found(attributes: str, severity: str, check: str, where: str) -> None:
     assert (severity, check, where) in brief(findings(attributes=attributes))
 
 
-def test_attributes_that_nothing_is_learnt_from_are_not_looked_at() -> None:
+def test_unused_attributes_are_not_checked() -> None:
     told = findings(attributes=f"SELECT *, 'DE' AS country FROM ({ATTRIBUTES})", candidates={"attributes": ["age"]})
     assert told == []
 
@@ -338,7 +338,7 @@ def test_attributes_that_nothing_is_learnt_from_are_not_looked_at() -> None:
         ({"treatment": {"column": "age", "probability": "chance", "outcome": "age"}}, "treatment.probability"),
     ],
 )
-def test_attributes_that_are_not_there_are_fatal(sections: Any, where: str) -> None:
+def test_missing_attributes_are_fatal(sections: Any, where: str) -> None:
     found = only(findings(attributes=ATTRIBUTES, **sections), "config")
     assert (found.severity, found.where) == ("fatal", where)
     assert found.fix == "select it there; it has age, town"
@@ -349,14 +349,14 @@ def test_large_sources_are_sampled_by_customer_and_small_ones_are_not() -> None:
     assert "hash(customer_id) % 10 = 0" in sample_of_customers(10 * SAMPLE_EVENTS)
 
 
-def test_large_snapshots_are_sampled_and_trouble_in_them_is_found_all_the_same() -> None:
+def test_problems_are_found_in_sampled_large_snapshots() -> None:
     large = PEOPLE.replace("range(2000)", "range(250000)")
     assert of_snapshot(large) == []
     found = of_snapshot(f"SELECT *, if(churned, 1.5, NULL) AS refund, customer_id AS again FROM ({large})")
     assert {("warning", "leak", "snapshot.refund"), ("warning", "id column", "snapshot.again")} <= set(brief(found))
 
 
-def test_a_fatal_finding_stops_in_the_words_of_the_audit_and_others_do_not() -> None:
+def test_only_a_fatal_finding_stops_the_fit_and_its_text_is_shown() -> None:
     warning = Finding(severity="warning", check="gap", where="events", message="a hole", fix="fill it")
     fatal = warning.model_copy(update={"severity": "fatal"})
     stop_on_fatal([warning])
@@ -367,7 +367,7 @@ def test_a_fatal_finding_stops_in_the_words_of_the_audit_and_others_do_not() -> 
     assert (is_fatal([warning]), is_fatal([warning, fatal])) == (False, True)
 
 
-def test_findings_are_printed_as_they_are_the_worst_first_with_totals() -> None:
+def test_findings_are_printed_verbatim_the_most_severe_first_with_totals() -> None:
     found = findings(
         changed("event_type", "if(event_time > '2024-11-01' AND amount > 50, '[red]', event_type)"),
         churn={"event": "purchse"},
@@ -398,7 +398,7 @@ def of_snapshot(table: str = PEOPLE, treatment: Treatment | None = None, **keys:
         return audit_snapshot(snapshot, connection, treatment)
 
 
-def test_a_clean_snapshot_gives_no_finding_at_all() -> None:
+def test_a_clean_snapshot_has_no_findings() -> None:
     assert of_snapshot() == []
     assert of_snapshot(f"SELECT * REPLACE (churned::INTEGER AS churned) FROM ({PEOPLE})") == []
 
@@ -443,12 +443,12 @@ def test_a_clean_snapshot_gives_no_finding_at_all() -> None:
         ("SELECT *, hash(customer_id) % 90 || ' Rd' AS road FROM (PEOPLE)", "warning", "many values", "snapshot.road"),
     ],
 )
-def test_trouble_in_a_snapshot_is_found(table: str, severity: str, check: str, where: str) -> None:
+def test_problems_in_a_snapshot_are_found(table: str, severity: str, check: str, where: str) -> None:
     found = of_snapshot(table.replace("PEOPLE", PEOPLE))
     assert (severity, check, where) in brief(found), brief(found)
 
 
-def test_what_is_left_out_already_is_no_trouble() -> None:
+def test_columns_left_out_are_not_reported() -> None:
     table = f"SELECT *, churned AS \"left\", 'x' || customer_id AS name FROM ({PEOPLE})"
     assert {finding.check for finding in of_snapshot(table)} == {"leak", "id column"}
     assert of_snapshot(table, leave_out=["left", "name"]) == []
@@ -464,13 +464,13 @@ def test_what_is_left_out_already_is_no_trouble() -> None:
         ({"leave_out": ["worth"]}, "snapshot.leave_out"),
     ],
 )
-def test_columns_that_a_snapshot_names_and_has_not_are_fatal(keys: Any, where: str) -> None:
+def test_missing_columns_of_a_snapshot_are_fatal(keys: Any, where: str) -> None:
     found = only(of_snapshot(**keys), "config")
     assert (found.severity, found.where) == ("fatal", where)
     assert found.fix == "name one that it has: churned, age, town, spend"
 
 
-def test_a_treatment_of_columns_that_are_not_there_is_fatal() -> None:
+def test_missing_treatment_columns_are_fatal() -> None:
     treatment = Treatment(column="sent", probability=0.5, outcome="spend")
     assert brief(of_snapshot(treatment=treatment)) == [("fatal", "config", "treatment.column")]
 

@@ -81,12 +81,12 @@ def test_the_slots_are_what_their_names_say() -> None:
     assert slots["purchase_latest"] == Feature(name="purchase_latest", aggregate="latest", event="purchase")
 
 
-def test_nothing_after_the_training_time_has_a_say() -> None:
+def test_candidates_ignore_events_after_the_training_time() -> None:
     assert not [feature for feature in found() if feature.event == "later"]
     assert [feature for feature in found(until=START + 100 * DAY_S) if feature.event == "later"]
 
 
-def test_a_half_life_longer_than_the_history_is_left_out_but_for_the_shortest() -> None:
+def test_half_lives_longer_than_the_history_are_left_out_except_the_shortest() -> None:
     spans = {feature.half_life_days for feature in found(half_lives_days=[7, 28, 40, 41, 300])}
     assert spans == {None, 7, 28, 40}
     assert {feature.half_life_days for feature in found(half_lives_days=[90, 300])} == {None, 90}
@@ -102,7 +102,7 @@ def test_events_and_attributes_can_be_named() -> None:
         assert [f.name for f in candidates(some, source, NOW) if f.aggregate == "attribute"] == ["town"]
 
 
-def test_attributes_are_numbers_or_texts_that_enough_customers_share() -> None:
+def test_attributes_are_numbers_or_texts_shared_by_enough_customers() -> None:
     slots = {feature.name: feature for feature in found(attributes=ATTRIBUTES) if feature.aggregate == "attribute"}
     assert set(slots) == {"age", "member", "town"}
     assert slots["town"].categories == ("x0", "x1", "x2")
@@ -123,14 +123,14 @@ def test_lines_of_the_config_come_first_and_keep_their_names() -> None:
     assert len({feature.name for feature in slots}) == len(slots)
 
 
-def test_without_candidates_the_lines_are_all_there_is() -> None:
+def test_without_candidates_only_the_feature_lines_count() -> None:
     lines = [Feature(name="last", aggregate="latest", event="purchase")]
     settings = made_config(source={"events": EVENTS}, candidates=None, feature=lines)
     with OfflineStore(settings.source) as source:
         assert candidates(settings, source, NOW) == lines
 
 
-def test_a_source_that_has_nothing_to_learn_from_is_refused() -> None:
+def test_a_source_without_features_is_refused() -> None:
     with pytest.raises(InputError, match="candidates: the source has no attribute, and no event type with 100 events"):
         found(events=[])
 
@@ -151,7 +151,7 @@ def snapshot(**others: Any) -> TrainingConfig:
     return made_config(snapshot=SNAPSHOT, economics={"margin": 0.3, "churn": OFFER}, candidates={}, **others)
 
 
-def test_of_a_snapshot_label_value_group_and_what_is_to_be_left_out_are_never_learnt_from() -> None:
+def test_label_value_group_and_left_out_columns_of_a_snapshot_are_no_features() -> None:
     settings = snapshot()
     with OfflineStore(settings.source) as source:
         slots = {feature.name for feature in candidates(settings, source, np.inf)}
@@ -160,13 +160,13 @@ def test_of_a_snapshot_label_value_group_and_what_is_to_be_left_out_are_never_le
     assert excluded_columns(settings) == {"customer_id", "left_us", "worth", "name", "later"}
 
 
-def test_a_treatment_and_its_outcome_are_never_learnt_from() -> None:
+def test_a_treatment_and_its_outcome_are_no_features() -> None:
     settings = snapshot(treatment={"column": "member", "probability": "age", "outcome": "cost"})
     with OfflineStore(settings.source) as source:
         assert [feature.name for feature in candidates(settings, source, np.inf)] == ["town"]
 
 
-def test_what_is_overdue_goes_by_the_events_that_churn_is_about() -> None:
+def test_overdue_uses_the_churn_event() -> None:
     slots = found()
     settings = made_config()
     # Of half-lives 3.5 and 7 the one nearest to the horizon of 28 days.
@@ -184,7 +184,7 @@ def test_an_overdue_line_that_names_no_slot_is_refused() -> None:
     ("text", "name"),
     [("Page view!", "page_view"), ("3 for 2", "x_3_for_2"), ("___", "x"), ("ÄÖ", "x"), ("a" * 60, "a" * 48)],
 )
-def test_any_text_has_a_name(text: str, name: str) -> None:
+def test_any_text_becomes_a_valid_feature_name(text: str, name: str) -> None:
     assert slug(text) == name
     Feature(name=slug(text), aggregate="attribute")
 

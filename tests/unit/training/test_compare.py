@@ -46,7 +46,7 @@ def taken(rows: Rows, at: Callable[[TestRows], object]) -> Rows:
     }
 
 
-def test_noise_on_the_predictions_is_worse_and_their_lack_better(rows: Rows) -> None:
+def test_noisier_predictions_are_worse_and_less_noisy_ones_better(rows: Rows) -> None:
     there, back = compared(rows, changed(rows, noisy)), compared(changed(rows, noisy), rows)
     assert (there.verdict, back.verdict) == ("worse", "better")
     for offer in OFFERS:
@@ -68,7 +68,7 @@ def test_the_same_bundle_twice_shows_no_difference(rows: Rows) -> None:
             assert (measure.difference, measure.low, measure.high) == (0, 0, 0)
 
 
-def test_a_change_that_is_sure_and_of_no_use_is_no_difference(rows: Rows) -> None:
+def test_a_significant_but_irrelevant_change_is_no_difference(rows: Rows) -> None:
     label = {offer: test.label for offer, test in rows.items()}
     better = {
         offer: replace(test, probability=test.probability + 1e-6 * (2.0 * label[offer] - 1))
@@ -79,7 +79,7 @@ def test_a_change_that_is_sure_and_of_no_use_is_no_difference(rows: Rows) -> Non
     assert found.verdict == "no difference shown"
 
 
-def test_models_that_are_as_good_seldom_differ() -> None:
+def test_equally_good_models_seldom_differ() -> None:
     """Both have noise of their own, the same for all rows of a customer: rows alone would cry wolf."""
     random, customers, alarms = np.random.default_rng(1), 150, 0
     who = np.repeat(np.arange(customers), 4)
@@ -105,7 +105,7 @@ def test_models_that_are_as_good_seldom_differ() -> None:
 
 
 @pytest.mark.parametrize("digits", [6, 1], ids=["hardly a tie", "many ties"])
-def test_measures_of_a_resample_are_those_of_rows_counted_so_often(rows: Rows, digits: int) -> None:
+def test_measures_of_a_resample_equal_those_of_repeated_rows(rows: Rows, digits: int) -> None:
     a = replace(rows["churn"], probability=np.clip(rows["churn"].probability.round(digits), 0.01, 0.99))
     b = replace(a, probability=np.clip(noisy(a.probability).round(digits), 0.01, 0.99))
     customers, owner = np.unique(a.customer, return_inverse=True)
@@ -116,14 +116,14 @@ def test_measures_of_a_resample_are_those_of_rows_counted_so_often(rows: Rows, d
         assert found[name] == pytest.approx(-np.subtract(*expected), abs=1e-12), name
 
 
-def test_profit_is_that_of_the_alerts_at_the_thresholds(rows: Rows) -> None:
+def test_profit_is_the_profit_of_the_alerts(rows: Rows) -> None:
     found = compared(rows, changed(rows, noisy))
     for offer, test in rows.items():
         expected = policy_metrics(test.label, test.probability, test.value, test.threshold, OFFER)
         assert found.offers[offer].measures["profit"].a == pytest.approx(expected["profit_dynamic_threshold"])
 
 
-def test_other_economics_are_told(rows: Rows) -> None:
+def test_different_economics_are_noted(rows: Rows) -> None:
     manifest = made_manifest(rows)
     dear = manifest.model_copy(update={"economics": manifest.economics | {"churn.offer_cost": 9.0}})
     found = compare_rows(manifest, rows, dear, rows, 20)
@@ -143,7 +143,7 @@ def test_only_rows_that_both_have_are_compared(rows: Rows) -> None:
         assert shown.measures["log_loss"].difference == 0
 
 
-def test_no_common_cutoff_says_which_there_are_and_what_to_do(rows: Rows) -> None:
+def test_without_a_common_cutoff_the_error_lists_the_cutoffs_and_the_fix(rows: Rows) -> None:
     first, second = (
         taken(rows, lambda test: test.cutoff == CUTOFFS[0]),
         taken(rows, lambda test: test.cutoff == CUTOFFS[1]),
@@ -152,13 +152,13 @@ def test_no_common_cutoff_says_which_there_are_and_what_to_do(rows: Rows) -> Non
         compared(first, second)
 
 
-def test_other_customers_at_the_same_cutoffs_have_nothing_in_common(rows: Rows) -> None:
+def test_different_customers_at_the_same_cutoffs_cannot_be_compared(rows: Rows) -> None:
     others = {offer: replace(test, customer=test.customer + np.uint64(1)) for offer, test in rows.items()}
     with pytest.raises(InputError, match="no test rows of churn in common"):
         compared(rows, others)
 
 
-def test_other_labels_are_another_question(rows: Rows) -> None:
+def test_different_labels_cannot_be_compared(rows: Rows) -> None:
     label = rows["churn"].label.copy()
     label[:5] = ~label[:5]
     with pytest.raises(InputError, match=r"5 of 1,200 common rows of churn have other labels .*\[churn\]"):

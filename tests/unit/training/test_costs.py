@@ -66,7 +66,7 @@ states = st.lists(st.tuples(costs, costs, costs), min_size=1, max_size=8).map(np
     ids=lambda columns: "+".join(columns) or "none",
 )
 @given(state=states)
-def test_the_graph_counts_with_the_costs_that_numpy_counts_with(columns: dict[str, str], state: Floats) -> None:
+def test_the_graph_uses_the_same_costs_as_numpy(columns: dict[str, str], state: Floats) -> None:
     settings = config(**columns)
     own = own_figures(settings, LAYOUT)
     inputs = graph_inputs(state, figures(settings), own)
@@ -84,7 +84,7 @@ def test_the_slots_of_the_costs_are_found_by_their_columns() -> None:
     assert own_figures(made_config(), LAYOUT) == {}
 
 
-def test_a_customer_without_costs_of_its_own_has_the_configs() -> None:
+def test_a_customer_without_costs_gets_those_of_the_config() -> None:
     state = np.array([[30.0, 1.5, 7.0], [30.0, np.nan, np.nan]])
     terms = terms_of(BOTH, LAYOUT, "churn", state)
     assert isinstance(terms, CustomerOffer)
@@ -95,7 +95,7 @@ def test_a_customer_without_costs_of_its_own_has_the_configs() -> None:
     assert terms_of(BOTH, LAYOUT, "propensity", state) is BOTH.economics.propensity
 
 
-def test_a_caller_who_names_a_figure_prices_everybody_alike() -> None:
+def test_a_figure_given_in_a_call_applies_to_all_customers() -> None:
     state = np.array([[30.0, 1.5, 7.0], [30.0, 9.0, 1.0]])
     named = graph_inputs(state, figures(BOTH))["economics"]
     found = thresholds(BOTH, state, named)["churn"]

@@ -34,7 +34,7 @@ def days(cutoffs: list[float]) -> list[float]:
     return [cutoff / DAY_S for cutoff in cutoffs]
 
 
-def test_a_year_is_laid_out_as_the_contract_says() -> None:
+def test_the_cutoffs_of_a_year_are_as_documented() -> None:
     found = lay_out(config(), 0.0, 365 * DAY_S).churn
     assert days(found.test) == [309, 323, 337]
     assert days(found.calibration) == [267, 281]
@@ -56,7 +56,7 @@ def test_propensity_has_later_tests_and_training_on_the_same_grid() -> None:
     assert plan.newest_known == plan.churn.training[-1]
 
 
-def test_a_plan_tells_all_blocks_by_name_and_each_cut_off_once() -> None:
+def test_a_plan_describes_all_blocks_and_lists_each_cutoff_once() -> None:
     plan = lay_out(config(), 0.0, 365 * DAY_S)
     described = plan.described()
     assert described["calibration"] == plan.churn.calibration
@@ -75,7 +75,7 @@ def test_folds_expand_are_purged_of_a_horizon_and_share_the_later_half() -> None
     ]
 
 
-def test_where_there_is_no_room_for_folds_the_calibration_block_is_the_only_one() -> None:
+def test_without_room_for_folds_the_calibration_block_is_the_only_fold() -> None:
     cutoffs = Cutoffs(100.0, [0.0], [50.0], [100.0], [300.0])
     assert cutoffs.folds(2) == [([0.0], [100.0])]
     # A block with nothing a horizon before it is left out, and there is no other here.
@@ -115,7 +115,7 @@ def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, CutoffPl
 
 
 @given(plans, ends, st.sampled_from(["churn", "propensity"]))
-def test_the_layout_keeps_its_promises_whatever_the_plan(plan: dict[str, Any], end: float, target: str) -> None:
+def test_the_guarantees_of_cutoffs_hold_for_any_plan(plan: dict[str, Any], end: float, target: str) -> None:
     if (found := laid_out(plan, end)) is None:
         return
     settings, laid = found
@@ -147,7 +147,7 @@ def test_the_layout_keeps_its_promises_whatever_the_plan(plan: dict[str, Any], e
 
 
 @given(plans, ends, st.integers(2, 6), st.sampled_from(["churn", "propensity"]))
-def test_folds_learn_from_nothing_whose_label_reaches_the_block_they_are_judged_by(
+def test_no_label_of_a_fold_reaches_its_validation_block(
     plan: dict[str, Any], end: float, most: int, target: str
 ) -> None:
     if (found := laid_out(plan, end)) is None:
@@ -172,12 +172,12 @@ def test_too_little_time_is_refused_and_enough_is_not(end: float) -> None:
     assert (laid_out({}, end) is None) == (end < needed)
 
 
-def test_too_little_time_is_told_with_the_numbers_and_the_mend() -> None:
+def test_a_short_history_is_refused_with_numbers_and_the_fix() -> None:
     with pytest.raises(InputError, match=r"the source's 200 days give 8 cut-offs, 12 are needed: bring a longer h"):
         lay_out(config(), 0.0, 200 * DAY_S)
 
 
-def test_a_plan_that_leaves_nothing_to_fit_on_says_so() -> None:
+def test_a_plan_without_fit_cutoffs_is_refused() -> None:
     with pytest.raises(InputError) as refused:
         lay_out(config(calibration_cutoffs=50), 0.0, 365 * DAY_S)
     assert "19 cut-offs, 12 are needed" not in str(refused.value)
@@ -188,6 +188,6 @@ def test_the_longest_horizon_counts() -> None:
     assert days(lay_out(config(horizon=42, spend_horizon=7), 0.0, 500 * DAY_S).churn.test)[-1] == 500 - 42
 
 
-def test_only_the_span_matters_not_when_it_was() -> None:
+def test_only_the_length_of_the_history_matters() -> None:
     at_first, later = lay_out(config(), 0.0, 365 * DAY_S), lay_out(config(), 1.5e9, 1.5e9 + 365 * DAY_S)
     assert [cutoff + 1.5e9 for cutoff in at_first.every] == later.every

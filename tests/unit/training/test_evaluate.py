@@ -20,7 +20,7 @@ LABELS = np.array([True, False, True, False])
 OFFER = Offer(contact_cost=1.0, offer_cost=2.0, success_rate=0.5, redemption_rate=0.1, budget_share=0.5)
 
 
-def test_probabilities_are_judged_by_rank_and_by_distance() -> None:
+def test_metrics_of_probabilities_measure_ranking_and_calibration() -> None:
     found = probability_metrics(LABELS, np.array([0.9, 0.2, 0.4, 0.6]))
     # Pairs in order: 0.9>0.2, 0.9>0.6, 0.4>0.2, not 0.4>0.6. Precision at the hits: 1/1 and 2/3.
     assert found["auc"] == 3 / 4
@@ -30,7 +30,7 @@ def test_probabilities_are_judged_by_rank_and_by_distance() -> None:
     assert found["base_rate"] == 0.5
 
 
-def test_calibration_error_is_nought_where_shares_come_out_as_said() -> None:
+def test_calibration_error_is_zero_for_perfect_calibration() -> None:
     probability = np.repeat([0.2, 0.8], 500)
     labels = np.tile([True, False, False, False, False], 200)
     labels[500:] = ~labels[500:]
@@ -38,7 +38,7 @@ def test_calibration_error_is_nought_where_shares_come_out_as_said() -> None:
     assert calibration_error(labels, probability + 0.1) == pytest.approx(0.1)
 
 
-def test_calibration_error_does_not_need_as_many_rows_as_bins() -> None:
+def test_calibration_error_works_with_fewer_rows_than_bins() -> None:
     assert calibration_error(np.array([True, False]), np.array([0.75, 0.25])) == pytest.approx(0.25)
 
 
@@ -51,7 +51,7 @@ def test_recency_alone_is_a_probability_that_rises_with_the_days_away() -> None:
     assert ((found > 0) & (found < 1)).all()
 
 
-def test_spend_is_judged_by_customer_and_in_total() -> None:
+def test_metrics_of_spend_measure_customers_and_the_total() -> None:
     found = spend_metrics(np.array([0.0, 10.0, 20.0]), np.array([2.0, 10.0, 24.0]))
     deviance = 2 * (2 + 0 + 20 * math.log(20 / 24) - 20 + 24)
     assert found == pytest.approx(
@@ -59,7 +59,7 @@ def test_spend_is_judged_by_customer_and_in_total() -> None:
     )
 
 
-def test_policies_are_compared_at_equal_contacts_by_the_outcomes_that_came() -> None:
+def test_policies_are_compared_with_equal_contacts_by_observed_outcomes() -> None:
     probability = np.array([0.9, 0.8, 0.5, 0.1])
     value = np.array([4.0, 10.0, 100.0, 1000.0])
     threshold = np.array([1.0, 0.5, 0.1, 0.5])

@@ -92,25 +92,25 @@ def test_the_nodes_equal_a_plain_recomputation(state: Floats, data: st.DataObjec
 
 
 @given(batches, ages)
-def test_a_state_of_some_age_is_the_state_advanced_by_it(state: Floats, age: float) -> None:
+def test_a_state_with_an_age_equals_the_advanced_state(state: Floats, age: float) -> None:
     aged = run(state, np.full(len(state), age))
     advanced = run(LAYOUT.advance(state, np.full(len(state), age * DAY_S)), np.zeros(len(state)))
     np.testing.assert_allclose(aged, advanced, rtol=1e-6, atol=1e-6)
 
 
 @given(batches)
-def test_the_matrix_that_trains_is_made_by_the_same_nodes(state: Floats) -> None:
+def test_the_training_matrix_uses_the_same_nodes(state: Floats) -> None:
     np.testing.assert_array_equal(FeatureMatrix(SPEC)(state), run(state, np.zeros(len(state))))
 
 
-def test_a_customer_of_whom_nothing_is_known_has_finite_features() -> None:
+def test_an_unknown_customer_has_finite_features() -> None:
     spec = replace(SPEC, fill=tuple([7.0] * len(SPEC.names)))
     found = nodes(spec).run(state=LAYOUT.identity[np.newaxis], age=np.array([[12.0]]))["features"][0]
     never = math.log(1 + MAX_DAYS)
     assert found.tolist() == pytest.approx([never, 7, 0, 0, 0, 7, never, 1, 1, 0, 0])
 
 
-def test_an_event_of_long_ago_counts_as_old_as_one_that_never_happened() -> None:
+def test_a_very_old_event_counts_like_one_that_never_happened() -> None:
     state = np.tile(LAYOUT.identity, (2, 1))
     state[1, 0] = -20 * 365 * DAY_S
     first, second = run(state, np.zeros(2))
@@ -124,9 +124,7 @@ def test_a_spec_of_one_plain_slot_needs_no_other_parts() -> None:
 
 
 @given(batches, batches, st.data())
-def test_a_value_that_is_missing_anywhere_is_filled_with_what_is_usual(
-    learnt: Floats, state: Floats, data: st.DataObject
-) -> None:
+def test_missing_values_are_filled_with_medians(learnt: Floats, state: Floats, data: st.DataObject) -> None:
     matrix = filled_matrix(SPEC, learnt)
     gaps = np.array([[data.draw(st.booleans()) for _ in row] for row in state])
     found = matrix(np.where(gaps, np.nan, state))
@@ -139,7 +137,7 @@ def test_a_value_that_is_missing_anywhere_is_filled_with_what_is_usual(
     np.testing.assert_array_equal(found[:, :slots][known], whole[known])
 
 
-def test_what_is_usual_is_the_median_of_what_is_known_and_nought_where_nothing_is() -> None:
+def test_the_fill_value_is_the_median_of_known_values_or_zero() -> None:
     attributes = FeatureSpec(StateLayout([FEATURES[1], FEATURES[5]]))
     matrix = filled_matrix(attributes, np.array([[1.0, np.nan], [np.nan, np.nan], [4.0, np.nan], [2.0, np.nan]]))
     found = matrix(np.array([[np.nan, np.nan], [8.0, 3.0]]))
@@ -147,7 +145,7 @@ def test_what_is_usual_is_the_median_of_what_is_known_and_nought_where_nothing_i
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_category_is_a_flag_of_its_own_and_a_missing_one_is_none_of_them() -> None:
+def test_each_category_is_a_flag_and_a_missing_one_sets_none() -> None:
     colour = Feature(name="colour", aggregate="attribute", categories=("blue", "red"))
     spec = FeatureSpec(StateLayout([FEATURES[3], colour]))
     assert spec.names == ["log1p(visits_7d)", "missing(colour)", "colour=blue", "colour=red", "colour=other"]

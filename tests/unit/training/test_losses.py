@@ -11,20 +11,20 @@ import pytest
 from training.losses import behind, log_losses, poisson_losses, simplest
 
 
-def test_losses_are_those_of_the_books() -> None:
+def test_losses_equal_their_textbook_definitions() -> None:
     found = log_losses(np.array([1.0, 0.0]), np.array([0.8, 0.3]))
     assert found.tolist() == pytest.approx([-math.log(0.8), -math.log(0.7)])
     spent = poisson_losses(np.array([0.0, 3.0, 2.0]), np.array([2.0, 3.0, 1.0]))
     assert spent.tolist() == pytest.approx([4.0, 0.0, 2 * (2 * math.log(2) - 1)])
 
 
-def test_a_probability_that_is_certain_and_wrong_loses_much_but_not_everything() -> None:
+def test_a_certain_and_wrong_probability_has_a_large_finite_loss() -> None:
     found = log_losses(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
     assert np.isfinite(found).all()
     assert (found > 25).all()
 
 
-def test_the_standard_error_takes_a_customers_rows_together() -> None:
+def test_the_standard_error_is_clustered_by_customer() -> None:
     losses, best = np.array([2.0, 2.0, 0.0, 0.0]), np.zeros(4)
     # Mean 1; two customers whose rows are 1 above it twice, and 1 below it twice: sums of 2 and -2.
     together = behind(losses, best, np.array([0, 0, 1, 1]))
@@ -36,7 +36,7 @@ def test_the_standard_error_takes_a_customers_rows_together() -> None:
     assert behind(losses, best, np.array([0, 1, 0, 1])).error == 0.0
 
 
-def test_only_the_difference_counts_not_how_hard_the_rows_are() -> None:
+def test_only_the_paired_difference_counts() -> None:
     hard = np.array([0.0, 100.0, 3.0, 7000.0])
     assert astuple(behind(hard + 0.5, hard, np.arange(4))) == pytest.approx((0.5, 0.0), abs=1e-12)
 
@@ -51,6 +51,6 @@ def test_the_first_that_is_within_one_standard_error_of_the_best_is_the_simplest
     assert [one.mean for one in found] == pytest.approx([1.0, 0.05, 0.0])
 
 
-def test_the_best_is_chosen_where_all_that_are_simpler_are_worse_beyond_noise() -> None:
+def test_the_best_is_chosen_if_all_simpler_ones_are_worse_beyond_noise() -> None:
     chosen, _ = simplest([np.ones(4), np.zeros(4), np.ones(4)], np.arange(4))
     assert chosen == 1

@@ -70,7 +70,9 @@ def few(offer: Offer, calibration: Scored, test: Scored, name: str = "churn") ->
 
 @given(offers, seeds)
 @settings(max_examples=30, deadline=None)
-def test_at_each_budget_all_policies_make_as_many_contacts_as_the_dynamic_threshold(offer: Offer, seed: int) -> None:
+def test_at_each_budget_all_policies_contact_as_many_customers_as_the_dynamic_threshold(
+    offer: Offer, seed: int
+) -> None:
     found = few(offer, crowd(seed=seed), crowd(300, seed + 1))
     assert {row.budget_share for row in found} == {0.05, 0.3, 1.0, offer.budget_share}
     for share in {row.budget_share for row in found}:
@@ -80,7 +82,7 @@ def test_at_each_budget_all_policies_make_as_many_contacts_as_the_dynamic_thresh
 
 @given(offers, seeds)
 @settings(max_examples=30, deadline=None)
-def test_nobody_expects_more_of_as_many_contacts_than_the_dynamic_threshold(offer: Offer, seed: int) -> None:
+def test_no_policy_has_a_higher_expected_profit_with_as_many_contacts(offer: Offer, seed: int) -> None:
     rows = crowd(seed=seed)
     for share in (0.05, 0.3, 1.0):
         found = by_policy(few(offer, rows, rows), share)
@@ -96,13 +98,13 @@ def test_no_single_threshold_earns_more_than_the_one_chosen_in_hindsight(seed: i
         assert rows[HINDSIGHT].realised >= max(rows[SINGLE].realised, rows[TUNED].realised) - 1e-9
 
 
-def test_an_offer_ten_thousand_times_too_dear_is_made_to_nobody() -> None:
+def test_a_far_too_expensive_offer_is_made_to_nobody() -> None:
     dear = OFFER.model_copy(update={"offer_cost": 1e5})
     found = few(dear, crowd(), crowd(seed=1))
     assert {(row.contacts, row.expected, row.realised, row.low, row.high) for row in found} == {(0, 0, 0, 0, 0)}
 
 
-def test_nobody_is_contacted_whose_value_is_at_most_the_offers_cost() -> None:
+def test_customers_worth_at_most_the_offers_cost_are_not_contacted() -> None:
     rows = crowd(2000)
     cheap = replace(rows, value=np.where(rows.probability > 0.1, np.minimum(rows.value, 3.0), rows.value))
     found = by_policy(few(OFFER, cheap, cheap), 1.0)
@@ -112,7 +114,7 @@ def test_nobody_is_contacted_whose_value_is_at_most_the_offers_cost() -> None:
 
 @given(seeds)
 @settings(max_examples=20, deadline=None)
-def test_twice_the_money_is_twice_the_profit(seed: int) -> None:
+def test_profit_scales_with_the_currency(seed: int) -> None:
     def double(rows: Scored) -> Scored:
         return replace(rows, value=2 * rows.value)
 
@@ -127,7 +129,7 @@ def test_twice_the_money_is_twice_the_profit(seed: int) -> None:
 
 @given(offers, seeds)
 @settings(max_examples=20, deadline=None)
-def test_an_interval_holds_its_figure(offer: Offer, seed: int) -> None:
+def test_an_interval_contains_its_estimate(offer: Offer, seed: int) -> None:
     for row in few(offer, crowd(30, seed), crowd(20, seed + 1)):
         assert row.low <= row.realised <= row.high
         if row.ahead is None:
@@ -138,7 +140,7 @@ def test_an_interval_holds_its_figure(offer: Offer, seed: int) -> None:
             assert row.ahead_low <= row.ahead <= row.ahead_high
 
 
-def test_who_is_ahead_is_told_by_the_realised_profits() -> None:
+def test_the_lead_is_the_difference_of_realised_profits() -> None:
     found = by_policy(few(OFFER, crowd(), crowd(seed=1)), 0.3)
     for row in found.values():
         if row.ahead is not None:
@@ -147,7 +149,7 @@ def test_who_is_ahead_is_told_by_the_realised_profits() -> None:
 
 @given(offers, seeds)
 @settings(max_examples=20, deadline=None)
-def test_costs_of_each_customers_own_that_are_all_alike_are_the_offers_costs(offer: Offer, seed: int) -> None:
+def test_equal_costs_per_customer_equal_the_offers_costs(offer: Offer, seed: int) -> None:
     def own(rows: Scored) -> Scored:
         n = len(rows.value)
         return replace(rows, contact_cost=np.full(n, offer.contact_cost), offer_cost=np.full(n, offer.offer_cost))
@@ -157,7 +159,7 @@ def test_costs_of_each_customers_own_that_are_all_alike_are_the_offers_costs(off
     assert few(free, own(before), own(after)) == few(offer, before, after)
 
 
-def test_the_threshold_minds_what_each_customer_costs() -> None:
+def test_the_threshold_depends_on_the_costs_of_the_customer() -> None:
     offer = CustomerOffer(np.array([0.1, 1.1]), np.array([3.0, 3.0]), 0.2, 0.1, 0.1)
     value = np.array([23.0, 23.0])
     assert threshold(value, offer, 0.0, 0.01).tolist() == pytest.approx([0.4 / 4.3, 1.4 / 4.3])
@@ -184,7 +186,7 @@ def test_the_single_threshold_is_tuned_without_the_tests_outcomes() -> None:
     assert one[HINDSIGHT].expected != two[HINDSIGHT].expected
 
 
-def test_who_has_been_away_longest_comes_first_for_churn_and_last_for_propensity() -> None:
+def test_recency_ranks_longest_absence_first_for_churn_and_last_for_propensity() -> None:
     rows = replace(crowd(), probability=np.full(400, 0.5), recency=np.arange(400.0), value=np.arange(400.0) + 4.0)
     churn, propensity = (by_policy(few(OFFER, rows, rows, name), 0.05) for name in ("churn", "propensity"))
     # The value rises with the days away, so the twenty longest away are worth most, and the latest least.
@@ -198,7 +200,7 @@ def test_without_recency_there_is_no_ranking_by_it() -> None:
     assert names == {DYNAMIC, SINGLE, TUNED, HINDSIGHT, TIMES_VALUE, RANDOM, EVERYBODY}
 
 
-def test_equals_are_chosen_the_same_way_in_any_order_of_the_rows() -> None:
+def test_ties_are_broken_in_the_same_way_in_any_order_of_rows() -> None:
     rows = replace(crowd(), customer=np.arange(400, dtype=np.uint64), probability=np.full(400, 0.5))
     turned = replace(rows, **{name: column[::-1] for name, column in vars(rows).items() if column is not None})
     one, two = (by_policy(few(OFFER, found, found), 0.3) for found in (rows, turned))
@@ -221,7 +223,7 @@ def test_the_grid_surrounds_the_configs_rates() -> None:
     assert all(cell.low <= cell.ahead <= cell.high for cell in cells)
 
 
-def test_rates_that_are_nought_have_a_grid_too_and_none_is_above_one() -> None:
+def test_zero_rates_have_a_grid_too_and_no_rate_exceeds_one() -> None:
     offer = OFFER.model_copy(update={"success_rate": 0.0, "redemption_rate": 0.9})
     cells = policy.grid("churn", offer, crowd(), crowd(seed=1), resamples=10)
     assert {cell.success_rate for cell in cells} == {0.0, 0.05, 0.1, 0.2, 0.4}
@@ -255,7 +257,7 @@ def test_rows_of_a_customer_are_drawn_together() -> None:
     np.testing.assert_allclose(ninefold, 9 * alone)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     # The profit of a fixed choice, from 200 customers of three rows each that share the customer's luck.
     inside = 0
     for seed in range(200):
@@ -300,7 +302,7 @@ def test_savings_of_an_example_worked_by_hand() -> None:
     assert found["expected_savings_single"] == pytest.approx(0.0)
 
 
-def test_who_knows_the_outcomes_saves_everything() -> None:
+def test_perfect_knowledge_saves_everything() -> None:
     rows = crowd()
     knowing = replace(rows, probability=np.where(rows.label, 0.999, 0.0))
     paying = replace(knowing, value=rows.value + 10.0)  # everybody meant is worth winning
@@ -313,7 +315,7 @@ def test_where_contacting_everybody_is_free_there_is_nothing_to_save() -> None:
     assert cost_metrics(free, rich, rich)["expected_savings_dynamic"] == 0.0
 
 
-def test_the_expected_maximum_profit_is_that_of_the_literature_where_everybody_takes_the_offer() -> None:
+def test_expected_maximum_profit_equals_empc_if_everybody_takes_the_offer() -> None:
     from empulse.metrics import empc_score  # noqa: PLC0415 - takes seconds
 
     rows = crowd(2000)

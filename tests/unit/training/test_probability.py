@@ -52,7 +52,7 @@ def fitted(learner: Learner) -> Probability:
 
 
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.name)
-def test_the_graph_of_each_candidate_is_what_scikit_learn_says(learner: Learner) -> None:
+def test_the_graph_of_each_learner_equals_scikit_learn(learner: Learner) -> None:
     model = fitted(learner)
     features, labels = crowd(3000, seed=1)
     found = graph_of(model).run(state=features.astype(np.float64))["probability"][:, 0]
@@ -90,7 +90,7 @@ def test_a_model_is_calibrated_on_rows_it_was_not_fitted_on_and_then_fitted_on_a
     np.testing.assert_allclose(usual.estimator.decision_function(exact), whole.decision_function(exact))
 
 
-def test_too_few_of_the_rarer_outcome_are_told_with_the_numbers() -> None:
+def test_too_few_outcomes_are_refused_with_the_numbers() -> None:
     with pytest.raises(
         InputError, match="churn: of 104 customers at the test cut-offs 4 have the rarer outcome, 5 are"
     ):
@@ -99,7 +99,7 @@ def test_too_few_of_the_rarer_outcome_are_told_with_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("learner", spend.LEARNERS, ids=lambda learner: learner.name)
-def test_the_graph_of_each_model_of_spend_is_what_scikit_learn_says(learner: Learner) -> None:
+def test_the_graph_of_each_spend_model_equals_scikit_learn(learner: Learner) -> None:
     features, labels = crowd()
     model = spend.fit_spend(learner, features, labels * (20 + 5 * features[:, 0].clip(0)), seed=7)
     graph = GraphBuilder()
@@ -111,7 +111,7 @@ def test_the_graph_of_each_model_of_spend_is_what_scikit_learn_says(learner: Lea
     np.testing.assert_allclose(served, model.predict(others), rtol=1e-4)
 
 
-def test_a_shop_that_knows_no_spend_has_the_same_for_all() -> None:
+def test_without_spend_data_all_customers_have_the_same_spend() -> None:
     model = spend.same_for_all(12.5)
     graph = GraphBuilder()
     graph.input("age", 1)

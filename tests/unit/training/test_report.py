@@ -96,7 +96,7 @@ def test_all_sections_come_in_order_and_levels_are_never_skipped(page: Page) -> 
     assert max(np.diff(levels)) == 1
 
 
-def test_what_the_fit_did_not_look_at_is_named_and_not_drawn(rows: Rows, page: Page) -> None:
+def test_sections_without_evidence_are_listed_but_not_drawn(rows: Rows, page: Page) -> None:
     bare = rendered(rows, notes=["there is no treatment in the config"])
     shown = [text for level, text in bare.headings if level == "h2"][2:]
     assert shown == ["How well does it predict?", "Does acting on it pay?", *SECTIONS[-2:]]
@@ -115,27 +115,27 @@ def test_a_headline_gives_the_figures_of_the_manifest(rows: Rows, page: Page) ->
         assert f"AUC {metrics[offer]['auc']:.3f}, recency alone" in page.text
 
 
-def test_every_plot_says_with_figures_what_it_shows(page: Page) -> None:
+def test_every_plot_has_a_text_alternative_with_figures(page: Page) -> None:
     assert all(plot["role"] == "img" for plot in page.all("svg"))
     for label in page.plots:
         assert len(re.findall(r"\d", label)) >= 3, label
     assert len(set(page.plots)) == len(page.plots)
 
 
-def test_every_head_of_a_table_has_a_scope_and_every_id_is_one(page: Page) -> None:
+def test_table_headers_have_scopes_and_ids_are_unique(page: Page) -> None:
     assert {head.get("scope") for head in page.all("th")} == {"col", "row"}
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
-def test_references_inside_the_plots_lead_to_something(written: str, page: Page) -> None:
+def test_references_within_plots_resolve(written: str, page: Page) -> None:
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     assert set(re.findall(r"url\(#([^)]+)\)", written)) <= ids
     assert {use["xlink:href"] for use in page.all("use")} <= {f"#{name}" for name in ids}
     assert {link["href"] for link in page.all("a")} <= {f"#{name}" for name in ids}
 
 
-def test_nothing_comes_from_elsewhere_and_nothing_runs(written: str, page: Page) -> None:
+def test_the_page_loads_nothing_and_runs_nothing(written: str, page: Page) -> None:
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\"' ]+", written)) == namespaces
     assert not {"script", "link", "img", "iframe", "object", "image"} & {tag for tag, _ in page.elements}
@@ -149,7 +149,7 @@ def test_the_same_evidence_gives_the_same_bytes(rows: Rows, written: str) -> Non
     assert render_report(made_manifest(rows), made_evidence(), rows) == written
 
 
-def test_no_customer_is_in_it(rows: Rows, written: str) -> None:
+def test_no_customer_id_is_in_the_report(rows: Rows, written: str) -> None:
     for test in rows.values():
         for customer in test.customer.tolist():
             assert str(customer) not in written
@@ -169,7 +169,7 @@ HOSTILE = [
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_of_the_shop_are_shown_and_do_nothing(rows: Rows) -> None:
+def test_hostile_names_are_shown_as_text(rows: Rows) -> None:
     segments = [
         Segment(
             name=name,
@@ -245,7 +245,7 @@ def test_the_sentence_names_the_strongest_other_policy(rows: Rows) -> None:
     assert re.search(r"\(\d+ more than single threshold, the strongest other policy", told)
 
 
-def test_savings_are_those_of_the_chosen_rung_against_the_longest() -> None:
+def test_savings_compare_the_chosen_subset_with_all_features() -> None:
     assert saved(made_evidence().ladder) == (
         "6 of 11 features were chosen: 72 bytes per customer, 40 less than with all; 38.6 µs to compute them, 15.5 µs "
         "less."
@@ -305,5 +305,5 @@ TOLD = {
 
 
 @pytest.mark.parametrize(("value", "told"), TOLD.items())
-def test_figures_are_told_in_few_characters(value: float, told: str) -> None:
+def test_numbers_are_written_in_few_characters(value: float, told: str) -> None:
     assert compact(value) == told

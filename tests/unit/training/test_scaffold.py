@@ -72,9 +72,7 @@ def given(connection: duckdb.DuckDBPyConnection, query: str) -> InputTable:
         ("'01/31/1997 12:00 AM'", "text as %m/%d/%Y %I:%M %p"),
     ],
 )
-def test_a_time_is_read_in_whatever_form_it_is_written(
-    connection: duckdb.DuckDBPyConnection, written: str, words: str
-) -> None:
+def test_times_are_read_in_any_format(connection: duckdb.DuckDBPyConnection, written: str, words: str) -> None:
     table = given(connection, f'SELECT {written} AS "at" UNION ALL SELECT NULL')
     form = time_format(connection, "given", "at", table.columns["at"])
     assert form is not None
@@ -84,12 +82,12 @@ def test_a_time_is_read_in_whatever_form_it_is_written(
 
 
 @pytest.mark.parametrize("written", ["'hello'", "42", "19971341", "true", "3.5", "NULL::VARCHAR", "'0042'"])
-def test_what_is_no_time_is_not_read_as_one(connection: duckdb.DuckDBPyConnection, written: str) -> None:
+def test_other_columns_are_not_read_as_times(connection: duckdb.DuckDBPyConnection, written: str) -> None:
     table = given(connection, f"SELECT {written} AS at")
     assert time_format(connection, "given", "at", table.columns["at"]) is None
 
 
-def test_a_day_that_may_be_a_month_is_told_and_one_that_cannot_be_is_not(connection: duckdb.DuckDBPyConnection) -> None:
+def test_an_ambiguous_order_of_day_and_month_is_reported(connection: duckdb.DuckDBPyConnection) -> None:
     given(connection, "SELECT unnest(['03/04/2024', '05/06/2024']) AS at")
     form = time_format(connection, "given", "at", "VARCHAR")
     assert form is not None
@@ -100,7 +98,7 @@ def test_a_day_that_may_be_a_month_is_told_and_one_that_cannot_be_is_not(connect
     assert (form.words, form.unsure) == ("text as %d/%m/%Y", "")
 
 
-def test_a_few_bad_times_are_left_out_and_many_are_no_times(connection: duckdb.DuckDBPyConnection) -> None:
+def test_a_few_bad_times_become_missing_and_with_many_it_is_no_time(connection: duckdb.DuckDBPyConnection) -> None:
     for bad, readable in ((5, True), (50, False)):
         given(connection, f"SELECT if(i < {bad}, 'unknown', '20240131') AS at FROM range(1000) AS rows(i)")
         form = time_format(connection, "given", "at", "VARCHAR")
@@ -113,16 +111,14 @@ def test_a_few_bad_times_are_left_out_and_many_are_no_times(connection: duckdb.D
     ("written", "number"),
     [("1.5", 1.5), ("'1.5'", 1.5), ("'1,5'", 1.5), ("'$1.50'", 1.5), ("'1,234.5'", 1234.5), ("'€ 1,5'", 1.5)],
 )
-def test_a_number_is_read_in_whatever_form_it_is_written(
-    connection: duckdb.DuckDBPyConnection, written: str, number: float
-) -> None:
+def test_numbers_are_read_in_any_format(connection: duckdb.DuckDBPyConnection, written: str, number: float) -> None:
     table = given(connection, f"SELECT {written} AS price")
     form = number_format(connection, "given", "price", table.columns["price"])
     assert form is not None
     assert connection.execute(f"SELECT {form.sql}::DOUBLE FROM given").fetchall() == [(number,)]
 
 
-def test_a_text_is_no_number(connection: duckdb.DuckDBPyConnection) -> None:
+def test_text_is_not_read_as_numbers(connection: duckdb.DuckDBPyConnection) -> None:
     given(connection, "SELECT 'cheap' AS price")
     assert number_format(connection, "given", "price", "VARCHAR") is None
 
@@ -143,7 +139,9 @@ SHOP = """SELECT 1 + i % 300 AS {customer}, 1600000000 + i * 600 AS {time},
         ("Account ID", "Event Time", "event name", "order total", "item id"),
     ],
 )
-def test_columns_are_known_by_their_usual_names(connection: duckdb.DuckDBPyConnection, names: tuple[str, ...]) -> None:
+def test_columns_are_recognised_by_their_usual_names(
+    connection: duckdb.DuckDBPyConnection, names: tuple[str, ...]
+) -> None:
     quoted = dict(zip(("customer", "time", "type", "amount", "item"), (f'"{name}"' for name in names), strict=True))
     roles = find_roles(connection, given(connection, SHOP.format(**quoted)))
     assert roles.sql == {
@@ -156,7 +154,7 @@ def test_columns_are_known_by_their_usual_names(connection: duckdb.DuckDBPyConne
     assert roles.unsure == []
 
 
-def test_columns_of_other_names_are_known_by_what_they_hold_and_that_is_told(
+def test_columns_with_other_names_are_recognised_by_content_and_reported(
     connection: duckdb.DuckDBPyConnection,
 ) -> None:
     table = given(connection, SHOP.format(customer="a", time="b", type="c", amount="d", item="e"))
@@ -167,7 +165,7 @@ def test_columns_of_other_names_are_known_by_what_they_hold_and_that_is_told(
     assert "customer_id from 'a': its content looks right, its name does not" in roles.unsure
 
 
-def test_an_id_on_several_rows_is_no_event_id(connection: duckdb.DuckDBPyConnection) -> None:
+def test_an_id_with_duplicates_is_no_event_id(connection: duckdb.DuckDBPyConnection) -> None:
     shop = SHOP.format(customer="customer", time="time", type="type", amount="amount", item="item")
     unique = find_roles(connection, given(connection, f"SELECT *, 'o' || row AS order_id FROM ({shop})"))
     assert unique.sql["event_id"] == '"order_id"'
@@ -184,13 +182,13 @@ def test_a_unit_price_is_multiplied_and_durations_become_seconds(connection: duc
     assert any("unit price" in line for line in roles.unsure)
 
 
-def test_ids_that_gaps_have_made_fractions_are_whole_again(connection: duckdb.DuckDBPyConnection) -> None:
+def test_ids_read_as_fractions_become_whole_numbers_again(connection: duckdb.DuckDBPyConnection) -> None:
     shop = SHOP.format(customer="number", time="time", type="type", amount="amount", item="item")
     roles = find_roles(connection, given(connection, f'SELECT number::DOUBLE AS "CustomerID", * FROM ({shop})'))
     assert roles.sql["customer_id"] == '"CustomerID"::BIGINT'
 
 
-def test_one_row_per_customer_points_to_snapshots(connection: duckdb.DuckDBPyConnection) -> None:
+def test_one_row_per_customer_suggests_a_snapshot(connection: duckdb.DuckDBPyConnection) -> None:
     roles = find_roles(
         connection, given(connection, "SELECT i AS customer_id, 1600000000 + i AS time FROM range(99) t(i)")
     )
@@ -207,7 +205,7 @@ def test_one_row_per_customer_points_to_snapshots(connection: duckdb.DuckDBPyCon
         ),
     ],
 )
-def test_without_customers_or_times_there_is_nothing_to_propose(
+def test_a_table_without_customers_or_times_is_refused(
     connection: duckdb.DuckDBPyConnection, query: str, told: str
 ) -> None:
     with pytest.raises(InputError) as refused:
@@ -226,7 +224,7 @@ def test_without_customers_or_times_there_is_nothing_to_propose(
         (["addtocart", "transaction"], "transaction", None),
     ],
 )
-def test_types_are_known_by_name(types: list[str], purchase: str, view: str | None) -> None:
+def test_event_types_are_recognised_by_name(types: list[str], purchase: str, view: str | None) -> None:
     assert named(types, BUYING) == purchase
     assert named(types, VIEWING) == view
 
@@ -238,7 +236,7 @@ def test_types_are_known_by_name(types: list[str], purchase: str, view: str | No
         ("NULL", "'4' is used because it is the rarest"),
     ],
 )
-def test_a_purchase_without_a_name_is_what_has_amounts_or_is_rare(
+def test_an_unnamed_purchase_is_the_type_with_amounts_or_the_rarest(
     connection: duckdb.DuckDBPyConnection, amount: str, why: str
 ) -> None:
     table = given(
@@ -259,7 +257,7 @@ def test_without_types_all_are_purchases_and_without_amounts_each_counts_one(
     assert len(roles.unsure) == 2
 
 
-def test_names_are_taken_apart_and_made_fit_for_features() -> None:
+def test_names_are_split_into_words_and_become_feature_names() -> None:
     assert parts("OrderDate") == parts("order date") == parts("ORDER_DATE") == ["order", "date"]
     assert parts("CustomerID") == ["customer", "id"]
     taken = {"customer_id"}
@@ -269,12 +267,12 @@ def test_names_are_taken_apart_and_made_fit_for_features() -> None:
     assert len(snake("x" * 99, taken)) <= 64
 
 
-def test_numbers_of_things_are_no_amounts() -> None:
+def test_counts_are_not_amounts() -> None:
     columns = dict.fromkeys(("number_of_cds", "total_items", "sales_tax", "net_amount"), "DOUBLE")
     assert candidates("amount", columns, set()) == ["net_amount"]
 
 
-def test_the_rhythm_is_the_median_gap_of_the_median_customer() -> None:
+def test_the_cadence_is_the_median_gap_of_the_median_customer() -> None:
     events = """SELECT customer_id, to_timestamp(1600000000 + day * 86400) AS event_time, 'purchase' AS event_type
         FROM (VALUES ('a', 0), ('a', 10), ('a', 20), ('a', 20), ('b', 0), ('b', 30), ('c', 5)) t(customer_id, day)"""
     with OfflineStore(Source(events=events)) as store:
@@ -285,13 +283,13 @@ def test_the_rhythm_is_the_median_gap_of_the_median_customer() -> None:
 @pytest.mark.parametrize(
     ("gap", "churn", "propensity"), [(0.5, 1, 1), (3, 7, 3), (10, 28, 7), (65, 182, 56), (400, 182, 182)]
 )
-def test_horizons_follow_the_rhythm(gap: float, churn: float, propensity: float) -> None:
+def test_horizons_follow_the_cadence(gap: float, churn: float, propensity: float) -> None:
     days = propose_horizons(CONFIG, Cadence("purchase", 100, 90, gap), START, START + 3000 * DAY)
     assert (days.churn, days.active, days.propensity, days.short) == (churn, 2 * churn, propensity, "")
 
 
 @pytest.mark.parametrize("history", [60, 138, 365, 545])
-def test_horizons_are_shorter_where_the_history_is_and_leave_enough_cutoffs(history: float) -> None:
+def test_a_shorter_history_has_shorter_horizons_and_enough_cutoffs(history: float) -> None:
     end = START + history * DAY
     days = propose_horizons(CONFIG, Cadence("purchase", 100, 90, 90), START, end)
     assert days.short == ""
@@ -301,12 +299,12 @@ def test_horizons_are_shorter_where_the_history_is_and_leave_enough_cutoffs(hist
     assert max(days.half_lives) <= history / 2
 
 
-def test_a_history_too_short_for_anything_is_told() -> None:
+def test_a_history_that_is_too_short_is_reported() -> None:
     days = propose_horizons(CONFIG, Cadence("purchase", 100, 90, 10), START, START + 5 * DAY)
     assert "bring a longer history" in days.short
 
 
-def test_few_who_come_back_are_no_habit() -> None:
+def test_few_returning_customers_are_no_habit() -> None:
     assert Cadence("purchase", 100, 20, 10).is_habit
     assert not Cadence("purchase", 100, 19, 10).is_habit
     assert not Cadence("purchase", 0, 0, None).is_habit
@@ -328,21 +326,21 @@ AWKWARD = (
 
 
 @pytest.mark.parametrize("text", AWKWARD)
-def test_any_text_comes_back_from_toml(text: str) -> None:
+def test_any_text_survives_toml(text: str) -> None:
     assert tomllib.loads(f"a = {toml.string(text)}") == {"a": text}
     assert tomllib.loads(f"a = {toml.sql(text)}")["a"].strip() == text.strip()
     assert tomllib.loads(toml.section("s", {text: [text, 1.5], "b": None}, "why")) == {"s": {text: [text, 1.5]}}
     assert tomllib.loads(toml.comments([text]) + "b = 1") == {"b": 1}
 
 
-def test_figures_that_follow_from_an_amount_are_a_configs_economics() -> None:
+def test_placeholders_scaled_to_an_amount_are_valid_economics() -> None:
     figures = Economics.model_validate(toml.economics(25.98, margin=0.25))
     assert (figures.churn.contact_cost, figures.churn.offer_cost, figures.propensity.offer_cost) == (0.1, 2.6, 1.0)
     read = tomllib.loads(toml.economics_sections(figures, {"event": "buy"}, "made up"))["economics"]
     assert Economics.model_validate(read) == figures.model_copy(update={"event": "buy"})
 
 
-def test_a_proposal_that_does_not_parse_is_refused_in_one_line() -> None:
+def test_an_invalid_config_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="economics: Field required"):
         check('[source]\nevents = "SELECT 1"\n[candidates]', Path())
 
@@ -368,7 +366,7 @@ def test_sql_becomes_a_config_that_reads_the_same_events() -> None:
     lay_out(config, store.summary.start, store.summary.end)
 
 
-def test_purchases_too_rare_for_churn_leave_it_to_views() -> None:
+def test_with_rare_purchases_churn_is_defined_by_views() -> None:
     rare = (
         f"SELECT * REPLACE (if(event = 'order', 'o' || row_number() OVER (), \"user\") AS \"user\") FROM ({SQL_SHOP}\n)"
     )
@@ -378,7 +376,7 @@ def test_purchases_too_rare_for_churn_leave_it_to_views() -> None:
     assert any("too rare to define churn" in line for line in proposal.unsure)
 
 
-def test_attributes_get_names_of_features_and_times_are_left_to_the_user() -> None:
+def test_attributes_get_feature_names_and_times_are_left_out() -> None:
     people = """SELECT 'c' || i AS "Client ID", i AS "Net Income", 'x' AS "2nd", DATE '2020-01-01' AS joined
         FROM range(200) AS rows(i)"""
     proposal = scaffold_events(SQL_SHOP, people, Path())
@@ -409,7 +407,7 @@ CRM = """SELECT 1000 + i AS "Customer Number", {label}, i % 40 AS "Tenure", 'x' 
         ("i % 4 = 0 AS target", "target", "churn"),
     ],
 )
-def test_the_label_of_a_snapshot_is_known_by_name_and_made_0_or_1(label: str, name: str, target: str) -> None:
+def test_the_label_of_a_snapshot_is_recognised_by_name_and_made_0_or_1(label: str, name: str, target: str) -> None:
     proposal = scaffold_snapshot(CRM.format(label=label), None, Path())
     config = check(proposal.text, Path())
     assert config.snapshot is not None
@@ -422,7 +420,7 @@ def test_the_label_of_a_snapshot_is_known_by_name_and_made_0_or_1(label: str, na
     assert columns == ["customer_id", name, "tenure", "plan"]
 
 
-def test_a_label_may_be_named_and_has_to_have_two_values() -> None:
+def test_a_label_can_be_given_and_must_have_two_values() -> None:
     table = CRM.format(label="i % 4 = 0 AS unhappy")
     with pytest.raises(InputError, match=r"named like a label \(there are unhappy\): give --label COLUMN"):
         scaffold_snapshot(table, None, Path())
@@ -433,7 +431,7 @@ def test_a_label_may_be_named_and_has_to_have_two_values() -> None:
         scaffold_snapshot(table, "Tenure", Path())
 
 
-def test_what_was_not_known_before_the_label_is_left_out_and_what_a_customer_spends_is_the_value() -> None:
+def test_leaking_columns_are_left_out_and_future_spend_is_the_value() -> None:
     table = CRM.format(
         label="""i % 4 = 0 AS conversion, (i % 4 = 0 OR i % 5 = 0) AS visit, if(i % 4 = 0, i % 90, 0)::DOUBLE AS spend,
         if(i % 4 = 0, 'thanks', NULL) AS reply, 'Ms ' || i AS name"""
@@ -446,12 +444,12 @@ def test_what_was_not_known_before_the_label_is_left_out_and_what_a_customer_spe
     assert len(proposal.unsure) == 4
 
 
-def test_rows_are_numbered_where_nothing_names_a_customer() -> None:
+def test_rows_are_numbered_without_a_customer_id() -> None:
     proposal = scaffold_snapshot("SELECT i % 4 = 0 AS churn, i % 7 AS calls FROM range(400) AS rows(i)", None, Path())
     assert "row_number() OVER () AS customer_id" in proposal.text
     assert "rows are numbered" in proposal.unsure[0]
 
 
-def test_a_snapshot_nothing_can_be_learnt_from_is_told() -> None:
+def test_a_snapshot_that_cannot_be_trained_on_is_reported() -> None:
     proposal = scaffold_snapshot("SELECT i = 4 AS churn, i % 7 AS calls FROM range(400) AS rows(i)", None, Path())
     assert any("training cannot run yet" in line for line in proposal.unsure)

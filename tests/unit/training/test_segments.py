@@ -103,7 +103,7 @@ def test_the_same_rows_give_the_same_segments() -> None:
     np.testing.assert_array_equal(again.kmeans.cluster_centers_, SEGMENTS.kmeans.cluster_centers_)
 
 
-def test_prediction_is_that_of_a_plain_kmeans_on_the_standardised_traits() -> None:
+def test_predictions_equal_plain_kmeans_on_standardised_variables() -> None:
     points = PLANTED.astype(np.float64) @ SEGMENTS.weights + SEGMENTS.offset
     assert points.mean(axis=0) == pytest.approx(0, abs=1e-9)
     assert points.std(axis=0) == pytest.approx([1, 0.5, 1, 1])
@@ -126,7 +126,7 @@ def test_the_graph_gives_what_scikit_learn_and_numpy_give(values: list[list[floa
 
 @given(rows)
 @settings(max_examples=30, deadline=None)
-def test_segments_of_any_rows_export_exactly_and_have_names_of_their_own(values: list[list[float]]) -> None:
+def test_segments_of_any_rows_export_exactly_and_have_different_names(values: list[list[float]]) -> None:
     features = np.tile(np.array(values, dtype=np.float32), (5, 1))
     features[:, 2] += np.arange(len(features), dtype=np.float32) / 64
     segments = fitted(features)
@@ -141,7 +141,7 @@ def test_segments_of_any_rows_export_exactly_and_have_names_of_their_own(values:
         np.testing.assert_array_equal(found["rfm"], expected["rfm"])
 
 
-def test_rfm_scores_are_fifths_of_which_the_best_is_555() -> None:
+def test_rfm_scores_are_quintiles_and_555_is_the_best() -> None:
     best = np.log1p([[0, 0.1, 300, 10, 500, 1e5]]).astype(np.float32)
     worst = np.log1p([[0, 300, 300, 0, 0, 0]]).astype(np.float32)
     assert SEGMENTS.predict(best)["rfm"].tolist() == [555]
@@ -151,7 +151,7 @@ def test_rfm_scores_are_fifths_of_which_the_best_is_555() -> None:
         assert shares == pytest.approx([0, 0.2, 0.2, 0.2, 0.2, 0.2], abs=0.01)
 
 
-def test_edges_are_told_in_days_and_a_month() -> None:
+def test_edges_are_in_days_and_per_month() -> None:
     edges = SEGMENTS.edges()
     assert list(edges) == ["recency", "frequency", "monetary"]
     assert edges["recency"] == sorted(edges["recency"])
@@ -161,7 +161,7 @@ def test_edges_are_told_in_days_and_a_month() -> None:
     assert np.mean(monthly <= edges["frequency"][3]) == pytest.approx(0.8, abs=0.01)
 
 
-def test_an_edge_lies_between_values_so_that_no_last_bit_decides() -> None:
+def test_edges_lie_between_values_so_that_rounding_does_not_matter() -> None:
     features = PLANTED.copy()
     features[:, 1] = np.repeat(np.arange(1, 6, dtype=np.float32), 240)
     assert fitted(features).rfm.scores[0].edges.tolist() == [1.5, 2.5, 3.5, 4.5]  # type: ignore[union-attr]
@@ -242,7 +242,7 @@ def test_constant_columns_are_left_out() -> None:
     assert len(fitted(features).names) == 2
 
 
-def test_amounts_that_say_no_more_than_counts_do_not_count_twice() -> None:
+def test_amounts_redundant_with_counts_do_not_count_twice() -> None:
     features = PLANTED.copy()
     features[:, 5] = features[:, 4] * 2 + np.random.default_rng(0).normal(0, 0.05, len(features))
     segments = fitted(features)
@@ -250,7 +250,7 @@ def test_amounts_that_say_no_more_than_counts_do_not_count_twice() -> None:
     assert points.std(axis=0) == pytest.approx([1, 0.5, 1, 0], abs=1e-9)
 
 
-def test_a_profile_tells_shares_rates_and_means_of_both_schemes() -> None:
+def test_a_profile_has_shares_rates_and_means_of_both_schemes() -> None:
     churn = np.repeat([False, True, False, True], 300)
     spend = np.repeat([400.0, 40.0, 30.0, 20.0], 300)
     table = profile(SEGMENTS, PLANTED, churn, ~churn, spend)

@@ -31,14 +31,14 @@ def planted(rows: int = 4000, seed: int = 0) -> tuple[Rows, FeatureSpec, dict[st
     return made, FeatureSpec(LAYOUT), random_splits(made, ["churn"], folds=2, seed=7)
 
 
-def test_the_ladder_goes_down_from_all_slots() -> None:
+def test_subset_sizes_go_down_from_all_slots() -> None:
     assert rungs_of(10) == [10, 8, 6, 4, 2]
     assert rungs_of(2) == [2]
     assert rungs_of(1) == [1]
     assert rungs_of(300)[:3] == [300, 256, 128]
 
 
-def test_the_fewest_slots_that_do_as_well_are_those_that_tell_something() -> None:
+def test_the_smallest_equally_good_subset_has_the_informative_slots() -> None:
     steps: list[None] = []
     rows, spec, splits = planted()
     rungs = climb(rows, spec, splits, seed=7, most=12, done=lambda: steps.append(None))
@@ -55,7 +55,7 @@ def test_the_fewest_slots_that_do_as_well_are_those_that_tell_something() -> Non
     assert [rung.state_bytes for rung in rungs] == sorted({rung.state_bytes for rung in rungs}, reverse=True)
 
 
-def test_a_slot_that_is_needed_is_not_given_up_for_a_smaller_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_needed_slot_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "SHRINK", (4, 3))
     rows, spec, splits = planted()
     rungs = climb(rows, spec, splits, seed=7, most=12)
@@ -76,7 +76,7 @@ def choice(rows: Rows, spec: FeatureSpec, splits: dict[str, Splits]) -> Chosen:
     return choose_learners(filled_matrix(spec, rows.state)(rows.state), rows, splits, 7)
 
 
-def test_where_a_line_tells_all_the_logistic_regression_is_chosen() -> None:
+def test_logistic_regression_is_chosen_for_linear_effects() -> None:
     rows, spec, splits = planted()
     found = choice(rows, spec, splits)
     assert found.learners["churn"].name == "logistic regression"
@@ -85,7 +85,7 @@ def test_where_a_line_tells_all_the_logistic_regression_is_chosen() -> None:
     assert min(trial.behind for trial in found.trials) == 0.0
 
 
-def test_where_a_line_tells_nothing_trees_are_chosen() -> None:
+def test_trees_are_chosen_for_nonlinear_effects() -> None:
     rows, spec, splits = planted()
     middle: Floats = np.log1p(rows.state[:, 4])
     churn = (np.abs(middle - np.median(middle)) < 0.3).astype(np.float64)
@@ -99,7 +99,7 @@ def test_where_a_line_tells_nothing_trees_are_chosen() -> None:
     assert found.trials[chosen].behind <= found.trials[chosen].error
 
 
-def test_a_shuffled_slot_has_the_same_values_with_other_customers() -> None:
+def test_a_shuffled_slot_has_the_same_values_in_another_order() -> None:
     state = np.arange(300.0).reshape(100, 3)
     found = shuffled(state, 1, seed=7)
     assert sorted(found[:, 1].tolist()) == state[:, 1].tolist()

@@ -29,7 +29,7 @@ def cutoffs_of(rows: Rows, index: Index) -> list[float]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_splits_by_time_are_the_cut_offs_of_the_plan(target: str) -> None:
+def test_temporal_splits_follow_the_cutoffs_of_the_plan(target: str) -> None:
     rows, plan = timed(), PLAN.of(target)
     found = temporal_splits(rows, PLAN, folds=3)[target]
     assert cutoffs_of(rows, found.evaluation.fit) == plan.fit
@@ -44,7 +44,7 @@ def test_splits_by_time_are_the_cut_offs_of_the_plan(target: str) -> None:
     assert cutoffs_of(rows, found.final.calibration) == final.calibration
 
 
-def test_a_row_whose_label_is_unknown_is_in_no_split() -> None:
+def test_rows_with_unknown_labels_are_in_no_split() -> None:
     rows = timed()
     rows = Rows(**vars(rows) | {"churn": np.where(np.arange(len(rows)) % 3 == 0, np.nan, rows.churn)})
     found = temporal_splits(rows, CutoffPlan(PLAN.churn, PLAN.propensity), folds=3)
@@ -57,7 +57,7 @@ def parted(split: Split) -> list[Index]:
     return [split.fit, split.calibration]
 
 
-def test_by_lot_every_row_has_one_place_and_the_test_is_a_fifth() -> None:
+def test_random_splits_use_every_row_once_and_a_fifth_for_the_test() -> None:
     rows = made_rows(np.zeros((1000, 1)))
     found = random_splits(rows, ["churn", "spend"], folds=4, seed=7)
     split = found["churn"]
@@ -73,7 +73,7 @@ def test_by_lot_every_row_has_one_place_and_the_test_is_a_fifth() -> None:
     assert len(split.folds) == 4
 
 
-def test_by_lot_rows_of_a_group_stay_together_in_every_split() -> None:
+def test_random_splits_keep_the_rows_of_a_group_together() -> None:
     random = np.random.default_rng(0)
     rows = made_rows(np.zeros((600, 1)), group=random.integers(0, 150, 600))
     split = random_splits(rows, ["churn"], folds=3, seed=7)["churn"]
@@ -85,7 +85,7 @@ def test_by_lot_rows_of_a_group_stay_together_in_every_split() -> None:
             assert not set(rows.group[one]) & set(rows.group[other])
 
 
-def test_by_lot_the_same_seed_draws_the_same_and_another_one_does_not() -> None:
+def test_random_splits_depend_on_the_seed_only() -> None:
     rows = made_rows(np.zeros((500, 1)))
     first, again, other = (random_splits(rows, ["churn"], 3, seed)["churn"].test.tolist() for seed in (7, 7, 8))
     assert first == again != other

@@ -49,7 +49,7 @@ class Losses:
         return 1.0 + sum(not set(any_of) & set(indexes) for any_of in self.needed)
 
 
-def test_duplicates_mirrors_and_implied_tags_say_what_the_first_does() -> None:
+def test_duplicate_opposite_and_implied_attributes_are_redundant() -> None:
     tags, names = planted()
     found = {tag.tag: tag for tag in propose_tags(tags, names, Losses([]))[0]}
     assert list(found) == names
@@ -78,14 +78,14 @@ def test_the_smallest_set_that_loses_nothing_is_kept() -> None:
     assert len(losses.calls) == len(costs) == 5
 
 
-def test_what_may_be_lost_decides_how_far_it_goes() -> None:
+def test_the_allowed_loss_decides_how_many_attributes_are_dropped() -> None:
     tags, names = planted()
     losses = Losses([[0, 5, 6], [7], [10]])
     found, _ = propose_tags(tags, names, losses, allowed=2.0)
     assert sum(tag.kept for tag in found) == 5
 
 
-def test_all_tags_stay_where_none_may_go() -> None:
+def test_all_attributes_are_kept_if_each_is_needed() -> None:
     tags, names = planted()
     found, costs = propose_tags(tags, names, Losses([[at] for at in range(len(names))]))
     assert all(tag.kept for tag in found)
@@ -93,7 +93,7 @@ def test_all_tags_stay_where_none_may_go() -> None:
 
 
 @pytest.mark.parametrize("rows", [1_000, 20_000])
-def test_independent_tags_say_nothing_of_each_other_and_cost_one_call(rows: int) -> None:
+def test_independent_attributes_are_not_redundant_and_cost_one_call(rows: int) -> None:
     losses = Losses([])
     found, costs = propose_tags(independent(rows, 60), [f"t{i}" for i in range(60)], losses)
     assert all(tag.kept and not tag.said_by for tag in found)
@@ -115,25 +115,25 @@ def test_confidence_and_support_are_those_of_association_rules() -> None:
         assert rules.support[left] == pytest.approx(rule[3])
 
 
-def test_a_tag_that_nearly_all_have_is_not_said_by_the_others() -> None:
+def test_an_attribute_that_nearly_all_have_is_not_implied_by_others() -> None:
     tags = independent(20_000, 6)
     tags[:, 0] = np.random.default_rng(5).random(20_000) < 0.97
     found, _ = propose_tags(tags, list("abcdef"), Losses([]))
     assert all(not tag.said_by for tag in found)
 
 
-def test_tags_that_are_all_constant_leave_one() -> None:
+def test_constant_attributes_leave_one() -> None:
     found, costs = propose_tags(np.ones((50, 6), dtype=bool), list("abcdef"), Losses([]))
     assert sum(tag.kept for tag in found) == 1
     assert list(costs) == ["all tags", "without rare tags"]
 
 
-def test_a_single_tag_stays() -> None:
+def test_a_single_attribute_is_kept() -> None:
     found, _ = propose_tags(independent(100, 1), ["a"], Losses([]))
     assert [tag.kept for tag in found] == [True]
 
 
-def test_300_tags_of_100_000_rows_take_seconds() -> None:
+def test_300_attributes_of_100_000_rows_take_seconds() -> None:
     tags = independent(100_000, 300)
     tags[:, 1] = tags[:, 0]
     start = time.perf_counter()
@@ -142,7 +142,7 @@ def test_300_tags_of_100_000_rows_take_seconds() -> None:
     assert found[0].said_by == ["t1"]
 
 
-def test_five_columns_of_0_and_1_make_a_tag_table() -> None:
+def test_five_binary_columns_make_a_table_of_binary_attributes() -> None:
     tag = np.array([0.0, 1.0, 1.0])
     columns: dict[str, npt.NDArray[np.generic]] = {
         "a": tag,

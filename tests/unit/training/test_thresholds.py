@@ -54,27 +54,27 @@ def test_the_formula_equals_a_plain_one_for_each_customer(values: list[float], t
 
 
 @given(offers, money, shares)
-def test_nobody_is_worth_acting_on_whose_value_is_at_most_the_offers_cost(
-    terms: Offer, price: float, share: float
-) -> None:
+def test_customers_worth_at_most_the_offers_cost_have_threshold_one(terms: Offer, price: float, share: float) -> None:
     values = np.array([terms.offer_cost, terms.offer_cost * share, 0.0, -1.0])
     assert threshold(values, terms, price, LEAST).tolist() == [1.0] * 4
 
 
 @given(st.lists(customer_values, min_size=1), offers, money)
-def test_a_threshold_lies_between_the_least_and_one(values: list[float], terms: Offer, price: float) -> None:
+def test_a_threshold_lies_between_the_minimum_and_one(values: list[float], terms: Offer, price: float) -> None:
     found = threshold(np.array(values), terms, price, LEAST)
     assert ((found >= LEAST) & (found <= 1.0)).all()
 
 
 @given(st.lists(customer_values, min_size=2), offers, money)
-def test_who_is_worth_more_is_acted_on_no_later(values: list[float], terms: Offer, price: float) -> None:
+def test_a_higher_value_never_raises_the_threshold(values: list[float], terms: Offer, price: float) -> None:
     found = threshold(np.sort(np.array(values)), terms, price, LEAST)
     assert (np.diff(found) <= 1e-12).all()
 
 
 @given(customer_values, offers, money, money)
-def test_a_dearer_budget_never_lowers_a_threshold(value: float, terms: Offer, price: float, more: float) -> None:
+def test_a_higher_budget_price_never_lowers_the_threshold(
+    value: float, terms: Offer, price: float, more: float
+) -> None:
     low, high = (threshold(np.array([value]), terms, p, LEAST)[0] for p in (price, price + more))
     assert high >= low
 
@@ -114,7 +114,7 @@ def test_the_budgets_price_alerts_those_who_gain_most() -> None:
     assert gains[alerts].min() >= gains[~alerts].max()
 
 
-def test_a_budget_that_is_larger_than_what_pays_costs_nothing() -> None:
+def test_a_budget_larger_than_the_profitable_share_has_price_zero() -> None:
     probability, value = crowd(1000)
     paying = (gain(probability, value, offer()) >= 0).mean()
     assert 0 < paying < 0.9
@@ -122,7 +122,7 @@ def test_a_budget_that_is_larger_than_what_pays_costs_nothing() -> None:
     assert (probability >= threshold(value, offer(), 0.0, LEAST)).mean() == pytest.approx(paying, abs=0.001)
 
 
-def test_a_budget_for_everybody_costs_nothing() -> None:
+def test_an_unlimited_budget_has_price_zero() -> None:
     assert budget_price(np.full(10, 0.9), np.full(10, 1e6), offer(1.0), LEAST) == 0.0
 
 
@@ -171,7 +171,7 @@ def test_the_graph_computes_the_formula_for_each_customers_own_economics(
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5])
-def test_an_offer_of_nothing_but_zeros_means_never(margin: float) -> None:
+def test_an_offer_of_zeros_has_threshold_one(margin: float) -> None:
     # It costs nothing and wins nobody: 0 / 0, which must not come out as NaN.
     economics = np.zeros((2, len(ECONOMICS)))
     economics[:, 0] = margin

@@ -67,7 +67,7 @@ def parse(*edits: tuple[str, str]) -> TrainingConfig:
     return parse_config(TrainingConfig, tomllib.loads(text), Path("shops/corner.toml"))
 
 
-def test_what_is_not_said_is_as_in_the_contract() -> None:
+def test_defaults_are_as_documented() -> None:
     config = parse(("[churn]\nhorizon_days = 28\nactive_days = 60\n\n[propensity]", "[propensity]"))
     assert (config.churn.event, config.churn.horizon_days, config.churn.active_days) == ("purchase", 28, 60)
     assert config.propensity.horizon_days == 7
@@ -119,7 +119,7 @@ def test_what_is_not_said_is_as_in_the_contract() -> None:
         ('name = "visits_7d"', 'name = "last_purchase"', "feature 'last_purchase' is defined twice"),
     ],
 )
-def test_a_bad_config_is_named_by_file_key_and_mend_in_one_line(old: str, new: str, message: str) -> None:
+def test_a_bad_config_is_refused_with_file_key_and_fix_in_one_line(old: str, new: str, message: str) -> None:
     with pytest.raises(InputError) as refused:
         parse((old, new))
     assert str(refused.value).startswith(f"corner.toml: {message}")

@@ -75,17 +75,17 @@ def share_inside(name: str, estimator: str, chances: Floats | None = None) -> fl
 
 @pytest.mark.parametrize("estimator", ["IPS", "SNIPS", "DR"])
 @pytest.mark.parametrize("name", list(TRUTH))
-def test_intervals_hold_the_true_value_as_often_as_they_say(name: str, estimator: str) -> None:
+def test_intervals_have_nominal_coverage(name: str, estimator: str) -> None:
     assert 0.9 <= share_inside(name, estimator) <= 0.99
 
 
 @pytest.mark.parametrize("estimator", ["IPS", "SNIPS", "DR"])
-def test_wrong_chances_give_wrong_values(estimator: str) -> None:
+def test_wrong_probabilities_bias_the_values(estimator: str) -> None:
     assert share_inside("everybody", estimator, np.full(1000, 0.5)) < 0.5
 
 
 @pytest.mark.parametrize("estimator", ["IPS", "SNIPS", "DR"])
-def test_rows_of_a_customer_do_not_pretend_to_be_several_customers(estimator: str) -> None:
+def test_rows_of_a_customer_are_not_independent(estimator: str) -> None:
     features, data = simulated(400, 0)
     nought = np.zeros((2, 400))
     once = estimated("who gains", features, data, nought)[estimator]
@@ -112,7 +112,7 @@ def test_values_of_an_example_worked_by_hand() -> None:
 
 
 @given(st.floats(0, 1), st.integers(0, 1000))
-def test_a_policy_that_leaves_it_to_chance_lies_between_nobody_and_everybody(share: float, seed: int) -> None:
+def test_a_random_policy_lies_between_nobody_and_everybody(share: float, seed: int) -> None:
     features, data = simulated(300, seed)
     predicted = np.stack([features[:, 1], features[:, 2]])
     none, mixed, every = (influences(np.full(300, part), data, predicted) for part in (0.0, share, 1.0))
@@ -151,7 +151,7 @@ def test_uplift_finds_the_customers_whom_the_treatment_affects() -> None:
     assert rows_of(values, f"{EVERYBODY} instead of {NOBODY}")["IPS"].value == pytest.approx(0.1 - COST, abs=0.05)
 
 
-def test_an_effect_of_two_things_at_once_is_found_too() -> None:
+def test_an_interaction_effect_is_found() -> None:
     random = np.random.default_rng(0)
     features = random.normal(size=(8000, 3))
     treated = random.random(8000) < 0.5
@@ -161,7 +161,7 @@ def test_an_effect_of_two_things_at_once_is_found_too() -> None:
     assert ((uplift > 0) == (features[:, 0] * features[:, 1] > 0)).mean() > 0.8
 
 
-def test_learnt_policies_are_worth_what_their_intervals_say() -> None:
+def test_intervals_of_learnt_policies_contain_their_true_values() -> None:
     inside = 0
     for seed in range(40):
         features, data = simulated(600, seed)
