@@ -11,6 +11,7 @@ import numpy as np
 
 from feature_store.bundles.bundle import ECONOMICS, INPUTS, MANIFEST_FILE, OFFERS, OUTPUTS, Manifest, publish, sha256
 from feature_store.definitions import Feature, fingerprint
+from feature_store.state.layout import Floats
 from training.config import Offer
 from training.evaluation.metrics import policy_metrics, probability_metrics
 from training.evidence import (
@@ -20,7 +21,6 @@ from training.evidence import (
     Damage,
     Evidence,
     Finding,
-    Floats,
     Importance,
     Optimism,
     Policy,

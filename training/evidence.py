@@ -19,13 +19,13 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from feature_store.bundles.bundle import OFFERS, Manifest
 from feature_store.errors import InputError
+from feature_store.state.layout import Floats
 from training.graph.thresholds import CustomerOffer
 
 TABLES_FILE: Final = "evidence.json"
 ROWS_FILE: Final = "evidence.npz"
 
 Severity = Literal["fatal", "warning", "note"]
-Floats = npt.NDArray[np.float64]
 
 
 class _Table(BaseModel):

@@ -1,4 +1,7 @@
-"""Intervals by the bootstrap, with customers drawn whole: a customer's rows at several cut-offs are not independent."""
+"""Losses by row, standard errors clustered by customer, and the cluster bootstrap.
+
+The rows of a customer at several cut-offs are not independent, so customers, not rows, are the unit everywhere.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,55 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import xlogy
 
 from feature_store.state.layout import Floats
+from training.arrays import Index
 
 RESAMPLES: Final = 500
 INTERVAL: Final = (2.5, 97.5)
 
-# Customers at once: what is held in memory is this many times the number of resamples.
+# Customers at a time: memory is this number times the number of resamples.
 _CHUNK: Final = 4096
 _BITS: Final = 16
 
 
+def log_losses(label: npt.ArrayLike, probability: Floats, *, clip: float = 1e-12) -> Floats:
+    """Log loss of each row, in nats; probabilities are clipped to [clip, 1 - clip]."""
+    outcome, p = np.asarray(label, dtype=np.float64), np.clip(probability, clip, 1 - clip)
+    return np.asarray(-(outcome * np.log(p) + (1 - outcome) * np.log1p(-p)))
+
+
+def poisson_losses(actual: Floats, expected: Floats) -> Floats:
+    """Poisson deviance of each row; ``expected`` must be positive."""
+    return np.asarray(2 * (xlogy(actual, actual / expected) - actual + expected))
+
+
+def clustered_standard_error(values: Floats, cluster: Index, *, small_sample: bool = False) -> float:
+    """Standard error of a mean, with rows clustered (Liang and Zeger, 1986).
+
+    Args:
+        values: ``[n]``.
+        cluster: Number of the cluster of each row ``[n]``, from 0.
+        small_sample: Apply the correction G / (G - 1) for G clusters; then every number up to G - 1 must occur.
+    """
+    sums = np.bincount(cluster, values - values.mean())
+    squares = (sums**2).sum()
+    if small_sample:
+        squares = squares * len(sums) / max(len(sums) - 1, 1)
+    return float(np.sqrt(squares) / len(values))
+
+
+def random_rows(rows: int, size: int, seed: int) -> Index:
+    """Ascending indexes of ``size`` random rows out of ``rows``; of all rows if there are not more."""
+    if rows <= size:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
+
+
 @dataclass(frozen=True)
 class Interval:
-    """95 % of the resampled figures lie within."""
+    """A 95 % interval."""
 
     low: float
     high: float
@@ -30,10 +68,19 @@ class Interval:
 def resampled_totals(
     contributions: Floats, customer: npt.NDArray[np.uint64], resamples: int = RESAMPLES, seed: int = 0
 ) -> Floats:
-    """Totals of columns over resampled customers: ``[resamples, columns]`` from ``[rows, columns]``.
+    """Totals of columns over resampled customers, by the Poisson bootstrap (Chamandy et al., 2012).
 
-    Each customer is drawn a Poisson(1) number of times and the total brought back to as many customers as there are,
-    which is the multinomial bootstrap without its bookkeeping.
+    Each customer is drawn a Poisson(1) number of times, and the total is scaled to the original number of customers,
+    which approximates the multinomial bootstrap.
+
+    Args:
+        contributions: ``[rows, columns]``.
+        customer: Hash of the customer of each row ``[rows]``, uint64.
+        resamples: Number of resamples.
+        seed: Of the resamples.
+
+    Returns:
+        Totals ``[resamples, columns]``.
     """
     names, rows = np.unique(customer, return_inverse=True)
     by_customer = np.column_stack(
@@ -45,18 +92,18 @@ def resampled_totals(
         part = by_customer[start : start + _CHUNK]
         drawn = table[random.integers(0, len(table), (resamples, len(part)), dtype=np.uint16)]
         totals += drawn @ part
-    drawn_customers = np.maximum(totals[:, -1:], 1.0)
-    return np.asarray(totals[:, :-1] * (len(names) / drawn_customers))
+    customers_drawn = np.maximum(totals[:, -1:], 1.0)
+    return np.asarray(totals[:, :-1] * (len(names) / customers_drawn))
 
 
 def interval(resampled: Floats, point: float) -> Interval:
-    """The interval of one figure ``[resamples]``; it holds the figure itself, whatever the rounding or the skew."""
+    """The percentile interval of resampled figures ``[resamples]``, extended to contain the estimate ``point``."""
     low, high = np.percentile(resampled, INTERVAL)
     return Interval(min(float(low), point), max(float(high), point))
 
 
 def _poisson_table() -> Floats:
-    """The Poisson(1) quantile of each 16-bit number: far cheaper to look up than to draw."""
+    """The Poisson(1) quantile of each 16-bit number, so that a draw is a table look-up."""
     chances = [math.exp(-1) / math.factorial(times) for times in range(10)]
     numbers = (np.arange(2**_BITS) + 0.5) / 2**_BITS
     return np.searchsorted(np.cumsum(chances), numbers).astype(np.float64)

@@ -21,6 +21,7 @@ from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
 from tests.conftest import DAY_S, TOY_DAYS, TOY_START, Shop
 from training import __main__ as main
+from training.arrays import Features
 from training.config import TrainingConfig
 from training.data.candidate_features import candidates, overdue
 from training.data.clipping import learn_clips
@@ -28,7 +29,6 @@ from training.data.cutoffs import CutoffPlan, lay_out
 from training.data.dataset import Rows, build_rows
 from training.fit import workers_for
 from training.graph.features import FeatureSpec, filled_matrix
-from training.models.probability import Features
 
 if TYPE_CHECKING:
     from tests.conftest import Call, Trained

@@ -16,9 +16,8 @@ from feature_store.offline.point_in_time import sampled
 from feature_store.offline.store import OfflineStates, OfflineStore
 from feature_store.sql import identifier
 from feature_store.state.layout import DAY_S, Floats, StateLayout
+from training.arrays import Index
 from training.config import TrainingConfig
-
-Index = npt.NDArray[np.intp]
 
 MAX_BYTES: Final = 2**30
 """Maximum size in memory of the states of all rows."""

@@ -19,8 +19,9 @@ from typing import Final
 import numpy as np
 from sklearn.model_selection import GroupKFold
 
+from training.arrays import Index
 from training.data.cutoffs import TARGETS, CutoffPlan, Cutoffs
-from training.data.dataset import Index, Rows
+from training.data.dataset import Rows
 
 TEST_PARTS: Final = 5
 """One in this number of a snapshot's rows is for the test, and one in this number of the others for calibration."""

@@ -20,9 +20,11 @@ from rich.table import Table
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import OFFERS, BundleError, Manifest
 from feature_store.errors import InputError
+from feature_store.state.layout import Floats
+from training.arrays import Index
 from training.config import Offer
-from training.evaluation.paired_bootstrap import RESAMPLES, Indices, Pairs, Statistics, resample
-from training.evidence import Floats, TestRows, read_evidence, terms
+from training.evaluation.paired_bootstrap import RESAMPLES, Pairs, Statistics, resample
+from training.evidence import TestRows, read_evidence, terms
 
 IRRELEVANT: Final = 1e-4
 """Difference in mean log loss (nats) below which models count as equal, even if the difference is significant."""
@@ -175,7 +177,7 @@ def _common(offer: str, a: TestRows, b: TestRows) -> Pairs:
     return Pairs(rows_a, rows_b, np.zeros(0, dtype=np.intp))
 
 
-def _take(rows: TestRows, at: Indices) -> TestRows:
+def _take(rows: TestRows, at: Index) -> TestRows:
     return TestRows(**{name: column[at] for name, column in vars(rows).items()})
 
 

@@ -19,8 +19,8 @@ from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
 from feature_store.sql import identifier
 from feature_store.state.layout import Floats
+from training.arrays import Features, Index
 from training.config import TrainingConfig
-from training.data.dataset import Index
 from training.data.training_table import Data
 from training.evaluation import metrics as evaluate
 from training.evaluation import policies as policy
@@ -41,13 +41,13 @@ from training.evidence import (
     hashed_ids,
 )
 from training.graph.customer_costs import own_figures, terms_of
-from training.losses import poisson_losses
 from training.models.export import graph_inputs
 from training.models.model_set import Models
-from training.models.probability import Features, Learner
+from training.models.probability import Learner
 from training.models.segments import profile
 from training.parallel import Task, WorkerPool
 from training.selection.fold_losses import shuffled
+from training.statistics import poisson_losses
 
 RANDOM_TEST: Final = 0.25
 REPEATS: Final = 3

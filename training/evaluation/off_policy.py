@@ -23,6 +23,7 @@ import numpy.typing as npt
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
 from training.evidence import Finding, Value
+from training.statistics import clustered_standard_error
 
 Z_95: Final = 1.959964
 # Two tests of the stated probabilities, each with a false alarm rate of one in a thousand.
@@ -119,10 +120,11 @@ def check_chance(data: Experiment) -> Finding | None:
 
 def policy_values(policy: str, influence: dict[str, Floats], customer: npt.NDArray[np.uint64]) -> list[Value]:
     """The value by each estimator, from the ``influences`` of a policy or their difference between two policies."""
+    cluster = np.unique(customer, return_inverse=True)[1]
     values = []
     for estimator, contribution in influence.items():
         value = float(contribution.mean())
-        error = Z_95 * _standard_error(contribution, customer)
+        error = Z_95 * clustered_standard_error(contribution, cluster, small_sample=True)
         values.append(Value(policy=policy, estimator=estimator, value=value, low=value - error, high=value + error))
     return values
 
@@ -166,12 +168,6 @@ def _refuse(key: str, column: Floats, good: npt.NDArray[np.bool_], wanted: str, 
 def _by_customer(values: Floats, customer: npt.NDArray[np.uint64]) -> Floats:
     names, rows = np.unique(customer, return_inverse=True)
     return np.bincount(rows, values, len(names)).astype(np.float64)
-
-
-def _standard_error(values: Floats, customer: npt.NDArray[np.uint64]) -> float:
-    """Standard error of the mean of ``values``, clustered by customer."""
-    sums = _by_customer(values - values.mean(), customer)
-    return float(np.sqrt((sums**2).sum() * len(sums) / max(len(sums) - 1, 1)) / len(values))
 
 
 def _z(values: Floats, customer: npt.NDArray[np.uint64]) -> float:

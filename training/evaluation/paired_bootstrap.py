@@ -9,13 +9,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from training.evidence import Floats, TestRows
+from feature_store.state.layout import Floats
+from training.arrays import Index
+from training.evidence import TestRows
 from training.graph.thresholds import Terms, gain
+from training.statistics import log_losses
 
 RESAMPLES: Final = 1000
 SEED: Final = 7
 
-Indices = npt.NDArray[np.intp]
+EPSILON: Final = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,12 @@ class Pairs:
 
     a: TestRows
     b: TestRows
-    owner: Indices
+    owner: Index
 
     @property
     def label(self) -> npt.NDArray[np.bool_]:
         """The observed outcomes, the same in both."""
         return self.a.label
-
-
-def row_losses(label: npt.NDArray[np.bool_], probability: Floats) -> Floats:
-    """Log loss of each row, in nats."""
-    said = np.where(label, probability, 1 - probability)
-    return np.asarray(-np.log(np.clip(said, np.finfo(np.float64).eps, 1)))
 
 
 class Statistics:
@@ -51,7 +48,7 @@ class Statistics:
         value = (pair.a.value + pair.b.value) / 2
         realised = gain(pair.label.astype(np.float64), value, offer)
         self.by_row = {
-            "log_loss": [row_losses(pair.label, rows.probability) for rows in (pair.a, pair.b)],
+            "log_loss": [log_losses(pair.label, rows.probability, clip=EPSILON) for rows in (pair.a, pair.b)],
             "brier": [(rows.probability - pair.label) ** 2 for rows in (pair.a, pair.b)],
             "profit": [np.where(rows.probability >= rows.threshold, realised, 0.0) for rows in (pair.a, pair.b)],
         }
@@ -85,7 +82,7 @@ class Statistics:
 class Ranks:
     """AUC of a score for any weights of the customers: by the weight of the negatives below each positive."""
 
-    def __init__(self, label: npt.NDArray[np.bool_], score: Floats, owner: Indices) -> None:
+    def __init__(self, label: npt.NDArray[np.bool_], score: Floats, owner: Index) -> None:
         positive, negative = np.flatnonzero(label), np.flatnonzero(~label)
         positive = positive[np.argsort(score[positive], kind="stable")]
         negative = negative[np.argsort(score[negative], kind="stable")]

@@ -10,12 +10,13 @@ import numpy as np
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats
+from training.arrays import Features
 from training.config import TrainingConfig
 from training.data.dataset import Rows
 from training.data.splits import Split, Splits
 from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
 from training.models import spend
-from training.models.probability import Features, Learner, Probability, check_outcomes, fit_probability
+from training.models.probability import Learner, Probability, check_outcomes, fit_probability
 from training.models.segments import Segments, fit_segments
 
 EVALUATION: Final = "evaluation"

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -21,11 +20,10 @@ from sklearn.preprocessing import StandardScaler
 
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
+from training.arrays import Features
 from training.data.splits import Split
 from training.graph.builder import GraphBuilder
 from training.models.trees import tree_parameters
-
-Features = npt.NDArray[np.float32]
 
 LEAST_OUTCOMES: Final = 5
 

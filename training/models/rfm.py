@@ -13,9 +13,9 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from training.arrays import Features
 from training.graph.builder import GraphBuilder
 
-Features = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
 Part = Literal["recency", "frequency", "monetary"]
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from feature_store.definitions import Aggregate, Feature
 from feature_store.state.layout import Floats
+from training.arrays import Features
 from training.graph.features import FeatureSpec
 
 Role = Literal["recency", "tenure", "frequency", "monetary", "attribute", "missing"]
-Features = npt.NDArray[np.float32]
 
 MONTH_DAYS: Final = 30
 MAX_ATTRIBUTES: Final = 6

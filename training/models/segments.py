@@ -17,12 +17,14 @@ from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
 from feature_store.state.layout import Floats
+from training.arrays import Features
 from training.evidence import Segment
 from training.graph.builder import GraphBuilder
 from training.graph.features import FeatureSpec
 from training.models.rfm import GROUPS, Codes, Part, Rfm, fit_rfm, group
 from training.models.segment_names import name_segments
-from training.models.segment_variables import Features, SegmentVariable, attributes, behaviour
+from training.models.segment_variables import SegmentVariable, attributes, behaviour
+from training.statistics import random_rows
 
 MIN_SEGMENTS: Final = 3
 MAX_SEGMENTS: Final = 7
@@ -108,7 +110,7 @@ def fit_segments(
     if len(variables) < MIN_VARIABLES:
         variables += attributes(spec, features, [value, risk])
     weights, offset = _standardising(features, variables)
-    rows = _sample(len(features), FIT_ROWS, seed)
+    rows = random_rows(len(features), FIT_ROWS, seed)
     kmeans = _fit_kmeans(_standardised(features[rows], weights, offset), [value[rows], risk[rows]], seed)
 
     nearest = kmeans.predict(_standardised(features, weights, offset))
@@ -234,7 +236,7 @@ def _kmeans(points: Floats, k: int, seed: int) -> KMeans:
 
 def _quality(points: Floats, kmeans: KMeans, seed: int) -> float:
     """Mean silhouette of a sample (Rousseeuw, 1987); -1 if a segment is tiny or there is only one."""
-    rows = _sample(len(points), SILHOUETTE_ROWS, seed)
+    rows = random_rows(len(points), SILHOUETTE_ROWS, seed)
     labels = kmeans.labels_[rows]
     shares = np.bincount(kmeans.labels_) / len(points)
     if shares.min() < MIN_SHARE or not 1 < len(np.unique(labels)) < len(rows):
@@ -247,11 +249,6 @@ def _explained(guide: Floats, labels: npt.NDArray[np.int32]) -> float:
     rank = np.unique(guide, return_inverse=True)[1].astype(np.float64)
     within = sum(float(rank[labels == label].var() * (labels == label).mean()) for label in np.unique(labels))
     return 1 - within / float(rank.var()) if rank.any() else 0.0
-
-
-def _sample(rows: int, most: int, seed: int) -> npt.NDArray[np.intp]:
-    every = np.arange(rows)
-    return every if rows <= most else np.sort(np.random.default_rng(seed).choice(every, most, replace=False))
 
 
 def _means(values: Floats) -> Floats:

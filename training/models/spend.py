@@ -16,8 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
+from training.arrays import Features
 from training.graph.builder import GraphBuilder
-from training.models.probability import Features, Learner, add_linear
+from training.models.probability import Learner, add_linear
 from training.models.trees import tree_parameters
 
 LEAST: Final = 1e-9

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
-from training.evidence import Floats, TestRows
+from feature_store.state.layout import Floats
+from training.evidence import TestRows
 
 POINTS: Final = 300
 BINS: Final = 10
@@ -98,14 +99,6 @@ def thresholds_by_value(rows: TestRows) -> list[dict[str, Any]]:
                 }
             )
     return summaries
-
-
-def clustered_mean(figures: Floats, customer: npt.NDArray[np.uint64]) -> tuple[float, float]:
-    """Mean of the rows' figures, and its standard error clustered by customer."""
-    mean = float(figures.mean())
-    _, owner = np.unique(customer, return_inverse=True)
-    sums = np.bincount(owner, figures - mean)
-    return mean, float(np.sqrt((sums**2).sum()) / len(figures))
 
 
 def _spread(along: Floats) -> npt.NDArray[np.intp]:

@@ -10,11 +10,12 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from feature_store.bundles.bundle import Manifest
-from training.evaluation.paired_bootstrap import row_losses
-from training.evidence import Evidence, Floats, Policy, Rung, TestRows, terms
+from feature_store.state.layout import Floats
+from training.evidence import Evidence, Policy, Rung, TestRows, terms
 from training.graph.thresholds import gain
 from training.report import curves
 from training.report.drawing import compact, plain
+from training.statistics import clustered_standard_error, log_losses
 
 MAX_CALIBRATION_ERROR: Final = 0.05
 """Maximum calibration error at which thresholds can be trusted."""
@@ -101,8 +102,9 @@ def _against_baseline(rows: TestRows) -> tuple[bool, str]:
     """Whether log loss is significantly lower than the baseline's, and the baseline's AUC as part of a sentence."""
     with_recency = curves.has_baseline(rows)
     baseline: Floats = rows.baseline if with_recency else np.full(len(rows.label), rows.label.mean())
-    difference = row_losses(rows.label, rows.probability) - row_losses(rows.label, baseline)
-    mean, error = curves.clustered_mean(difference, rows.customer)
+    difference = log_losses(rows.label, rows.probability) - log_losses(rows.label, baseline)
+    cluster = np.unique(rows.customer, return_inverse=True)[1]
+    mean, error = float(difference.mean()), clustered_standard_error(difference, cluster)
     text = f", recency alone {roc_auc_score(rows.label, baseline):.3f}" if with_recency else ", chance is 0.500"
     return mean + 1.96 * error < 0, text
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats
+from training.arrays import Features
 from training.data.dataset import Rows
 from training.data.splits import Splits
 from training.evidence import Rung, Trial
 from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
-from training.losses import behind, simplest
 from training.models import probability, spend
-from training.models.probability import Features, Learner, mean_score
+from training.models.probability import Learner, mean_score
 from training.parallel import IN_PROCESS, Task, WorkerPool
 from training.selection.fold_losses import (
     fold_losses,
@@ -27,6 +27,7 @@ from training.selection.fold_losses import (
     losses_of_scores,
     scores_of_part,
 )
+from training.selection.one_standard_error import paired_loss_gap, simplest
 
 Done = Callable[[], None]
 
@@ -139,7 +140,7 @@ def climb(
     rungs = []
     for some, rung in zip(kept, losses, strict=True):
         narrow = spec.narrowed(some)
-        distance = {target: behind(rung[target], best[target], judged[target]) for target in splits}
+        distance = {target: paired_loss_gap(rung[target], best[target], judged[target]) for target in splits}
         rungs.append(
             Rung(
                 slots=[spec.layout.features[i].name for i in some],

@@ -13,13 +13,14 @@ from scipy.special import expit
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats
-from training.data.dataset import Index, Rows
+from training.arrays import Features, Index
+from training.data.dataset import Rows
 from training.data.splits import Splits
 from training.graph.features import FeatureMatrix
-from training.losses import log_losses, poisson_losses
 from training.models import probability, spend
-from training.models.probability import Features, Learner, Make, fit_part
+from training.models.probability import Learner, Make, fit_part
 from training.models.trees import ScoresOfChanged
+from training.statistics import log_losses, poisson_losses
 
 JUDGED_ROWS: Final = 4000
 """Rows by which slots are ranked: shuffling each of many slots on all rows would take most of a fit."""
@@ -120,6 +121,4 @@ def _prediction(target: str, scores: Floats) -> Floats:
 
 
 def _sample(index: Index, most: int, seed: int) -> Index:
-    if len(index) <= most:
-        return index
-    return np.sort(np.random.default_rng(seed).choice(index, most, replace=False))
+    return index[random_rows(len(index), most, seed)]

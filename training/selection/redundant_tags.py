@@ -17,10 +17,11 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import poisson
 
+from feature_store.state.layout import Floats
+from training.arrays import Bools
 from training.evidence import Tag
+from training.statistics import random_rows
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Loss = Callable[[list[int]], float]
 
 LEAST_TAGS: Final = 5
@@ -93,9 +94,7 @@ def propose_tags(
 
 def find_rules(tags: Bools, seed: int) -> Rules:
     """Rules between pairs of tags ``[n, tags]``, from a sample of the rows."""
-    sample = tags
-    if len(tags) > ROWS:
-        sample = tags[np.sort(np.random.default_rng(seed).choice(len(tags), ROWS, replace=False))]
+    sample = tags[random_rows(len(tags), ROWS, seed)]
     n = len(sample)
     ones = sample.astype(np.float32)  # exact: counts stay below 2**24
     both = (ones.T @ ones).astype(np.float64)

@@ -11,11 +11,12 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import InputError
+from feature_store.state.layout import Floats
 from tests.made_evidence import CUTOFFS, OFFER, logistic, made_manifest, made_rows
 from training.evaluation.compare import Comparison, compare_rows
 from training.evaluation.metrics import policy_metrics
 from training.evaluation.paired_bootstrap import Pairs, Statistics
-from training.evidence import Floats, TestRows, hashed_ids
+from training.evidence import TestRows, hashed_ids
 
 Rows = dict[str, TestRows]
 

@@ -9,12 +9,12 @@ from scipy.special import expit
 from feature_store.bundles.onnx_session import Graph
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
+from training.arrays import Features
 from training.data.splits import Split
 from training.graph.builder import GraphBuilder
 from training.models import spend
 from training.models.probability import (
     LEARNERS,
-    Features,
     Learner,
     Probability,
     Together,

@@ -270,15 +270,6 @@ def test_many_rows_do_not_make_a_large_report() -> None:
     assert len(render_report(made_manifest(rows), made_evidence(), rows).encode()) < 1_000_000
 
 
-def test_rows_of_one_customer_are_not_independent() -> None:
-    figures = np.random.default_rng(1).normal(size=400)
-    customer = np.arange(400, dtype=np.uint64)
-    mean, error = curves.clustered_mean(figures, customer)
-    assert error == pytest.approx(figures.std() / 20)
-    again = curves.clustered_mean(np.tile(figures, 4), np.tile(customer, 4))
-    assert again == pytest.approx((mean, error))
-
-
 def test_lift_gains_and_reliability_on_an_example_to_check_by_hand() -> None:
     label = np.arange(100) >= 80
     score = np.linspace(0.005, 0.995, 100)

@@ -14,12 +14,11 @@ from sklearn.cluster import KMeans
 from feature_store.bundles.onnx_session import Graph
 from feature_store.definitions import Feature
 from feature_store.state.layout import Floats, StateLayout
+from training.arrays import Features
 from training.graph.builder import GraphBuilder
 from training.graph.features import FeatureSpec
 from training.models import rfm
 from training.models.segments import Segments, add_segments, fit_segments, profile
-
-Features = npt.NDArray[np.float32]
 
 SHOP = FeatureSpec(
     StateLayout(

@@ -9,8 +9,9 @@ import pytest
 
 from feature_store.state.layout import DAY_S
 from tests.made_rows import made_config, made_rows
+from training.arrays import Index
 from training.data.cutoffs import TARGETS, CutoffPlan, lay_out
-from training.data.dataset import Index, Rows
+from training.data.dataset import Rows
 from training.data.splits import Split, random_splits, temporal_splits
 
 PLAN = lay_out(made_config(), 0.0, 365 * DAY_S)

@@ -10,9 +10,8 @@ import pytest
 from mlxtend.frequent_patterns import apriori, association_rules  # type: ignore[import-untyped]
 from pandas import DataFrame  # type: ignore[import-untyped]
 
+from training.arrays import Bools
 from training.selection.redundant_tags import find_rules, is_tag_table, propose_tags, tag_columns
-
-Bools = npt.NDArray[np.bool_]
 
 
 def independent(rows: int, tags: int, seed: int = 0) -> Bools:

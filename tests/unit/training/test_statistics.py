@@ -1,4 +1,4 @@
-"""Losses row by row, and how far one model is behind another beyond noise: on examples worked by hand."""
+"""Losses by row, clustered standard errors and the one-standard-error rule, on examples worked by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from training.losses import behind, log_losses, poisson_losses, simplest
+from training.selection.one_standard_error import paired_loss_gap, simplest
+from training.statistics import clustered_standard_error, log_losses, poisson_losses
 
 
 def test_losses_equal_their_textbook_definitions() -> None:
@@ -27,18 +28,18 @@ def test_a_certain_and_wrong_probability_has_a_large_finite_loss() -> None:
 def test_the_standard_error_is_clustered_by_customer() -> None:
     losses, best = np.array([2.0, 2.0, 0.0, 0.0]), np.zeros(4)
     # Mean 1; two customers whose rows are 1 above it twice, and 1 below it twice: sums of 2 and -2.
-    together = behind(losses, best, np.array([0, 0, 1, 1]))
+    together = paired_loss_gap(losses, best, np.array([0, 0, 1, 1]))
     assert astuple(together) == pytest.approx((1.0, math.sqrt(2**2 + 2**2) / 4))
     # As if they were four customers, each 1 from the mean.
-    apart = behind(losses, best, np.arange(4))
+    apart = paired_loss_gap(losses, best, np.arange(4))
     assert astuple(apart) == pytest.approx((1.0, math.sqrt(4) / 4))
     # A customer who is as much above the mean as below it says nothing against it.
-    assert behind(losses, best, np.array([0, 1, 0, 1])).error == 0.0
+    assert paired_loss_gap(losses, best, np.array([0, 1, 0, 1])).error == 0.0
 
 
 def test_only_the_paired_difference_counts() -> None:
     hard = np.array([0.0, 100.0, 3.0, 7000.0])
-    assert astuple(behind(hard + 0.5, hard, np.arange(4))) == pytest.approx((0.5, 0.0), abs=1e-12)
+    assert astuple(paired_loss_gap(hard + 0.5, hard, np.arange(4))) == pytest.approx((0.5, 0.0), abs=1e-12)
 
 
 def test_the_first_that_is_within_one_standard_error_of_the_best_is_the_simplest() -> None:
@@ -47,10 +48,19 @@ def test_the_first_that_is_within_one_standard_error_of_the_best_is_the_simplest
     noisily_worse = np.array([2.0, -1.9, 2.0, -1.9])
     chosen, found = simplest([clearly_worse, noisily_worse, best], customer)
     assert chosen == 1
-    assert [one.within for one in found] == [False, True, True]
-    assert [one.mean for one in found] == pytest.approx([1.0, 0.05, 0.0])
+    assert [gap.within_one_se for gap in found] == [False, True, True]
+    assert [gap.mean for gap in found] == pytest.approx([1.0, 0.05, 0.0])
 
 
 def test_the_best_is_chosen_if_all_simpler_ones_are_worse_beyond_noise() -> None:
     chosen, _ = simplest([np.ones(4), np.zeros(4), np.ones(4)], np.arange(4))
     assert chosen == 1
+
+
+def test_repeated_rows_of_the_same_customers_add_no_information() -> None:
+    figures, customer = np.random.default_rng(1).normal(size=400), np.arange(400)
+    error = clustered_standard_error(figures, customer)
+    assert error == pytest.approx(figures.std() / 20)
+    assert clustered_standard_error(np.tile(figures, 4), np.tile(customer, 4)) == pytest.approx(error)
+    corrected = clustered_standard_error(figures, customer, small_sample=True)
+    assert corrected == pytest.approx(figures.std(ddof=1) / 20)
