@@ -101,7 +101,7 @@ def test_a_calibration_block_of_one_outcome_is_refused(call: Call, shop: Shop, t
     shop.change_events(f"FROM old WHERE event_type = 'view' OR ts < {END - 100 * 86_400}")
     done = fit(call, shop.config, tmp_path / "registry")
     assert done.is_bad_input
-    assert "have the rarer outcome, 5 are needed: bring more customers, or change churn.event" in done.err
+    assert "have the rarer outcome; 5 are required: add customers, or change churn.event" in done.err
 
 
 def test_a_test_block_of_one_outcome_is_refused(call: Call, shop: Shop, tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import duckdb
 
 from feature_store.definitions import MAX_CATEGORIES
-from feature_store.offline.source import NUMERIC
 from feature_store.sql import identifier
 from training.config import Treatment
+from training.data.columns import is_number, is_text
 from training.evidence import Finding
 
 SAMPLE_ROWS: Final = 100_000
@@ -27,14 +27,6 @@ MIN_UNIQUE_ROWS: Final = 1_000
 """With fewer rows, whole numbers that are no ids may all be distinct by chance."""
 
 WHOLE: Final = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
-TEXT: Final = ("VARCHAR", "ENUM")
-MAX_LISTED: Final = 10
-
-
-def columns_of(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """DuckDB types by column name of the table ``attributes``, without the customer's id."""
-    types = {row[0]: row[1] for row in connection.execute("DESCRIBE attributes").fetchall()}
-    return {name: kind for name, kind in types.items() if name != "customer_id"}
 
 
 def treatment_columns(treatment: Treatment | None) -> list[tuple[str, str]]:
@@ -45,16 +37,6 @@ def treatment_columns(treatment: Treatment | None) -> list[tuple[str, str]]:
     if isinstance(treatment.probability, str):
         named.append(("treatment.probability", treatment.probability))
     return named
-
-
-def is_text(kind: str) -> bool:
-    """Whether a DuckDB type holds text."""
-    return kind.startswith(TEXT)
-
-
-def is_number(kind: str) -> bool:
-    """Whether a DuckDB type holds numbers or truth values."""
-    return NUMERIC.fullmatch(kind) is not None
 
 
 def sample_rows(rows: int) -> str:
@@ -155,10 +137,3 @@ def _is_id(kind: str, values: int, rows: int) -> bool:
     if is_text(kind):
         return values > MAX_CATEGORIES and values >= UNIQUE_SHARE * rows
     return kind.removeprefix("U") in WHOLE and rows >= MIN_UNIQUE_ROWS and values == rows
-
-
-def text_list(names: Iterable[str]) -> str:
-    """Names as text for a message: the first MAX_LISTED of them, and the number of the others."""
-    shortened = [name if len(name) <= MAX_CATEGORIES else f"{name[:MAX_CATEGORIES]}…" for name in names]
-    more = f" and {len(shortened) - MAX_LISTED:,} more" if len(shortened) > MAX_LISTED else ""
-    return (", ".join(shortened[:MAX_LISTED]) or "none") + more

@@ -8,9 +8,9 @@ from typing import Final
 
 import duckdb
 
-from training.audit.columns import text_list
 from training.audit.event_times import iso_day
 from training.config import TrainingConfig
+from training.data.columns import text_list
 from training.evidence import Finding
 
 MAX_TYPES: Final = 200

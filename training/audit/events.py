@@ -10,11 +10,12 @@ import duckdb
 
 from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
-from training.audit.columns import audit_columns, columns_of, text_list, treatment_columns
+from training.audit.columns import audit_columns, treatment_columns
 from training.audit.event_times import Days, audit_times, count_days
 from training.audit.event_types import audit_types, count_types
 from training.audit.event_values import audit_values
 from training.config import TrainingConfig
+from training.data.columns import columns_of, text_list
 from training.data.cutoffs import lay_out
 from training.evidence import Finding
 

@@ -11,17 +11,10 @@ import numpy as np
 from feature_store.config import Snapshot
 from feature_store.definitions import MAX_CATEGORIES
 from feature_store.sql import identifier
-from training.audit.columns import (
-    audit_columns,
-    columns_of,
-    is_number,
-    is_text,
-    sample_rows,
-    text_list,
-    treatment_columns,
-)
+from training.audit.columns import audit_columns, sample_rows, treatment_columns
 from training.audit.events import FEW_CUSTOMERS, MIN_CUSTOMERS
 from training.config import Treatment
+from training.data.columns import columns_of, is_number, is_text, text_list
 from training.evidence import Finding
 
 MIN_OUTCOMES: Final = 20

@@ -12,19 +12,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from sklearn.model_selection import GroupKFold
 
+from feature_store.bundles.bundle import OFFERS
+from feature_store.errors import InputError
+from feature_store.state.layout import Floats
 from training.arrays import Index
 from training.data.cutoffs import TARGETS, CutoffPlan, Cutoffs
 from training.data.dataset import Rows
 
 TEST_PARTS: Final = 5
 """One in this number of a snapshot's rows is for the test, and one in this number of the others for calibration."""
+
+MIN_OUTCOMES: Final = 5
+"""Minimum number of rows with the rarer outcome in each block."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +84,35 @@ def _grouped_folds(rows: Rows, index: Index, parts: int, seed: int) -> list[tupl
     """Grouped k-fold split of the rows at ``index``: pairs of (all parts but one, that part)."""
     folds = GroupKFold(parts, shuffle=True, random_state=seed)
     return [(index[rest], index[part]) for rest, part in folds.split(index, groups=rows.group[index])]
+
+
+def check_splits(rows: Rows, splits: Mapping[str, Splits]) -> None:
+    """Check that every block has enough outcomes to fit on or to test with; InputError if not."""
+    for target, split in splits.items():
+        labels = rows.label(target)
+        if target not in OFFERS:
+            check_spend(labels[split.evaluation.fit])
+            continue
+        blocks = {"fit": split.evaluation.fit, "calibration": split.evaluation.calibration, "test": split.test}
+        for block, index in blocks.items():
+            check_outcomes(target, block, labels[index])
+
+
+def check_outcomes(name: str, block: str, labels: Floats) -> None:
+    """Check that a block has at least MIN_OUTCOMES of both outcomes; InputError if not."""
+    rarer = int(min(labels.sum(), len(labels) - labels.sum()))
+    if rarer < MIN_OUTCOMES:
+        raise InputError(
+            f"{name}: of {len(labels)} customers at the {block} cut-offs, {rarer} have the rarer outcome; "
+            f"{MIN_OUTCOMES} are required: add customers, or change {name}.event, {name}.horizon_days or "
+            "churn.active_days"
+        )
+
+
+def check_spend(spend: Floats) -> None:
+    """Check that there is any spend; InputError if not."""
+    if not spend.any():
+        raise InputError(
+            "economics: no customer spends anything within the horizon of the fit cut-offs: select an amount in "
+            "source.events, or change economics.event"
+        )

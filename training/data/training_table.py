@@ -17,10 +17,9 @@ from training.data import splits
 from training.data.clipping import learn_clips
 from training.data.cutoffs import TARGETS, CutoffPlan, lay_out
 from training.data.dataset import Rows, build_rows, snapshot_rows
-from training.data.splits import Splits
+from training.data.splits import Splits, check_splits
 from training.evidence import Rung, Tag
 from training.graph.features import FeatureSpec
-from training.models.model_set import check_splits
 from training.parallel import IN_PROCESS, WorkerPool
 from training.selection.backward_elimination import climb, fold_loss, rungs_of
 from training.selection.redundant_tags import is_tag_table, propose_tags, tag_columns

@@ -16,7 +16,7 @@ from training.data.dataset import Rows
 from training.data.splits import Split, Splits
 from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
 from training.models import spend
-from training.models.probability import Learner, Probability, check_outcomes, fit_probability
+from training.models.probability import Learner, Probability, fit_probability
 from training.models.segments import Segments, fit_segments
 
 EVALUATION: Final = "evaluation"
@@ -36,18 +36,6 @@ class Models:
         """Probability ``[n]``; 0 for an offer without a model."""
         model = self.probability.get(offer)
         return np.zeros(len(features)) if model is None else model.predict(features)
-
-
-def check_splits(rows: Rows, splits: Mapping[str, Splits]) -> None:
-    """InputError where a block has too few outcomes to learn from or to judge by."""
-    for target, split in splits.items():
-        labels = rows.label(target)
-        if target not in OFFERS:
-            spend.check_spend(labels[split.evaluation.fit])
-            continue
-        blocks = {"fit": split.evaluation.fit, "calibration": split.evaluation.calibration, "test": split.test}
-        for block, index in blocks.items():
-            check_outcomes(target, block, labels[index])
 
 
 def fit_models(

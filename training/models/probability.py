@@ -18,14 +18,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from feature_store.errors import InputError
 from feature_store.state.layout import Floats
 from training.arrays import Features
 from training.data.splits import Split
 from training.graph.builder import GraphBuilder
 from training.models.trees import tree_parameters
-
-LEAST_OUTCOMES: Final = 5
 
 WEAK: Final = 1e3
 """Of the calibration's penalty, which only keeps it finite where a score parts the outcomes without an error."""
@@ -121,21 +118,10 @@ def add_linear(graph: GraphBuilder, scaler: StandardScaler, weight: Floats, inte
     return graph.add("Gemm", exact, graph.constant(own[:, np.newaxis]), graph.constant(np.array([offset])))
 
 
-def check_outcomes(name: str, block: str, labels: Floats) -> None:
-    """InputError where a block has too few of one outcome to learn from it or to judge by it."""
-    fewest = int(min(labels.sum(), len(labels) - labels.sum()))
-    if fewest < LEAST_OUTCOMES:
-        raise InputError(
-            f"{name}: of {len(labels)} customers at the {block} cut-offs {fewest} have the rarer outcome, "
-            f"{LEAST_OUTCOMES} are needed: bring more customers, or change {name}.event, {name}.horizon_days or "
-            "churn.active_days"
-        )
-
-
 def fit_probability(learner: Learner, features: Features, labels: Floats, split: Split, seed: int) -> Probability:
     """Fitted on one block, calibrated on a later one, then fitted again on everything with that calibration.
 
-    Blocks must have passed :func:`check_outcomes`.
+    Blocks must have passed :func:`training.data.splits.check_outcomes`.
     """
     first = learner.fit(features[split.fit], labels[split.fit], seed)
     score = first.decision_function(features[split.calibration].astype(np.float64))

@@ -14,7 +14,6 @@ from sklearn.linear_model import PoissonRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from feature_store.errors import InputError
 from feature_store.state.layout import Floats
 from training.arrays import Features
 from training.graph.builder import GraphBuilder
@@ -65,15 +64,6 @@ class SpendModel:
         else:
             log = graph.add("Cast", graph.trees(self.regressor, features, columns), to=graph.float64)
         return graph.add("Max", graph.add("Exp", log), graph.constant(np.array([[LEAST]])))
-
-
-def check_spend(spend: Floats) -> None:
-    """InputError where nobody spends anything."""
-    if not spend.any():
-        raise InputError(
-            "economics: no customer spends anything within the horizon of the fit cut-offs: select an amount in "
-            "source.events, or change economics.event"
-        )
 
 
 def fit_spend(learner: Learner, features: Features, spend: Floats, seed: int) -> SpendModel:

@@ -10,7 +10,7 @@ import duckdb
 
 from feature_store.errors import InputError
 from feature_store.sql import identifier
-from training.audit.columns import is_number, is_text, text_list
+from training.data.columns import is_number, is_text, text_list
 from training.scaffold.formats import ColumnFormat, number_format, time_format
 from training.scaffold.synonyms import BUYING, CARTING, NAMES, QUANTITY, VIEWING, candidates, is_named, parts, plain
 from training.scaffold.tables import InputTable

@@ -15,8 +15,8 @@ from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
 from feature_store.sql import identifier, literal
 from feature_store.timestamps import utc_date
-from training.audit.columns import text_list
 from training.config import Economics, TrainingConfig
+from training.data.columns import text_list
 from training.scaffold import toml_text as toml
 from training.scaffold.cadence import Cadence, HorizonProposal, measure, propose_horizons
 from training.scaffold.column_roles import ColumnRoles, find_roles

@@ -13,9 +13,9 @@ from feature_store.config import Snapshot, Source
 from feature_store.errors import InputError
 from feature_store.offline.source import read_attributes
 from feature_store.sql import identifier
-from training.audit.columns import columns_of, is_number, is_text, text_list
 from training.audit.snapshot import audit_snapshot
 from training.config import Economics
+from training.data.columns import columns_of, is_number, is_text, text_list
 from training.scaffold import toml_text as toml
 from training.scaffold.events import Scaffold, check
 from training.scaffold.formats import number_format, time_format

@@ -20,7 +20,7 @@ from training.graph.features import FeatureMatrix
 from training.models import probability, spend
 from training.models.probability import Learner, Make, fit_part
 from training.models.trees import ScoresOfChanged
-from training.statistics import log_losses, poisson_losses
+from training.statistics import log_losses, poisson_losses, random_rows
 
 JUDGED_ROWS: Final = 4000
 """Rows by which slots are ranked: shuffling each of many slots on all rows would take most of a fit."""

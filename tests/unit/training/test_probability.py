@@ -10,7 +10,7 @@ from feature_store.bundles.onnx_session import Graph
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
 from training.arrays import Features
-from training.data.splits import Split
+from training.data.splits import Split, check_outcomes
 from training.graph.builder import GraphBuilder
 from training.models import spend
 from training.models.probability import (
@@ -19,7 +19,6 @@ from training.models.probability import (
     Probability,
     Together,
     add_probabilities,
-    check_outcomes,
     fit_probability,
 )
 
@@ -92,7 +91,7 @@ def test_a_model_is_calibrated_on_rows_it_was_not_fitted_on_and_then_fitted_on_a
 
 def test_too_few_outcomes_are_refused_with_the_numbers() -> None:
     with pytest.raises(
-        InputError, match="churn: of 104 customers at the test cut-offs 4 have the rarer outcome, 5 are"
+        InputError, match="churn: of 104 customers at the test cut-offs, 4 have the rarer outcome; 5 are"
     ):
         check_outcomes("churn", "test", np.repeat([0.0, 1.0], [100, 4]))
     check_outcomes("churn", "test", np.repeat([0.0, 1.0], [5, 100]))
