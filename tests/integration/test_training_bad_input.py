@@ -120,21 +120,21 @@ def test_customers_too_few_to_differ_are_refused(call: Call, shop: Shop, tmp_pat
     shop.change_events("FROM old WHERE customer_id < 'c0008'")
     done = fit(call, shop.config, tmp_path / "registry")
     assert done.is_bad_input
-    assert "customers have a 'purchase', at least 50 are needed and 200 make sense: bring more customers" in done.err
+    assert "customers have a 'purchase'; 50 are required and at least 200 recommended: add customers" in done.err
 
 
 def test_a_handful_of_customers_is_refused_without_a_warning(call: Call, shop: Shop, tmp_path: Path) -> None:
     shop.change_events("FROM old WHERE customer_id < 'c0020'")
     done = fit(call, shop.config, tmp_path / "registry")
     assert done.is_bad_input
-    assert "18 customers have a 'purchase', at least 50 are needed" in done.err
+    assert "18 customers have a 'purchase'; 50 are required" in done.err
 
 
 def test_a_registry_that_is_a_file_is_refused_before_any_work(call: Call, toy: Trained, tmp_path: Path) -> None:
     (tmp_path / "registry").write_text("mine")
     done = call(cli, "fit", toy.shop.config, "--registry", tmp_path / "registry")
     assert done.is_bad_input
-    assert done.err == f"error: --registry {tmp_path}/registry is a file: name a folder\n"
+    assert done.err == f"error: --registry {tmp_path}/registry is a file: give a folder\n"
     assert "reading the source" not in done.out
     assert (tmp_path / "registry").read_text() == "mine"
 
