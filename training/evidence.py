@@ -1,7 +1,7 @@
-"""What a fit found out: two files of the bundle, from which report and comparison are made.
+"""The evidence of a fit: two files of the bundle, from which report and comparison are made.
 
-``evidence.json`` holds tables, ``evidence.npz`` the scored rows of the test cut-offs. Neither holds a customer's id:
-rows are told apart by a hash of it.
+``evidence.json`` has tables, ``evidence.npz`` the scored rows of the test cut-offs. Neither has the ids of customers:
+rows are identified by a hash of the id.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Finding(_Table):
 
 
 class Quality(_Table):
-    """AUC and log loss of one way to estimate them."""
+    """AUC and log loss."""
 
     auc: float
     log_loss: float
 
 
 class Optimism(_Table):
-    """What a random split would have promised for an offer, next to what later cut-offs deliver."""
+    """Quality for an offer by a random split and by the temporal split."""
 
     offer: str
     random: Quality
@@ -63,10 +63,15 @@ class Optimism(_Table):
 
 
 class Trial(_Table):
-    """A candidate model in the temporal folds.
+    """A candidate model in cross-validation.
 
-    loss: mean log loss (spend: Poisson deviance) of the validation rows; behind: how much more than the best
-    candidate's, with its standard error, from paired differences clustered by customer.
+    Attributes:
+        target: What it predicts.
+        model: Its name.
+        loss: Mean log loss (spend: Poisson deviance) of the validation rows.
+        behind: How much higher that is than the best candidate's.
+        error: Standard error of ``behind``, from paired differences clustered by customer.
+        chosen: Whether it is the model that is used.
     """
 
     target: str
@@ -78,10 +83,16 @@ class Trial(_Table):
 
 
 class Rung(_Table):
-    """One step of the ladder: a set of slots, and what the models lose with it.
+    """A step of backward elimination: a set of slots, and the loss of models with it.
 
-    loss, behind, error: by target, as in Trial, against the best rung; graph_us: what it took to make the features of
-    one customer's state, in microseconds.
+    Attributes:
+        slots: Names of the slots.
+        state_bytes: Size of a state.
+        loss: By target, as in Trial.
+        behind: By target, compared with the best subset.
+        error: By target, the standard error of ``behind``.
+        graph_us: Time to compute the features of one state, in microseconds.
+        chosen: Whether it is the subset that is used.
     """
 
     slots: list[str]
@@ -94,7 +105,10 @@ class Rung(_Table):
 
 
 class Importance(_Table):
-    """How much AUC (spend: deviance) is lost on the test cut-offs when a slot's values are shuffled among the rows."""
+    """Permutation importance (Breiman, 2001): AUC (spend: deviance) lost on the test rows when a slot is shuffled.
+
+    ``lost`` is the mean over repetitions and ``spread`` the standard deviation.
+    """
 
     target: str
     slot: str
@@ -103,7 +117,7 @@ class Importance(_Table):
 
 
 class Damage(_Table):
-    """Quality on damaged data: ``kind`` is ``missing values``, ``lost events`` or ``duplicated events``."""
+    """AUC on damaged data; ``kind`` is ``missing values``, ``lost events`` or ``duplicated events``."""
 
     offer: str
     kind: str
@@ -112,7 +126,7 @@ class Damage(_Table):
 
 
 class Segment(_Table):
-    """A group of customers at the test cut-offs (rates and means over them)."""
+    """A segment of the customers at the test cut-offs, with its rates and means."""
 
     name: str
     scheme: Literal["k-means", "RFM"]
@@ -124,9 +138,20 @@ class Segment(_Table):
 
 
 class Policy(_Table):
-    """Profit of one way to choose customers, at one budget; low and high: 95 % bootstrap interval, by customers.
+    """Profit of a policy at one budget.
 
-    against: mean of (dynamic threshold minus this policy) with its interval; None for the dynamic threshold itself.
+    Attributes:
+        offer: The offer.
+        policy: Name of the policy.
+        budget_share: Share of customers that may be contacted.
+        contacts: Number of contacts.
+        expected: Expected profit.
+        realised: Realised profit.
+        low: Lower end of its 95 % interval, by a bootstrap of customers.
+        high: Upper end.
+        ahead: Realised profit of the dynamic threshold minus that of this policy; None for the dynamic threshold.
+        ahead_low: Lower end of the interval of ``ahead``.
+        ahead_high: Upper end.
     """
 
     offer: str
@@ -143,9 +168,10 @@ class Policy(_Table):
 
 
 class Cell(_Table):
-    """The dynamic threshold against the best single one (tuned on calibration data) for assumed rates.
+    """Dynamic against single threshold for a pair of assumed rates: differences in realised profit with intervals.
 
-    ahead: at equal contacts; tuned_ahead: against the single threshold with as many contacts as it does best with.
+    ``ahead``: with the same number of contacts; ``tuned_ahead``: against the single threshold with the number of
+    contacts that is best for it on the calibration data.
     """
 
     offer: str
@@ -161,7 +187,7 @@ class Cell(_Table):
 
 
 class Value(_Table):
-    """Value per customer of a policy on randomised data, by one estimator (IPS, SNIPS, DR), with its 95 % interval."""
+    """Value per customer of a policy, estimated from randomised data (IPS, SNIPS or DR), with its 95 % interval."""
 
     policy: str
     estimator: str
@@ -171,7 +197,16 @@ class Value(_Table):
 
 
 class Tag(_Table):
-    """A tag (0/1 attribute) that others say as well, and what leaving it out costs."""
+    """A binary attribute, and how well others imply it.
+
+    Attributes:
+        tag: Name of the attribute.
+        said_by: Attributes that imply it, with ``not`` before those whose absence does.
+        support: Share of customers that have it.
+        confidence: Highest confidence of these rules.
+        cluster: Number of its cluster.
+        kept: Whether the models need it.
+    """
 
     tag: str
     said_by: list[str]
@@ -182,7 +217,7 @@ class Tag(_Table):
 
 
 class Evidence(_Table):
-    """All tables. An empty one means that it does not apply, and ``notes`` say why."""
+    """All tables. An empty table does not apply; ``notes`` say why."""
 
     audit: list[Finding] = []
     optimism: list[Optimism] = []
@@ -204,12 +239,20 @@ class Evidence(_Table):
 
 @dataclass(frozen=True)
 class TestRows:
-    """Rows of an offer's test cut-offs, each array ``[n]``, as the models of the evaluation scored them.
+    """An offer's test rows as scored by the evaluation models, each array ``[n]``.
 
-    customer: uint64 hash of the id; cutoff: unix seconds (0 where there are none); probability: calibrated;
-    threshold: dynamic; value: margin times expected spend; contact_cost and offer_cost: of acting on the customer;
-    recency_days: NaN where there is none; baseline: recency alone as a probability; random: probability by a model
-    of a random split, NaN where the row was in its training part.
+    Attributes:
+        customer: Hash of the id, uint64.
+        cutoff: Unix seconds; 0 for a snapshot.
+        label: The observed outcome.
+        probability: Calibrated.
+        threshold: Dynamic.
+        value: Margin times expected spend.
+        contact_cost: For the customer.
+        offer_cost: For the customer.
+        recency_days: NaN if unknown.
+        baseline: Probability by recency alone.
+        random: Probability by a model of a random split, NaN if the row was in its training part.
     """
 
     __test__ = False
@@ -228,31 +271,31 @@ class TestRows:
 
 
 def terms(manifest: Manifest, offer: str, rows: TestRows) -> CustomerOffer:
-    """The offer to the customers of test rows, at the rates of a manifest."""
+    """The offer to the customers of test rows, with the rates of a manifest."""
     success, redemption = (manifest.economics[f"{offer}.{rate}"] for rate in ("success_rate", "redemption_rate"))
     return CustomerOffer(rows.contact_cost, rows.offer_cost, success, redemption, budget_share=1.0)
 
 
 def hashed_ids(customer_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """The same id has the same hash in every bundle, and no hash tells the id to who does not know it already."""
+    """Hashes of ids, uint64; an id has the same hash in every bundle. Without a key, known ids can be recognised."""
     digests = [hashlib.blake2b(name.encode(), digest_size=8, person=b"tidemark").digest() for name in customer_ids]
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
 def pack_rows(rows: Mapping[str, TestRows]) -> bytes:
-    """The rows file, by offer."""
-    arrays = {f"{offer}_{name}": column for offer, found in rows.items() for name, column in vars(found).items()}
+    """The contents of the rows file."""
+    arrays = {f"{offer}_{name}": column for offer, table in rows.items() for name, column in vars(table).items()}
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
 def read_evidence(folder: Path) -> tuple[Evidence, dict[str, TestRows]]:
-    """Tables and rows of a bundle's folder; InputError where they are missing or torn."""
-    if folder.is_dir() and not (folder / TABLES_FILE).exists():  # it is written after the rows
+    """Read tables and rows from a bundle's folder; InputError if they are missing or damaged."""
+    if folder.is_dir() and not (folder / TABLES_FILE).exists():  # written after the rows
         raise InputError(
-            f"{folder}: the evidence is not there yet: the fit that published this bundle adds it when it is made. "
-            "If that fit has been stopped, fit again"
+            f"{folder}: the bundle has no evidence yet: the fit that published it adds the evidence when it is ready; "
+            "if that fit was stopped, fit again"
         )
     try:
         tables = Evidence.model_validate_json((folder / TABLES_FILE).read_bytes())
@@ -265,5 +308,5 @@ def read_evidence(folder: Path) -> tuple[Evidence, dict[str, TestRows]]:
             if f"{offer}_label" in arrays
         }
     except (OSError, ValidationError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{folder}: no evidence can be read there ({type(error).__name__}): fit it again") from error
+        raise InputError(f"{folder}: the evidence cannot be read ({type(error).__name__}): fit it again") from error
     return tables, rows

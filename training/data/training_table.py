@@ -22,7 +22,7 @@ from training.evidence import Rung, Tag
 from training.graph.features import FeatureSpec
 from training.parallel import IN_PROCESS, WorkerPool
 from training.selection.backward_elimination import climb, fold_loss, rungs_of
-from training.selection.redundant_tags import is_tag_table, propose_tags, tag_columns
+from training.selection.redundant_tags import binary_columns, find_redundant, has_enough_binary
 
 Progress = Callable[[str, int], Callable[[], None]]
 """Called with a step's name and its number of parts; returns what to call after each part."""
@@ -118,9 +118,9 @@ def _tags(some: Data, seed: int) -> tuple[list[Tag], dict[str, float]]:
     """Of many 0/1 attributes, those that say the same, and what leaving them out costs in the loss of the folds."""
     names = [feature.name for feature in some.spec.layout.features]
     columns = {name: some.rows.state[:, at] for at, name in enumerate(names)}
-    if not is_tag_table(columns):
+    if not has_enough_binary(columns):
         return [], {}
-    mine = tag_columns(columns)
+    mine = binary_columns(columns)
     others = [at for at, name in enumerate(names) if name not in mine]
     values = np.column_stack([columns[name] for name in mine]) == 1
     offer = next(offer for offer in OFFERS if offer in some.splits)
@@ -129,4 +129,4 @@ def _tags(some: Data, seed: int) -> tuple[list[Tag], dict[str, float]]:
         slots = sorted([*others, *(names.index(mine[at]) for at in indexes)])
         return fold_loss(offer, some.rows.narrowed(slots), some.spec.narrowed(slots), some.splits[offer], seed)
 
-    return propose_tags(values, mine, loss, seed=seed)
+    return find_redundant(values, mine, loss, seed=seed)

@@ -1,8 +1,8 @@
-"""Tag tables (many 0/1 attributes): which tags say the same, and which of them the models can do without.
+"""Redundant binary attributes: which of them follow from others, and which the models do not need.
 
-A rule is "who has this tag (not) has that one": rules of two tags are one product of the table with itself, where a
-search for item sets, which has to find sets of any size, takes minutes on a table as dense as tags are. Clusters are of
-tags that go along or exclude each other.
+Rules are association rules between pairs of attributes (Agrawal et al., 1993): customers with this attribute have (do
+not have) that one. All pairs are one product of the table with itself, whereas a search for item sets of any size takes
+minutes on dense tables. Clusters are of correlated attributes, whether positively or negatively.
 """
 
 from __future__ import annotations
@@ -23,61 +23,87 @@ from training.evidence import Tag
 from training.statistics import random_rows
 
 Loss = Callable[[list[int]], float]
+"""From the indexes of a set of attributes to the loss of a model with them."""
 
-LEAST_TAGS: Final = 5
-ROWS: Final = 20_000
-RARE: Final = 0.005
-CONFIDENCE: Final = 0.95
-DOUBT: Final = 0.1
-"""Of the doubt about a tag, as much at most may be left by a rule: a tag that nearly all have is implied by any."""
-CHANCE: Final = 0.001
-"""Probability with which chance alone may find any rule at all in independent tags."""
-ALIKE: Final = 0.5
-"""Correlation, either way, from which tags are of one cluster."""
+ALL: Final = "all tags"
+
+MIN_ATTRIBUTES: Final = 5
+"""Minimum number of binary attributes for looking for redundant ones."""
+
+MAX_ROWS: Final = 20_000
+"""Rules are found on a sample of at most this number of rows."""
+
+MIN_SUPPORT: Final = 0.005
+"""An attribute that fewer customers have (or lack) is rare."""
+
+MIN_CONFIDENCE: Final = 0.95
+MAX_REMAINING_DOUBT: Final = 0.1
+"""Exceptions to a rule as a share of those expected by chance: an attribute that nearly all have is implied by any."""
+
+FALSE_RULE_RATE: Final = 0.001
+"""Probability of finding any rule by chance among independent attributes."""
+
+CLUSTER_CORRELATION: Final = 0.5
+"""Absolute correlation from which attributes are in one cluster."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Support [tags]; by pair [tags, tags] the confidence that who has the row's tag has the column's, and rules.
+    """Rules between pairs of attributes, ``[attributes, attributes]`` unless stated otherwise.
 
-    says: who has the row's tag has the column's; same: and the other way round; opposite: who has the one has not the
-    other, and who has not has. correlation: phi.
+    Attributes:
+        support: Share of customers with the attribute, ``[attributes]``.
+        confidence: Share of the customers with the row's attribute who have the column's.
+        implies: Customers with the row's attribute have the column's.
+        same: Each implies the other.
+        opposite: Customers have exactly one of the two.
+        correlation: Phi coefficient.
     """
 
     support: Floats
     confidence: Floats
-    says: Bools
+    implies: Bools
     same: Bools
     opposite: Bools
     correlation: Floats
 
 
-def tag_columns(columns: Mapping[str, npt.NDArray[Any]]) -> list[str]:
-    """Names of the columns [n] that hold nothing but 0 and 1 (or booleans), apart from missing values."""
-    return [name for name, values in columns.items() if _is_tag(values)]
+def binary_columns(columns: Mapping[str, npt.NDArray[Any]]) -> list[str]:
+    """Names of the columns ``[n]`` with no values other than 0 and 1 (or booleans), apart from missing ones."""
+    return [name for name, values in columns.items() if _is_binary(values)]
 
 
-def is_tag_table(columns: Mapping[str, npt.NDArray[Any]]) -> bool:
-    """Whether there are enough tags among the columns to look for those that say the same."""
-    return len(tag_columns(columns)) >= LEAST_TAGS
+def has_enough_binary(columns: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether there are enough binary columns to look for redundant ones."""
+    return len(binary_columns(columns)) >= MIN_ATTRIBUTES
 
 
-def propose_tags(
-    tags: Bools, names: Sequence[str], loss: Loss, *, allowed: float = 0.0, seed: int = 7
+def find_redundant(
+    values: Bools, names: Sequence[str], loss: Loss, *, allowed: float = 0.0, seed: int = 7
 ) -> tuple[list[Tag], dict[str, float]]:
-    """The tags ``[n, tags]``, which of them to keep, and the loss of each set that was tried.
+    """Find the redundant ones of many binary attributes.
 
-    ``loss`` is called at most five times with the indexes of a set, never an empty one: all tags, then step by step
-    without rare ones, those that another one says (or its opposite), those implied one way, and all but one of each
-    cluster. The smallest set whose loss is at most ``allowed`` above that of all tags is kept.
+    Five sets are tried: all attributes, then step by step without rare ones, without duplicates and opposites of
+    others, without those implied by others, and with one per cluster. The smallest set with a loss of at most
+    ``allowed`` above that of all attributes is kept.
+
+    Args:
+        values: ``[n, attributes]``.
+        names: Of the attributes.
+        loss: Returns the loss for a set, given as indexes; it is called at most five times, never with an empty set.
+        allowed: Increase of the loss that is acceptable.
+        seed: Of the sample for the rules.
+
+    Returns:
+        All attributes, with those to keep marked, and the loss of each set that was tried.
     """
-    rules = find_rules(tags, seed)
+    rules = find_rules(values, seed)
     clusters = _clusters(rules)
     every = list(range(len(names)))
-    steps = {"all tags": every}
+    steps = {ALL: every}
     steps["without rare tags"] = kept = _without_rare(rules)
     steps["without tags that say the same"] = kept = _without(kept, rules, rules.same | rules.opposite)
-    steps["without implied tags"] = kept = _without(kept, rules, rules.says | rules.says.T)
+    steps["without implied tags"] = kept = _without(kept, rules, rules.implies | rules.implies.T)
     steps["one tag per cluster"] = _without(kept, rules, clusters[:, np.newaxis] == clusters)
 
     costs: dict[str, float] = {}
@@ -86,87 +112,91 @@ def propose_tags(
         if indexes == before:
             continue
         costs[step] = loss(indexes)
-        if costs[step] <= costs["all tags"] + allowed:
+        if costs[step] <= costs[ALL] + allowed:
             chosen = indexes
         before = indexes
-    return [_tag(at, names, rules, clusters, chosen) for at in every], costs
+    return [_attribute(at, names, rules, clusters, chosen) for at in every], costs
 
 
-def find_rules(tags: Bools, seed: int) -> Rules:
-    """Rules between pairs of tags ``[n, tags]``, from a sample of the rows."""
-    sample = tags[random_rows(len(tags), ROWS, seed)]
+def find_rules(values: Bools, seed: int) -> Rules:
+    """Rules between pairs of attributes ``[n, attributes]``, from a sample of the rows."""
+    sample = values[random_rows(len(values), MAX_ROWS, seed)]
     n = len(sample)
     ones = sample.astype(np.float32)  # exact: counts stay below 2**24
     both = (ones.T @ ones).astype(np.float64)
     has = np.diag(both).copy()
-    hasnt = n - has
+    lacks = n - has
     only, neither = has[:, np.newaxis] - both, n - has[:, np.newaxis] - has + both
-    says = _counts(has, only, hasnt / n)
-    denies = _counts(has, both, has / n)
-    follows = _counts(hasnt, neither, hasnt / n)  # who has not the row's tag has the column's
-    opposite = denies & denies.T & follows & follows.T
-    together = np.outer(has, hasnt)
+    implies = _holds(has, only, lacks / n)
+    excludes = _holds(has, both, has / n)
+    complements = _holds(lacks, neither, lacks / n)  # customers without the row's attribute have the column's
+    opposite = excludes & excludes.T & complements & complements.T
+    together = np.outer(has, lacks)
     spread = np.sqrt(together * together.T)
     phi = (n * both - np.outer(has, has)) / np.where(spread == 0, 1.0, spread)
     confidence = both / np.maximum(has, 1.0)[:, np.newaxis]
-    return Rules(has / n, confidence, says, says & says.T, opposite, phi)
+    return Rules(has / n, confidence, implies, implies & implies.T, opposite, phi)
 
 
-def _counts(having: Floats, exceptions: Floats, other: Floats) -> Bools:
-    """Which rules [tags, tags] count: nearly without exceptions, and with far fewer than chance would have.
+def _holds(having: Floats, exceptions: Floats, other: Floats) -> Bools:
+    """Which rules ``[attributes, attributes]`` hold: few exceptions, and far fewer than expected by chance.
 
-    having [tags]: rows that the rule is about; exceptions: those of them against it; other [tags]: the share of all
-    rows that are as an exception would be.
+    Args:
+        having: Number of rows that the rule is about ``[attributes]``.
+        exceptions: Number of those that contradict it.
+        other: Share of all rows that would be exceptions ``[attributes]``.
     """
     expected = np.outer(having, other)
-    found = exceptions <= np.minimum((1 - CONFIDENCE) * having[:, np.newaxis], DOUBT * expected)
-    found &= poisson.cdf(exceptions, expected) <= CHANCE / max(len(having) ** 2, 1)
-    np.fill_diagonal(found, val=False)
-    return np.asarray(found)
+    holds = exceptions <= np.minimum((1 - MIN_CONFIDENCE) * having[:, np.newaxis], MAX_REMAINING_DOUBT * expected)
+    holds &= poisson.cdf(exceptions, expected) <= FALSE_RULE_RATE / max(len(having) ** 2, 1)
+    np.fill_diagonal(holds, val=False)
+    return np.asarray(holds)
 
 
 def _clusters(rules: Rules) -> npt.NDArray[np.intp]:
-    """The cluster of each tag, from 1."""
+    """The cluster of each attribute, from 1, by average linkage on 1 - |phi|."""
     if len(rules.support) == 1:
         return np.ones(1, dtype=np.intp)
     distance = 1 - np.clip(np.abs(rules.correlation), 0, 1)
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), method="average")
-    return np.asarray(fcluster(tree, t=1 - ALIKE, criterion="distance"), dtype=np.intp)
+    return np.asarray(fcluster(tree, t=1 - CLUSTER_CORRELATION, criterion="distance"), dtype=np.intp)
 
 
 def _without_rare(rules: Rules) -> list[int]:
-    """Tags that are neither rare nor, the other way round, nearly always there; the most even one where all are."""
+    """Attributes that are neither rare nor nearly always present; if there is none, the one closest to one half."""
     even = np.minimum(rules.support, 1 - rules.support)
-    return np.flatnonzero(even >= RARE).tolist() or [int(np.argmax(even))]
+    return np.flatnonzero(even >= MIN_SUPPORT).tolist() or [int(np.argmax(even))]
 
 
 def _without(kept: Sequence[int], rules: Rules, redundant: Bools) -> list[int]:
-    """Of tags that make each other redundant, those that tell most: the nearer to one half, the more."""
+    """Of attributes that make each other redundant, keep the most informative one: the closest to one half."""
     even = np.minimum(rules.support, 1 - rules.support)
-    left: list[int] = []
+    remaining: list[int] = []
     for at in sorted(kept, key=lambda i: (-round(float(even[i]), 2), i)):
-        if not any(redundant[at, other] for other in left):
-            left.append(at)
-    return sorted(left)
+        if not any(redundant[at, other] for other in remaining):
+            remaining.append(at)
+    return sorted(remaining)
 
 
-def _tag(at: int, names: Sequence[str], rules: Rules, clusters: npt.NDArray[np.intp], chosen: Sequence[int]) -> Tag:
-    """``said_by``: the tags that say it, and those whose absence does; ``confidence``: of the surest of these rules."""
-    mirrors = rules.opposite[:, at]
-    sayers: list[int] = np.flatnonzero(rules.says[:, at] | mirrors).tolist()
-    sure = [1 - rules.confidence[i, at] if mirrors[i] else rules.confidence[i, at] for i in sayers]
+def _attribute(
+    at: int, names: Sequence[str], rules: Rules, clusters: npt.NDArray[np.intp], chosen: Sequence[int]
+) -> Tag:
+    """An attribute with the attributes, or their absence, that imply it, and the highest confidence of these rules."""
+    opposite = rules.opposite[:, at]
+    implied_by: list[int] = np.flatnonzero(rules.implies[:, at] | opposite).tolist()
+    confidence = [1 - rules.confidence[i, at] if opposite[i] else rules.confidence[i, at] for i in implied_by]
     return Tag(
         tag=names[at],
-        said_by=[f"not {names[i]}" if mirrors[i] else names[i] for i in sayers],
+        said_by=[f"not {names[i]}" if opposite[i] else names[i] for i in implied_by],
         support=float(rules.support[at]),
-        confidence=float(max(sure, default=0.0)),
+        confidence=float(max(confidence, default=0.0)),
         cluster=int(clusters[at]),
         kept=at in chosen,
     )
 
 
-def _is_tag(values: npt.NDArray[Any]) -> bool:
+def _is_binary(values: npt.NDArray[Any]) -> bool:
     if values.dtype == np.bool_:
         return len(values) > 0
     if not np.issubdtype(values.dtype, np.number):

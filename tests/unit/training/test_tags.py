@@ -11,7 +11,7 @@ from mlxtend.frequent_patterns import apriori, association_rules  # type: ignore
 from pandas import DataFrame  # type: ignore[import-untyped]
 
 from training.arrays import Bools
-from training.selection.redundant_tags import find_rules, is_tag_table, propose_tags, tag_columns
+from training.selection.redundant_tags import binary_columns, find_redundant, find_rules, has_enough_binary
 
 
 def independent(rows: int, tags: int, seed: int = 0) -> Bools:
@@ -50,7 +50,7 @@ class Losses:
 
 def test_duplicate_opposite_and_implied_attributes_are_redundant() -> None:
     tags, names = planted()
-    found = {tag.tag: tag for tag in propose_tags(tags, names, Losses([]))[0]}
+    found = {tag.tag: tag for tag in find_redundant(tags, names, Losses([]))[0]}
     assert list(found) == names
     assert found["first"].said_by == ["duplicate", "not mirror", "implied"]
     assert found["duplicate"].said_by == ["first", "not mirror", "implied"]
@@ -67,7 +67,7 @@ def test_the_smallest_set_that_loses_nothing_is_kept() -> None:
     tags, names = planted()
     copies = [0, 5, 6]
     losses = Losses([copies, [1], [2], [3], [4], [7], [10]])  # the implied and the related tag are needed
-    found, costs = propose_tags(tags, names, losses)
+    found, costs = find_redundant(tags, names, losses)
     kept = [tag.tag for tag in found if tag.kept]
     assert len(kept) == 7
     assert {"b", "c", "d", "e", "implied", "related"} < set(kept)
@@ -80,13 +80,13 @@ def test_the_smallest_set_that_loses_nothing_is_kept() -> None:
 def test_the_allowed_loss_decides_how_many_attributes_are_dropped() -> None:
     tags, names = planted()
     losses = Losses([[0, 5, 6], [7], [10]])
-    found, _ = propose_tags(tags, names, losses, allowed=2.0)
+    found, _ = find_redundant(tags, names, losses, allowed=2.0)
     assert sum(tag.kept for tag in found) == 5
 
 
 def test_all_attributes_are_kept_if_each_is_needed() -> None:
     tags, names = planted()
-    found, costs = propose_tags(tags, names, Losses([[at] for at in range(len(names))]))
+    found, costs = find_redundant(tags, names, Losses([[at] for at in range(len(names))]))
     assert all(tag.kept for tag in found)
     assert min(costs.values()) == costs["all tags"]
 
@@ -94,7 +94,7 @@ def test_all_attributes_are_kept_if_each_is_needed() -> None:
 @pytest.mark.parametrize("rows", [1_000, 20_000])
 def test_independent_attributes_are_not_redundant_and_cost_one_call(rows: int) -> None:
     losses = Losses([])
-    found, costs = propose_tags(independent(rows, 60), [f"t{i}" for i in range(60)], losses)
+    found, costs = find_redundant(independent(rows, 60), [f"t{i}" for i in range(60)], losses)
     assert all(tag.kept and not tag.said_by for tag in found)
     assert len({tag.cluster for tag in found}) == 60
     assert list(costs) == ["all tags"]
@@ -117,18 +117,18 @@ def test_confidence_and_support_are_those_of_association_rules() -> None:
 def test_an_attribute_that_nearly_all_have_is_not_implied_by_others() -> None:
     tags = independent(20_000, 6)
     tags[:, 0] = np.random.default_rng(5).random(20_000) < 0.97
-    found, _ = propose_tags(tags, list("abcdef"), Losses([]))
+    found, _ = find_redundant(tags, list("abcdef"), Losses([]))
     assert all(not tag.said_by for tag in found)
 
 
 def test_constant_attributes_leave_one() -> None:
-    found, costs = propose_tags(np.ones((50, 6), dtype=bool), list("abcdef"), Losses([]))
+    found, costs = find_redundant(np.ones((50, 6), dtype=bool), list("abcdef"), Losses([]))
     assert sum(tag.kept for tag in found) == 1
     assert list(costs) == ["all tags", "without rare tags"]
 
 
 def test_a_single_attribute_is_kept() -> None:
-    found, _ = propose_tags(independent(100, 1), ["a"], Losses([]))
+    found, _ = find_redundant(independent(100, 1), ["a"], Losses([]))
     assert [tag.kept for tag in found] == [True]
 
 
@@ -136,7 +136,7 @@ def test_300_attributes_of_100_000_rows_take_seconds() -> None:
     tags = independent(100_000, 300)
     tags[:, 1] = tags[:, 0]
     start = time.perf_counter()
-    found, _ = propose_tags(tags, [f"t{i}" for i in range(300)], Losses([]))
+    found, _ = find_redundant(tags, [f"t{i}" for i in range(300)], Losses([]))
     assert time.perf_counter() - start < 20
     assert found[0].said_by == ["t1"]
 
@@ -152,6 +152,6 @@ def test_five_binary_columns_make_a_table_of_binary_attributes() -> None:
         "none": np.full(3, np.nan),
         "text": np.array(["0", "1", "x"], dtype=object),
     }
-    assert tag_columns(columns) == ["a", "b", "c", "d"]
-    assert not is_tag_table(columns)
-    assert is_tag_table(columns | {"e": np.zeros(3)})
+    assert binary_columns(columns) == ["a", "b", "c", "d"]
+    assert not has_enough_binary(columns)
+    assert has_enough_binary(columns | {"e": np.zeros(3)})
