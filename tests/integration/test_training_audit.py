@@ -38,7 +38,9 @@ def test_a_healthy_shop_ends_well_and_its_findings_are_in_the_file(call: Call, s
     assert found.share == pytest.approx(1 / 7, abs=0.01)
 
 
-def test_what_is_fatal_ends_in_1_with_where_what_and_the_mend(call: Call, shop: Shop, tmp_path: Path) -> None:
+def test_a_fatal_finding_ends_with_exit_code_1_and_shows_place_problem_and_fix(
+    call: Call, shop: Shop, tmp_path: Path
+) -> None:
     config = shop.edited(('[propensity]\nevent = "purchase"', '[propensity]\nevent = "order"'))
     done = call(cli, "audit", config, "--json", tmp_path / "found.json")
     assert (done.code, done.err) == (1, "")
@@ -48,7 +50,7 @@ def test_what_is_fatal_ends_in_1_with_where_what_and_the_mend(call: Call, shop: 
     assert json.loads((tmp_path / "found.json").read_text())[0]["severity"] == "fatal"
 
 
-def test_trouble_is_found_behind_the_config_of_a_shop(call: Call, shop: Shop, tmp_path: Path) -> None:
+def test_problems_in_a_shops_data_are_found(call: Call, shop: Shop, tmp_path: Path) -> None:
     shop.change_events("FROM old UNION ALL FROM old UNION ALL SELECT * REPLACE ('c9999' AS customer_id) FROM old")
     told = messages(call, shop.config, tmp_path)
     assert "repeat another one in every column" in told
@@ -56,7 +58,7 @@ def test_trouble_is_found_behind_the_config_of_a_shop(call: Call, shop: Shop, tm
     assert "c9999" not in (tmp_path / "found.json").read_text()
 
 
-def test_a_source_that_cannot_be_read_ends_as_everywhere(call: Call, shop: Shop, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_bad_input(call: Call, shop: Shop, tmp_path: Path) -> None:
     config = shop.edited(("/events.parquet", "/orders.parquet"))
     done = call(cli, "audit", config, "--json", tmp_path / "found.json")
     assert done.is_bad_input
@@ -68,14 +70,14 @@ def test_a_source_that_cannot_be_read_ends_as_everywhere(call: Call, shop: Shop,
     assert "found.json cannot be written: No such file or directory" in done.err
 
 
-def test_as_a_process_of_its_own_it_prints_wide_tables_into_pipes(run_module: Run, shop: Shop) -> None:
+def test_as_a_separate_process_it_prints_wide_tables_into_pipes(run_module: Run, shop: Shop) -> None:
     config = shop.edited(("step_days = 14", "step_days = 60"))
     done = run_module("training", "audit", config)
     assert (done.code, done.err) == (1, "")
     assert "the source's 365 days give" in done.out
 
 
-def test_the_built_in_sample_has_no_trouble_but_christmas(call: Call) -> None:
+def test_the_built_in_sample_has_no_finding_but_christmas(call: Call) -> None:
     done = call(cli, "audit", "complete_journey")
     assert done.code == 0
     assert "2017-12-25 to 2017-12-25" in done.out
@@ -83,7 +85,7 @@ def test_the_built_in_sample_has_no_trouble_but_christmas(call: Call) -> None:
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
-def test_public_data_have_the_trouble_they_are_known_for(call: Call, tmp_path: Path) -> None:
+def test_known_problems_of_public_data_are_found(call: Call, tmp_path: Path) -> None:
     config = tmp_path / "cdnow.toml"
     assert call(cli, "init", "--events", DATA / "cdnow" / "CDNOW_master.txt", "--output", config).code == 0
     told = messages(call, config, tmp_path)

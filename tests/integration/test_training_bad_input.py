@@ -24,7 +24,7 @@ def fit(call: Call, config: object, registry: Path) -> Outcome:
     return done
 
 
-def test_a_config_that_is_not_there_is_told_with_the_built_in_ones(call: Call, tmp_path: Path) -> None:
+def test_a_missing_config_is_refused_and_built_in_ones_are_listed(call: Call, tmp_path: Path) -> None:
     for name in ("nowhere", tmp_path / "nowhere.toml", "../secrets"):
         done = fit(call, name, tmp_path / "registry")
         assert done.is_bad_input
@@ -82,7 +82,7 @@ def test_a_folder_is_no_config(call: Call, tmp_path: Path) -> None:
     ],
     ids=lambda value: value[1].replace("\n", " ") if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_trained_on_is_refused_with_the_mend(
+def test_a_source_that_cannot_be_trained_on_is_refused_with_the_fix(
     call: Call, shop: Shop, tmp_path: Path, edit: tuple[str, str], told: str
 ) -> None:
     done = fit(call, shop.edited(edit), tmp_path / "registry")
@@ -146,14 +146,14 @@ def test_a_registry_that_cannot_be_written_is_refused(call: Call, toy: Trained, 
     assert "cannot be written: Not a directory" in done.err
 
 
-def test_what_is_not_given_is_named(call: Call) -> None:
+def test_missing_arguments_are_named(call: Call) -> None:
     for arguments, told in ((["fit"], "CONFIG"), (["fit", "complete_journey"], "--registry"), (["fat"], "fat")):
         done = call(cli, *arguments)
         assert done.is_bad_input
         assert told in done.err
 
 
-def test_as_a_process_of_its_own_it_ends_the_same_way(run_module: Run, shop: Shop, tmp_path: Path) -> None:
+def test_as_a_separate_process_it_ends_the_same_way(run_module: Run, shop: Shop, tmp_path: Path) -> None:
     config = shop.edited(("step_days = 14", "step_days = 60"))
     done = run_module("training", "fit", config, "--registry", "registry")
     assert done.is_bad_input, done.err

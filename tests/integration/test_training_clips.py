@@ -59,7 +59,7 @@ def test_nothing_after_the_training_time_has_a_say(shop: Shop) -> None:
     assert learnt(shop, SPEND, until=until) == before
 
 
-def test_where_there_is_nothing_to_learn_from_there_is_no_clip(shop: Shop) -> None:
+def test_without_values_there_is_no_clip(shop: Shop) -> None:
     other = SPEND.model_copy(update={"event": "refund"})
     assert learnt(shop, other) == [other]
 

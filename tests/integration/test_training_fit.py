@@ -171,7 +171,7 @@ def test_the_served_model_has_learnt_from_the_test_cut_offs_and_the_figures_have
     assert np.corrcoef(served, found.probability)[0, 1] > 0.8
 
 
-def test_no_file_of_a_bundle_tells_a_customers_id(toy: Trained) -> None:
+def test_no_file_of_a_bundle_contains_a_customer_id(toy: Trained) -> None:
     folder = toy.registry / "current"
     for path in folder.iterdir():
         assert not re.search(rb"\bc0[0-3]\d\d\b", path.read_bytes()), path.name

@@ -72,7 +72,7 @@ def test_uplift_finds_the_customers_whom_the_womens_email_affects() -> None:
     assert found["treat 50% by uplift instead of treat 50% by response", "DR"].low > 0
 
 
-def test_a_third_is_not_the_chance_among_two_of_three_arms() -> None:
+def test_a_third_is_not_the_treatment_probability_among_two_of_three_arms() -> None:
     # Each arm got a third, so among those with this e-mail or none it is a half.
     _, treated, visit, customer = campaign(MENS)
     assert check_chance(experiment(treated, 0.5, visit, customer)) is None

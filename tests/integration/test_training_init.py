@@ -141,7 +141,7 @@ def test_a_shop_of_many_types_and_attributes_goes_through_to_the_audit(call: Cal
     assert "attributes.income" in audited.out
 
 
-def test_a_file_that_is_there_is_not_written_over_unless_told(call: Call, tmp_path: Path) -> None:
+def test_an_existing_file_is_overwritten_only_with_force(call: Call, tmp_path: Path) -> None:
     output = tmp_path / "shop.toml"
     output.write_text("mine")
     done = call(cli, "init", "--events", SHOP, "--output", output)
@@ -173,7 +173,7 @@ def test_a_file_that_is_there_is_not_written_over_unless_told(call: Call, tmp_pa
         (("--events", SHOP, "--output", "no/such/shop.toml"), "cannot be written: No such file or directory"),
     ],
 )
-def test_what_nothing_can_be_proposed_for_ends_in_one_line(
+def test_bad_input_of_init_ends_in_one_line(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_what_nothing_can_be_proposed_for_ends_in_one_line(
     assert told in done.err
 
 
-def test_as_a_process_of_its_own_it_prints_the_config_alone(run_module: Run, tmp_path: Path) -> None:
+def test_as_a_separate_process_it_prints_only_the_config(run_module: Run, tmp_path: Path) -> None:
     write(tmp_path / "orders.csv", SHOP, "FORMAT csv")
     done = run_module("training", "init", "--events", "orders.csv")
     assert done.code == 0

@@ -61,7 +61,7 @@ def test_one_row_that_is_off_in_one_output_stops_the_export(toy: Trained, name: 
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_what_is_off_within_the_tolerance_passes(toy: Trained, name: str) -> None:
+def test_a_difference_within_the_tolerance_passes(toy: Trained, name: str) -> None:
     graph, inputs, expected = golden(toy)
     step = 0.5e-4 * expected[name] if name == "expected_spend" else 0.5e-5
     check_parity(graph, inputs, expected | {name: expected[name] + step})
@@ -80,7 +80,7 @@ def test_a_fit_whose_graph_is_off_on_the_last_test_row_publishes_nothing(
         cli.main(["fit", str(toy.shop.config), "--registry", str(untouched)], standalone_mode=False)
 
 
-def test_a_conversion_that_is_wrong_without_a_word_publishes_nothing(
+def test_a_silently_wrong_conversion_publishes_nothing(
     toy: Trained, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What skl2onnx does to boosted trees with a log link: the spend comes out as its logarithm.
@@ -95,7 +95,7 @@ def test_a_conversion_that_is_wrong_without_a_word_publishes_nothing(
         cli.main(["fit", str(toy.shop.config), "--registry", str(untouched)], standalone_mode=False)
 
 
-def test_a_disk_that_is_full_is_told_in_one_line_and_publishes_nothing(
+def test_a_full_disk_ends_in_one_line_and_publishes_nothing(
     call: Call, toy: Trained, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:

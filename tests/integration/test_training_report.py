@@ -81,7 +81,7 @@ def test_compare_says_why_bundles_cannot_be_compared(folder: Path, tmp_path: Pat
     assert "B at a snapshot" in done.err
 
 
-def test_help_does_not_load_what_draws() -> None:
+def test_help_does_not_import_matplotlib() -> None:
     code = "import sys; from training.__main__ import cli; assert cli; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
@@ -111,7 +111,7 @@ def seen(node_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return found | {"url": report.as_uri(), "metrics": manifest["metrics"]}
 
 
-def test_a_browser_has_nothing_to_complain_of_and_nothing_to_ask_for(seen: dict[str, Any]) -> None:
+def test_a_browser_reports_no_errors_and_requests_no_other_files(seen: dict[str, Any]) -> None:
     assert seen["console"] == []
     assert set(seen["requests"]) == {seen["url"]}
 

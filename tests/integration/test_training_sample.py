@@ -27,7 +27,7 @@ def days(texts: list[str]) -> list[datetime]:
     return [datetime.fromisoformat(text) for text in texts]
 
 
-def test_churn_and_propensity_are_as_good_as_the_contract_asks(manifest: Manifest) -> None:
+def test_churn_and_propensity_reach_the_documented_quality(manifest: Manifest) -> None:
     assert manifest.metrics["churn_auc"] >= 0.85
     assert manifest.metrics["propensity_auc"] >= 0.807
 
@@ -84,7 +84,7 @@ def test_the_bundle_opens(sample_registry: Path) -> None:
     open_bundle(bundle.read(sample_registry))
 
 
-def test_every_household_in_redis_is_what_its_purchases_say(
+def test_every_household_in_redis_follows_from_its_purchases(
     call: Call, sample_registry: Path, clean_redis: str
 ) -> None:
     options = ("complete_journey", "--registry", sample_registry, "--redis", clean_redis)

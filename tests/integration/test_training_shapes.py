@@ -355,7 +355,7 @@ def test_a_randomised_campaign_is_valued_by_what_the_letter_changed(call: Call, 
     assert "letter" not in {feature["name"] for feature in made.manifest["features"]}
 
 
-def test_a_table_of_tags_says_which_tags_say_the_same(call: Call, tmp_path: Path) -> None:
+def test_redundant_attributes_are_found_in_a_table_of_binary_attributes(call: Call, tmp_path: Path) -> None:
     write_tags(tmp_path / "tags.csv")
     proposed = call(cli, "init", "--snapshot", tmp_path / "tags.csv", "--output", tmp_path / "proposed.toml")
     assert proposed.code == 0
