@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from feature_store.bundles.bundle import OFFERS, Manifest
+from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
-from training.graph.thresholds import CustomerOffer
 
 TABLES_FILE: Final = "evidence.json"
 ROWS_FILE: Final = "evidence.npz"
@@ -268,12 +267,6 @@ class TestRows:
     recency_days: Floats
     baseline: Floats
     random: Floats
-
-
-def terms(manifest: Manifest, offer: str, rows: TestRows) -> CustomerOffer:
-    """The offer to the customers of test rows, with the rates of a manifest."""
-    success, redemption = (manifest.economics[f"{offer}.{rate}"] for rate in ("success_rate", "redemption_rate"))
-    return CustomerOffer(rows.contact_cost, rows.offer_cost, success, redemption, budget_share=1.0)
 
 
 def hashed_ids(customer_ids: Sequence[str]) -> npt.NDArray[np.uint64]:

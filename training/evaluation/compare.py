@@ -24,7 +24,8 @@ from feature_store.state.layout import Floats
 from training.arrays import Index
 from training.config import Offer
 from training.evaluation.paired_bootstrap import RESAMPLES, Pairs, Statistics, resample
-from training.evidence import TestRows, read_evidence, terms
+from training.evaluation.policies import terms_in
+from training.evidence import TestRows, read_evidence
 
 IRRELEVANT: Final = 1e-4
 """Difference in mean log loss (nats) below which models count as equal, even if the difference is significant."""
@@ -100,7 +101,7 @@ def compare_rows(
     pairs = {name: Pairs(pair.a, pair.b, np.searchsorted(customers, pair.a.customer)) for name, pair in pairs.items()}
 
     statistics = {
-        name: Statistics(pair, len(customers), terms(manifest_a, name, pair.a)) for name, pair in pairs.items()
+        name: Statistics(pair, len(customers), terms_in(manifest_a, name, pair.a)) for name, pair in pairs.items()
     }
     resampled = resample(len(customers), statistics, resamples)
     offers, total_a, total_b, total = {}, 0.0, 0.0, np.zeros(resamples)

@@ -19,9 +19,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.bundles.bundle import Manifest
 from feature_store.state.layout import Floats
 from training.config import Offer
-from training.evidence import Cell, Policy
+from training.evidence import Cell, Policy, TestRows
 from training.graph.thresholds import CustomerOffer, Terms, budget_price, gain, threshold
 from training.statistics import RESAMPLES, interval, resampled_totals
 
@@ -78,6 +79,12 @@ class Scored:
         contact = np.full(n, offer.contact_cost) if self.contact_cost is None else self.contact_cost
         cost = np.full(n, offer.offer_cost) if self.offer_cost is None else self.offer_cost
         return CustomerOffer(contact, cost, offer.success_rate, offer.redemption_rate, offer.budget_share)
+
+
+def terms_in(manifest: Manifest, offer: str, rows: TestRows) -> CustomerOffer:
+    """The offer to the customers of test rows, with the rates of a manifest."""
+    success, redemption = (manifest.economics[f"{offer}.{rate}"] for rate in ("success_rate", "redemption_rate"))
+    return CustomerOffer(rows.contact_cost, rows.offer_cost, success, redemption, budget_share=1.0)
 
 
 def policies(

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from feature_store.bundles.bundle import Manifest
 from feature_store.state.layout import Floats
-from training.evidence import Evidence, Policy, Rung, TestRows, terms
+from training.evaluation.policies import terms_in
+from training.evidence import Evidence, Policy, Rung, TestRows
 from training.graph.thresholds import gain
 from training.report import curves
 from training.report.drawing import compact, plain
@@ -111,7 +112,7 @@ def _against_baseline(rows: TestRows) -> tuple[bool, str]:
 
 def _profit(offer: str, manifest: Manifest, rows: TestRows) -> float:
     """Profit of the alerts, given the observed outcomes."""
-    realised = gain(rows.label.astype(np.float64), rows.value, terms(manifest, offer, rows))
+    realised = gain(rows.label.astype(np.float64), rows.value, terms_in(manifest, offer, rows))
     return float(realised[rows.probability >= rows.threshold].sum())
 
 
