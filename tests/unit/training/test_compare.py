@@ -162,7 +162,7 @@ def test_different_customers_at_the_same_cutoffs_cannot_be_compared(rows: Rows) 
 def test_different_labels_cannot_be_compared(rows: Rows) -> None:
     label = rows["churn"].label.copy()
     label[:5] = ~label[:5]
-    with pytest.raises(InputError, match=r"5 of 1,200 common rows of churn have other labels .*\[churn\]"):
+    with pytest.raises(InputError, match=r"5 of 1,200 common rows of churn have different labels .*\[churn\]"):
         compared(rows, rows | {"churn": replace(rows["churn"], label=label)})
 
 
