@@ -314,7 +314,7 @@ def test_a_bundle_can_be_published_before_its_evidence_is_made(
         for command in (["report", folder], ["compare", folder, toy.registry / "current"]):
             without = call(main.cli, *command)
             assert without.is_bad_input
-            assert "the evidence is not there yet" in without.err
+            assert "the bundle has no evidence yet" in without.err
         return gather_evidence(*arguments)
 
     monkeypatch.setattr(main, "gather_evidence", watched)
