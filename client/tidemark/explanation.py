@@ -1,4 +1,4 @@
-"""What an explanation is made of: the same for the server, which finds it, and the client, which is told."""
+"""Explanations of a probability: plain data that the server computes and the client returns."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import NamedTuple
 
 
 class SlotValue(NamedTuple):
-    """A value of the customer's state as of now, and the typical customer's; None where there is none or it is text.
+    """The current value of one slot of the customer's state, beside that of the typical customer.
 
-    unit: days (ago), per day, seconds per day, or empty for a number as it is; text: the same to be read.
+    Attributes:
+        slot: Name of the slot, which is a feature of the bundle.
+        value: The customer's value; None if the event never happened, or if the value is unknown or text.
+        typical: The typical customer's value; None in the same cases.
+        unit: ``days`` (ago), ``per day``, ``seconds per day``, or empty for a plain number.
+        text: The customer's value in words.
+        typical_text: The typical customer's value in words.
     """
 
     slot: str
@@ -23,10 +29,14 @@ class SlotValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a feature adds to a probability, in points of it (0.05 is 5 of 100), or takes from it where negative.
+    """The contribution of one feature to a probability.
 
-    reason_code: for programs, such as PURCHASE_RECENCY_HIGH; sentence: for people; slots: the feature's values, first
-    the one that the sentence tells.
+    Attributes:
+        feature: Name of the feature.
+        contribution: Change of the probability, -1 to 1 (0.05 is 5 percentage points).
+        reason_code: Code for programs, such as ``PURCHASE_RECENCY_HIGH``.
+        sentence: The same as an English sentence.
+        slots: Slots that make up the feature; the one that the sentence is about comes first.
     """
 
     feature: str
@@ -38,9 +48,13 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a probability is what it is: baseline_probability, which is a typical customer's, plus all contributions.
+    """Why a probability is what it is: the baseline plus all contributions.
 
-    contributions: the largest ones; other_contribution: all others together; exact: no order of features was left out.
+    Attributes:
+        baseline_probability: Probability of the typical customer, 0 to 1.
+        contributions: The largest contributions, by absolute value, largest first.
+        other_contribution: Sum of the contributions of all other features.
+        exact: Whether every order of features was evaluated, rather than a sample of orders.
     """
 
     baseline_probability: float

@@ -1,4 +1,4 @@
-"""What stays on this machine, for servers that listen and for clients that bring a token. Needs nothing else."""
+"""Whether an address is on this machine: servers ask it of where they listen, and clients of where a token goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOCAL_SCHEMES: Final = ("unix:", "unix-abstract:")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is this machine's own; of names only localhost is, whatever others may resolve to."""
+    """Whether an address or host name is this machine's own. Of names only localhost is, whatever others resolve to."""
     if host.lower() == "localhost":
         return True
     try:
@@ -23,7 +23,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_local_target(target: str) -> bool:
-    """Whether a gRPC target (host:port, or with a scheme) is on this machine; False where that cannot be told."""
+    """Whether a gRPC target (host:port, or with a scheme) is on this machine; False if that is not certain."""
     if target.startswith(_LOCAL_SCHEMES):
         return True
     addresses = _RESOLVER.sub("", target).split(",")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from tidemark.v1 import events_pb2
 
-from feature_store.state.events import Event
+from feature_store.state.events import Event, Problem
+from service.api.encoding import field, varint
 from service.api.messages import duration_s, parsed, timestamp_s
 from service.batching.event_batcher import EventBatcher, IndexedProblem, RecordingResult
 from service.call_context import CallContext
@@ -38,8 +40,7 @@ class Events:
         self._recorder.admit(context)  # before the request is read, so that shedding it costs little
         messages = recorded_messages(request)
         context.charge(len(messages))
-        events = await decoded(messages)
-        return encode_recorded(await self._recorder.record(events, context))
+        return encode_recorded(await _recorded(self._recorder, messages, context))
 
 
 class EventStream:
@@ -62,10 +63,19 @@ class EventStream:
             self._recorder.admit(self._context)
         messages = streamed_messages(request)
         await self._context.wait_and_charge(len(messages))  # meanwhile the client's window stays closed
-        events = await decoded(messages)
-        recorded = await self._recorder.record(events, self._context)
+        recorded = await _recorded(self._recorder, messages, self._context)
         self._acknowledged += 1
         return encode_acknowledged(self._acknowledged, recorded)
+
+
+async def _recorded(
+    recorder: EventBatcher, messages: Sequence[events_pb2.Event], context: CallContext
+) -> RecordingResult:
+    """Record events, and let other calls have a turn before a long response is encoded."""
+    recorded = await recorder.record(await decoded(messages), context)
+    if len(recorded.rejected) + len(recorded.guarded) > SLICE:
+        await asyncio.sleep(0)
+    return recorded
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -126,13 +136,14 @@ def _event(message: events_pb2.Event) -> Event:
 
 def encode_recorded(recorded: RecordingResult) -> bytes:
     """An encoded RecordEventsResponse."""
-    response = events_pb2.RecordEventsResponse(
-        accepted=recorded.accepted,
-        duplicates=recorded.duplicates,
-        rejected=_details(events_pb2.RejectedEvent, recorded.rejected),
-        guarded=_details(events_pb2.GuardedEvent, recorded.guarded),
+    response = events_pb2.RecordEventsResponse
+    return b"".join(
+        [
+            response(accepted=recorded.accepted, duplicates=recorded.duplicates).SerializeToString(),
+            *_details(response.REJECTED_FIELD_NUMBER, events_pb2.RejectedEvent, recorded.rejected),
+            *_details(response.GUARDED_FIELD_NUMBER, events_pb2.GuardedEvent, recorded.guarded),
+        ]
     )
-    return bytes(response.SerializeToString())
 
 
 def encode_acknowledged(acknowledged: int, recorded: RecordingResult) -> bytes:
@@ -142,20 +153,29 @@ def encode_acknowledged(acknowledged: int, recorded: RecordingResult) -> bytes:
         acknowledged: Number of messages of the stream that are acknowledged with this response.
         recorded: Outcome of the events of the newest of them.
     """
-    response = events_pb2.StreamEventsResponse(
-        acknowledged_messages=acknowledged,
-        accepted=recorded.accepted,
-        duplicates=recorded.duplicates,
-        rejected=_details(events_pb2.RejectedEvent, recorded.rejected),
-        guarded=_details(events_pb2.GuardedEvent, recorded.guarded),
+    response = events_pb2.StreamEventsResponse
+    counts = response(acknowledged_messages=acknowledged, accepted=recorded.accepted, duplicates=recorded.duplicates)
+    return b"".join(
+        [
+            counts.SerializeToString(),
+            *_details(response.REJECTED_FIELD_NUMBER, events_pb2.RejectedEvent, recorded.rejected),
+            *_details(response.GUARDED_FIELD_NUMBER, events_pb2.GuardedEvent, recorded.guarded),
+        ]
     )
-    return bytes(response.SerializeToString())
 
 
-def _details(kind: Any, noted: Iterable[IndexedProblem]) -> list[Any]:
-    return [
-        kind(
-            index=index, field=_FIELDS.get(problem.field, problem.field), reason=problem.reason, message=problem.message
-        )
-        for index, problem in noted
-    ]
+def _details(number: int, kind: Any, problems: Iterable[IndexedProblem]) -> Iterator[bytes]:
+    """Encoded fields of a response with problems as RejectedEvent or GuardedEvent.
+
+    A message may have 1,000 problems, which are few different ones: all but the index is encoded once for each. As
+    message objects they would hold the event loop for more than two milliseconds.
+    """
+    for index, problem in problems:
+        at = b"\x08" + varint(index) if index else b""  # index (1)
+        yield field(number, at + _encoded_problem(kind, problem))
+
+
+@lru_cache(maxsize=1024)
+def _encoded_problem(kind: Any, problem: Problem) -> bytes:
+    name = _FIELDS.get(problem.field, problem.field)
+    return bytes(kind(field=name, reason=problem.reason, message=problem.message).SerializeToString())

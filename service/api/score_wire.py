@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from feature_store.state.profile import Interest
+from service.api.encoding import VARINTS, field, long_field, varint
 from service.api.messages import timestamp
 from service.scoring.types import OFFER_COLUMNS, Scores
 
@@ -41,17 +42,6 @@ _FIGURES_TABLE: Final = np.dtype(
 _STALE: Final = b"\x40\x01"
 """The field stale (8) with the value true."""
 _SPEND_BYTES: Final = 9
-_VARINTS: Final = [bytes([n]) if n < 0x80 else bytes([n & 0x7F | 0x80, n >> 7]) for n in range(1 << 14)]  # noqa: PLR2004
-
-
-def field(number: int, data: bytes) -> bytes:
-    """A length-delimited field (of less than 16 KiB, number below 16)."""
-    return b"%c%b%b" % (number << 3 | 2, _VARINTS[len(data)], data)
-
-
-def long_field(number: int, data: bytes) -> bytes:
-    """A length-delimited field of any length, number below 16."""
-    return b"%c%b%b" % (number << 3 | 2, _varint(len(data)), data)
 
 
 def score(
@@ -160,16 +150,7 @@ _BLANK: Final = _pack((0, 0, False, False, False, False), (0, 0, False, False, F
 def _top(top: Interest) -> bytes:
     """The top_interest field."""
     last_view_time = timestamp(top.at).SerializeToString()
-    return field(7, b"%b\x10%b%b" % (field(1, top.item_id.encode()), _varint(top.views), field(3, last_view_time)))
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:  # noqa: PLR2004  # seven bits at a time
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
+    return field(7, b"%b\x10%b%b" % (field(1, top.item_id.encode()), varint(top.views), field(3, last_view_time)))
 
 
 @lru_cache(maxsize=4096)
@@ -183,10 +164,10 @@ def _heads(name: int, tail: int) -> tuple[bytes, bytes]:
     Returns:
         results (1) and CustomerResult.customer_id (1); CustomerResult.score (2) and Score.customer_id (1).
     """
-    customer_id = b"\n" + _VARINTS[name]
+    customer_id = b"\n" + VARINTS[name]
     size = len(customer_id) + name
-    score = b"\x12%b%b" % (_VARINTS[size + _FIGURES.size + tail], customer_id)
-    return b"\n%b%b" % (_VARINTS[size + len(score) + name + _FIGURES.size + tail], customer_id), score
+    score = b"\x12%b%b" % (VARINTS[size + _FIGURES.size + tail], customer_id)
+    return b"\n%b%b" % (VARINTS[size + len(score) + name + _FIGURES.size + tail], customer_id), score
 
 
 @lru_cache(maxsize=1024)

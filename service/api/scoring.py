@@ -18,6 +18,7 @@ from tidemark.v1 import scoring_pb2
 from feature_store.bundles.bundle import ECONOMICS
 from feature_store.definitions import MAX_ID_BYTES
 from service.api import score_wire as wire
+from service.api.encoding import field
 from service.api.explanations import encoded_by_offer, max_reasons
 from service.api.messages import duration_s, id_error, parsed
 from service.api.status import encoded_status
@@ -183,7 +184,7 @@ def encode_batch(request: ScoreRequest, scores: Scores) -> bytes:
 @lru_cache(maxsize=16)
 def _version(model_version: str) -> bytes:
     """The encoded field model_version of a Score."""
-    return wire.field(6, model_version.encode())
+    return field(6, model_version.encode())
 
 
 METHODS: Final[Mapping[str, Method]] = {

@@ -22,6 +22,7 @@ from mosec import Server, Worker
 
 from feature_store.bundles import bundle
 from service.api import score_wire as wire
+from service.api.encoding import field
 from service.scoring.model import Model
 from service.scoring.types import Scores, rows_of
 
@@ -41,7 +42,7 @@ class Scorer(Worker):
         self._model = model
         self._economics = np.tile(model.economics, (BATCH, 1))
         self._prefix = f"tm:{model.layout.fingerprint}:".encode()
-        self._version = wire.field(6, model.version.encode())
+        self._version = field(6, model.version.encode())
         self._redis: Any = redis.ConnectionPool.from_url(sys.argv[2]).make_connection()
 
     def deserialize(self, data: bytes) -> bytes:
