@@ -1,6 +1,6 @@
-"""TLS for both fronts, from the same three settings: certificate, key, and the authority over clients.
+"""TLS for both transports, from the same three settings: certificate, key, and the CAs of clients.
 
-The files are watched: connections that begin after a renewal get what is new, those that are open stay as they are.
+The files are watched: new connections use the renewed files, open ones stay as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.settings import Settings
 
 @dataclass(frozen=True, eq=False)
 class Tls:
-    """What new connections get: a context for the lean front, and the same as PEM for grpcio."""
+    """What new connections use: a context for the lean transport, and the same as PEM for grpcio."""
 
     context: ssl.SSLContext
     certificate: bytes
@@ -28,12 +28,12 @@ class Tls:
     authority: bytes | None
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """For grpcio, which uses one up each time that it is given one."""
+        """A new object on each call, because grpcio takes ownership of it."""
         return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.authority)
 
 
 def watched(settings: Settings) -> WatchedFiles[Tls] | None:
-    """The files of the settings; None without TLS. InputError where they cannot be used."""
+    """The TLS files of the settings; None without TLS. InputError if they cannot be used."""
     paths = [path for path in (settings.tls_certificate, settings.tls_key, settings.tls_client_ca) if path is not None]
     for path in paths:
         if not path.is_file():
@@ -56,25 +56,25 @@ def _context(certificate: Path, key: Path, authority: Path | None = None) -> ssl
             context.load_verify_locations(authority)
             context.verify_mode = ssl.CERT_REQUIRED
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise InputError(f"TLS: certificate, key and authority do not open or do not fit ({error})") from error
+        raise InputError(f"TLS: certificate, key and CAs cannot be read or do not match ({error})") from error
     return context
 
 
 def _no_password() -> str:
-    raise ValueError("the key has a password: give one without")
+    raise ValueError("the key has a password: use a key without one")
 
 
 class NewestContext(ssl.SSLContext):
-    """For a server that takes one context for good: each handshake is done by the newest one instead.
+    """A context that does each handshake with the newest files, for a server that keeps one context for good.
 
-    A context of its own for each renewal, rather than new files in the old one, so that no session of before a
-    renewal, whose client may not be wanted any more, can be resumed after it.
+    Each renewal makes a new context rather than loading files into the old one, so that no session from before the
+    renewal can be resumed: its client may no longer be trusted.
     """
 
     _files: WatchedFiles[Tls]
 
     def __new__(cls, files: WatchedFiles[Tls]) -> Self:
-        """Like any context of a server."""
+        """Make a context of a server."""
         self = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
         self._files = files
         return self
@@ -87,37 +87,37 @@ class NewestContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
-        """Begin a connection."""
+        """Start a handshake."""
         newest = self._files.value.context
         return newest.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
 def certificate_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
-    """Common name and alternative names, as ssl tells of a certificate."""
+    """Common name and alternative names of a certificate, in the form of the ssl module."""
     common = [value for part in certificate.get("subject", ()) for name, value in part if name == "commonName"]
     return (*common[:1], *(value for _, value in certificate.get("subjectAltName", ())))
 
 
-def names_of_peer(told: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
-    """The same, as grpcio tells of the peer of a call."""
+def names_of_peer(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
+    """The same from the authentication context of a call, in the form of grpcio."""
     fields = ("x509_common_name", "x509_subject_alternative_name")
-    return tuple(name.decode(errors="replace") for field in fields for name in told.get(field, ()))
+    return tuple(name.decode(errors="replace") for field in fields for name in auth_context.get(field, ()))
 
 
 def server_credentials(files: WatchedFiles[Tls]) -> grpc.ServerCredentials:
-    """For grpcio, which asks at each handshake whether there is something new."""
+    """Credentials for grpcio, which asks at each handshake whether the files were renewed."""
     first = files.value
     return grpc.dynamic_ssl_server_credentials(
         first.configuration(), _renewals(files, first), first.authority is not None
     )
 
 
-def _renewals(files: WatchedFiles[Tls], given: Tls) -> Callable[[], grpc.ServerCertificateConfiguration]:
+def _renewals(files: WatchedFiles[Tls], current: Tls) -> Callable[[], grpc.ServerCertificateConfiguration]:
     def fetch() -> grpc.ServerCertificateConfiguration:
-        nonlocal given
-        if (newest := files.value) is given:
-            return None  # type: ignore[return-value]  # means that there is nothing new, which the stubs do not know
-        given = newest
+        nonlocal current
+        if (newest := files.value) is current:
+            return None  # type: ignore[return-value]  # means nothing new; the stubs do not know that
+        current = newest
         return newest.configuration()
 
     return fetch

@@ -20,7 +20,7 @@ from service.scoring.types import ScoreRequest, Scores
 from service.settings import Settings
 from service.transport.interface import Backend
 from service.transport.lean.connection import Connection
-from service.transport.lean.http2 import Shed
+from service.transport.lean.http2 import LoadShedder
 from service.transport.lean.server import LeanServer
 from tests.benchmarks import open_load, raw_load
 from tests.benchmarks.open_load import Apart, Seen
@@ -102,7 +102,7 @@ def shed_ratio(_bench: Bench) -> Measured:
     lane.rows, lane.waiting = 10**6, deque([None] * 10**5)  # full, with nobody who works on it
     sheds = dict(server.sheds)
 
-    async def refuse(by: Mapping[bytes, Shed]) -> None:
+    async def refuse(by: Mapping[bytes, LoadShedder]) -> None:
         server.sheds.clear()
         server.sheds.update(by)
         connection = Connection(server)

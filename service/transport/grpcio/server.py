@@ -25,7 +25,7 @@ from service.telemetry.batch_stages import Trace
 from service.telemetry.metrics import Metrics
 from service.transport import tls
 from service.transport.call_error import CallError, call_error
-from service.transport.grpcio.queue_probe import Lag
+from service.transport.grpcio.queue_probe import QueueProbe
 from service.transport.interface import Backend
 from service.transport.standard_services import REFLECTION_PATHS, SERVICES, Health, Reflection
 
@@ -57,7 +57,7 @@ class GrpcioServer:
         self._tracer = backend.tracer
         self._certificates = backend.certificates
         self.serving = False
-        self._lag = Lag(backend.settings.max_queue_s)
+        self._probe = QueueProbe(backend.settings.max_queue_s)
         self._health = Health(("", *SERVICES))
         self._reflection = Reflection((*SERVICES, health.SERVICE_NAME))
         self._watches: set[asyncio.Queue[bytes | None]] = set()
@@ -96,9 +96,9 @@ class GrpcioServer:
             bound_port = add(address) if credentials is None else self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
-        self._server.add_insecure_port(self._lag.address())
+        self._server.add_insecure_port(self._probe.address())
         await self._server.start()
-        self._lag.start()
+        self._probe.start()
         return int(bound_port)
 
     def _options(self, *, share_port: bool) -> list[tuple[str, int]]:
@@ -135,7 +135,7 @@ class GrpcioServer:
         for task in self._streams:
             task.cancel()
         await stopping
-        await self._lag.stop()
+        await self._probe.stop()
 
     def expose(self, metrics: Metrics) -> None:
         """Register nothing: grpcio does not show its connections."""
@@ -181,7 +181,7 @@ class GrpcioServer:
         return take
 
     def _shed_unread(self) -> float | None:
-        if self._lag.sheds():
+        if self._probe.sheds():
             return self._batcher.shed_for_lag()
         return self._batcher.shed_unread()
 

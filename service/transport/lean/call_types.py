@@ -19,7 +19,7 @@ from service.scoring.types import Scores
 from service.transport.call_error import call_error
 from service.transport.lean.call import Call, CallStream, Unary, deadline_exceeded
 from service.transport.lean.framing import HEAD, OK
-from service.transport.lean.http2 import Alone, Stream, headers_alone
+from service.transport.lean.http2 import HeadersOnlyReply, Stream, headers_only_reply
 from service.transport.standard_services import Health, Reflection
 
 MAX_WAITING_BYTES: Final = 32_768
@@ -238,6 +238,6 @@ async def _handled(handler: Handler, request: bytes, context: CallContext) -> by
 
 
 @lru_cache(maxsize=4096)
-def shed_reply(retry_s: float) -> Alone:
+def shed_reply(retry_s: float) -> HeadersOnlyReply:
     """The reply to a call that is shed, encoded once for each retry delay, because shedding must cost very little."""
-    return headers_alone([*HEAD, *call_error(overloaded(retry_s)).trailers()])
+    return headers_only_reply([*HEAD, *call_error(overloaded(retry_s)).trailers()])

@@ -20,7 +20,7 @@ from service.telemetry.metrics import Metrics
 from service.transport.call_error import CallError, call_error
 from service.transport.lean.call import Call, MakeCall, deadline_exceeded, overdue
 from service.transport.lean.framing import HEAD, IDENTITY, check_encoding, timeout_s
-from service.transport.lean.http2 import PREFACE, Headers, Http2, PeerError, Shed, Stream
+from service.transport.lean.http2 import PREFACE, Headers, Http2, LoadShedder, PeerError, Stream
 from service.transport.lean.lifetime import Action, Lifetime, Limits
 from service.transport.tls import certificate_names
 
@@ -53,7 +53,7 @@ class ConnectionOwner(Protocol):
         """What begins a call, by path."""
 
     @property
-    def sheds(self) -> Mapping[bytes, Shed]:
+    def sheds(self) -> Mapping[bytes, LoadShedder]:
         """What may shed a call before it is read, by path."""
 
     @property
@@ -183,14 +183,14 @@ class Connection(asyncio.Protocol):
             self._serve(ready.popleft())
             if ready and time.monotonic() > end:
                 break
-        if self._h2.worn:
+        if self._h2.should_reconnect:
             self.leave()
-        if not self._calls_in_batches or self._h2.owes:  # otherwise all is written with the replies that are due soon
+        if not self._calls_in_batches or self._h2.has_pending_output:  # else written with replies due soon
             self.flush()
         elif self._h2.shed and not self._late_flush_scheduled:
             self._late_flush_scheduled = True
             asyncio.get_running_loop().call_later(SHED_FLUSH_S, self._flush_late)
-        if ready or self._h2.behind:
+        if ready or self._h2.has_unparsed_input:
             self._schedule_turn()
         self._pause_or_resume_reading()
 
@@ -372,7 +372,7 @@ class Connection(asyncio.Protocol):
             return
         for call in list(self._calls.values()):
             self.fail(call.stream, server_stopping())
-        self._h2.go_away_at_last()
+        self._h2.go_away_finally()
         self.flush()
         self._half_close()
 
@@ -432,7 +432,7 @@ class Connection(asyncio.Protocol):
         return action
 
     def _drain(self) -> None:
-        self._h2.go_away_at_last()
+        self._h2.go_away_finally()
         for call in list(self._calls.values()):
             if call.is_endless and call.has_replied:
                 self.fail(call.stream, server_stopping())

@@ -1,8 +1,8 @@
-"""HTTP/2 for the lean front, without I/O: bytes in, requests as far as they have come, replies out.
+"""HTTP/2 for the lean transport, without I/O: bytes in, requests as far as they have arrived, and replies out.
 
 It alone imports zttp, beside the load generator's client (``tidemark.load.sending.connection``). zttp parses, keeps the
-windows and refuses what the standard forbids. Here stands what it leaves to others: how much one peer may hold in
-memory, how many frames that ask for nothing it may send, and when it should come on a new connection.
+windows and refuses what the standard forbids. This module adds what zttp leaves to its users: how much one peer may
+hold in memory, how many frames that ask for nothing it may send, and when it should reconnect.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ NO_ERROR: Final = 0
 STREAM_CLOSED: Final = 5
 ENHANCE_YOUR_CALM: Final = 11
 
-MOST_REQUESTS: Final = 3000
-"""zttp takes 4,096 requests on a connection for a flood; the rest is room for what is on its way at a GOAWAY."""
-MOST_RESETS: Final = 100
-"""And 256 resets of streams, of which 128 may be open when the peer is asked to go."""
-TURN: Final = 1024
-"""Events taken at a time (and a request counts more with many headers), so that no peer holds the loop for long."""
+MAX_REQUESTS: Final = 3000
+"""Requests until a peer should reconnect. zttp treats 4,096 as a flood; the rest is room for those under way then."""
+MAX_RESETS: Final = 100
+"""Resets until a peer should reconnect. zttp treats 256 as a flood, and 128 streams may be open at a GOAWAY."""
+TURN_EVENTS: Final = 1024
+"""Events handled at a time, so that no peer holds the event loop for long. Many headers count as further events."""
 BURST: Final = 2000.0
-"""Frames that ask for nothing (SETTINGS, PING, WINDOW_UPDATE, …) that a peer may send in one go."""
+"""Frames that ask for nothing (SETTINGS, PING, WINDOW_UPDATE, …) that a peer may send at once."""
 PER_SECOND: Final = 500.0
+"""Further such frames allowed per second,"""
 PER_REQUEST: Final = 10.0
+"""per request,"""
 PER_MESSAGE: Final = 1.0
-"""And what a message of a request that goes on allows."""
-BARREN_BYTES: Final = 32
-"""So many bytes without a request or a body count as one frame: of PRIORITY and empty DATA nothing else is seen."""
+"""and per message of a stream of requests."""
+BYTES_PER_IDLE_FRAME: Final = 32
+"""Bytes without a request or a body that count as one frame: zttp shows neither PRIORITY nor empty DATA frames."""
 FRAME_HEAD: Final = 9
 FRAME_BYTES: Final = 16_384 + FRAME_HEAD
-"""The largest frame, which may be on its way in pieces."""
+"""Size of the largest frame, which may arrive in pieces."""
 SHORT_DATA: Final = 16
-"""Less than this in a frame asks for nothing: the smallest event with its prefix is about twice as much."""
+"""A DATA frame with less counts as asking for nothing: the smallest event with its prefix is about twice as long."""
 WINDOW_UPDATE: Final = 8
 
 EVERY_STREAM: Final = 2**31 - 1
@@ -46,15 +48,15 @@ PING: Final = b"\0\0\x08\x06\0\0\0\0\0" + OPAQUE
 
 
 STATUS_200: Final = b"\x88"
-"""``:status: 200`` by its place in HPACK's static table."""
-HEADERS_ALONE: Final = b"\1\5"
-"""A frame of headers that are whole and end their stream."""
+"""``:status: 200`` by its index in HPACK's static table."""
+HEADERS_ONLY: Final = b"\1\5"
+"""Type and flags of a HEADERS frame that is complete and ends its stream."""
 
-Alone = tuple[bytes, bytes]
-"""A reply of headers alone: what stands before the stream's id in its frame, and after it."""
-Shed = Callable[[], Alone | None]
-"""The reply to a request that is not even looked at, None where it is welcome."""
-NO_SHEDS: Final[Mapping[bytes, Shed]] = {}
+HeadersOnlyReply = tuple[bytes, bytes]
+"""A reply that consists of headers only: the bytes of its frame before and after the stream id."""
+LoadShedder = Callable[[], HeadersOnlyReply | None]
+"""Returns the reply to a request that is shed before it is read; None to take the request."""
+NO_SHEDDERS: Final[Mapping[bytes, LoadShedder]] = {}
 
 
 class PeerError(Exception):
@@ -62,7 +64,7 @@ class PeerError(Exception):
 
 
 class Stream:
-    """A request as far as it has come: headers (names in lower case, the last of each), what is left of its body."""
+    """A request as far as it has arrived: its headers (the last of each name) and the rest of its body."""
 
     __slots__ = ("body", "ended", "headers", "id", "method", "path", "reset")
 
@@ -79,41 +81,41 @@ class Stream:
 class Http2:
     """The server's side of one connection.
 
-    ``most_buffered``: bytes of bodies not yet consumed, and of replies not yet taken by the peer, each. ``sheds``: by
-    path, what may answer a request as it comes in; then it never becomes a stream here.
+    ``max_buffered``: limit of the bytes of bodies that are not consumed, and of replies that the peer has not taken.
+    ``sheds``: by path, what may shed a request when it arrives; such a request never becomes a stream.
     """
 
-    def __init__(self, most_buffered: int, sheds: Mapping[bytes, Shed] = NO_SHEDS) -> None:
+    def __init__(self, max_buffered: int, sheds: Mapping[bytes, LoadShedder] = NO_SHEDDERS) -> None:
         self._h2 = zttp.Connection(zttp.SERVER, zttp.HTTP2)
         self._h2.initiate_connection()
-        self._most_buffered: Final = most_buffered
+        self._max_buffered: Final = max_buffered
         self.streams: Final[dict[int, Stream]] = {}
-        """Requests that have no whole reply yet."""
-        self.owes = False
-        """Whether the peer waits for more than replies: an acknowledgement, or a window for the rest of a request."""
-        self.behind = False
-        """Whether bytes that were received wait for :meth:`advance`."""
+        """Requests that have no complete reply yet."""
+        self.has_pending_output = False
+        """Whether there is more to send than replies: an acknowledgement, or a window for the rest of a request."""
+        self.has_unparsed_input = False
+        """Whether received bytes wait to be parsed by :meth:`advance`."""
         self.pongs = 0
-        """Answers to pings of ours so far."""
+        """Answers to our pings so far."""
         self._parked: dict[int, zttp.Stream] = {}
         self._own_frames = b""
         self._sheds: Final = sheds
         self.shed: Final[list[bytes]] = []
-        """Replies to requests that were shed, in pieces."""
+        """Replies to shed requests, in pieces."""
         self._held: Final[dict[int, bytes]] = {}
-        """Streams that have to wait, and the frames that would let them go on."""
+        """Streams whose peer must pause, and the WINDOW_UPDATE frames that would let it continue."""
         self.buffered = 0
-        """Bytes of bodies not yet consumed."""
+        """Bytes of bodies that are not consumed."""
         self._credit = BURST
-        self._barren = 0
+        self._idle_bytes = 0
         self._requests = self._resets = self._last = 0
         self._final = False
 
     # --- what the peer sends ------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> Collection[Stream]:
-        """Take in bytes: the streams that got further by them. PeerError ends the connection."""
-        self._barren += len(data)
+        """Parse received bytes and return the streams that have advanced. PeerError ends the connection."""
+        self._idle_bytes += len(data)
         try:
             self._h2.receive_data(data)
         except zttp.ProtocolError as error:
@@ -121,12 +123,12 @@ class Http2:
         return self.advance()
 
     def advance(self) -> Collection[Stream]:  # noqa: C901, PLR0912  # one branch a kind of event, in the loop that all calls take
-        """Go on with bytes received before, for one turn."""
+        """Parse what was received before, for one turn, and return the streams that have advanced."""
         moved: dict[int, Stream] = {}
         streams, sheds, next_event = self.streams, self._sheds, self._h2.next_event
-        shed: dict[int, Alone] = {}
-        turn, idle, requests = TURN, 0, 0
-        event: Any = None  # one of zttp's, told apart by its class: isinstance for each would cost more than parsing
+        shed: dict[int, HeadersOnlyReply] = {}
+        turn, idle, requests = TURN_EVENTS, 0, 0
+        event: Any = None  # compared by its class: isinstance for each would cost more than parsing
         try:
             while turn > 0 and (event := next_event()) is not zttp.NEED_DATA:
                 turn -= 1
@@ -138,8 +140,8 @@ class Http2:
                     if (stream := streams.get(event.stream_id)) is not None:
                         moved[stream.id] = stream
                         self.buffered += len(data)
-                        self._barren -= len(data) if short else FRAME_HEAD + len(data)
-                        if stream.body or self.buffered > self._most_buffered:
+                        self._idle_bytes -= len(data) if short else FRAME_HEAD + len(data)
+                        if stream.body or self.buffered > self._max_buffered:
                             self._grow(stream, data)
                         else:
                             stream.body = data
@@ -157,7 +159,7 @@ class Http2:
                         stream.ended = True
                         moved[stream.id] = stream
                     elif event.stream_id in shed:
-                        self._say_shed(event.stream_id, shed.pop(event.stream_id))
+                        self._send_shed_reply(event.stream_id, shed.pop(event.stream_id))
                 else:
                     idle += 1
                     if kind is not zttp.WindowUpdate:
@@ -165,25 +167,25 @@ class Http2:
         except zttp.ProtocolError as error:
             raise PeerError(str(error)) from error
         for stream_id, reply in shed.items():
-            self._say_shed(stream_id, reply)
-        self.behind = event is not zttp.NEED_DATA
-        self.owes = self.owes or any(not stream.ended for stream in moved.values())
+            self._send_shed_reply(stream_id, reply)
+        self.has_unparsed_input = event is not zttp.NEED_DATA
+        self.has_pending_output = self.has_pending_output or any(not stream.ended for stream in moved.values())
         self._charge(idle, requests)
         return moved.values()
 
     def _grow(self, stream: Stream, data: bytes) -> None:
-        """Put together a body that comes in pieces."""
-        if self.buffered > self._most_buffered:
+        """Append to a body that arrives in pieces."""
+        if self.buffered > self._max_buffered:
             self._flood("more bodies at once than a connection may hold")
         if isinstance(stream.body, bytes):
             stream.body = bytearray(stream.body)  # grows without being copied each time
         stream.body += data
 
     def _control(self, event: zttp.Event, moved: dict[int, Stream]) -> None:
-        self.owes = True
+        self.has_pending_output = True
         if isinstance(event, zttp.RstStream):
             if event.error_code == STREAM_CLOSED:  # zttp's own, for what was on its way when a request was refused
-                self._barren = 0
+                self._idle_bytes = 0
             else:
                 self._resets += 1
             if (stream := self.streams.get(event.stream_id)) is not None:
@@ -194,13 +196,13 @@ class Http2:
             self.pongs += 1
 
     def _charge(self, idle: float, requests: int) -> None:
-        """Count what asks for nothing against what the peer is allowed of it."""
+        """Charge frames that ask for nothing against the peer's allowance."""
         if requests:
             self._requests += requests
-            self._barren = 0
-        elif self._barren > FRAME_BYTES:
-            idle += self._barren / BARREN_BYTES
-            self._barren = 0
+            self._idle_bytes = 0
+        elif self._idle_bytes > FRAME_BYTES:
+            idle += self._idle_bytes / BYTES_PER_IDLE_FRAME
+            self._idle_bytes = 0
         self._credit = min(BURST, self._credit + PER_REQUEST * requests) - idle
         if self._credit < 0:
             self._flood("too many frames that ask for nothing")
@@ -210,28 +212,28 @@ class Http2:
         raise PeerError(why)
 
     def refill(self, seconds: float) -> None:
-        """Allow the peer what it may send by ``seconds`` that have gone by."""
+        """Increase the peer's allowance for ``seconds`` that have passed."""
         self._credit = min(BURST, self._credit + PER_SECOND * seconds)
 
     def consume(self, stream: Stream, size: int) -> None:
-        """Drop the first message of a body: it has been used."""
+        """Drop the first bytes of a body: they have been used."""
         stream.body = stream.body[size:]
         self.buffered -= size
         self._credit = min(BURST, self._credit + PER_MESSAGE)
 
     def hold(self, stream: Stream, *, wanted: bool) -> None:
-        """Let the peer send no more of a body than it already may, until it is not wanted any more.
+        """Keep the window of a stream closed, so that the peer pauses; or open it again.
 
-        zttp opens a window again as soon as bytes have come. Here its frames wait until the bytes have been used.
+        zttp opens a window as soon as bytes have arrived. While a stream is held these frames are kept back.
         """
         if wanted:
             self._held.setdefault(stream.id, b"")
         elif frames := self._held.pop(stream.id, b""):
             self._own_frames += frames
-            self.owes = True
+            self.has_pending_output = True
 
-    def _held_back(self, data: bytes) -> bytes:
-        """Frames to send, without those that would let a held stream go on."""
+    def _without_held_windows(self, data: bytes) -> bytes:
+        """The frames to send, without those that would open the window of a held stream."""
         kept, start, at = [], 0, 0
         while at < len(data):
             end = at + FRAME_HEAD + int.from_bytes(data[at : at + 3])
@@ -243,10 +245,10 @@ class Http2:
             at = end
         return b"".join([*kept, data[start:]])
 
-    # --- what the peer gets -------------------------------------------------------------------------------------
+    # --- what is sent to the peer -------------------------------------------------------------------------------------
 
     def send(self, stream: Stream, head: Headers | None, body: bytes, trailers: Headers | None) -> None:
-        """Send a part of the reply of an open stream, or all of it: trailers end it, and the stream with it."""
+        """Send a part of the reply of an open stream, or all of it: trailers end the reply and the stream."""
         handle = self._h2.stream(stream.id)
         if head is not None:
             handle.send_response(200, head)
@@ -261,15 +263,15 @@ class Http2:
             handle.reset(NO_ERROR)  # the rest of the request need not come
 
     def refuse(self, stream: Stream, status: int, headers: Headers) -> None:
-        """Answer with headers alone."""
+        """Reply with headers only."""
         handle = self._h2.stream(stream.id)
         handle.send_response(status, headers, True)  # noqa: FBT003  # takes no keyword
         if not stream.ended:
             handle.reset(NO_ERROR)
         self._close(stream)
 
-    def _say_shed(self, stream_id: int, reply: Alone) -> None:
-        """Answer a request that was shed. What zttp adds, a reset, is ignored where the request is whole."""
+    def _send_shed_reply(self, stream_id: int, reply: HeadersOnlyReply) -> None:
+        """Reply to a shed request. The reset that zttp adds is ignored by the peer if the request is complete."""
         self.shed.extend((reply[0], stream_id.to_bytes(4), reply[1]))
         self._h2.stream(stream_id).reset(NO_ERROR)
 
@@ -279,7 +281,7 @@ class Http2:
         self._held.pop(stream.id, None)
 
     def unsent(self) -> int:
-        """Bytes of replies that wait because the peer has not opened its window."""
+        """Bytes of replies that wait because the peer's window is full."""
         if not self._parked:
             return 0
         waiting = {at: size for at, handle in self._parked.items() if (size := handle.pending_bytes)}
@@ -287,29 +289,29 @@ class Http2:
         return sum(waiting.values())
 
     def ping(self) -> None:
-        """Ask the peer for a sign of life, which :attr:`pongs` counts."""
+        """Send a ping; :attr:`pongs` counts the answers."""
         self._own_frames += PING
 
     def go_away(self) -> None:
-        """Ask the peer to open no more streams here; those that it opens before it has read this are answered."""
+        """Ask the peer to open no more streams; those that it opens before it has read this are still answered."""
         self._h2.close(NO_ERROR, EVERY_STREAM)
 
-    def go_away_at_last(self) -> None:
-        """Say which stream was the last one; the peer may safely ask again elsewhere for any after it."""
+    def go_away_finally(self) -> None:
+        """Name the last stream that is answered; the peer may safely repeat later ones on another connection."""
         self._final = True
         self._h2.close(NO_ERROR, self._last)
 
     @property
-    def worn(self) -> bool:
-        """Whether the peer should come on a new connection soon."""
-        return self._requests >= MOST_REQUESTS or self._resets >= MOST_RESETS
+    def should_reconnect(self) -> bool:
+        """Whether the peer should soon use a new connection."""
+        return self._requests >= MAX_REQUESTS or self._resets >= MAX_RESETS
 
     def to_send(self) -> bytes:
         """Return and clear the bytes to send."""
-        self.owes = False
+        self.has_pending_output = False
         data = self._h2.data_to_send()
         if self._held:
-            data = self._held_back(data)
+            data = self._without_held_windows(data)
         if self.shed:
             data = b"".join([*self.shed, data])
             self.shed.clear()
@@ -318,14 +320,14 @@ class Http2:
         return data
 
 
-def headers_alone(headers: Headers) -> Alone:
-    """A reply of headers alone that means the same on every connection: nothing in it goes by a table of HPACK."""
-    block = STATUS_200 + b"".join(b"\0%b%b" % (_text(name), _text(value)) for name, value in headers)
-    return len(block).to_bytes(3) + HEADERS_ALONE, block
+def headers_only_reply(headers: Headers) -> HeadersOnlyReply:
+    """Encode a headers-only reply that is valid on every connection: it uses no dynamic table of HPACK."""
+    block = STATUS_200 + b"".join(b"\0%b%b" % (_hpack_string(name), _hpack_string(value)) for name, value in headers)
+    return len(block).to_bytes(3) + HEADERS_ONLY, block
 
 
-def _text(value: bytes) -> bytes:
-    """A text of HPACK: its length, seven bits at a time after the first, and the bytes as they are."""
+def _hpack_string(value: bytes) -> bytes:
+    """A string literal of HPACK: its length, seven bits at a time after the first, and its bytes."""
     most = 0x7F
     if len(value) < most:
         return b"%c%b" % (len(value), value)

@@ -41,7 +41,7 @@ from service.transport.lean.call_types import (
     shed_reply,
 )
 from service.transport.lean.connection import TICK_S, Connection
-from service.transport.lean.http2 import Alone, Shed, Stream
+from service.transport.lean.http2 import HeadersOnlyReply, LoadShedder, Stream
 from service.transport.lean.lifetime import HANDSHAKE_S, LINGER_S
 from service.transport.standard_services import REFLECTION_PATHS, SERVICES, Health, Reflection
 
@@ -73,7 +73,7 @@ class LeanServer:
             **{path.encode(): partial(Reflect, reflection) for path in REFLECTION_PATHS},
             **{path.encode(): make for path, make in methods.items()},
         }
-        self.sheds: Final[dict[bytes, Shed]] = {
+        self.sheds: Final[dict[bytes, LoadShedder]] = {
             path.encode(): partial(self._shed, path) for path, method in METHODS.items() if method.single
         }
         self._server: asyncio.Server | None = None
@@ -145,7 +145,7 @@ class LeanServer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_closed.wait(), timeout_s)
 
-    def _shed(self, path: str) -> Alone | None:
+    def _shed(self, path: str) -> HeadersOnlyReply | None:
         if (retry_s := self._batcher.shed_unread()) is None:
             return None
         if self.metrics is not None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.transport.lean import http2
-from service.transport.lean.http2 import Headers, Http2, PeerError, Shed, Stream, headers_alone
+from service.transport.lean.http2 import Headers, Http2, LoadShedder, PeerError, Stream, headers_only_reply
 
 REQUEST: Headers = [
     (b":method", b"POST"),
@@ -38,7 +38,9 @@ def raw(kind: int, payload: bytes = b"", *, stream: int = 0, flags: int = 0) -> 
 class Pair:
     """A client of h2, which is strict, and our side."""
 
-    def __init__(self, most: int = MOST, *, window: int = 65_535, sheds: Mapping[bytes, Shed] = http2.NO_SHEDS) -> None:
+    def __init__(
+        self, most: int = MOST, *, window: int = 65_535, sheds: Mapping[bytes, LoadShedder] = http2.NO_SHEDDERS
+    ) -> None:
         self.client = h2.connection.H2Connection()
         self.client.initiate_connection()
         self.client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
@@ -256,7 +258,7 @@ def test_a_held_stream_may_send_no_more_than_its_window_and_goes_on_when_it_is_w
         pair.to_client()
     assert pair.client.local_flow_control_window(held.id) == 5531
     pair.server.hold(held, wanted=False)
-    assert pair.server.owes
+    assert pair.server.has_pending_output
     pair.to_client()
     assert pair.client.local_flow_control_window(held.id) > 32_768
     pair.server.hold(held, wanted=True)
@@ -330,18 +332,18 @@ def test_what_was_on_its_way_when_a_request_was_refused_is_forgiven() -> None:
         pair.server.receive(raw(DATA, bytes(16_000), stream=stream.id) * 4)
         pair.server.to_send()
         pair.server.refill(0.1)
-    assert not pair.server.worn
+    assert not pair.server.should_reconnect
 
 
 def test_a_turn_takes_so_many_events_and_the_rest_waits() -> None:
     server = Http2(MOST)
     server.receive(wire([]))
     server.to_send()
-    server.receive(IDLE["PING"] * (http2.TURN + 200))
-    assert server.behind
-    assert server.to_send().count(b"12345678") == http2.TURN
+    server.receive(IDLE["PING"] * (http2.TURN_EVENTS + 200))
+    assert server.has_unparsed_input
+    assert server.to_send().count(b"12345678") == http2.TURN_EVENTS
     assert list(server.advance()) == []
-    assert (server.behind, server.pongs) == (False, 0)
+    assert (server.has_unparsed_input, server.pongs) == (False, 0)
     assert server.to_send().count(b"12345678") == 200
 
 
@@ -352,7 +354,7 @@ def test_requests_with_many_headers_make_a_turn_shorter() -> None:
         pair.client.send_headers(stream, [*REQUEST, *((b"x%d" % n, b"y") for n in range(200))], end_stream=True)
     first = len(pair.to_server())
     assert 0 < first < 100
-    assert pair.server.behind
+    assert pair.server.has_unparsed_input
     while len(pair.server.streams) < 100:
         assert pair.server.advance()
 
@@ -384,18 +386,18 @@ def test_an_hpack_bomb_is_refused() -> None:
 
 def test_many_requests_or_resets_wear_a_connection() -> None:
     pair = Pair()
-    for _ in range(http2.MOST_REQUESTS):
-        assert not pair.server.worn
+    for _ in range(http2.MAX_REQUESTS):
+        assert not pair.server.should_reconnect
         pair.server.send(pair.ask(), HEAD, b"", OK)
         pair.to_client()
-    assert pair.server.worn
+    assert pair.server.should_reconnect
     pair = Pair()
-    for _ in range(http2.MOST_RESETS):
-        assert not pair.server.worn
+    for _ in range(http2.MAX_RESETS):
+        assert not pair.server.should_reconnect
         pair.client.reset_stream(pair.ask().id)
         pair.to_server()
         pair.to_client()
-    assert pair.server.worn
+    assert pair.server.should_reconnect
 
 
 def test_going_away_in_two_steps_loses_no_request() -> None:
@@ -410,7 +412,7 @@ def test_going_away_in_two_steps_loses_no_request() -> None:
     assert pair.server.pongs == 0
     pair.server.receive(raw(PING, http2.OPAQUE, flags=1))
     assert pair.server.pongs == 1
-    pair.server.go_away_at_last()
+    pair.server.go_away_finally()
     for stream in (early, late):
         pair.server.send(stream, HEAD, b"reply", OK)
     assert late.id.to_bytes(4) in pair.server.to_send()
@@ -420,7 +422,7 @@ def test_going_away_in_two_steps_loses_no_request() -> None:
 def test_after_the_last_goodbye_new_requests_are_not_taken() -> None:
     pair = Pair()
     pair.ask()
-    pair.server.go_away_at_last()
+    pair.server.go_away_finally()
     stream = pair.client.get_next_available_stream_id()
     pair.client.send_headers(stream, REQUEST, end_stream=True)
     assert list(pair.to_server()) == []
@@ -458,7 +460,7 @@ SHED: Headers = [(b"content-type", b"application/grpc"), (b"grpc-status", b"8"),
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 400))
 def test_who_is_shed_gets_headers_alone_and_is_never_seen(welcome: list[bool], cut: int) -> None:
     turns = iter(welcome)
-    pair = Pair(sheds={b"/s/m": lambda: None if next(turns) else headers_alone(SHED)})
+    pair = Pair(sheds={b"/s/m": lambda: None if next(turns) else headers_only_reply(SHED)})
     asked, seen = [], set()
     for _ in welcome:
         asked.append(stream := pair.client.get_next_available_stream_id())
@@ -482,7 +484,7 @@ def test_who_is_shed_gets_headers_alone_and_is_never_seen(welcome: list[bool], c
 
 
 def test_more_may_be_shed_on_a_connection_than_may_be_open_at_once() -> None:
-    pair = Pair(sheds={b"/s/m": lambda: headers_alone(SHED)})
+    pair = Pair(sheds={b"/s/m": lambda: headers_only_reply(SHED)})
     for _ in range(1000):
         stream = pair.client.get_next_available_stream_id()
         pair.client.send_headers(stream, REQUEST)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.transport.grpcio.queue_probe import MOST_SHED, Lag
+from service.transport.grpcio.queue_probe import MAX_SHED_SHARE, QueueProbe
 
 
 class Clock:
@@ -18,21 +18,21 @@ class Clock:
         return self.now
 
 
-def shed_of(lag: Lag, calls: int = 1000) -> int:
+def shed_of(lag: QueueProbe, calls: int = 1000) -> int:
     return sum(lag.sheds() for _ in range(calls))
 
 
-@pytest.mark.parametrize(("lag_s", "share"), [(0.0, 0), (0.05, 0), (0.06, 0.2), (0.075, 0.5), (0.2, MOST_SHED)])
+@pytest.mark.parametrize(("lag_s", "share"), [(0.0, 0), (0.05, 0), (0.06, 0.2), (0.075, 0.5), (0.2, MAX_SHED_SHARE)])
 def test_the_longer_calls_wait_the_more_are_shed(lag_s: float, share: float) -> None:
-    lag = Lag(0.05)
+    lag = QueueProbe(0.05)
     lag._last_s = lag_s
     assert shed_of(lag) == pytest.approx(1000 * share, abs=2)
 
 
 def test_a_call_that_still_waits_counts_too() -> None:
     clock = Clock()
-    lag = Lag(0.05, clock)
-    lag._asked = clock.now
+    lag = QueueProbe(0.05, clock)
+    lag._probed_at = clock.now
     assert shed_of(lag) == 0
     clock.now += 0.1
     assert lag.seconds() == pytest.approx(0.1)
@@ -40,7 +40,7 @@ def test_a_call_that_still_waits_counts_too() -> None:
 
 
 def test_after_a_quiet_time_nothing_is_owed() -> None:
-    lag = Lag(0.05)
+    lag = QueueProbe(0.05)
     shed_of(lag)
     lag._last_s = 0.075
     assert shed_of(lag, 1) == 0
@@ -48,7 +48,7 @@ def test_after_a_quiet_time_nothing_is_owed() -> None:
 
 def test_a_pause_that_is_over_is_looked_at_again_although_no_call_came() -> None:
     clock = Clock()
-    lag = Lag(0.05, clock)
+    lag = QueueProbe(0.05, clock)
 
     async def probe(takes_s: float) -> None:
         clock.now += takes_s
@@ -58,7 +58,7 @@ def test_a_pause_that_is_over_is_looked_at_again_although_no_call_came() -> None
         assert lag.seconds() == 0, "nobody called: there was nothing to measure for"
         await lag._look(lambda: probe(0.2))
         assert lag.seconds() == pytest.approx(0.2)
-        lag._called = False
+        lag._had_calls = False
         assert lag._beyond
         await lag._look(lambda: probe(0.001))
         assert lag.seconds() == pytest.approx(0.001)
@@ -69,7 +69,7 @@ def test_a_pause_that_is_over_is_looked_at_again_although_no_call_came() -> None
 
 def test_without_a_server_nothing_is_shed_and_nothing_is_left_behind() -> None:
     async def main() -> None:
-        lag = Lag(0.05)
+        lag = QueueProbe(0.05)
         folder = Path(lag.address().removeprefix("unix:")).parent
         assert folder.stat().st_mode & 0o077 == 0
         lag.start()

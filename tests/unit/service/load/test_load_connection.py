@@ -112,7 +112,7 @@ def test_calls_that_the_server_never_began_are_returned_and_the_others_finish(wi
     wire.turn()
     assert not wire.connection.has_capacity
     late = Call(0.0, 0.0, MESSAGE)
-    wire.server.go_away_at_last()
+    wire.server.go_away_finally()
     wire.connection.start(late, 1.0)
     wire.turn()
     assert wire.returned == [late]
