@@ -1,7 +1,7 @@
-"""The file of callers: who they are, by which token or certificate they are known, and what they may do.
+"""The file of callers: their names, tokens or certificates, scopes and quotas.
 
-A token is 256 bits of chance, so a plain SHA-256 of it is enough to keep in the file: there is nothing that could be
-guessed, which is what slow hashes of passwords are for, and a slow one would be paid at every new connection.
+A token has 256 random bits, so the file may hold its plain SHA-256: slow password hashes protect secrets that can be
+guessed, and a slow hash would have to be computed for every new connection.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ MAX_REMEMBERED_HEADERS: Final = 4096
 
 
 class Entry(BaseModel):
-    """A caller as the file has it, known by the SHA-256 of a token, or by a name in its certificate.
+    """A caller in the file, identified by the SHA-256 of a token or by a name in its certificate.
 
-    Several hashes: while one token replaces another. quota: units a second (see ``quota``); burst: units at once.
+    There are several hashes while one token replaces another. ``quota`` is in units per second (see
+    :mod:`service.auth.quota`), ``burst`` in units at once.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,15 +47,15 @@ class Entry(BaseModel):
 
     @property
     def hashes(self) -> list[str]:
-        """Of its tokens."""
+        """The hashes of its tokens."""
         return [self.sha256] if isinstance(self.sha256, str) else self.sha256
 
     @model_validator(mode="after")
-    def _can_be_known(self) -> Self:
+    def _can_be_identified(self) -> Self:
         if not self.hashes and self.certificate is None:
-            raise ValueError("neither sha256 nor certificate is given: name one, or nobody can be this caller")
+            raise ValueError("neither sha256 nor certificate is given: give one, or nobody can be this caller")
         if self.burst is not None and self.quota is None:
-            raise ValueError("burst is given without quota: name the quota as well")
+            raise ValueError("burst is given without quota: give the quota as well")
         return self
 
 
@@ -66,7 +67,7 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Caller:
-    """Somebody who may call: scopes, until when (unix seconds), and the quota where there is one."""
+    """A caller: its scopes, when it expires (unix seconds), and its quota, None without a limit."""
 
     name: str
     scopes: frozenset[str]
@@ -76,7 +77,7 @@ class Caller:
 
 @dataclass(frozen=True, eq=False)
 class Callers:
-    """All of a file, by what they show."""
+    """All callers of a file, by the credentials that they present."""
 
     by_hash: dict[bytes, Caller]
     by_certificate: dict[str, Caller]
@@ -84,11 +85,11 @@ class Callers:
     """Callers by authorization headers that were valid before: their tokens need not be hashed again."""
 
     def of_header(self, authorization: bytes) -> Caller | None:
-        """Who sends this header; None where nobody in the file does. Says nothing of when they expire."""
+        """The caller of an authorization header, which may have expired; None if the token is not in the file."""
         if (caller := self.remembered.get(authorization)) is not None:
             return caller
         scheme, _, token = authorization.partition(b" ")
-        # Found by its hash, which nobody who guesses tokens can steer: how long this takes says nothing of a token.
+        # Looked up by its hash, which an attacker cannot steer: the time that this takes reveals nothing about a token.
         caller = self.by_hash.get(hashlib.sha256(token).digest())
         if caller is None or scheme.lower() != b"bearer":
             return None
@@ -102,27 +103,27 @@ class Callers:
         self.remembered.pop(authorization, None)
 
     def of_certificate(self, names: Sequence[str]) -> Caller | None:
-        """Who has a certificate with one of these names."""
+        """The caller with one of the names of a certificate; None if there is none."""
         return next((self.by_certificate[name] for name in names if name in self.by_certificate), None)
 
 
 class CallersFile:
-    """Reads the file, again and again: what a caller has used of its quota stays used."""
+    """Reads the file each time that it changes. The used part of a caller's quota stays used."""
 
     def __init__(self, path: Path, workers: int = 1) -> None:
-        """A quota is divided among ``workers`` processes, which count each for themselves."""
+        """A quota is divided among ``workers`` processes, each of which counts separately."""
         self._path: Final = path
         self._workers: Final = workers
         self._buckets: dict[tuple[Any, ...], Bucket] = {}
 
     def load(self, content: bytes) -> Callers:
-        """The callers of the file's content; InputError, without a word of it, where something is wrong."""
+        """The callers of the file's content; InputError, which never quotes the content, if it is invalid."""
         entries = self._entries(content)
         buckets = {self._key(entry): self._bucket(entry) for entry in entries if entry.quota is not None}
         callers = [(entry, self._caller(entry, buckets.get(self._key(entry)))) for entry in entries]
         self._buckets = buckets
         return Callers(
-            {bytes.fromhex(found): caller for entry, caller in callers for found in entry.hashes},
+            {bytes.fromhex(digest): caller for entry, caller in callers for digest in entry.hashes},
             {entry.certificate: caller for entry, caller in callers if entry.certificate is not None},
         )
 
@@ -137,7 +138,7 @@ class CallersFile:
             raise InputError(f"{self._path.name}: not valid {kind} ({error})") from error
         for what, values in (
             ("name", [entry.name for entry in entries]),
-            ("sha256", [found for entry in entries for found in entry.hashes]),
+            ("sha256", [digest for entry in entries for digest in entry.hashes]),
             ("certificate", [entry.certificate for entry in entries if entry.certificate is not None]),
         ):
             if twice := [value for value, times in Counter(values).items() if times > 1]:

@@ -1,4 +1,4 @@
-"""The standard services of both fronts, without I/O: grpc.health.v1 and reflection."""
+"""The standard services of both transports, without I/O: grpc.health.v1 and reflection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.errors import Code
 from service.transport.call_error import CallError
 
 SERVICES: Final = (convert.SERVICE, convert_events.SERVICE, convert_customers.SERVICE, convert_models.SERVICE)
-"""Our own: those whose health is told, beside the empty name of the server as a whole, and which reflection shows."""
+"""Tidemark's services: health reports them beside the whole server (the empty name), and reflection shows them."""
 REFLECTION_SERVICES: Final = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 """Reflection in both versions. They have the same messages, so one implementation answers for both."""
 REFLECTION_PATHS: Final = tuple(f"/{service}/ServerReflectionInfo" for service in REFLECTION_SERVICES)
@@ -44,7 +44,8 @@ def _add_reflection_v1() -> None:
 
 _add_reflection_v1()
 
-Told = Callable[[bytes], None]
+Notify = Callable[[bytes], None]
+"""Sends an encoded reply to a watcher of health."""
 
 
 def method_paths(services: Sequence[str]) -> list[str]:
@@ -54,36 +55,36 @@ def method_paths(services: Sequence[str]) -> list[str]:
 
 
 class Health:
-    """Whether services can be used, and who wants to hear of it when that changes."""
+    """The status of the services, and those who watch it."""
 
     def __init__(self, services: Sequence[str]) -> None:
         self._status: Final = dict.fromkeys(services, health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._watchers: Final[dict[Told, str]] = {}
+        self._watchers: Final[dict[Notify, str]] = {}
 
     def set_serving(self, serving: bool) -> None:
-        """Tell all who watch, where it is news to them."""
-        told = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        changed = {service for service, status in self._status.items() if status != told}
-        self._status.update(dict.fromkeys(changed, told))
-        for tell, service in list(self._watchers.items()):
+        """Set the status of all services, and notify those who watch one that has changed."""
+        new = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        changed = {service for service, status in self._status.items() if status != new}
+        self._status.update(dict.fromkeys(changed, new))
+        for notify, service in list(self._watchers.items()):
             if service in changed:
-                tell(self._reply(told))
+                notify(self._reply(new))
 
     def check(self, request: bytes) -> bytes:
-        """Health.Check; CallError for a service that is not here."""
+        """Health.Check: the encoded reply; CallError for an unknown service."""
         if (status := self._status.get(self._service(request))) is None:
             raise CallError(Code.NOT_FOUND, "")
         return self._reply(status)
 
-    def watch(self, request: bytes, tell: Told) -> None:
-        """Health.Watch: ``tell`` is given a reply now and at each change, until :meth:`unwatch`."""
+    def watch(self, request: bytes, notify: Notify) -> None:
+        """Health.Watch: call ``notify`` with a reply now and at each change, until :meth:`unwatch`."""
         service = self._service(request)
-        self._watchers[tell] = service
-        tell(self._reply(self._status.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)))
+        self._watchers[notify] = service
+        notify(self._reply(self._status.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)))
 
-    def unwatch(self, tell: Told) -> None:
-        """Tell it no more."""
-        self._watchers.pop(tell, None)
+    def unwatch(self, notify: Notify) -> None:
+        """Send no more changes to a watcher."""
+        self._watchers.pop(notify, None)
 
     def _service(self, request: bytes) -> str:
         return str(_parsed(health_pb2.HealthCheckRequest, request).service)

@@ -230,7 +230,7 @@ def test_where_a_new_worker_cannot_start_the_old_ones_go_on(
         before = workers(server)
         (registry / bundle.CURRENT / "model.onnx").write_bytes(b"torn")
         server.process.send_signal(signal.SIGHUP)
-        line = server.wait_for(r".*a new worker cannot start, the old ones go on: .*")[0]
+        line = server.wait_for(r".*a new worker cannot start, the old workers stay: .*")[0]
         assert re.search("sha256", line), line
         with ScoringClient(server.target, timeout_s=5) as client:
             assert client.score(KNOWN).customer_id == KNOWN

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.app.supervisor import AT_LEAST_S
+from service.app.supervisor import MIN_LIFE_S
 from tests.conftest import Run
 from tests.e2e.conftest import ServerProcess, refused
 from tests.e2e.live import Live, calling, event, someone
@@ -100,7 +100,7 @@ def test_workers_share_a_port_and_all_are_healthy(start: Start) -> None:
 
 def test_a_killed_worker_is_replaced(start: Start) -> None:
     server = start()
-    time.sleep(AT_LEAST_S)  # one that dies sooner is a fault that would come again
+    time.sleep(MIN_LIFE_S)  # one that dies sooner is a fault that would come again
     first = workers(server)
     first[0].kill()
     server.wait_for("a worker ended with code -9: starting another")

@@ -1,4 +1,4 @@
-"""gRPC's own layer over HTTP/2: messages with their prefix, compression, deadlines, and statuses in headers."""
+"""gRPC's framing on HTTP/2: the prefix of messages, their compression, and the deadline in a header."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ def frame(message: bytes) -> bytes:
 
 
 def compressed_frame(message: bytes) -> bytes:
-    """A message with its prefix, as gzip at its fastest."""
-    squeeze = zlib.compressobj(1, wbits=WINDOW_BITS[GZIP])
-    packed = squeeze.compress(message) + squeeze.flush()
+    """A message with its prefix, compressed by gzip at its fastest."""
+    compressor = zlib.compressobj(1, wbits=WINDOW_BITS[GZIP])
+    packed = compressor.compress(message) + compressor.flush()
     return b"\1%b%b" % (len(packed).to_bytes(4), packed)
 
 
-def next_message(body: bytes | bytearray, encoding: bytes, most: int) -> tuple[bytes, int] | None:
+def next_message(body: bytes | bytearray, encoding: bytes, max_bytes: int) -> tuple[bytes, int] | None:
     """The first message of a body and the bytes it took; None where it is not whole yet.
 
-    RequestError (MESSAGE_TOO_LARGE) where it is larger than ``most`` bytes, compressed or not; CallError where it
+    RequestError (MESSAGE_TOO_LARGE) where it is larger than ``max_bytes``, compressed or not; CallError where it
     cannot be decompressed.
     """
-    if (size := announced_size(body, most)) is None or len(body) < PREFIX + size:
+    if (size := announced_size(body, max_bytes)) is None or len(body) < PREFIX + size:
         return None
     message = bytes(body[PREFIX : PREFIX + size])
     if body[0]:
-        message = _decompressed(message, encoding if body[0] == 1 else b"", most)
+        message = _decompressed(message, encoding if body[0] == 1 else b"", max_bytes)
     return message, PREFIX + size
 
 
-def announced_size(body: bytes | bytearray, most: int) -> int | None:
-    """The size of the first message of a body, None where that has not come yet; CallError where it is too large."""
+def announced_size(body: bytes | bytearray, max_bytes: int) -> int | None:
+    """The size of the first message of a body, None before it has arrived; CallError if it is too large."""
     if len(body) < PREFIX:
         return None
     size = int.from_bytes(body[1:PREFIX])
-    if size > most:
-        raise message_too_large(str(size), most)
+    if size > max_bytes:
+        raise message_too_large(str(size), max_bytes)
     return size
 
 
-def only_message(body: bytes | bytearray, encoding: bytes, most: int) -> bytes:
-    """The message of a body that has ended; CallError where it is not exactly one."""
-    if len(body) >= PREFIX and not body[0] and int.from_bytes(body[1:PREFIX]) == len(body) - PREFIX <= most:
-        return bytes(body[PREFIX:])  # as nearly all are
-    if (found := next_message(body, encoding, most)) is None:
+def only_message(body: bytes | bytearray, encoding: bytes, max_bytes: int) -> bytes:
+    """The message of a body that has ended; CallError if it is not exactly one message."""
+    if len(body) >= PREFIX and not body[0] and int.from_bytes(body[1:PREFIX]) == len(body) - PREFIX <= max_bytes:
+        return bytes(body[PREFIX:])  # as nearly all requests are
+    if (found := next_message(body, encoding, max_bytes)) is None:
         if body:
             raise CallError(Code.INTERNAL, "the request ended within a message")
         raise CallError(Code.UNIMPLEMENTED, "the request has no message: this method takes exactly one")
@@ -77,17 +77,17 @@ def only_message(body: bytes | bytearray, encoding: bytes, most: int) -> bytes:
     return message
 
 
-def _decompressed(message: bytes, encoding: bytes, most: int) -> bytes:
+def _decompressed(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
     if encoding not in WINDOW_BITS:
         raise CallError(Code.INTERNAL, "a message is marked as compressed, and grpc-encoding does not say how")
     unpack = zlib.decompressobj(WINDOW_BITS[encoding])
     try:
-        found = unpack.decompress(message, most + 1)
+        found = unpack.decompress(message, max_bytes + 1)
     except zlib.error:
         found = b""
-    if len(found) > most:
-        whole = int.from_bytes(message[-4:], "little") if encoding == GZIP else 0  # as gzip says at its end
-        raise message_too_large(str(max(whole, most + 1)), most)
+    if len(found) > max_bytes:
+        whole = int.from_bytes(message[-4:], "little") if encoding == GZIP else 0  # gzip states it at the end
+        raise message_too_large(str(max(whole, max_bytes + 1)), max_bytes)
     if not unpack.eof or unpack.unused_data:
         name = encoding.decode()
         raise CallError(Code.INTERNAL, f"Unexpected error decompressing data for algorithm {name}")
@@ -95,14 +95,14 @@ def _decompressed(message: bytes, encoding: bytes, most: int) -> bytes:
 
 
 def check_encoding(encoding: bytes) -> None:
-    """CallError for a compression that is not known here."""
+    """CallError for an unknown compression."""
     if encoding != IDENTITY and encoding not in WINDOW_BITS:
-        raise CallError(Code.UNIMPLEMENTED, "grpc-encoding is not known here: use identity, deflate or gzip")
+        raise CallError(Code.UNIMPLEMENTED, "grpc-encoding is unknown: use identity, deflate or gzip")
 
 
 @lru_cache(maxsize=1024)
 def timeout_s(value: bytes | None) -> float:
-    """Seconds of a grpc-timeout header, infinite without one; CallError where it is malformed."""
+    """Seconds of a grpc-timeout header, infinite without one; CallError if it is malformed."""
     if value is None:
         return math.inf
     digits, unit = value[:-1], UNITS.get(value[-1] if value else 0)
