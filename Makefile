@@ -19,17 +19,22 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test check format bench protos baseline lock clean
+.PHONY: help run test test-full test-slow-machine check format bench protos baseline lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(WHEEL) ## train on the sample, load Redis, serve on 127.0.0.1:$PORT and show first answers; Ctrl-C stops it
 	@exec $(BIN)/tidemark demo $(CONFIG) --registry $(REGISTRY) --port $(PORT)
 
-# End to end comes last: it needs the sample's model, which one process fits while the other goes on.
-test: $(DEV) $(WHEEL) ## run all tests against the built wheel
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/unit tests/e2e
+test: $(DEV) $(WHEEL) ## run the tests against the built wheel; prints test_seconds and writes build/test.json
+	$(BIN)/python -P tests/run_suite.py
+
+test-full: $(DEV) $(WHEEL) ## run all tests on both fronts and at full size
+	$(BIN)/python -P tests/run_suite.py --full
+
+test-slow-machine: $(DEV) $(WHEEL) ## run the tests beside busy loops that leave them a third of each core
+	$(BIN)/python -P tests/slow_machine.py
 
 check: $(DEV) $(WHEEL) ## format, lint, strict types, import directions, contract and Dockerfile lint
 	$(BIN)/ruff format --check .
@@ -79,14 +84,15 @@ $(RUN): $(UV) requirements/run.lock
 	@touch $@
 
 # The development environment has exactly what its lock names, which includes all that running needs.
+# Compiled at once: tests start hundreds of processes, and where bytecode must not be written each would compile it all.
 $(DEV): $(UV) requirements/dev.lock
 	@echo "installing requirements/dev.lock"
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.lock
 	@touch $(RUN) $@
 
 $(WHEEL): $(RUN) $(SOURCES)
 	@rm -rf build/dist
 	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir build/dist client
 	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir build/dist .
-	@$(UV_INSTALL) --no-deps --reinstall build/dist/*.whl
+	@$(UV_INSTALL) --compile-bytecode --no-deps --reinstall build/dist/*.whl
 	@touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import click
 import duckdb
@@ -21,10 +23,13 @@ import pytest
 import redis
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from matplotlib.figure import Figure
 
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.cli import run_cli
 from feature_store.embedded_redis import embedded_redis
+from tests.small_shop import write_small_shop
+from tests.waiting import FIT_S, until
 
 ROOT = Path(__file__).parents[1]
 NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREACH|E5\d\d)\b"
@@ -212,13 +217,33 @@ def write_shop(folder: Path, *, customers: int = 400, seed: int = 1) -> Shop:
     return shop
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="both fronts for every end-to-end test, and more examples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in (
+        "both_fronts: the subject is the front, so the test runs on lean and on grpcio",
+        "one_front: the test runs on the lean front alone, also with --full",
+        "full: the test repeats at full size what another one shows, and runs only with --full",
+    ):
+        config.addinivalue_line("markers", marker)
     # Before anything loads OpenMP, and for the processes that tests start: its threads spin, so that a second one makes
     # small fits slower and, beside any other load, many times slower.
     os.environ["OMP_NUM_THREADS"] = "1"
     # How long an example takes says more about what else the machine does than about the code.
-    settings.register_profile("tidemark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("tidemark")
+    usual = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("quick", usual, max_examples=30)
+    settings.register_profile("full", usual, max_examples=150)
+    settings.load_profile("full" if config.getoption("--full") else "quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # These wait for the fit of the sample, which goes on beside the others.
+    items.sort(key=lambda item: "sample_registry" in getattr(item, "fixturenames", ()))
+    if not config.getoption("--full"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture
@@ -234,6 +259,16 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Outcome(ended.value.code, out, err)
 
     return run
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits inside this process draw nothing in their report: that takes longer than fitting a toy shop."""
+
+    def empty(_figure: Figure, file: IO[str], **_options: object) -> None:
+        file.write('<svg viewBox="0 0 1 1"></svg>')
+
+    monkeypatch.setattr(Figure, "savefig", empty)
 
 
 @pytest.fixture
@@ -262,9 +297,10 @@ def once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, boo
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with FileLock(f"{folder}.lock"):
-        first = not folder.exists()
         folder.mkdir(exist_ok=True)
-        yield folder, first
+        done = folder / "done"
+        yield folder, not done.exists()
+        done.touch()
 
 
 @pytest.fixture(scope="session")
@@ -283,23 +319,55 @@ def clean_redis(redis_url: str) -> str:
     return url
 
 
-@pytest.fixture(scope="session")
-def sample_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry with the bundle of the built-in sample, fitted once by the command that users call."""
+@pytest.fixture(scope="session", autouse=True)
+def sample_fit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Fits the built-in sample in the background, from the first test on, if a test needs it.
+
+    The fit takes longer than any test: this way nothing waits for it but the tests that need it, which come last.
+    Its folder has the registry, what the fit has said, and, when it has ended, its exit code.
+    """
     with once(tmp_path_factory, "sample") as (folder, first):
-        if first:
-            done = _run(folder, "training", "fit", "complete_journey", "--registry", folder / "registry")
-            assert done.code == 0, done.err
-    return folder / "registry"
+        wanted = any("sample_registry" in getattr(item, "fixturenames", ()) for item in request.session.items)
+        fit = _start_sample_fit(folder) if first and wanted else None
+    yield folder
+    if fit is not None:
+        fit.wait()  # another process may need it still; Ctrl-C at the tests ends it as well
+
+
+def _start_sample_fit(folder: Path) -> subprocess.Popen[bytes]:
+    """The command that users call; a shell keeps its exit code for other processes."""
+    fit = [sys.executable, "-m", "training", "fit", "complete_journey", "--registry", str(folder / "registry")]
+    script = f"{shlex.join(fit)} > said.txt 2>&1; echo $? > code; mv code exit_code"
+    return subprocess.Popen(["sh", "-c", script], cwd=folder)
+
+
+@pytest.fixture(scope="session")
+def sample_registry(sample_fit: Path) -> Path:
+    """A registry with the bundle of the built-in sample, fitted once by the command that users call."""
+    until((sample_fit / "exit_code").exists, limit_s=FIT_S)
+    assert (sample_fit / "exit_code").read_text() == "0\n", (sample_fit / "said.txt").read_text()
+    return sample_fit / "registry"
 
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The small shop, fitted once for the session. Tests read it; who changes something makes a copy."""
-    folder = tmp_path_factory.mktemp("toy")
-    shop, registry = write_shop(folder / "shop"), folder / "registry"
-    done = _run(folder, "training", "fit", shop.config, "--registry", registry)
-    assert done.code == 0, done.err
+    """The toy shop, fitted once for the run. Tests read it; those that change something make a copy."""
+    with once(tmp_path_factory, "toy") as (folder, first):
+        shop, registry = Shop(folder / "shop"), folder / "registry"
+        if first:
+            write_shop(shop.folder)
+            _fit(folder, shop, registry)
+    return Trained(shop, registry)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The small shop of the end-to-end tests, fitted once for the run."""
+    with once(tmp_path_factory, "small") as (folder, first):
+        shop, registry = Shop(folder / "shop"), folder / "registry"
+        if first:
+            write_small_shop(shop.folder)
+            _fit(folder, shop, registry)
     return Trained(shop, registry)
 
 
@@ -341,13 +409,18 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _fit(folder: Path, shop: Shop, registry: Path) -> None:
+    done = _run(folder, "training", "fit", shop.config, "--registry", registry)
+    assert done.code == 0, done.err
+
+
 def _run(folder: Path, *arguments: object) -> Outcome:
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=3600,  # a hang, not slowness
+        timeout=FIT_S,
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

@@ -298,14 +298,14 @@ def _with_channel(target: str, compression: grpc.Compression, session: Callable[
 
 def _ask(channel: Any, method: str, request: bytes, **options: Any) -> None:
     with contextlib.suppress(grpc.RpcError):
-        channel.unary_unary(f"{SERVICE}/{method}")(request, timeout=5, **options)
+        channel.unary_unary(f"{SERVICE}/{method}")(request, timeout=60, **options)
 
 
 def _scores(channel: Any) -> None:
     for number in range(4):
         request = scoring_pb2.ScoreCustomerRequest(customer_id=str(number)).SerializeToString()
         _ask(channel, "ScoreCustomer", request, metadata=[("x-trace", f"trace-{number}"), ("x-bin", bytes(range(40)))])
-    futures = [channel.unary_unary(f"{SERVICE}/ScoreCustomer").future(b"\n\x019", timeout=5) for _ in range(4)]
+    futures = [channel.unary_unary(f"{SERVICE}/ScoreCustomer").future(b"\n\x019", timeout=60) for _ in range(4)]
     for future in futures:
         future.result()
 
@@ -324,15 +324,15 @@ def _standard(channel: Any) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for service in ("", "nothing"):
         with contextlib.suppress(grpc.RpcError):
-            health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
-        watch = health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            health.Check(health_pb2.HealthCheckRequest(service=service), timeout=60)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=60)
         next(watch)
         watch.cancel()
     asked = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="tidemark.v1.ScoringService"),
     ]
-    list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(asked), timeout=5))
+    list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(asked), timeout=60))
 
 
 def _some_events(count: int) -> bytes:
@@ -348,12 +348,12 @@ def _events(channel: Any) -> None:
     """Calls of the other services; a StreamEventsRequest is a RecordEventsRequest on the wire."""
     for request in (_some_events(3), _some_events(1001), b"\xff", b""):
         with contextlib.suppress(grpc.RpcError):
-            channel.unary_unary(RECORD)(request, timeout=5)
+            channel.unary_unary(RECORD)(request, timeout=60)
         with contextlib.suppress(grpc.RpcError):
-            list(channel.stream_stream(STREAM)(iter([_some_events(2), b"", request, _some_events(400)]), timeout=5))
-    channel.unary_unary(GET)(customers_pb2.GetCustomerRequest(customer_id="9").SerializeToString(), timeout=5)
+            list(channel.stream_stream(STREAM)(iter([_some_events(2), b"", request, _some_events(400)]), timeout=60))
+    channel.unary_unary(GET)(customers_pb2.GetCustomerRequest(customer_id="9").SerializeToString(), timeout=60)
     waiting = threading.Event()
-    call = channel.stream_stream(STREAM)(iter(lambda: waiting.wait(0.02) or _some_events(1), None), timeout=5)
+    call = channel.stream_stream(STREAM)(iter(lambda: waiting.wait(0.02) or _some_events(1), None), timeout=60)
     time.sleep(0.1)
     call.cancel()
 
@@ -361,7 +361,7 @@ def _events(channel: Any) -> None:
 def _cancelled(channel: Any) -> None:
     request = scoring_pb2.BatchScoreCustomersRequest(customer_ids=["1"] * 1000).SerializeToString()
     for _ in range(4):
-        call = channel.unary_unary(f"{SERVICE}/BatchScoreCustomers").future(request, timeout=5)
+        call = channel.unary_unary(f"{SERVICE}/BatchScoreCustomers").future(request, timeout=60)
         call.cancel()
     _ask(channel, "ScoreCustomer", b"\n\x017", metadata=[("x-long", "y" * 9000)])
 

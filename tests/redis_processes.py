@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 import redis
 
 from feature_store.embedded_redis import redis_server_command
+from tests.waiting import PATIENCE_S, until
 
-START_S = 300.0
 SLOTS = 16384
 
 
@@ -29,17 +28,9 @@ def free_port() -> int:
     raise AssertionError("no port below 50,000 is free")
 
 
-def await_that(holds: Callable[[], object], seconds: float = START_S) -> None:
-    """Wait until something is so; Redis may not answer meanwhile."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            if holds():
-                return
-        except redis.RedisError:
-            pass
-        assert time.monotonic() < until, "it did not come to pass in time"
-        time.sleep(0.02)
+def await_that(holds: Callable[[], object]) -> None:
+    """Wait until something holds; Redis may not answer meanwhile."""
+    until(holds, passing=redis.RedisError)
 
 
 DATA = 'save ""\nrepl-diskless-sync-delay 0\n'
@@ -53,7 +44,7 @@ class Node:
         self.port = free_port()
         (folder / "redis.conf").write_text(f"bind 127.0.0.1\nport {self.port}\ndir {folder}\n{config}")
         self._command = [*redis_server_command(), str(folder / "redis.conf"), *options]
-        self.client = redis.Redis(port=self.port, socket_timeout=5.0)
+        self.client = redis.Redis(port=self.port, socket_timeout=PATIENCE_S)
         self.start()
 
     def start(self) -> None:

@@ -28,7 +28,7 @@ from tidemark import CustomerClient, Event, EventClient, Recorded, Score, Scorin
 WORKERS: Final = 2
 ROLLS: Final = 3
 PROCESSES: Final = 2
-TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = 60.0
 LIMIT_S: Final = 120.0
 EACH: Final = 5
 """Events in a call, all of one customer."""
@@ -87,7 +87,7 @@ class Load:
 
     def stream(self) -> None:
         """Record events in streams of several messages."""
-        with EventClient(self._target) as client:
+        with EventClient(self._target, timeout_s=TIMEOUT_S) as client:
             at = 0
             while not self.over.is_set():
                 at += 1

@@ -30,7 +30,10 @@ async function carryOut([path, request], round) {
   const timer = round.cancel_ms && setTimeout(() => cancelling.abort(), round.cancel_ms);
   const options = { headers, timeoutMs: round.timeout_ms, signal: cancelling.signal };
   const replies = [];
-  const keep = (reply) => replies.push(Buffer.from(toBinary(output, reply)).toString("base64"));
+  const keep = (reply) => {
+    replies.push(Buffer.from(toBinary(output, reply)).toString("base64"));
+    if (replies.length === round.cancel_after) cancelling.abort();
+  };
   try {
     const message = fromBinary(input, Buffer.from(request, "base64"));
     const sent = methodKind === "bidi_streaming" ? several(message) : message;

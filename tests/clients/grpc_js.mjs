@@ -34,7 +34,10 @@ function carryOut([path, request], round) {
   const call = [path, requestSerialize, responseDeserialize, message, metadata, options];
   return new Promise((resolve) => {
     const replies = [];
-    const keep = (reply) => replies.push(responseSerialize(reply).toString("base64"));
+    const keep = (reply) => {
+      replies.push(responseSerialize(reply).toString("base64"));
+      if (replies.length === round.cancel_after) running.cancel();
+    };
     const end = (_, reply) => reply && keep(reply);
     const running = method.requestStream
       ? client.makeBidiStreamRequest(path, requestSerialize, responseDeserialize, metadata, options)

@@ -1,76 +1,27 @@
-"""A whole server as users run it: real Redis, the sample's bundle, a process of its own, gRPC over a socket."""
+"""A whole server as users run it: a real Redis, a small shop's bundle, a server process, gRPC over a socket."""
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 import pytest
 from tidemark.rpc import status_pb2
 
+from feature_store.__main__ import cli as feature_store_cli
 from feature_store.embedded_redis import redis_server_command
+from tests.conftest import Outcome, Run, Trained
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S, until
 from tidemark import ScoringClient
 
 T = TypeVar("T")
-START_S = 300.0
-
-
-class ServerProcess:
-    """``python -m service`` with its log."""
-
-    def __init__(self, folder: Path, *options: str, environment: dict[str, str] | None = None) -> None:
-        self._path = folder / f"server-{time.monotonic_ns()}.log"
-        with self._path.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", *options],
-                cwd=folder,
-                env=os.environ | (environment or {}),
-                stderr=log,
-            )
-
-    @property
-    def log(self) -> str:
-        """What it has logged so far."""
-        return self._path.read_text()
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """The first match in the log, awaited."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            ended = self.process.poll() is not None
-            if found := re.search(pattern, self.log):
-                return found
-            if ended:
-                break
-            time.sleep(0.02)
-        raise AssertionError(f"{pattern!r} is not in the log:\n{self.log}")
-
-    @property
-    def target(self) -> str:
-        """host:port."""
-        return self.wait_for(r"serving on (\S+:\d+)")[1]
-
-    def stop(self) -> int:
-        """SIGTERM, and the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=300)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+FRONTS: Final = ["lean", "grpcio"]
 
 
 class RedisProcess:
@@ -88,10 +39,7 @@ class RedisProcess:
 
     def start(self) -> None:
         self.process = subprocess.Popen([*redis_server_command(), *self._options], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_S
-        while not self.path.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(self.path.exists)
 
     def kill(self) -> None:
         self.process.kill()
@@ -113,33 +61,47 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess
     redis.kill()
 
 
-@pytest.fixture(scope="session")
-def loaded_redis(redis_url: str, sample_registry: Path) -> str:
-    """Redis with all households of the sample, as of now."""
-    load_sample(redis_url, sample_registry)
-    return redis_url
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise the front: both where it is the subject of a test (``both_fronts``) or with ``--full``, else lean."""
+    both = metafunc.config.getoption("--full") or metafunc.definition.get_closest_marker("both_fronts")
+    once = metafunc.definition.get_closest_marker("one_front")
+    metafunc.parametrize("front", FRONTS if both and not once else FRONTS[:1], indirect=True, scope="session")
 
 
-@pytest.fixture(scope="session", params=["lean", "grpcio"], autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def front(request: pytest.FixtureRequest) -> Iterator[str]:
-    """All tests run on both fronts: every server that they start is of this one."""
+    """The front of every server that a test starts."""
     name = str(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIDEMARK_TRANSPORT", name)
-        # Nothing is shed, however slow the machine is; who tests that gives options of its own.
+        # However slow the machine is, nothing is shed, and Redis is not away. Tests of that set options themselves.
         patch.setenv("TIDEMARK_MAX_QUEUE_S", "60")
         patch.setenv("TIDEMARK_MAX_EVENT_QUEUE_S", "60")
+        patch.setenv("TIDEMARK_REDIS_TIMEOUT_S", "60")
         yield name
+
+
+@pytest.fixture(scope="session")
+def small_registry(small: Trained) -> Path:
+    """The registry of the small shop whose customers are numbered."""
+    return small.registry
+
+
+@pytest.fixture(scope="session")
+def loaded_redis(redis_url: str, small: Trained) -> str:
+    """Redis with all customers of the small shop, as of now."""
+    load_small(redis_url, small)
+    return redis_url
 
 
 @pytest.fixture(scope="session")
 def server(
     front: str,  # noqa: ARG001  # set before the server starts
     loaded_redis: str,
-    sample_registry: Path,
+    small_registry: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ServerProcess]:
-    options = ["--registry", str(sample_registry), "--redis", loaded_redis, "--port", "0"]
+    options = ["--registry", str(small_registry), "--redis", loaded_redis, "--port", "0"]
     with ServerProcess(tmp_path_factory.mktemp("server"), *options) as process:
         process.wait_for("health is SERVING")
         yield process
@@ -147,7 +109,7 @@ def server(
 
 @pytest.fixture(scope="session")
 def client(server: ServerProcess) -> Iterator[ScoringClient]:
-    with ScoringClient(server.target, timeout_s=10.0) as found:
+    with ScoringClient(server.target, timeout_s=PATIENCE_S) as found:
         yield found
 
 
@@ -157,30 +119,38 @@ def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
         yield found
 
 
-def load_sample(url: str, registry: Path) -> None:
-    command = [
-        "feature_store",
-        "load",
-        "complete_journey",
-        "--registry",
-        str(registry),
-        "--redis",
-        url,
-        "--shift-to-now",
-    ]
-    subprocess.run([sys.executable, "-m", *command], cwd=registry, check=True, capture_output=True)
+def load_small(url: str, small: Trained) -> None:
+    """Load the small shop's customers into a Redis, as of now."""
+    options = ["--registry", str(small.registry), "--redis", url, "--shift-to-now"]
+    feature_store_cli.main(["load", str(small.shop.config), *options], standalone_mode=False)
 
 
-def until_answered(call: Callable[[], T], seconds: float = 5.0) -> T:
-    """What a call returns that is unavailable at first."""
-    until = time.monotonic() + seconds
-    while True:
+def until_answered(call: Callable[[], T]) -> T:
+    """The reply of a call that may be unavailable at first."""
+    replies: list[T] = []
+
+    def answered() -> bool:
         try:
-            return call()
+            replies.append(call())
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
-        time.sleep(0.005)
+        return bool(replies)
+
+    until(answered)
+    return replies[0]
+
+
+@pytest.fixture
+def run_service(tmp_path: Path) -> Run:
+    """Run ``python -m service …``, forked, until it ends by itself: ``run_service(*options)``."""
+
+    def run(*options: object) -> Outcome:
+        with ServerProcess(tmp_path, *map(str, options)) as server:
+            code = server.process.wait(PATIENCE_S)
+            return Outcome(code, "", server.log)
+
+    return run
 
 
 @contextmanager

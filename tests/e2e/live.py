@@ -23,7 +23,8 @@ from tidemark.v1 import (
     scoring_pb2_grpc,
 )
 
-from tests.e2e.conftest import ServerProcess
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S
 
 EVENTS: Final = "tidemark.v1.EventService"
 CUSTOMERS: Final = "tidemark.v1.CustomerService"
@@ -99,6 +100,12 @@ def summed(replies: Iterable[Any], sizes: Sequence[int] = ()) -> Summed:
     return total
 
 
+def use_up(call: Callable[[], object]) -> None:
+    """Call so often that a quota must be used up, however little of it a slow machine uses at a time."""
+    for _ in range(100):
+        call()
+
+
 class Live:
     """All that there is to call, on one channel; with a timeout unless another one is given."""
 
@@ -108,11 +115,13 @@ class Live:
         self._customers = customers_pb2_grpc.CustomerServiceStub(channel)
         self._scoring = scoring_pb2_grpc.ScoringServiceStub(channel)
 
-    def record(self, *events: events_pb2.Event, timeout: float = 20.0) -> Any:
+    def record(self, *events: events_pb2.Event, timeout: float = PATIENCE_S) -> Any:
         """RecordEvents."""
         return self._events.RecordEvents(Request(events=events), timeout=timeout)
 
-    def stream(self, messages: Iterable[Iterable[events_pb2.Event]], timeout: float = 20.0, **options: Any) -> Any:
+    def stream(
+        self, messages: Iterable[Iterable[events_pb2.Event]], timeout: float = PATIENCE_S, **options: Any
+    ) -> Any:
         """StreamEvents, a message for each of the inner iterables; the outcome of all of them, added up."""
         sizes: list[int] = []
 
@@ -124,37 +133,41 @@ class Live:
 
         return summed(self._events.StreamEvents(requests(), timeout=timeout, **options), sizes)
 
-    def streaming(self, requests: Iterator[Any], timeout: float = 20.0, **options: Any) -> Any:
+    def streaming(self, requests: Iterator[Any], timeout: float = PATIENCE_S, **options: Any) -> Any:
         """StreamEvents that goes on meanwhile: its responses."""
         return self._events.StreamEvents(requests, timeout=timeout, **options)
 
     def get(self, customer_id: str) -> Any:
         """GetCustomer."""
-        return self._customers.GetCustomer(customers_pb2.GetCustomerRequest(customer_id=customer_id), timeout=20)
+        return self._customers.GetCustomer(
+            customers_pb2.GetCustomerRequest(customer_id=customer_id), timeout=PATIENCE_S
+        )
 
     def merge(self, given_up: str, stays: str) -> str:
         """MergeCustomers."""
         request = customers_pb2.MergeCustomersRequest(source_customer_id=given_up, target_customer_id=stays)
-        return str(self._customers.MergeCustomers(request, timeout=20).customer_id)
+        return str(self._customers.MergeCustomers(request, timeout=PATIENCE_S).customer_id)
 
     def delete(self, customer_id: str) -> None:
         """DeleteCustomer."""
-        self._customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(customer_id=customer_id), timeout=20)
+        self._customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(customer_id=customer_id), timeout=PATIENCE_S)
 
     def consent(self, customer_id: str, **allowed: bool) -> tuple[bool, bool]:
         """SetConsent."""
         request = customers_pb2.SetConsentRequest(customer_id=customer_id, **allowed)
-        told = self._customers.SetConsent(request, timeout=20).consent
+        told = self._customers.SetConsent(request, timeout=PATIENCE_S).consent
         return told.scoring, told.automated_response
 
     def score(self, customer_id: str) -> Any:
         """ScoreCustomer."""
-        return self._scoring.ScoreCustomer(scoring_pb2.ScoreCustomerRequest(customer_id=customer_id), timeout=20).score
+        return self._scoring.ScoreCustomer(
+            scoring_pb2.ScoreCustomerRequest(customer_id=customer_id), timeout=PATIENCE_S
+        ).score
 
     def score_many(self, *customer_ids: str) -> list[Any]:
         """BatchScoreCustomers."""
         request = scoring_pb2.BatchScoreCustomersRequest(customer_ids=customer_ids)
-        return list(self._scoring.BatchScoreCustomers(request, timeout=20).results)
+        return list(self._scoring.BatchScoreCustomers(request, timeout=PATIENCE_S).results)
 
     def decayed(self, customer_id: str, what: str) -> dict[float, float]:
         """Decayed sums of one kind, such as ``visit_count``, by half-life in days: the model chose which there are."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +11,7 @@ from tidemark.v1 import models_pb2, models_pb2_grpc
 
 from feature_store.bundles import bundle
 from feature_store.definitions import fingerprint
+from tests.waiting import PATIENCE_S
 
 _numbers = itertools.count(1)
 HALF_LIFE: Final = "half_life_days = 28"
@@ -46,7 +45,7 @@ class Models:
 
     def serving(self) -> Any:
         """GetServingModel."""
-        return self._stub.GetServingModel(models_pb2.GetServingModelRequest(), timeout=20)
+        return self._stub.GetServingModel(models_pb2.GetServingModelRequest(), timeout=PATIENCE_S)
 
     def listed(self) -> dict[str, Any]:
         """ListModels, by version."""
@@ -56,7 +55,7 @@ class Models:
     def page(self, size: int = 0, token: str = "") -> Any:
         """ListModels."""
         request = models_pb2.ListModelsRequest(page_size=size, page_token=token)
-        return self._stub.ListModels(request, timeout=20)
+        return self._stub.ListModels(request, timeout=PATIENCE_S)
 
     def state(self, version: str) -> str:
         """What a worker does with a version."""
@@ -64,7 +63,7 @@ class Models:
 
     def activate(self, version: str) -> Any:
         """ActivateModel."""
-        return self._stub.ActivateModel(models_pb2.ActivateModelRequest(version=version), timeout=20)
+        return self._stub.ActivateModel(models_pb2.ActivateModelRequest(version=version), timeout=PATIENCE_S)
 
     def roll_out(self, *, shadow: str = "", canary: str = "", share: float = 0.0) -> Any:
         """SetRollout."""
@@ -73,16 +72,8 @@ class Models:
             rollout = models_pb2.Rollout(shadow=models_pb2.Shadow(version=shadow))
         if canary:
             rollout = models_pb2.Rollout(canary=models_pb2.Canary(version=canary, share=share))
-        return self._stub.SetRollout(models_pb2.SetRolloutRequest(rollout=rollout), timeout=20).rollout
+        return self._stub.SetRollout(models_pb2.SetRolloutRequest(rollout=rollout), timeout=PATIENCE_S).rollout
 
     def clear_rollout(self) -> Any:
         """ClearRollout."""
-        return self._stub.ClearRollout(models_pb2.ClearRolloutRequest(), timeout=20)
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
+        return self._stub.ClearRollout(models_pb2.ClearRolloutRequest(), timeout=PATIENCE_S)

@@ -24,7 +24,9 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
-TIMEOUT_S = 10.0
+from tests.waiting import PATIENCE_S
+
+TIMEOUT_S = PATIENCE_S
 HEAD = 9
 """Bytes before the payload of a frame."""
 

@@ -13,8 +13,10 @@ from tidemark.v1 import customers_pb2
 
 from feature_store.state.checksum import sealed
 from feature_store.state.profile import MOST_ALIASES, Record
-from tests.e2e.conftest import ServerProcess, refused
+from tests.e2e.conftest import refused
 from tests.e2e.live import CUSTOMERS, HOUR_S, Live, calling, event, info_of, may_retry, someone, told_of
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S
 
 BAD_IDS = ["", "x" * 257, "tab\there"]
 
@@ -30,7 +32,7 @@ def live(channel: grpc.Channel) -> Live:
 def call(live: Live, method: str, request: bytes) -> bytes:
     """A method with bytes of the test's own."""
     unary: Any = live.channel.unary_unary(f"/{CUSTOMERS}/{method}")
-    return bytes(unary(request, timeout=10))
+    return bytes(unary(request, timeout=PATIENCE_S))
 
 
 # --- what is known --------------------------------------------------------------------------------------------------

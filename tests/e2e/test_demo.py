@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
+from tests.waiting import PATIENCE_S
 from tidemark import ScoringClient
 
 
@@ -46,7 +47,7 @@ def running(command: list[str], said: Path, folder: Path) -> Iterator[subprocess
     finally:
         if demo.poll() is None:
             demo.terminate()
-            demo.wait(timeout=300)
+            demo.wait(timeout=PATIENCE_S)
 
 
 def check(demo: subprocess.Popen[bytes], text: str, port: int, stop: signal.Signals) -> None:
@@ -56,13 +57,13 @@ def check(demo: subprocess.Popen[bytes], text: str, port: int, stop: signal.Sign
         r"^\s*(\d+)\s+0\.\d+\s+[01]\.\d+\s+(?:act|-)\s+0\.\d+\s+[01]\.\d+\s+(?:act|-)\s+[\d.]+", text, re.MULTILINE
     )
     assert len(rows) == 10
-    with ScoringClient(f"127.0.0.1:{port}", timeout_s=5) as client:
+    with ScoringClient(f"127.0.0.1:{port}", timeout_s=PATIENCE_S) as client:
         assert client.score(rows[0]).customer_id == rows[0]
     redis = re.search(r"embedded Redis at unix://(\S+)", text)
     assert redis is not None
     assert Path(redis[1]).exists()
     demo.send_signal(stop)
-    assert demo.wait(timeout=300) == 0
+    assert demo.wait(timeout=PATIENCE_S) == 0
     assert not Path(redis[1]).exists()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=1)

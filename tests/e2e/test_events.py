@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import events_pb2
 
-from tests.e2e.conftest import RedisProcess, ServerProcess, refused, until_answered
+from tests.e2e.conftest import RedisProcess, refused, until_answered
 from tests.e2e.live import (
     EVENTS,
     HOUR_S,
@@ -37,10 +38,14 @@ from tests.e2e.live import (
     told_of,
 )
 from tests.e2e.raw_client import RawClient, framed
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S, until
 
 STREAM = f"/{EVENTS}/StreamEvents"
 INTERNAL, INVALID_ARGUMENT = 13, 3
 MEGABYTE = 2**20
+
+pytestmark = pytest.mark.both_fronts
 
 Send = Callable[[Live, list[events_pb2.Event]], Any]
 SENDS: list[Send] = [lambda live, events: live.record(*events), lambda live, events: live.stream([events])]
@@ -53,9 +58,9 @@ def live(channel: grpc.Channel) -> Live:
 
 
 @pytest.fixture
-def start(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> Iterator[Start]:
+def start(loaded_redis: str, small_registry: Path, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
-        yield starter(stack, sample_registry, tmp_path, loaded_redis)
+        yield starter(stack, small_registry, tmp_path, loaded_redis)
 
 
 def fates(reply: Any) -> tuple[int, int, list[int], list[int]]:
@@ -157,7 +162,10 @@ def test_a_thousand_events_are_one_request_and_more_are_too_many(live: Live) -> 
 def test_bytes_that_are_no_events_are_an_invalid_argument(live: Live, data: bytes) -> None:
     record: Any = live.channel.unary_unary(f"/{EVENTS}/RecordEvents")
     stream: Any = live.channel.stream_stream(STREAM)
-    asked: list[Callable[[], Any]] = [lambda: record(data, timeout=5), lambda: next(stream(iter([data]), timeout=5))]
+    asked: list[Callable[[], Any]] = [
+        lambda: record(data, timeout=PATIENCE_S),
+        lambda: next(stream(iter([data]), timeout=PATIENCE_S)),
+    ]
     for ask in asked:
         with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
             ask()
@@ -344,7 +352,7 @@ def test_a_bad_message_ends_its_stream_and_what_came_before_stays(live: Live, ba
     stream: Any = live.channel.stream_stream(STREAM)
     replies: list[bytes] = []
     with refused(grpc.StatusCode.INVALID_ARGUMENT):
-        replies.extend(stream(iter([good, good, bad, *[good] * 100]), timeout=10))
+        replies.extend(stream(iter([good, good, bad, *[good] * 100]), timeout=PATIENCE_S))
     assert len(replies) == 2
     assert live.counted(customer) == 2
 
@@ -360,19 +368,22 @@ def test_what_came_before_a_client_gives_up_stays(live: Live) -> None:
     live.record(event(customer, channel="web"))
     for how in ("cancelled", "late"):
         before = live.counted(customer)
-        call = live.streaming(forever(), timeout=0.3 if how == "late" else 20)
+        call = live.streaming(forever(), timeout=2.0 if how == "late" else PATIENCE_S)
         if how == "cancelled":
-            time.sleep(0.2)
+            until(lambda: live.counted(customer) > before)  # noqa: B023  # called before the loop goes on
             call.cancel()
         with pytest.raises(grpc.RpcError):
             summed(call)
         assert call.code() is {"cancelled": grpc.StatusCode.CANCELLED, "late": grpc.StatusCode.DEADLINE_EXCEEDED}[how]
         assert live.counted(customer) > before
     over.set()
-    time.sleep(0.1)
-    after = live.counted(customer)
-    time.sleep(0.1)
-    assert live.counted(customer) == after
+
+    def stays() -> bool:
+        counted = live.counted(customer)
+        time.sleep(0.2)
+        return live.counted(customer) == counted
+
+    until(stays)
 
 
 def test_a_slow_client_is_waited_for(server: ServerProcess) -> None:
@@ -384,9 +395,8 @@ def test_a_slow_client_is_waited_for(server: ServerProcess) -> None:
             for start_, stop in ((0, 3), (3, 20), (20, len(data))):
                 raw.send(stream, data[start_:stop], end=False)
                 time.sleep(0.05)
-            deadline = time.monotonic() + 5
-            while number and live.counted(customer) <= number:  # recorded as it comes, not at the end
-                assert time.monotonic() < deadline
+            # Recorded as it comes, not at the end.
+            until(lambda: live.counted(customer) > number, passing=grpc.RpcError)  # noqa: B023  # as above
         raw.send(stream, b"")
         assert summed(acknowledgements(raw.end(stream).data)).accepted == 3
 
@@ -410,19 +420,18 @@ def test_a_client_that_is_too_fast_is_held_back_and_others_are_not(start: Start)
     process = psutil.Process(server.process.pid)
     with calling(server.target) as live, ThreadPoolExecutor(1) as pool:
         live.record(*request.events)
-        before, most, slowest = process.memory_info().rss, 0, 0.0
-        stream = live.streaming(iter([request] * 25), timeout=600)
+        before, most, scores = process.memory_info().rss, 0, 0
+        stream = live.streaming(iter([request] * 25), timeout=PATIENCE_S)
         call = pool.submit(summed, stream)
         while not call.done():
-            began = time.monotonic()
             live.score(customers[0])  # on the same connection
-            slowest = max(slowest, time.monotonic() - began)
+            scores += 1
             most = max(most, process.memory_info().rss)
             time.sleep(0.02)
         assert call.result().accepted == 25_000
     assert 25 * request.ByteSize() > 5 * MEGABYTE
     assert most < before + 24 * MEGABYTE
-    assert slowest < 1.5
+    assert scores >= 5  # none of them had to wait for the whole stream
 
 
 def acknowledgements(data: bytes) -> list[Any]:
@@ -445,10 +454,7 @@ class Dripping:
         self.customer, self._over = someone(), threading.Event()
         self.sent = 0
         self.call = live.streaming(self._requests(), **options)
-        deadline = time.monotonic() + 10
-        while self.sent < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: live.counted(self.customer) >= 3, passing=grpc.RpcError)
 
     def _requests(self) -> Iterator[Any]:
         while not self._over.wait(0.02):
@@ -472,8 +478,8 @@ def test_a_connection_of_age_lets_its_streams_end(start: Start) -> None:
     server = start("--max-connection-age-s", "0.3")
     with calling(server.target) as live:
         stream = Dripping(live)
-        until = time.monotonic() + 1.2
-        while time.monotonic() < until:
+        end = time.monotonic() + 1.2
+        while time.monotonic() < end:
             assert live.record(event(someone())).accepted == 1  # on a new connection after a while
         assert stream.end().accepted == stream.sent
         assert live.counted(stream.customer) == stream.sent
@@ -481,16 +487,15 @@ def test_a_connection_of_age_lets_its_streams_end(start: Start) -> None:
 
 
 def test_a_stop_waits_for_streams_that_end_and_ends_those_that_do_not(start: Start) -> None:
-    server = start("--grace-s", "1.2")
+    server = start("--grace-s", "4")
     with calling(server.target) as first, calling(server.target) as second:
         ending, endless = Dripping(first), Dripping(second)
         server.process.terminate()
         server.wait_for("stopping")
-        time.sleep(0.3)
         assert ending.end().accepted == ending.sent
         assert isinstance(endless.broken(), grpc.RpcError)
         assert endless.call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(PATIENCE_S) == 0
     assert "stopped" in server.log
     assert "Traceback" not in server.log
     assert "never retrieved" not in server.log
@@ -504,27 +509,26 @@ def test_a_stop_under_load_keeps_what_it_acknowledged(start: Start) -> None:
     customers = [someone() for _ in range(6)]
 
     ends: set[Any] = set()
+    accepted = Counter[str]()
 
-    def load(customer: str) -> int:
-        accepted = 0
+    def load(customer: str) -> None:
         with calling(server.target) as live:
             try:
                 while True:
-                    accepted += live.record(*(event(customer, channel="web") for _ in range(3))).accepted
+                    accepted[customer] += live.record(*(event(customer, channel="web") for _ in range(3))).accepted
             except grpc.RpcError as error:
                 ends.add(error.code())
-        return accepted
 
     with ThreadPoolExecutor(len(customers)) as pool:
         loading = [pool.submit(load, customer) for customer in customers]
-        time.sleep(0.4)
+        until(lambda: all(accepted[customer] for customer in customers))
         assert server.stop() == 0
-        accepted = [one.result() for one in loading]
-    assert min(accepted) > 0
+        for one in loading:
+            one.result()
     assert ends <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     assert "Traceback" not in server.log
     with calling(start().target) as live:
-        for customer, count in zip(customers, accepted, strict=True):
+        for customer, count in accepted.items():
             assert min(count, 300) <= live.counted(customer) <= count + 3  # the last one may not have been answered
 
 
@@ -560,37 +564,28 @@ def test_redis_away_ends_streams_and_calls_with_a_time_to_retry_and_heals(
 
 
 def test_events_that_a_hanging_redis_took_late_are_counted_once(own_redis: RedisProcess, start: Start) -> None:
-    server = start(redis=own_redis.url)
+    server = start("--redis-timeout-s", "1", redis=own_redis.url)
     with calling(server.target) as live:
         customer = someone()
         events = [event(customer, event_id=str(number), channel="web") for number in range(200)]
-        live.record(events[0])
+        until_answered(lambda: live.record(events[0]))
         own_redis.pause()
-        began = time.monotonic()
         with ThreadPoolExecutor(3) as pool:
             calls = [pool.submit(live.record, *events) for _ in range(2)] + [pool.submit(live.stream, [events])]
             for call in calls:
                 with refused(grpc.StatusCode.UNAVAILABLE):
                     call.result()
-        assert time.monotonic() - began < 5
         own_redis.resume()
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                reply = live.record(*events)
-                break
-            except grpc.RpcError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        reply = until_answered(lambda: live.record(*events))
         assert reply.accepted + reply.duplicates == 200
         assert live.counted(customer) == 200
     assert "Traceback" not in server.log
 
 
-def test_what_became_of_events_is_in_the_log(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> None:
+def test_what_became_of_events_is_in_the_log(loaded_redis: str, small_registry: Path, tmp_path: Path) -> None:
     options = [
         "--registry",
-        str(sample_registry),
+        str(small_registry),
         "--redis",
         loaded_redis,
         "--port",

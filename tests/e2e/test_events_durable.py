@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.e2e.conftest import RedisProcess, refused
 from tests.e2e.live import Start, calling, event, info_of, may_retry, someone, starter
+from tests.waiting import PATIENCE_S, until
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 CLIENTS, TOGETHER = 6, 10
@@ -45,9 +46,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 
 
 @pytest.fixture
-def start(sample_registry: Path, tmp_path: Path) -> Iterator[Start]:
+def start(small_registry: Path, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
-        yield starter(stack, sample_registry, tmp_path, "")
+        yield starter(stack, small_registry, tmp_path, "")
 
 
 class Client(threading.Thread):
@@ -80,8 +81,8 @@ class Client(threading.Thread):
         try:
             with calling(self._target) as live:  # a new connection each time: after a kill nothing of the old is left
                 if len(self.sent) % 3:
-                    return live.record(*events, timeout=10)
-                return live.stream([events[:4], events[4:]], timeout=10)
+                    return live.record(*events, timeout=PATIENCE_S)
+                return live.stream([events[:4], events[4:]], timeout=PATIENCE_S)
         except grpc.RpcError as error:
             self.failed[error.code()] += 1
             return None
@@ -98,18 +99,16 @@ def load(target: str) -> Iterator[list[Client]]:
     for client in clients:
         client.over.set()
     for client in clients:
-        client.join(30)
+        client.join(PATIENCE_S)
         assert not client.is_alive()
         assert not client.problem
 
 
 def await_more(clients: list[Client]) -> None:
     """Until something more has been acknowledged, and something else is on its way."""
-    before, deadline = sum(len(client.sent) for client in clients), time.monotonic() + 300
-    while sum(len(client.sent) for client in clients) == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.3)
+    before = sum(len(client.sent) for client in clients)
+    until(lambda: sum(len(client.sent) for client in clients) > before)
+    time.sleep(0.3)  # any moment will do
 
 
 def assert_all_is_there(url: str, target: str, clients: list[Client]) -> None:
@@ -128,17 +127,9 @@ def assert_all_is_there(url: str, target: str, clients: list[Client]) -> None:
 
 
 def settings() -> list[str]:
-    """Caps out of the way; and a slow disk is not what is tested."""
-    return [
-        "--max-events-per-type-hour",
-        "100000",
-        "--max-events-per-hour",
-        "100000",
-        "--max-events-per-customer",
-        "100000",
-        "--redis-timeout-s",
-        "2",
-    ]
+    """Caps out of the way."""
+    options = ("--max-events-per-type-hour", "--max-events-per-hour", "--max-events-per-customer")
+    return [word for option in options for word in (option, "100000")]
 
 
 def test_a_killed_server_loses_nothing_that_it_acknowledged(kept: Kept, start: Start) -> None:
@@ -201,7 +192,7 @@ def test_without_an_append_only_file_a_durable_server_acknowledges_nothing_and_s
         "--durable-events", redis=store.url, wait_for="NOT_SERVING.*--durable-events needs a Redis with appendonly"
     )
     with calling(server.target) as live:
-        check = health_pb2_grpc.HealthStub(live.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        check = health_pb2_grpc.HealthStub(live.channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert check.status == NOT_SERVING
         one = event(someone(), event_id="1", channel="web")
         for send in (lambda: live.record(one), lambda: live.stream([[one]]), lambda: live.delete(one.customer_id)):

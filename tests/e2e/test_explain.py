@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from pathlib import Path
 
 import grpc
@@ -13,8 +12,10 @@ import pytest
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
 from service.scoring.model import Model
-from tests.e2e.conftest import ServerProcess, refused
+from tests.e2e.conftest import refused
 from tests.e2e.live import info_of, someone
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S
 from tidemark import CustomerClient, Event, EventClient, Problem, Score, ScoringClient
 
 KNOWN = "900"
@@ -27,8 +28,8 @@ def stub(channel: grpc.Channel) -> scoring_pb2_grpc.ScoringServiceStub:
 
 
 @pytest.fixture(scope="module")
-def model(sample_registry: Path) -> Model:
-    return Model.current(sample_registry)
+def model(small_registry: Path) -> Model:
+    return Model.current(small_registry)
 
 
 def check(score: Score) -> None:
@@ -72,9 +73,9 @@ def test_all_customers_have_one_baseline_and_fewer_reasons_leave_more_to_the_res
 
 def test_a_batch_of_a_hundred_is_explained_and_each_error_is_its_own(client: ScoringClient) -> None:
     ids = [*(str(i) for i in range(1, 120)), "nobody-4711", ""]
-    found = client.score_many(ids, explain=True, timeout_s=30)
+    found = client.score_many(ids, explain=True, timeout_s=PATIENCE_S)
     assert len(found) == len(ids)
-    plain = client.score_many(ids, timeout_s=30)
+    plain = client.score_many(ids, timeout_s=PATIENCE_S)
     assert [type(one) for one in found] == [type(one) for one in plain]
     scores = [one for one in found if isinstance(one, Score)]
     assert len(scores) > 100
@@ -99,7 +100,10 @@ def test_nothing_is_explained_where_there_is_no_score(
     with refused(grpc.StatusCode.NOT_FOUND):
         stub.ScoreCustomer(scoring_pb2.ScoreCustomerRequest(customer_id="nobody-4711", explain=True))
     shy = someone("shy")
-    with EventClient(server.target) as events, CustomerClient(server.target) as customers:
+    with (
+        EventClient(server.target, timeout_s=PATIENCE_S) as events,
+        CustomerClient(server.target, timeout_s=PATIENCE_S) as customers,
+    ):
         events.record([Event(shy, "purchase", amount=5.0)])
         customers.set_consent(shy, scoring=False)
         with refused(grpc.StatusCode.PERMISSION_DENIED):
@@ -109,7 +113,10 @@ def test_nothing_is_explained_where_there_is_no_score(
 
 def test_a_newcomer_is_explained_from_the_next_score_on(server: ServerProcess, client: ScoringClient) -> None:
     new = someone("new")
-    with EventClient(server.target) as events, CustomerClient(server.target) as customers:
+    with (
+        EventClient(server.target, timeout_s=PATIENCE_S) as events,
+        CustomerClient(server.target, timeout_s=PATIENCE_S) as customers,
+    ):
         events.record([Event(new, "purchase", amount=5.0)])
         customers.set_consent(new, automated_response=False)
         score = client.score(new, explain=True, max_reasons=50)
@@ -126,20 +133,17 @@ def test_a_newcomer_is_explained_from_the_next_score_on(server: ServerProcess, c
 def test_plain_calls_go_on_beside_explanations(server: ServerProcess) -> None:
     many = [str(i) for i in range(1, 101)]
 
-    async def calls() -> tuple[float, float, int]:
+    async def calls() -> int:
         async with grpc.aio.insecure_channel(server.target) as channel:
             stub = scoring_pb2_grpc.ScoringServiceStub(channel)
             request = scoring_pb2.BatchScoreCustomersRequest(customer_ids=many, explain=True)
-            start = time.perf_counter()
             explaining = [asyncio.ensure_future(stub.BatchScoreCustomers(request)) for _ in range(4)]
             done = 0
             while not any(call.done() for call in explaining):
                 await stub.ScoreCustomer(scoring_pb2.ScoreCustomerRequest(customer_id=KNOWN))
                 done += 1
-            first = time.perf_counter() - start
             replies = await asyncio.gather(*explaining)
             assert all(len(reply.results) == len(many) for reply in replies)
-            return first, time.perf_counter() - start, done
+            return done
 
-    first, last, done = asyncio.run(calls())
-    assert done > 10, (first, last)
+    assert asyncio.run(calls()) > 5  # none of them had to wait for the explanations

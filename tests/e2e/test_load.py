@@ -18,11 +18,12 @@ from hdrh.histogram import HdrHistogram
 
 import tidemark.load
 from tests.conftest import Outcome, Run
-from tests.e2e.conftest import ServerProcess
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S
 
-BUSY = ("--max-lag-ms", "20000", "--deadline-ms", "20000")
+BUSY = ("--max-lag-ms", "60000", "--deadline-ms", "60000")
 """Tests share their machine with others: what is counted is looked at, not how fast it is."""
-KNOWN = ["20", "70", "127", "143", "507", "820", "887", "900", "1301", "1899", "1947", "1959", "2062"]
+KNOWN = ["20", "70", "127", "143", "507", "820", "887", "900", "1001", "1099", "1147", "1159", "1162"]
 KINDS = ("answered", "refused", "expired", "failed")
 
 Load = Callable[..., tuple[Outcome, dict[str, Any]]]
@@ -51,7 +52,7 @@ def load(tmp_path: Path, ids: Path) -> Load:
                 assert first.startswith("loading "), first
                 time.sleep(pause_s)
                 what(process)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE_S)
         done = Outcome(process.returncode, out, first + err)
         return done, json.loads(report.read_text()) if report.exists() else {}
 
@@ -66,19 +67,12 @@ def outcomes(step: dict[str, Any]) -> dict[tuple[str, str], int]:
 def own_server(
     front: str,  # noqa: ARG001  # set before the server starts
     loaded_redis: str,
-    sample_registry: Path,
+    small_registry: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., ServerProcess]:
     """Starts servers that a test may stall, kill, or start with TLS."""
-    options = ["--registry", str(sample_registry), "--redis", loaded_redis, "--port", "0"]
+    options = ["--registry", str(small_registry), "--redis", loaded_redis, "--port", "0"]
     return lambda *more: ServerProcess(tmp_path_factory.mktemp("server"), *options, *more)
-
-
-@pytest.fixture
-def one_front(front: str) -> None:
-    """For what the load itself does, whoever answers."""
-    if front != "lean":
-        pytest.skip("nothing here depends on the front")
 
 
 # --- what is counted ------------------------------------------------------------------------------------------------
@@ -116,7 +110,7 @@ def test_every_call_is_counted_once_in_every_part_of_the_report(
 
 
 def test_batches_of_customers_in_redis_tell_who_has_no_score(
-    server: ServerProcess, load: Load, loaded_redis: str, sample_registry: Path, run_module: Run, ids: Path
+    server: ServerProcess, load: Load, loaded_redis: str, small_registry: Path, run_module: Run, ids: Path
 ) -> None:
     command = ("--rate", 20, "--duration", 1, "--batch", 50, "--arrivals", "constant")
     ids.write_text("1\nnobody")
@@ -128,9 +122,9 @@ def test_batches_of_customers_in_redis_tell_who_has_no_score(
     assert unknown + sum(step["customers_by_model"].values()) == 1000
     assert 400 < unknown < 600
     done = run_module(
-        "service.load", server.target, "--redis", loaded_redis, "--registry", sample_registry, *command, *BUSY
+        "service.load", server.target, "--redis", loaded_redis, "--registry", small_registry, *command, *BUSY
     )
-    assert (done.code, "2,469" in done.out) == (0, False), done.err
+    assert (done.code, "1,200" in done.out) == (0, False), done.err
 
 
 def test_failures_are_told_by_code_and_reason(server: ServerProcess, load: Load, ids: Path) -> None:
@@ -151,7 +145,7 @@ def test_no_call_is_lost_when_the_server_asks_for_new_connections(server: Server
     assert step["offered"] > 2400
 
 
-@pytest.mark.usefixtures("one_front")
+@pytest.mark.one_front
 def test_a_search_tells_the_highest_rate_that_held(server: ServerProcess, load: Load, tmp_path: Path) -> None:
     options = ("--find", "--p99-ms", 9000, "--rate", 20, "--duration", 0.3, "--steps", 3, "--html", tmp_path / "a.html")
     done, found = load(server.target, *options)
@@ -166,20 +160,20 @@ def test_a_search_tells_the_highest_rate_that_held(server: ServerProcess, load: 
 # --- servers in trouble ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("one_front")
+@pytest.mark.one_front
 def test_a_stall_of_the_server_shows_in_all_calls_that_it_kept_waiting(
     own_server: Callable[..., ServerProcess], load: Load
 ) -> None:
     with own_server() as server:
         server.wait_for("health is SERVING")
-        stall = (0.7, lambda _: server.process.send_signal(signal.SIGSTOP))
-        goes_on = (1.0, lambda _: server.process.send_signal(signal.SIGCONT))
-        options = ("--rate", 100, "--duration", 2.5, "--arrivals", "constant")
+        stall = (1.5, lambda _: server.process.send_signal(signal.SIGSTOP))
+        goes_on = (2.5, lambda _: server.process.send_signal(signal.SIGCONT))
+        options = ("--rate", 100, "--duration", 5, "--arrivals", "constant")
         _, found = load(server.target, *options, meanwhile=[stall, goes_on])
     (step,) = found["steps"]
-    assert step["answered"] == step["offered"] == 250
-    # A second without answers at 100 calls a second: a hundred calls waited, half a second on average. A closed loop
-    # over four connections would have seen four.
+    assert step["answered"] == step["offered"] == 500
+    # 2.5 seconds without answers at 100 calls a second: 250 calls waited, 1.2 seconds on average. A closed loop over
+    # four connections would have seen four.
     assert step["latency_ms"]["p99"] > 700
     assert step["latency_ms"]["p90"] > 300
 
@@ -189,29 +183,29 @@ def test_a_server_that_goes_away_is_told_and_the_test_ends(
 ) -> None:
     with own_server() as server:
         server.wait_for("health is SERVING")
-        options = ("--rate", 100, "--duration", 2, "--arrivals", "constant", "--deadline-ms", 2000)
-        done, found = load(server.target, *options, meanwhile=[(1.0, lambda _: server.process.kill())])
+        options = ("--rate", 100, "--duration", 4, "--arrivals", "constant", "--deadline-ms", 2000)
+        done, found = load(server.target, *options, meanwhile=[(2.5, lambda _: server.process.kill())])
     (step,) = found["steps"]
     assert done.code == 0, done.err
-    assert step["offered"] == 200
+    assert step["offered"] == 400
     assert step["answered"] > 0
     assert step["failed"] > 20
     assert {code for code, _ in outcomes(step)} <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
-@pytest.mark.usefixtures("one_front")
+@pytest.mark.one_front
 def test_ctrl_c_ends_it_with_a_report_of_what_there_was(server: ServerProcess, load: Load) -> None:
-    stop = (1.2, lambda process: process.send_signal(signal.SIGINT))
+    stop = (2.5, lambda process: process.send_signal(signal.SIGINT))
     done, found = load(server.target, "--rate", 50, "--duration", 60, meanwhile=[stop])
     assert done.code == 0, done.err
     (step,) = found["steps"]
     assert step["stopped"]
-    assert 0 < step["seconds"] < 30
+    assert 0 < step["seconds"] < 60
     assert 0 < step["answered"] == step["offered"] <= 100 * step["seconds"]
     assert "Stopped early." in done.out
 
 
-@pytest.mark.usefixtures("one_front")
+@pytest.mark.one_front
 def test_tls_is_spoken_with_an_authority_of_ones_own(
     own_server: Callable[..., ServerProcess], load: Load, tmp_path: Path
 ) -> None:
@@ -242,7 +236,7 @@ def test_locust_makes_the_same_calls(server: ServerProcess, ids: Path, tmp_path:
     file = Path(tidemark.load.__path__[0]) / "locustfile.py"
     options = ["--headless", "--users", "3", "--spawn-rate", "3", "--run-time", "6s", "--csv", str(tmp_path / "found")]
     command = [sys.executable, "-m", "locust", "-f", str(file), "--host", server.target, "--ids", str(ids), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     header, row, *_ = (tmp_path / "found_stats.csv").read_text().splitlines()
     found = dict(zip(header.split(","), row.split(","), strict=True))

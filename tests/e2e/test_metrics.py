@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import socket
-import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,9 +27,11 @@ import service
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles import bundle
 from tests.conftest import Call, Run, Shop
-from tests.e2e.conftest import RedisProcess, ServerProcess
+from tests.e2e.conftest import RedisProcess
 from tests.e2e.live import ALONE, Live, event
-from tests.e2e.models import Models, republished, until
+from tests.e2e.models import Models, republished
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S, until
 from tidemark import CallFailedError, ScoringClient
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -53,7 +54,7 @@ class Seen(NamedTuple):
     def page(self, accept: str = "text/plain") -> str:
         """What Prometheus would read."""
         request = urllib.request.Request(self.url, headers={"Accept": accept})
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
             return str(reply.read().decode())
 
     def families(self) -> Families:
@@ -88,11 +89,11 @@ def seen(folder: Path, registry: Path, redis: str, *more: str) -> Seen:
 def watched(
     front: str,  # noqa: ARG001  # set before the server starts
     loaded_redis: str,
-    sample_registry: Path,
+    small_registry: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Seen]:
     """A server after some of all kinds of calls."""
-    found = seen(tmp_path_factory.mktemp("watched"), sample_registry, loaded_redis, "--log-format", "json")
+    found = seen(tmp_path_factory.mktemp("watched"), small_registry, loaded_redis, "--log-format", "json")
     with found.server, grpc.insecure_channel(found.server.target) as channel:
         call_all(channel)
         yield found
@@ -109,7 +110,7 @@ def call_all(channel: grpc.Channel) -> None:
 def bytes_call(channel: grpc.Channel, path: str, request: bytes = b"", **more: Any) -> grpc.StatusCode:
     call: Any = channel.unary_unary(path)
     try:
-        call(request, timeout=more.pop("timeout", 5), **more)
+        call(request, timeout=more.pop("timeout", PATIENCE_S), **more)
     except grpc.RpcError as error:
         found: Any = error
         return grpc.StatusCode(found.code())
@@ -120,12 +121,16 @@ def asked_for(customer_id: str) -> bytes:
     return scoring_pb2.ScoreCustomerRequest(customer_id=customer_id).SerializeToString()
 
 
+@pytest.mark.both_fronts
 def test_every_call_is_counted_once_under_its_method_and_code(watched: Seen) -> None:
     before, latencies = watched.counts("tidemark_calls_total", "method", "code"), "tidemark_call_seconds_count"
     timed = watched.counts(latencies, "method")
     reasons, rows = (watched.counts(f"tidemark_{name}_total", label) for name, label in REASONS)
     ages = watched.counts("tidemark_feature_age_seconds_count")
-    with grpc.insecure_channel(watched.server.target) as channel, ScoringClient(watched.server.target) as client:
+    with (
+        grpc.insecure_channel(watched.server.target) as channel,
+        ScoringClient(watched.server.target, timeout_s=PATIENCE_S) as client,
+    ):
         for _ in range(7):
             assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN)) is grpc.StatusCode.OK
         for _ in range(3):
@@ -135,7 +140,7 @@ def test_every_call_is_counted_once_under_its_method_and_code(watched: Seen) -> 
         client.score_many([KNOWN, "20", f"{SECRET}-unknown", ""] + [KNOWN] * 300)
         for path in (f"/{SECRET}/Made", "/tidemark.v1.ScoringService/Up"):
             assert bytes_call(channel, path) is grpc.StatusCode.UNIMPLEMENTED
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
     expected = {
         (SCORE, "OK"): 7,
         (SCORE, "NOT_FOUND"): 3,
@@ -183,6 +188,7 @@ def test_openmetrics_is_spoken_to_those_who_ask_for_it(watched: Seen) -> None:
     assert {name.removesuffix("_total") for name in watched.families()} == names
 
 
+@pytest.mark.both_fronts
 def test_the_readme_lists_what_is_exposed(watched: Seen, front: str) -> None:
     rows = re.findall(r"^\| `(tidemark_\w+)` \| (\w+) \| ([^|]+) \| (.*) \|$", README, re.MULTILINE)
     told = {name: (kind, set(re.findall(r"\w+", labels)), meaning) for name, kind, labels, meaning in rows}
@@ -221,6 +227,7 @@ def selectors(expression: str) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.both_fronts
 def test_the_dashboard_reads_only_what_is_exposed(watched: Seen, front: str) -> None:
     labels = {
         sample.name: set(sample.labels) | OF_PROMETHEUS
@@ -265,35 +272,30 @@ def test_no_customer_is_in_metrics_or_log(watched: Seen) -> None:
 
 
 def test_calls_that_are_given_up_and_a_redis_that_is_away_are_told(
-    own_redis: RedisProcess, sample_registry: Path, tmp_path: Path
+    own_redis: RedisProcess, small_registry: Path, tmp_path: Path
 ) -> None:
-    found = seen(tmp_path, sample_registry, own_redis.url, "--redis-timeout-s", "1")
+    found = seen(tmp_path, small_registry, own_redis.url, "--redis-timeout-s", "4")
     with found.server, grpc.insecure_channel(found.server.target) as channel:
         assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN)) is grpc.StatusCode.FAILED_PRECONDITION  # it is empty
         own_redis.pause()
         late = bytes_call(channel, f"/{SCORE}", asked_for(KNOWN), timeout=0.3)
         assert late is grpc.StatusCode.DEADLINE_EXCEEDED
         call: Any = channel.unary_unary(f"/{SCORE}")
-        running = call.future(asked_for(KNOWN), timeout=30)
-        time.sleep(0.2)
+        running = call.future(asked_for(KNOWN), timeout=PATIENCE_S)
+        found.server.await_idle()  # it waits for Redis
         running.cancel()
-        assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN), timeout=10) is grpc.StatusCode.UNAVAILABLE
+        assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN), timeout=PATIENCE_S) is grpc.StatusCode.UNAVAILABLE
         found.server.wait_for("health is NOT_SERVING")
-        counts = found.counts("tidemark_calls_total", "code")
-        assert counts == {
-            ("FAILED_PRECONDITION",): 1,
-            ("DEADLINE_EXCEEDED",): 1,
-            ("CANCELLED",): 1,
-            ("UNAVAILABLE",): 1,
-        }
+        codes = ("FAILED_PRECONDITION", "DEADLINE_EXCEEDED", "CANCELLED", "UNAVAILABLE")
+        until(lambda: found.counts("tidemark_calls_total", "code") == {(code,): 1 for code in codes})
         assert found.counts("tidemark_serving") == {(): 0}
         assert found.counts("tidemark_errors_total", "reason")["FEATURE_STORE_UNAVAILABLE",] == 1
         assert found.counts("tidemark_breaker_open") == {(): 1}
         assert found.counts("tidemark_breaker_opened_total") == {(): 1}
 
 
-def test_workers_are_asked_at_once_and_told_apart(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> None:
-    found = seen(tmp_path, sample_registry, loaded_redis, "--workers", "2")
+def test_workers_are_asked_at_once_and_told_apart(loaded_redis: str, small_registry: Path, tmp_path: Path) -> None:
+    found = seen(tmp_path, small_registry, loaded_redis, "--workers", "2")
     with found.server:
         found.server.wait_for("with 2 workers")
         calls = 0
@@ -316,7 +318,11 @@ def test_explanations_stale_scores_and_changes_of_the_model_are_counted(
     assert done.code == 0, done.err
     options = ("--registry-interval-s", "0.05", "--stale-cache-bytes", "100000")
     found = seen(tmp_path, registry, own_redis.url, *options)
-    with found.server, ScoringClient(found.server.target) as client, grpc.insecure_channel(found.server.target) as to:
+    with (
+        found.server,
+        ScoringClient(found.server.target, timeout_s=PATIENCE_S) as client,
+        grpc.insecure_channel(found.server.target) as to,
+    ):
         models = Models(to)
         first = str(models.serving().version)
         assert found.counts("tidemark_model_info", "version", "role") == {(first, "active"): 1}
@@ -334,8 +340,8 @@ def test_explanations_stale_scores_and_changes_of_the_model_are_counted(
         bundle.point(registry, bundle.CURRENT, later)
         until(lambda: found.counts("tidemark_model_switches_total") == {(): 1})
         assert found.counts("tidemark_model_info", "version", "role")[later, "active"] == 1
-        client.score("c0001")  # each model has its own cache
-        assert found.counts("tidemark_recent_states") == {(): 1}
+        client.score("c0001")
+        until(lambda: found.counts("tidemark_recent_states") == {(): 1})  # each model has its own cache
         own_redis.kill()
         until(lambda: found.counts("tidemark_breaker_open") == {(): 1})
         assert client.score("c0001", allow_stale=timedelta(minutes=1)).stale
@@ -343,15 +349,18 @@ def test_explanations_stale_scores_and_changes_of_the_model_are_counted(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_port_in_use_is_one_line(sample_registry: Path, run_module: Run, workers: int) -> None:
+def test_a_port_in_use_is_one_line(small_registry: Path, run_service: Run, workers: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        options = ["--registry", sample_registry, "--redis", "redis://127.0.0.1:1", "--port", "0"]
-        ended = run_module("service", *options, "--metrics-port", port, "--workers", workers)
+        options = ["--registry", small_registry, "--redis", "redis://127.0.0.1:1", "--port", "0"]
+        ended = run_service(*options, "--metrics-port", port, "--workers", workers)
     assert ended.is_bad_input, ended
     assert f"127.0.0.1:{port} for metrics" in ended.err
 
 
 def test_an_error_of_the_client_is_the_same_with_metrics(watched: Seen) -> None:
-    with ScoringClient(watched.server.target) as client, pytest.raises(CallFailedError, match="CUSTOMER_UNKNOWN"):
+    with (
+        ScoringClient(watched.server.target, timeout_s=PATIENCE_S) as client,
+        pytest.raises(CallFailedError, match="CUSTOMER_UNKNOWN"),
+    ):
         client.score(f"{SECRET}-unknown")

@@ -20,9 +20,11 @@ from feature_store.bundles.registry import ROLLOUT_FILE, SERVING
 from feature_store.online.store import FOLDED, Keys
 from service.scoring.model_router import drawn
 from tests.conftest import Call, Outcome, Shop
-from tests.e2e.conftest import ServerProcess, refused
+from tests.e2e.conftest import refused
 from tests.e2e.live import Live, Start, calling, event, someone, starter, told_of
-from tests.e2e.models import HALF_LIFE, OTHER_HALF_LIFE, Models, republished, until, with_other_features
+from tests.e2e.models import HALF_LIFE, OTHER_HALF_LIFE, Models, republished, with_other_features
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import until
 
 KNOWN = [f"c{number:04}" for number in range(300)]
 QUICK = ("--registry-interval-s", "0.05")

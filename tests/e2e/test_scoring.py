@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,11 +21,16 @@ from feature_store.offline.store import OfflineStore
 from feature_store.online.store import StateWriter
 from feature_store.state.layout import StateBatch, StateLayout
 from service.scoring.model import Model
+from tests.conftest import Trained
 from tests.e2e.conftest import refused
 from tests.e2e.live import info_of
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import FIT_S, PATIENCE_S
 from tidemark import Economics, Offer, Problem, Score, ScoringClient
 
 KNOWN = "900"
+
+pytestmark = pytest.mark.both_fronts
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +39,7 @@ def stub(channel: grpc.Channel) -> scoring_pb2_grpc.ScoringServiceStub:
 
 
 def test_a_customer_gets_two_alerts_a_spend_and_the_model_that_says_so(
-    client: ScoringClient, sample_registry: Path
+    client: ScoringClient, small_registry: Path
 ) -> None:
     score = client.score(KNOWN)
     assert score.customer_id == KNOWN
@@ -42,12 +49,30 @@ def test_a_customer_gets_two_alerts_a_spend_and_the_model_that_says_so(
         assert alert.alert is (alert.probability >= alert.threshold)
     assert score.expected_spend > 0
     assert timedelta(0) <= datetime.now(UTC) - score.feature_time < timedelta(hours=1)
-    assert score.model_version == bundle.read(sample_registry).manifest.version
+    assert score.model_version == bundle.read(small_registry).manifest.version
 
 
-def test_every_household_scores_as_the_offline_states_do(client: ScoringClient, sample_registry: Path) -> None:
-    model = Model.current(sample_registry)
-    with OfflineStore(load_config(FeatureConfig, "complete_journey").source) as source:
+def test_every_customer_scores_as_the_offline_states_do(client: ScoringClient, small: Trained) -> None:
+    assert_online_is_offline(client, small.registry, str(small.shop.config))
+
+
+@pytest.mark.one_front
+def test_every_household_of_the_sample_scores_as_the_offline_states_do(
+    redis_url: str, sample_registry: Path, tmp_path: Path
+) -> None:
+    store = ["--registry", str(sample_registry), "--redis", f"{redis_url}?db=3"]
+    load = [sys.executable, "-m", "feature_store", "load", "complete_journey", *store, "--shift-to-now"]
+    subprocess.run(load, check=True, capture_output=True, timeout=FIT_S)
+    with ServerProcess(tmp_path, *store, "--port", "0") as server:
+        server.wait_for("health is SERVING")
+        with ScoringClient(server.target, timeout_s=PATIENCE_S) as client:
+            assert_online_is_offline(client, sample_registry, "complete_journey")
+
+
+def assert_online_is_offline(client: ScoringClient, registry: Path, config: str) -> None:
+    """The scores of all customers of a shop are those that its model gives their states in the source."""
+    model = Model.current(registry)
+    with OfflineStore(load_config(FeatureConfig, config).source) as source:
         states = source.states(model.layout, source.summary.end)
     ids = states.customer_ids.tolist()
     before = time.time()
@@ -128,7 +153,7 @@ def test_bytes_that_are_no_request_are_an_invalid_argument(channel: grpc.Channel
 
 
 def test_a_batch_keeps_the_order_and_answers_each_id(client: ScoringClient) -> None:
-    results = client.score_many(["1228", "nobody", KNOWN, "", "1228"])
+    results = client.score_many(["1128", "nobody", KNOWN, "", "1128"])
     first, unknown, known, empty, last = results
     assert isinstance(first, Score)
     assert isinstance(known, Score)
@@ -163,8 +188,8 @@ def test_an_offer_can_be_priced_without_retraining(client: ScoringClient) -> Non
     assert certain.churn.threshold < usual.churn.threshold
 
 
-def test_a_threshold_is_the_published_formula(client: ScoringClient, sample_registry: Path) -> None:
-    figures = bundle.read(sample_registry).manifest.economics
+def test_a_threshold_is_the_published_formula(client: ScoringClient, small_registry: Path) -> None:
+    figures = bundle.read(small_registry).manifest.economics
     scores = [score for score in client.score_many([str(n) for n in range(1, 200)]) if isinstance(score, Score)]
     assert len(scores) > 150
     for score in scores:
@@ -182,9 +207,9 @@ def test_a_threshold_is_the_published_formula(client: ScoringClient, sample_regi
 
 
 def test_damaged_states_cost_nobody_else_their_score(
-    client: ScoringClient, loaded_redis: str, sample_registry: Path
+    client: ScoringClient, loaded_redis: str, small_registry: Path
 ) -> None:
-    layout = StateLayout(bundle.read(sample_registry).manifest.features)
+    layout = StateLayout(bundle.read(small_registry).manifest.features)
     good = layout.pack_many(np.array([time.time()]), layout.identity[np.newaxis])[0]
     damaged = {
         "torn": good[:-1],

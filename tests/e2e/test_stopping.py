@@ -22,9 +22,10 @@ from tidemark.v1 import events_pb2, scoring_pb2
 
 from feature_store.bundles import bundle
 from tests.benchmarks.rolling import KEPT, Load
-from tests.e2e.conftest import ServerProcess
 from tests.e2e.live import ALONE, calling, event, info_of, someone, starter, summed
 from tests.e2e.raw_client import RawClient
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S, until
 from tidemark import CustomerClient, Event, EventClient, ScoringClient
 
 NOT_SERVING, SERVING = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING
@@ -34,11 +35,13 @@ ONE = scoring_pb2.ScoreCustomerRequest(customer_id="900").SerializeToString()
 KNOWN = "900"
 Start = Callable[..., ServerProcess]
 
+pytestmark = pytest.mark.both_fronts
+
 
 @pytest.fixture
-def start(sample_registry: Path, loaded_redis: str, tmp_path: Path) -> Iterator[Start]:
+def start(small_registry: Path, loaded_redis: str, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
-        yield starter(stack, sample_registry, tmp_path, loaded_redis)
+        yield starter(stack, small_registry, tmp_path, loaded_redis)
 
 
 class Noting(list[tuple[int, int]]):
@@ -58,7 +61,7 @@ def said(message: bytes) -> int:
 
 
 def check(channel: grpc.Channel) -> int:
-    return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+    return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S).status)
 
 
 def reason(error: Any) -> str:
@@ -91,17 +94,16 @@ def test_who_watches_health_is_told_before_goaway_and_then_ended(start: Start) -
         assert [said(message) for message in reply.messages] == [SERVING, NOT_SERVING]
         assert watcher.goaways.at[0] == 2
         assert reply.trailers[b"grpc-status"] == b"%d" % grpc.StatusCode.UNAVAILABLE.value[0]
-    assert server.process.wait(10) == 0
+    assert server.process.wait(PATIENCE_S) == 0
     assert "Traceback" not in server.log
 
 
 def test_calls_are_taken_while_a_load_balancer_finds_out(start: Start) -> None:
-    server = start("--drain-s", "1.5")
+    server = start("--drain-s", str(PATIENCE_S))
     target = server.target
-    with grpc.insecure_channel(target, ALONE) as asked, ScoringClient(target, timeout_s=5) as client:
+    with grpc.insecure_channel(target, ALONE) as asked, ScoringClient(target, timeout_s=PATIENCE_S) as client:
         assert check(asked) == SERVING
         server.process.terminate()
-        began = time.monotonic()
         server.wait_for("stopping: health is NOT_SERVING")
         assert check(asked) == NOT_SERVING
         with grpc.insecure_channel(target, ALONE) as another:
@@ -109,9 +111,18 @@ def test_calls_are_taken_while_a_load_balancer_finds_out(start: Start) -> None:
         assert client.score(KNOWN).customer_id == KNOWN
         with RawClient(target) as late:
             assert late.ask(SCORE, ONE).only
-            late.wait(lambda: late.goaways, 10)
+            assert not late.goaways
+
+
+def test_when_the_time_for_load_balancers_is_over_the_server_stops(start: Start) -> None:
+    server = start("--drain-s", "1.5")
+    target = server.target
+    with RawClient(target) as asking:
+        began = time.monotonic()
+        server.process.terminate()
+        asking.wait(lambda: asking.goaways)
         assert time.monotonic() - began > 1.2
-    assert server.process.wait(10) == 0
+    assert server.process.wait(PATIENCE_S) == 0
     with pytest.raises(ConnectionRefusedError), socket.socket() as refused:
         refused.connect(("127.0.0.1", int(target.rpartition(":")[2])))
 
@@ -129,14 +140,14 @@ def test_a_stream_that_does_not_end_is_told_to_come_again(start: Start) -> None:
 
     with calling(server.target) as live:
         call = live.streaming(drip())
-        time.sleep(0.3)
+        until(lambda: live.counted(customer) >= 3, passing=grpc.RpcError)
         server.process.terminate()
         with pytest.raises(grpc.RpcError) as caught:
             summed(call)
         over.set()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert reason(caught.value) == "SERVER_STOPPING"
-    assert server.process.wait(10) == 0
+    assert server.process.wait(PATIENCE_S) == 0
     assert "Traceback" not in server.log
     with calling(start().target) as live:
         assert live.counted(customer) >= 3
@@ -145,28 +156,30 @@ def test_a_stream_that_does_not_end_is_told_to_come_again(start: Start) -> None:
 def test_a_client_sends_a_stream_again_that_broke_and_all_is_counted_once(start: Start) -> None:
     port = str(free_port())
     first, customer = start("--grace-s", "0.2", "--port", port), someone()
-    begun = threading.Event()
+    begun, stopped = threading.Event(), threading.Event()
 
     def events() -> Iterator[Event]:
         for at in range(2_500):
             if at == 1_500:
                 begun.set()
-                time.sleep(1)
+                stopped.wait(PATIENCE_S)
             yield Event(f"{customer}-{at % 25}", "visit", channel="web")
 
     def restart() -> None:
-        begun.wait(10)
-        time.sleep(0.3)
+        begun.wait(PATIENCE_S)
         first.stop()
+        stopped.set()
         start("--port", port)
 
     with ExitStack() as stack:
         restarting = threading.Thread(target=restart)
         restarting.start()
         stack.callback(restarting.join)
-        recorded = stack.enter_context(EventClient(first.target)).stream(events(), timeout_s=60)
+        recorded = stack.enter_context(EventClient(first.target, timeout_s=PATIENCE_S)).stream(
+            events(), timeout_s=PATIENCE_S
+        )
     assert recorded.accepted + recorded.duplicates == 2_500
-    with CustomerClient(f"127.0.0.1:{port}", timeout_s=10) as customers:
+    with CustomerClient(f"127.0.0.1:{port}", timeout_s=PATIENCE_S) as customers:
         assert {customers.get(f"{customer}-{n}").channels["web"] for n in range(25)} == {100}
 
 
@@ -177,17 +190,17 @@ def test_who_waits_to_be_accepted_at_a_stop_is_not_reset(start: Start, front: st
     host, _, port = server.target.rpartition(":")
     server.process.send_signal(signal.SIGSTOP)  # nobody is accepted meanwhile
     with ExitStack() as stack:
-        waiting = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(20)]
+        waiting = [stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_S)) for _ in range(20)]
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGCONT)
         assert all(one.recv(1) for one in waiting)  # what HTTP/2 begins with
-    assert server.process.wait(10) == 0
+    assert server.process.wait(PATIENCE_S) == 0
 
 
 def test_alone_a_hangup_is_a_stop(start: Start) -> None:
     server = start()
     server.process.send_signal(signal.SIGHUP)
-    assert server.process.wait(10) == 0
+    assert server.process.wait(PATIENCE_S) == 0
     assert "stopped" in server.log
 
 
@@ -206,7 +219,8 @@ def test_workers_are_replaced_under_load_and_nothing_is_lost(start: Start, count
     server.process.send_signal(signal.SIGHUP)
     server.wait_for(f"restarted: {count} new workers")
     after = workers(server)
-    time.sleep(0.5)
+    calls = load.found["calls"]
+    until(lambda: load.found["calls"] > calls + 20)  # they go on after it
     load.over.set()
     for thread in threads:
         thread.join()
@@ -214,16 +228,15 @@ def test_workers_are_replaced_under_load_and_nothing_is_lost(start: Start, count
     assert len(after) == count
     assert not before & after
     assert {what: n for what, n in load.found.items() if n and what not in KEPT} == {}
-    assert load.found["calls"] > 20
     assert server.stop() == 0
     assert "Traceback" not in server.log
 
 
 def test_where_a_new_worker_cannot_start_the_old_ones_go_on(
-    sample_registry: Path, loaded_redis: str, tmp_path: Path
+    small_registry: Path, loaded_redis: str, tmp_path: Path
 ) -> None:
     registry = tmp_path / "registry"
-    shutil.copytree(sample_registry, registry, symlinks=True)
+    shutil.copytree(small_registry, registry, symlinks=True)
     with ExitStack() as stack:
         server = starter(stack, registry, tmp_path, loaded_redis)("--workers", "2")
         server.wait_for("serving on")  # all of them
@@ -232,10 +245,10 @@ def test_where_a_new_worker_cannot_start_the_old_ones_go_on(
         server.process.send_signal(signal.SIGHUP)
         line = server.wait_for(r".*a new worker cannot start, the old workers stay: .*")[0]
         assert re.search("sha256", line), line
-        with ScoringClient(server.target, timeout_s=5) as client:
+        with ScoringClient(server.target, timeout_s=PATIENCE_S) as client:
             assert client.score(KNOWN).customer_id == KNOWN
         assert workers(server) == before
-        good = (sample_registry / bundle.CURRENT / "model.onnx").read_bytes()
+        good = (small_registry / bundle.CURRENT / "model.onnx").read_bytes()
         (registry / bundle.CURRENT / "model.onnx").write_bytes(good)
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("restarted: 2 new workers")
@@ -251,5 +264,5 @@ def test_a_stop_amid_a_restart_leaves_nobody_behind(start: Start) -> None:
     time.sleep(0.3)
     everybody = psutil.Process(server.process.pid).children(recursive=True)
     assert server.stop() == 0
-    _, alive = psutil.wait_procs(everybody, 10)
+    _, alive = psutil.wait_procs(everybody, PATIENCE_S)
     assert alive == []

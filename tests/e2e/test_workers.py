@@ -17,8 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.app.supervisor import MIN_LIFE_S
 from tests.conftest import Run
-from tests.e2e.conftest import ServerProcess, refused
+from tests.e2e.conftest import refused
 from tests.e2e.live import Live, calling, event, someone
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import PATIENCE_S, until
 from tidemark import ScoringClient
 
 KNOWN = "900"
@@ -42,17 +44,17 @@ def workers(server: ServerProcess) -> list[psutil.Process]:
     ]
 
 
-def await_end(processes: list[psutil.Process], seconds: float = 10) -> None:
-    _, alive = psutil.wait_procs(processes, seconds)
+def await_end(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, PATIENCE_S)
     assert alive == []
 
 
 @pytest.fixture
-def start(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> Iterator[Start]:
+def start(loaded_redis: str, small_registry: Path, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start(*options: str, workers: int = 2, port: int = 0) -> ServerProcess:
-            usual = ["--registry", str(sample_registry), "--redis", loaded_redis]
+            usual = ["--registry", str(small_registry), "--redis", loaded_redis]
             usual += ["--workers", str(workers), "--port", str(port)]
             server = stack.enter_context(ServerProcess(tmp_path, *usual, *options))
             server.wait_for("serving on")
@@ -65,7 +67,7 @@ def start(loaded_redis: str, sample_registry: Path, tmp_path: Path) -> Iterator[
 
 def score_on_new_connections(target: str, count: int) -> None:
     for _ in range(count):
-        with ScoringClient(target, timeout_s=5) as client:
+        with ScoringClient(target, timeout_s=PATIENCE_S) as client:
             assert client.score(KNOWN).customer_id == KNOWN
 
 
@@ -83,7 +85,7 @@ def test_workers_share_a_port_and_all_are_healthy(start: Start) -> None:
     with ExitStack() as stack:
         while len(taken) < 2:
             channel = stack.enter_context(grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]))
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
             assert reply.status == SERVING
             taken |= {
                 worker.pid
@@ -104,11 +106,8 @@ def test_a_killed_worker_is_replaced(start: Start) -> None:
     first = workers(server)
     first[0].kill()
     server.wait_for("a worker ended with code -9: starting another")
-    deadline = time.monotonic() + 300
-    while len(second := workers(server)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert first[1].pid in {worker.pid for worker in second}
+    until(lambda: len(workers(server)) == 2)
+    assert first[1].pid in {worker.pid for worker in workers(server)}
     score_on_new_connections(server.target, 10)
     everybody = family(server)
     assert server.stop() == 0
@@ -118,8 +117,8 @@ def test_a_killed_worker_is_replaced(start: Start) -> None:
 def test_a_worker_that_ends_at_once_ends_all(start: Start) -> None:
     server = start()
     everybody = family(server)
-    workers(server)[0].kill()
-    assert server.process.wait(20) == 2
+    next(worker for worker in everybody if "spawn_main" in " ".join(worker.cmdline())).kill()
+    assert server.process.wait(PATIENCE_S) == 2
     await_end(everybody[1:])
     assert "Traceback" not in server.log
     assert server.log.splitlines()[-1].startswith("error: ")
@@ -133,7 +132,7 @@ def test_workers_stop_with_a_stop_and_the_port_is_free_again(start: Start, numbe
     everybody = family(server)
     for process in everybody if number == signal.SIGINT else everybody[:1]:  # Ctrl-C reaches all of them
         process.send_signal(number)
-    assert server.process.wait(15) == 0
+    assert server.process.wait(PATIENCE_S) == 0
     await_end(everybody[1:])
     assert "Traceback" not in server.log
     score_on_new_connections(start(workers=2, port=port).target, 1)
@@ -141,7 +140,7 @@ def test_workers_stop_with_a_stop_and_the_port_is_free_again(start: Start, numbe
 
 def test_a_port_left_by_one_process_can_be_taken_by_several(start: Start) -> None:
     alone = start(workers=1)
-    with ScoringClient(alone.target, timeout_s=5) as client:
+    with ScoringClient(alone.target, timeout_s=PATIENCE_S) as client:
         assert client.score(KNOWN).customer_id == KNOWN
         assert alone.stop() == 0  # it closes first, so its end of the connection lingers in TIME_WAIT
     port = int(alone.target.rpartition(":")[2])
@@ -153,7 +152,7 @@ def test_workers_end_with_the_process_that_started_them(start: Start) -> None:
     everybody = family(server)
     assert len(everybody) >= 3
     server.process.send_signal(signal.SIGKILL)
-    server.process.wait(5)
+    server.process.wait(PATIENCE_S)
     await_end(everybody[1:])
 
 
@@ -208,10 +207,10 @@ def test_a_bundle_that_cannot_be_served_ends_all_in_one_line(tmp_path: Path, run
 @pytest.mark.parametrize("holder", [1, 2])
 @pytest.mark.parametrize("comer", [1, 2])
 def test_a_port_in_use_is_never_shared_with_another_server(
-    start: Start, sample_registry: Path, run_module: Run, holder: int, comer: int
+    start: Start, small_registry: Path, run_module: Run, holder: int, comer: int
 ) -> None:
     port = start(workers=holder).target.rpartition(":")[2]
-    options = ["--registry", sample_registry, "--redis", "redis://127.0.0.1:1", "--port", port, "--workers", comer]
+    options = ["--registry", small_registry, "--redis", "redis://127.0.0.1:1", "--port", port, "--workers", comer]
     ended = run_module("service", *options)
     assert ended.is_bad_input, ended
     assert port in ended.err

@@ -18,6 +18,7 @@ from feature_store.state.events import Event, Rules
 from feature_store.state.folding import Fold, Verdict
 from feature_store.state.layout import StateLayout
 from tests.conftest import Trained
+from tests.waiting import PATIENCE_S
 
 
 class Between:
@@ -83,6 +84,6 @@ def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(
         server.close()
         await between.end()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
     with redis.Redis.from_url(redis_url) as connection:
         assert not connection.exists("tm:live:once")

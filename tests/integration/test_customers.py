@@ -36,6 +36,7 @@ from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, Fold, Outcome, Verdict
 from feature_store.state.layout import DAY_S, State, StateBatch, StateLayout
 from feature_store.state.profile import MOST_ALIASES, Record, UnreadableRecordError
+from tests.waiting import PATIENCE_S
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout(
@@ -61,7 +62,7 @@ class Shop:
     options: dict[str, Any] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
     layout: StateLayout = LAYOUT
-    timeout_s: float = 5.0
+    timeout_s: float = PATIENCE_S
 
     def run(self, question: Callable[[CustomerStore], Awaitable[T]]) -> T:
         """The answer of a store."""
@@ -777,10 +778,11 @@ def test_a_redis_that_cannot_keep_what_it_acknowledges_is_refused_at_the_start()
 
 def test_what_is_not_on_disk_in_time_is_not_acknowledged() -> None:
     with durable("--appendonly", "yes", "--appendfsync", "no") as shop:
-        shop.timeout_s = 0.3
+        shop.timeout_s = 1.0
         with pytest.raises(StoreUnavailableError):
             shop.record(visit("c", "1"))
         with redis.Redis.from_url(shop.url) as connection:
             connection.config_set("appendfsync", "always")
+        shop.timeout_s = PATIENCE_S
         assert shop.record(visit("c", "1")) == [DUPLICATE]
         assert shop.slots("c")[0] == 1.0

@@ -82,6 +82,7 @@ def test_states_of_an_archive_are_those_of_the_same_events_by_sql(shop: Shop) ->
             np.testing.assert_allclose(found.slots, expected.slots, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_fit_from_an_archive_is_that_from_the_same_events_by_sql(
     toy: Trained, shop: Shop, call: Call, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError, StoreUnavailableError
 from feature_store.online.store import CHUNK, Keys, Redis, StateReader, StateWriter
 from feature_store.state.layout import State, StateBatch, StateLayout
+from tests.waiting import PATIENCE_S, until
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
 OTHER = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=8)])
@@ -36,7 +36,7 @@ def writer(clean_redis: str) -> Iterator[StateWriter]:
         yield opened
 
 
-def read(url: str, customer_ids: list[str], timeout_s: float = 5.0) -> StateBatch:
+def read(url: str, customer_ids: list[str], timeout_s: float = PATIENCE_S) -> StateBatch:
     async def ask() -> StateBatch:
         store = Redis(url, timeout_s)
         try:
@@ -127,11 +127,9 @@ def test_redis_away_is_one_kind_of_error_that_tells_no_password(url: str) -> Non
 
 def test_a_redis_that_does_not_answer_in_time_is_away() -> None:
     with embedded_redis() as url, redis.Redis.from_url(url) as blocker:
-        blocker.client_pause(3000)
-        begun = time.monotonic()
+        blocker.client_pause(2000)  # an answer comes after that
         with pytest.raises(StoreUnavailableError):
             read(url, ["a"], timeout_s=0.05)
-        assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize(
@@ -171,12 +169,6 @@ def test_an_embedded_redis_that_cannot_start_says_so(capfd: pytest.CaptureFixtur
     capfd.readouterr()
 
 
-def read_for_a_while(url: str) -> None:
-    for _ in range(50):
-        read(url, ["a"])
-        time.sleep(0.05)
-
-
 def test_an_embedded_redis_does_not_outlive_a_killed_process(tmp_path: Path) -> None:
     script = """
 import os, signal
@@ -186,5 +178,12 @@ with embedded_redis() as url:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    with pytest.raises(StoreUnavailableError):
-        read_for_a_while("unix://" + done.stdout.strip())
+
+    def is_away() -> bool:
+        try:
+            read("unix://" + done.stdout.strip(), ["a"])
+        except StoreUnavailableError:
+            return True
+        return False
+
+    until(is_away)

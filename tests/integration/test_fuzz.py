@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import FIT_S
+
 CASES = 10_000
 
 
@@ -14,7 +16,7 @@ def test_mutated_captures_of_real_traffic_find_nothing(tmp_path: Path) -> None:
     # As a script: the tests' folder gets onto the path, and the built wheel is what is fuzzed.
     script = Path(__file__).parents[1] / "fuzz.py"
     command = [sys.executable, str(script), "--cases", str(CASES), "--seed", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=FIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"^([\d,]+) answered", done.stdout, re.MULTILINE)
     assert found, done.stdout

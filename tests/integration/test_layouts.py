@@ -22,6 +22,7 @@ from feature_store.state.events import Event, Rules
 from feature_store.state.folding import Fold, Verdict
 from feature_store.state.layout import State, StateLayout
 from service.batching.event_batcher import EventBatcher
+from tests.waiting import PATIENCE_S
 
 NOW = 1_800_000_000.0
 VISITS = Feature(name="visits", aggregate="count", event="visit", half_life_days=7)
@@ -215,7 +216,7 @@ def test_states_are_ready_when_they_are_loaded_and_kept_up(clean_redis: str) -> 
 
 def test_many_writers_on_two_layouts_lose_nothing_while_layouts_come_and_go(clean_redis: str) -> None:
     async def act(store: Redis) -> None:
-        others = Redis(clean_redis, 5.0)
+        others = Redis(clean_redis, PATIENCE_S)
         writers = [customers(store, FIRST), customers(others, SECOND)]
         recorders = [EventBatcher(writer.record, Rules(max_lateness_s=1e10), clock=lambda: NOW) for writer in writers]
 

@@ -20,6 +20,7 @@ from feature_store.config import load_config
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
 from tests.conftest import DAY_S, TOY_DAYS, TOY_START, Shop
+from tests.waiting import FIT_S
 from training import __main__ as main
 from training.arrays import Features
 from training.config import TrainingConfig
@@ -86,6 +87,7 @@ def test_features_are_the_same_without_all_that_came_after_their_cut_off(shop: S
     assert len(before.at([last])) > 100
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_candidates_fitted_on_one_core_and_on_two_are_the_same_model_to_the_last_bit(
     call: Call, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +132,7 @@ def test_a_fit_that_is_stopped_leaves_nothing_in_the_registry(toy: Trained, tmp_
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.kill(fit.pid, signal.SIGINT)
-        assert fit.wait(timeout=300) == 130
+        assert fit.wait(timeout=FIT_S) == 130
     finally:
         if fit.poll() is None:
             fit.kill()

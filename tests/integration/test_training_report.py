@@ -16,6 +16,7 @@ import pytest
 from feature_store.bundles.bundle import OFFERS
 from tests.conftest import Call
 from tests.made_evidence import made_bundle, made_evidence, made_rows
+from tests.waiting import FIT_S
 from training.__main__ import cli
 from training.evidence import ROWS_FILE, Evidence
 from training.report.words import FIGURES
@@ -83,7 +84,7 @@ def test_compare_says_why_bundles_cannot_be_compared(folder: Path, tmp_path: Pat
 
 def test_help_does_not_import_matplotlib() -> None:
     code = "import sys; from training.__main__ import cli; assert cli; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=FIT_S)
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------
@@ -98,12 +99,12 @@ def seen(node_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     rows = {offer: made_rows(offer, customers=600) for offer in OFFERS}
     bundle = made_bundle(folder / "models", rows, made_evidence())
     report = folder / "report.html"
-    subprocess.run([sys.executable, "-m", "training", "report", bundle, "--output", report], check=True, timeout=600)
+    subprocess.run([sys.executable, "-m", "training", "report", bundle, "--output", report], check=True, timeout=FIT_S)
     unpacked = folder / "browser"
     unpacked.mkdir()
     plan = {"url": report.as_uri(), "folder": str(unpacked), "looks": LOOKS}
     command = ["node", str(node_folder / "report.mjs")]
-    ended = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, timeout=600, check=False)
+    ended = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, timeout=FIT_S, check=False)
     shutil.rmtree(unpacked)
     assert (ended.returncode, ended.stderr) == (0, "")
     manifest = json.loads((bundle / "manifest.json").read_text())

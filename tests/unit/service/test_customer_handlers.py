@@ -31,6 +31,7 @@ from feature_store.state.profile import Interest, Record, UnreadableRecordError
 from service.api.customers import MERGE_REFUSALS, Customers
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Code, Reason, RequestError
+from tests.waiting import PATIENCE_S, settle
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout(
@@ -50,13 +51,13 @@ class FakeStore:
     customer: Customer | None = None
     failure: Exception | None = None
     asked: list[tuple[Any, ...]] = field(default_factory=list)
-    pause_s: float = 0.0
+    gate: asyncio.Event | None = None
     finished: int = 0
     has_finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def _ask(self, *question: Any) -> None:
         self.asked.append(question)
-        await asyncio.sleep(self.pause_s)
+        await (self.gate.wait() if self.gate else asyncio.sleep(0))
         self.finished += 1
         self.has_finished.set()
         if self.failure is not None:
@@ -283,14 +284,15 @@ def test_every_refusal_of_a_merge_has_words_of_its_own() -> None:
 @pytest.mark.parametrize("failure", [None, StoreUnavailableError()])
 def test_what_was_begun_is_finished_though_the_caller_does_not_wait(failure: Exception | None) -> None:
     async def main() -> None:
-        store = FakeStore(failure=failure, pause_s=0.2)
+        store = FakeStore(failure=failure, gate=(gate := asyncio.Event()))
         waiting = asyncio.create_task(customers(store).delete(DELETE(customer_id="a").SerializeToString(), NO_CONTEXT))
-        await asyncio.sleep(0.001)
+        await settle()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert store.finished == 0
-        await asyncio.wait_for(store.has_finished.wait(), 60)
+        gate.set()
+        await asyncio.wait_for(store.has_finished.wait(), PATIENCE_S)
         assert store.finished == 1
 
     asyncio.run(main())

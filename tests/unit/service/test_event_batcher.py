@@ -27,6 +27,7 @@ from service.api.events import EventStream
 from service.batching.event_batcher import BATCH_ROWS, WORKERS, EventBatcher, IndexedProblem, RecordingResult
 from service.call_context import NO_CONTEXT
 from service.errors import Code, Reason, RequestError
+from tests.waiting import PATIENCE_S, settle
 
 NOW = 1_800_000_000.0
 CLIPPED = Problem("amount", "AMOUNT_CLIPPED", "counted as 100")
@@ -49,17 +50,17 @@ def events(*kinds: str) -> list[Event]:
 class Store:
     """Remembers the customers of each batch; fails for a batch in which there is one of ``failures``."""
 
-    def __init__(self, pause_s: float = 0.0) -> None:
+    def __init__(self, gate: asyncio.Event | None = None) -> None:
         self.batches: list[list[str]] = []
         self.failures: dict[str, Exception] = {}
-        self.pause_s = pause_s
+        self.gate = gate
         self.at_once = self.most_at_once = 0
 
     async def record(self, events: Sequence[Event]) -> list[Outcome]:
         self.batches.append([event.customer_id for event in events])
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(self.pause_s)
+        await (self.gate.wait() if self.gate else asyncio.sleep(0))
         self.at_once -= 1
         for event in events:
             if event.customer_id in self.failures:
@@ -72,7 +73,7 @@ def recorder_of(store: Store) -> EventBatcher:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 10))
+    asyncio.run(asyncio.wait_for(main, PATIENCE_S))
 
 
 def record(*mine: Event) -> tuple[RecordingResult, Store]:
@@ -146,12 +147,13 @@ def test_calls_that_arrive_together_form_one_batch() -> None:
 
 def test_events_that_arrive_while_batches_are_stored_form_the_next_one() -> None:
     async def main() -> None:
-        store = Store(pause_s=0.05)
+        store = Store(gate := asyncio.Event())
         recorder = recorder_of(store)
         calls = []
         for _ in range(12):
             calls.append(asyncio.create_task(recorder.record(events("ok"))))
-            await asyncio.sleep(0.001)
+            await settle()
+        gate.set()
         await asyncio.gather(*calls)
         assert sorted(len(batch) for batch in store.batches) == [1, 1, 10]
 
@@ -174,10 +176,10 @@ def test_no_batch_is_larger_than_it_may_be_and_few_are_under_way() -> None:
 
 def test_a_single_event_does_not_wait_for_a_large_call() -> None:
     async def main() -> None:
-        store = Store(pause_s=0.001)
+        store = Store()
         recorder = recorder_of(store)
         large = [asyncio.create_task(recorder.record([event("large")] * 1000)) for _ in range(3)]
-        await asyncio.sleep(0.003)
+        await settle(5)
         begun = len(store.batches)
         await recorder.record([event("single")])
         at = next(n for n, batch in enumerate(store.batches) if "single" in batch)
@@ -200,7 +202,7 @@ def test_a_call_at_any_moment_of_the_end_of_a_batch_is_taken_up() -> None:
             await recorder.record(events("ok"))
             for _ in range(turns):
                 await asyncio.sleep(0)
-            await asyncio.wait_for(recorder.record(events("ok")), 1)
+            await asyncio.wait_for(recorder.record(events("ok")), PATIENCE_S)
 
     run(main())
 
@@ -221,9 +223,9 @@ def test_a_call_is_taken_up_though_all_batches_have_just_ended_together() -> Non
         callers = []
         for times in [2] + [1] * (WORKERS - 1):
             callers.append(asyncio.create_task(call(times)))
-            await asyncio.sleep(0.001)
+            await settle()
         gate.set_result(None)
-        assert await asyncio.wait_for(asyncio.gather(*callers), 1) == [2] + [1] * (WORKERS - 1)
+        assert await asyncio.wait_for(asyncio.gather(*callers), PATIENCE_S) == [2] + [1] * (WORKERS - 1)
 
     run(main())
 
@@ -260,14 +262,16 @@ def test_a_failed_batch_is_reported_by_its_reason_without_internal_details(
 
 def test_a_failure_fails_the_calls_of_its_batch_and_no_other() -> None:
     async def main() -> None:
-        store = Store(pause_s=0.02)
+        store = Store(gate := asyncio.Event())
         store.failures["bad"] = StoreUnavailableError()
         recorder = recorder_of(store)
         calls = []
         for name in ("a", "b"):  # two batches are under way, so that the others wait for one that they share
             calls.append(asyncio.create_task(recorder.record([event(name)])))
-            await asyncio.sleep(0.001)
+            await settle()
         calls += [asyncio.create_task(recorder.record([event(name)])) for name in ("bad", "neighbour")]
+        await settle()
+        gate.set()
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert store.batches == [["a"], ["b"], ["bad", "neighbour"]]
         assert [isinstance(one, RequestError) for one in found] == [False, False, True, True]
@@ -294,12 +298,13 @@ def test_a_large_call_of_which_a_part_failed_has_failed_and_is_not_gone_on_with(
 
 def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
     async def main() -> None:
-        store = Store(pause_s=0.02)
+        store = Store(gate := asyncio.Event())
         recorder = recorder_of(store)
         calls = [asyncio.create_task(recorder.record([event(str(n))] * 100)) for n in range(4)]
-        await asyncio.sleep(0.005)
+        await settle()
         calls[0].cancel()
         calls[3].cancel()
+        gate.set()
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert [isinstance(one, RecordingResult) and one.accepted for one in found] == [False, 100, 100, False]
         assert not any("3" in batch for batch in store.batches)  # its turn had not come yet

@@ -16,6 +16,7 @@ from service.api.events import EventStream
 from service.batching.event_batcher import BATCH_ROWS, EventBatcher
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Reason, RequestError
+from tests.waiting import PATIENCE_S, settle
 
 NOW = 1_800_000_000.0
 RULES = Rules(max_lateness_s=1e6, max_future_s=10, cap_type_hour=9, cap_hour=9, cap_total=9, keep_text=False)
@@ -40,7 +41,7 @@ class Gate:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 10))
+    asyncio.run(asyncio.wait_for(main, PATIENCE_S))
 
 
 async def record(recorder: EventBatcher, events: Sequence[Event], deadline: float = math.inf) -> int:
@@ -55,7 +56,7 @@ async def busy(recorder: EventBatcher) -> list[asyncio.Task[int]]:
     tasks = []
     for _ in range(2):
         tasks.append(asyncio.create_task(record(recorder, FULL)))
-        await asyncio.sleep(0.001)
+        await settle()
     return tasks
 
 
@@ -64,7 +65,7 @@ def test_calls_that_would_wait_too_long_are_shed_and_the_others_recorded() -> No
         gate = Gate()
         recorder = gate.recorder()
         tasks = [*await busy(recorder), *(asyncio.create_task(record(recorder, FULL)) for _ in range(10))]
-        await asyncio.sleep(0.001)
+        await settle()
         gate.open.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         shed = [one for one in outcomes if isinstance(one, RequestError)]
@@ -84,7 +85,7 @@ def test_only_the_first_message_of_a_stream_is_shed() -> None:
         begun, late = EventStream(recorder, NO_CONTEXT), EventStream(recorder, NO_CONTEXT)
         await begun.answer(empty)
         tasks = [*await busy(recorder), *(asyncio.create_task(record(recorder, FULL)) for _ in range(3))]
-        await asyncio.sleep(0.001)
+        await settle()
         await begun.answer(empty)
         with pytest.raises(RequestError) as caught:
             await late.answer(empty)
@@ -103,7 +104,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_and_one_that_went_by_is_not_re
         tasks = await busy(recorder)
         late = asyncio.create_task(record(recorder, [Event("late", "view", NOW)], gate.now + 1))
         leaver = asyncio.create_task(record(recorder, [Event("leaver", "view", NOW)]))
-        await asyncio.sleep(0.001)
+        await settle()
         with pytest.raises(RequestError) as caught:
             await asyncio.create_task(record(recorder, FULL, gate.now + 0.001))
         assert caught.value.reason is Reason.DEADLINE_TOO_SHORT

@@ -20,6 +20,7 @@ from service.batching.event_batcher import (
     EventBatcher,
     RecordingResult,
 )
+from tests.waiting import PATIENCE_S
 
 
 def event(customer_id: str = "c", event_id: str = "") -> Event:
@@ -56,7 +57,7 @@ def test_events_that_arrive_in_any_turn_of_the_loop_are_not_left_waiting(turns: 
 
         for gap in range(12):
             calls = [asyncio.create_task(call(wait)) for wait in (0, 1, gap, gap)]
-            assert await asyncio.wait_for(asyncio.gather(*calls), 5) == [1, 1, 1, 1]
+            assert await asyncio.wait_for(asyncio.gather(*calls), PATIENCE_S) == [1, 1, 1, 1]
 
     asyncio.run(run())
 
@@ -67,7 +68,7 @@ def test_events_that_come_in_the_very_turn_in_which_the_workers_end_are_not_left
         calls = [asyncio.create_task(recorder.record([event()])) for _ in range(WORKERS)]
         await asyncio.sleep(0)  # now the workers have been made, and end in the next turn
         calls.append(asyncio.create_task(recorder.record([event()])))
-        found = await asyncio.wait_for(asyncio.gather(*calls), 2)
+        found = await asyncio.wait_for(asyncio.gather(*calls), PATIENCE_S)
         assert [one.accepted for one in found] == [1] * (WORKERS + 1)
 
     asyncio.run(run())

@@ -29,6 +29,7 @@ from service.telemetry.batch_stages import BatchObserver, Trace
 from service.telemetry.metrics import AGES_AT_ONCE, SECONDS, Histogram, Metrics
 from service.telemetry.prometheus import WorkerCollector, answer_scrapes, exposed, families
 from service.telemetry.setup import Telemetry, watch_loop
+from tests.waiting import PATIENCE_S, until
 
 SCORE = "/tidemark.v1.ScoringService/ScoreCustomer"
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -178,8 +179,9 @@ def test_a_worker_that_is_gone_or_late_is_left_out_and_its_late_answer_is_thrown
         with closing(mine), closing(asked), closing(gone):
             late = await asyncio.to_thread(collected, {0: mine, 1: gone})  # nobody answers yet
             assert late["tidemark_workers"].samples[0].value == 0
+            monkeypatch.setattr("service.telemetry.prometheus.PATIENCE_S", PATIENCE_S)
             answer_scrapes(asked, metrics.snapshot)
-            await asyncio.sleep(0.05)  # the first question is answered now, too late
+            await asyncio.to_thread(until, lambda: calls)  # the first question is answered now, too late
             found = await asyncio.to_thread(collected, {0: mine, 1: gone})
             assert found["tidemark_workers"].samples[0].value == 1
             assert found["reads"].samples[0].value == 2

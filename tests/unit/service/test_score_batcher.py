@@ -12,12 +12,13 @@ import pytest
 from service.batching.score_batcher import ScoreBatcher
 from service.errors import Reason, RequestError
 from service.scoring.types import SCORE_ROW, Rows, ScoreRequest, Scores
+from tests.waiting import PATIENCE_S, settle
 
 Score = Callable[[Sequence[ScoreRequest]], Awaitable[list[Scores]]]
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 10))
+    asyncio.run(asyncio.wait_for(main, PATIENCE_S))
 
 
 def numbered(customer_ids: Sequence[str]) -> Rows:
@@ -34,13 +35,13 @@ def numbers(scores: Scores) -> list[float]:
 class Recorder:
     """A scorer that remembers its batches; a row says which id it is for."""
 
-    def __init__(self, pause_s: float = 0.0) -> None:
+    def __init__(self, gate: asyncio.Event | None = None) -> None:
         self.batches: list[list[str]] = []
-        self.pause_s = pause_s
+        self.gate = gate
 
     async def score(self, parts: Sequence[ScoreRequest]) -> list[Scores]:
         self.batches.append([customer_id for part in parts for customer_id in part.customer_ids])
-        await asyncio.sleep(self.pause_s)
+        await (self.gate.wait() if self.gate else asyncio.sleep(0))
         return [Scores(numbered(p.customer_ids), dict(p.refused), "v") for p in parts]
 
 
@@ -61,11 +62,13 @@ def test_calls_that_arrive_together_form_one_batch() -> None:
 
 def test_calls_that_arrive_while_a_batch_runs_form_the_next_one() -> None:
     async def main() -> None:
-        recorder = Recorder(pause_s=0.05)
+        recorder = Recorder(gate := asyncio.Event())
         batcher = ScoreBatcher(recorder.score)
         first = asyncio.create_task(batcher.score(ids(0, 1)))
-        await asyncio.sleep(0.01)
+        await settle()
         rest = [asyncio.create_task(batcher.score(ids(i, i + 1))) for i in range(1, 9)]
+        await settle()
+        gate.set()
         await asyncio.gather(first, *rest)
         assert [len(batch) for batch in recorder.batches] == [1, 8]
 
@@ -87,10 +90,10 @@ def test_a_large_part_is_cut_and_comes_back_whole_and_in_order() -> None:
 
 def test_a_single_call_does_not_wait_for_a_large_one() -> None:
     async def main() -> None:
-        recorder = Recorder(pause_s=0.001)
+        recorder = Recorder()
         batcher = ScoreBatcher(recorder.score, max_rows=64, slice_rows=32)
         large = [asyncio.create_task(batcher.score(ids(0, 1000))) for _ in range(4)]
-        await asyncio.sleep(0.002)
+        await settle(5)
         started = len(recorder.batches)
         await batcher.score(ids(5000, 5001))
         at = next(i for i, batch in enumerate(recorder.batches) if "5000" in batch)
@@ -156,12 +159,13 @@ def test_abandoned_work_is_not_done() -> None:
 
 def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
     async def main() -> None:
-        recorder = Recorder(pause_s=0.05)
+        recorder = Recorder(gate := asyncio.Event())
         batcher = ScoreBatcher(recorder.score)
         leaver = asyncio.create_task(batcher.score(ids(0, 1)))
         stayer = asyncio.create_task(batcher.score(ids(1, 2)))
-        await asyncio.sleep(0.01)
+        await settle()
         leaver.cancel()
+        gate.set()
         assert numbers(await stayer) == [1.0]
 
     run(main())
@@ -174,7 +178,7 @@ def test_a_call_at_any_moment_of_the_end_of_a_batch_is_taken_up() -> None:
             await batcher.score(ids(0, 1))
             for _ in range(turns):
                 await asyncio.sleep(0)
-            await asyncio.wait_for(batcher.score(ids(1, 2)), 1)
+            await asyncio.wait_for(batcher.score(ids(1, 2)), PATIENCE_S)
 
     run(main())
 
@@ -190,10 +194,10 @@ def test_a_part_without_customers_is_answered_without_a_batch() -> None:
 
 def test_explanations_go_eight_at_a_time_on_a_lane_of_their_own() -> None:
     async def main() -> None:
-        recorder = Recorder(pause_s=0.002)
+        recorder = Recorder()
         batcher = ScoreBatcher(recorder.score)
         many = asyncio.create_task(batcher.score(ScoreRequest([str(i) for i in range(100)], max_reasons=5)))
-        await asyncio.sleep(0.004)
+        await settle(5)
         await asyncio.gather(batcher.score(ids(500, 501)), batcher.score(ScoreRequest(["600"], max_reasons=5)))
         assert not many.done()
         assert numbers(await many) == [float(i) for i in range(100)]

@@ -17,6 +17,7 @@ from service.batching.score_batcher import ScoreBatcher
 from service.call_context import CallContext
 from service.errors import Reason, RequestError
 from service.scoring.types import SCORE_ROW, ScoreRequest, Scores
+from tests.waiting import PATIENCE_S, settle
 
 
 class Clock:
@@ -51,11 +52,6 @@ class Gate:
         return [name for batch in self.batches for name in batch]
 
 
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
 @dataclass
 class Caller:
     """A call with rows named ``number:row``, and what it was told."""
@@ -76,7 +72,7 @@ class Caller:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 20))
+    asyncio.run(asyncio.wait_for(main, PATIENCE_S))
 
 
 STEPS = st.lists(

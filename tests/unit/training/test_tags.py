@@ -132,12 +132,12 @@ def test_a_single_attribute_is_kept() -> None:
     assert [tag.kept for tag in found] == [True]
 
 
-def test_300_attributes_of_100_000_rows_take_seconds() -> None:
+def test_300_attributes_of_100_000_rows_are_not_compared_pair_by_pair() -> None:
     tags = independent(100_000, 300)
     tags[:, 1] = tags[:, 0]
-    start = time.perf_counter()
+    start = time.process_time()
     found, _ = find_redundant(tags, [f"t{i}" for i in range(300)], Losses([]))
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 100  # pair by pair it would take many minutes
     assert found[0].said_by == ["t1"]
 
 
