@@ -203,7 +203,7 @@ def test_merges_and_erasures_name_the_customers() -> None:
     assert json.loads(erase_item(["a", "客户"])) == ["d", ["a", "客户"]]
 
 
-printable = st.text(min_size=1, max_size=64).filter(str.isprintable)
+printable = st.text(st.characters(codec="utf-8").filter(str.isprintable), min_size=1, max_size=64)
 
 
 @given(

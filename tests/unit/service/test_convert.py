@@ -175,7 +175,7 @@ probabilities = st.floats(0, 1, width=32)
 rows = st.tuples(
     probabilities, probabilities, st.floats(0, 1e9, width=32), probabilities, probabilities, st.floats(0, 2.5e11)
 ).map(list)
-ids = st.text(min_size=1, max_size=64).filter(lambda text: text.isprintable() and len(text.encode()) <= 256)
+ids = st.text(st.characters(codec="utf-8").filter(str.isprintable), min_size=1, max_size=64)
 
 
 tops = st.none() | st.builds(
