@@ -25,10 +25,10 @@ from training.evidence import (
     Optimism,
     Policy,
     Quality,
-    Rung,
+    FeatureSubset,
     Segment,
-    Tag,
-    TestRows,
+    BinaryAttribute,
+    HoldoutRows,
     Trial,
     Value,
     hashed_ids,
@@ -51,7 +51,7 @@ def logistic(logit: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-logit)))
 
 
-def made_rows(offer: str = "churn", *, customers: int = 800, seed: int = 1, snapshot: bool = False) -> TestRows:
+def made_rows(offer: str = "churn", *, customers: int = 800, seed: int = 1, snapshot: bool = False) -> HoldoutRows:
     """Rows of an offer; a snapshot has one row per customer, no cut-offs and no recency."""
     random = np.random.default_rng([seed, OFFERS.index(offer)])
     cutoffs = (0.0,) if snapshot else CUTOFFS
@@ -69,7 +69,7 @@ def made_rows(offer: str = "churn", *, customers: int = 800, seed: int = 1, snap
     value = 0.25 * amount[who] * random.lognormal(0, 0.2, len(who))
     base = logistic(sign * 0.06 * (recency - 12) - (1.6 if sign > 0 else -0.4))
     nothing = np.full(len(who), np.nan)
-    return TestRows(
+    return HoldoutRows(
         customer=hashed_ids([f"customer-{n}" for n in range(customers)])[who],
         cutoff=np.repeat(cutoffs, customers),
         label=label,
@@ -181,7 +181,7 @@ def made_evidence(seed: int = 1) -> Evidence:
             for estimator, reach in {"IPS": 0.21, "SNIPS": 0.17, "DR": 0.09}.items()
         ],
         tags=[
-            Tag(tag=tag, said_by=said_by, support=0.12, confidence=confidence, cluster=n // 2, kept=confidence < 0.9)
+            BinaryAttribute(tag=tag, said_by=said_by, support=0.12, confidence=confidence, cluster=n // 2, kept=confidence < 0.9)
             for n, (tag, said_by, confidence) in enumerate(
                 [
                     ("buys-organic", ["buys-produce"], 0.97),
@@ -197,12 +197,12 @@ def made_evidence(seed: int = 1) -> Evidence:
     )
 
 
-def _ladder(random: np.random.Generator) -> list[Rung]:
+def _ladder(random: np.random.Generator) -> list[FeatureSubset]:
     rungs = []
     for count in (1, 2, 3, 4, 6, 8, 10, 11):
         behind = {target: 0.05 * np.exp(-count / 2) + abs(random.normal(0, 0.0004)) for target in (*OFFERS, "spend")}
         rungs.append(
-            Rung(
+            FeatureSubset(
                 slots=SLOTS[:count],
                 state_bytes=24 + 8 * count,
                 loss={t: 0.29 + b for t, b in behind.items()},
@@ -274,7 +274,7 @@ def _policies(offer: str, random: np.random.Generator) -> list[Policy]:
 
 
 def made_manifest(
-    rows: dict[str, TestRows],
+    rows: dict[str, HoldoutRows],
     *,
     version: str = "20261122T051945-2fc7ed8d",
     model: bytes = b"graph",
@@ -321,7 +321,7 @@ def made_manifest(
 
 
 def made_bundle(
-    registry: Path, rows: dict[str, TestRows], evidence: Evidence, version: str = "20261122T051945-2fc7ed8d"
+    registry: Path, rows: dict[str, HoldoutRows], evidence: Evidence, version: str = "20261122T051945-2fc7ed8d"
 ) -> Path:
     """A bundle with evidence, published; its model is no graph."""
     file = io.BytesIO()

@@ -182,6 +182,14 @@ class TrainingConfig(FeatureConfig):
             "spend": f"amounts of every {spend.event} in the {spend.horizon_days:g} days after",
         }
 
+    @property
+    def test_rows(self) -> str:
+        """How the test rows are chosen, as the end of a sentence."""
+        if self.snapshot is None:
+            return "by time"
+        group = self.snapshot.group
+        return f"at random, all rows of one {group} together" if group else "at random"
+
     @model_validator(mode="before")
     @classmethod
     def _other_offer(cls, data: Any) -> Any:

@@ -81,7 +81,7 @@ class Trial(_Table):
     chosen: bool
 
 
-class Rung(_Table):
+class FeatureSubset(_Table):
     """A step of backward elimination: a set of slots, and the loss of models with it.
 
     Attributes:
@@ -195,7 +195,7 @@ class Value(_Table):
     high: float
 
 
-class Tag(_Table):
+class BinaryAttribute(_Table):
     """A binary attribute, and how well others imply it.
 
     Attributes:
@@ -221,7 +221,7 @@ class Evidence(_Table):
     audit: list[Finding] = []
     optimism: list[Optimism] = []
     trials: list[Trial] = []
-    ladder: list[Rung] = []
+    ladder: list[FeatureSubset] = []
     candidates: int = 0
     earned_nothing: float = 0.0
     importance: list[Importance] = []
@@ -230,14 +230,14 @@ class Evidence(_Table):
     policies: list[Policy] = []
     grid: list[Cell] = []
     treatment: list[Value] = []
-    tags: list[Tag] = []
+    tags: list[BinaryAttribute] = []
     tags_cost: dict[str, float] = {}
     costs: dict[str, float] = {}
     notes: list[str] = []
 
 
 @dataclass(frozen=True)
-class TestRows:
+class HoldoutRows:
     """An offer's test rows as scored by the evaluation models, each array ``[n]``.
 
     Attributes:
@@ -253,8 +253,6 @@ class TestRows:
         baseline: Probability by recency alone.
         random: Probability by a model of a random split, NaN if the row was in its training part.
     """
-
-    __test__ = False
 
     customer: npt.NDArray[np.uint64]
     cutoff: Floats
@@ -275,7 +273,7 @@ def hashed_ids(customer_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def pack_rows(rows: Mapping[str, TestRows]) -> bytes:
+def pack_rows(rows: Mapping[str, HoldoutRows]) -> bytes:
     """The contents of the rows file."""
     arrays = {f"{offer}_{name}": column for offer, table in rows.items() for name, column in vars(table).items()}
     file = io.BytesIO()
@@ -283,7 +281,7 @@ def pack_rows(rows: Mapping[str, TestRows]) -> bytes:
     return file.getvalue()
 
 
-def read_evidence(folder: Path) -> tuple[Evidence, dict[str, TestRows]]:
+def read_evidence(folder: Path) -> tuple[Evidence, dict[str, HoldoutRows]]:
     """Read tables and rows from a bundle's folder; InputError if they are missing or damaged."""
     if folder.is_dir() and not (folder / TABLES_FILE).exists():  # written after the rows
         raise InputError(
@@ -294,9 +292,9 @@ def read_evidence(folder: Path) -> tuple[Evidence, dict[str, TestRows]]:
         tables = Evidence.model_validate_json((folder / TABLES_FILE).read_bytes())
         with np.load(folder / ROWS_FILE, allow_pickle=False) as file:
             arrays: dict[str, Any] = dict(file)
-        names = TestRows.__dataclass_fields__
+        names = HoldoutRows.__dataclass_fields__
         rows = {
-            offer: TestRows(**{name: arrays[f"{offer}_{name}"] for name in names})
+            offer: HoldoutRows(**{name: arrays[f"{offer}_{name}"] for name in names})
             for offer in OFFERS
             if f"{offer}_label" in arrays
         }

@@ -1,9 +1,9 @@
-"""The whole of training in one straight line: source → slots → learners → models → parity gate → bundle → evidence."""
+"""The whole of training: source → features → learners → models → parity check → bundle → evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,16 +14,13 @@ from feature_store.bundles.bundle import Manifest, sha256
 from feature_store.bundles.onnx_session import Graph
 from feature_store.bundles.typical_customer import told, typical
 from feature_store.offline.store import OfflineStore
-from feature_store.state.layout import Floats
 from feature_store.timestamps import iso8601
 from training.audit.findings import audit, stop_on_fatal
 from training.config import TrainingConfig
-from training.data.dataset import Rows
-from training.data.training_table import Data, Progress, prepare
-from training.evaluation import evaluate as judge
-from training.evaluation.evaluate import Judged
-from training.evaluation.robustness import DAMAGES, robustness
-from training.evidence import ROWS_FILE, TABLES_FILE, Evidence, Finding, TestRows, pack_rows
+from training.data.training_table import Progress, TrainingTable
+from training.evaluation.evaluate import evaluate, gather_tables
+from training.evaluation.scorer import EvaluationScorer
+from training.evidence import ROWS_FILE, TABLES_FILE, Finding, HoldoutRows, pack_rows
 from training.graph.customer_costs import own_figures, terms_of
 from training.graph.features import filled_matrix
 from training.graph.thresholds import budget_price
@@ -37,41 +34,57 @@ from training.models.export import (
 )
 from training.models.model_set import EVALUATION, FINAL, Models, fit_models
 from training.parallel import IN_PROCESS, WorkerPool
-from training.selection.backward_elimination import Chosen, choose_learners, learners_of
+from training.selection.model_selection import ChosenLearners, choose_learners, learners_of
+from training.selection.select_features import SelectedFeatures, select_features
 
 SMALL_SOURCE: Final = 50_000
-"""Events, or customers of a snapshot, up to which a fit takes less time than workers take to start."""
+"""Number of events, or customers of a snapshot, up to which a fit is faster than starting workers."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit produced: a bundle that is ready to be published, and what ``gather_evidence`` needs.
+    """The result of a fit: a bundle that can be published, and what ``gather_evidence`` needs.
 
     Attributes:
         manifest: The bundle's manifest.
         model: The serialised graph.
         golden: Packed golden rows.
-        judged: The models of the evaluation, which have seen nothing of the test rows.
-        chosen: The learner of each target, and what was tried.
+        scorer: The evaluation models, which have not seen the test rows.
+        selected: The features, and how they were selected.
+        chosen: The learner of each target, and all that were tried.
         scored: Scored test rows by offer.
-        findings: What the audit found in the source.
+        findings: Findings of the audit.
     """
 
     manifest: Manifest
     model: bytes
     golden: bytes
-    judged: Judged
-    chosen: Chosen
-    scored: dict[str, TestRows]
+    scorer: EvaluationScorer
+    selected: SelectedFeatures
+    chosen: ChosenLearners
+    scored: dict[str, HoldoutRows]
     findings: list[Finding]
+
+
+@dataclass(frozen=True)
+class _Served:
+    """The models to serve, exported and checked."""
+
+    models: Models
+    figures: dict[str, float]
+    model: bytes
+    graph: Graph
+    golden: bytes
+    parity: dict[str, float]
+    test_rows: int
 
 
 def workers_for(source: OfflineStore, processes: int | None = None) -> WorkerPool:
     """The pool of worker processes for a fit of this source.
 
     Args:
-        source: The opened source.
-        processes: Number of workers; None means one for each core, and no workers for a small source.
+        source: The open source.
+        processes: Number of workers; None means one per core, and no workers for a small source.
     """
     small = max(source.summary.events, source.summary.customers) <= SMALL_SOURCE
     return WorkerPool(1 if small and processes is None else processes)
@@ -85,16 +98,16 @@ def fit(
     Args:
         config: The config.
         name: The config's name, for the manifest.
-        source: The opened source of the config.
+        source: The open source of the config.
         progress: Called when a step begins.
-        pool: Worker processes; their number changes no bit of the result.
+        pool: Worker processes; the result does not depend on their number.
 
     Raises:
-        InputError: The source cannot support the config.
-        ParityError: The exported graph does not compute what scikit-learn computes.
+        InputError: The source does not fit the config, or has too little data.
+        ParityError: The exported graph does not give the results of scikit-learn.
         WorkerLostError: A worker process died.
     """
-    # One thread for each step: the same bits on any machine, and many small fits do not wait for each other's threads.
+    # One thread: the same bits on any machine, and small fits do not wait for each other's threads.
     with threadpool_limits(1):
         return _fit(config, name, source, progress, pool)
 
@@ -102,16 +115,16 @@ def fit(
 def gather_evidence(
     fitted: Fitted, source: OfflineStore, progress: Progress, pool: WorkerPool = IN_PROCESS
 ) -> dict[str, bytes]:
-    """Make the files of a bundle that no server reads: the evidence and the report.
+    """Make the files of a bundle that servers do not read: the evidence and the report.
 
     Args:
-        fitted: What ``fit`` returned.
+        fitted: The result of ``fit``.
         source: The same source, still open.
         progress: Called when a step begins.
-        pool: Worker processes; their number changes no bit of the result.
+        pool: Worker processes; the result does not depend on their number.
 
     Returns:
-        The files' contents by name, in the order in which they must be written.
+        Contents of the files by name, in the order in which they must be written.
 
     Raises:
         WorkerLostError: A worker process died.
@@ -119,7 +132,16 @@ def gather_evidence(
     from training.report.render import REPORT_FILE, render_report  # noqa: PLC0415  # matplotlib is slow to import
 
     with threadpool_limits(1):
-        evidence, scored = _evidence(fitted, source, progress, pool)
+        evidence, scored = gather_tables(
+            fitted.scorer,
+            fitted.selected,
+            fitted.chosen,
+            fitted.scored,
+            fitted.findings,
+            source,
+            progress,
+            pool,
+        )
         done = progress("report", 1)
         report = render_report(fitted.manifest, evidence, scored)
         done()
@@ -132,122 +154,73 @@ def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Prog
     findings = audit(config, source)
     stop_on_fatal(findings)
     done()
-    data = prepare(config, source, progress, pool)
-    chosen = _choose(config, data, progress, pool)
+    selected = select_features(config, source, progress, pool)
+    table = selected.table
+    chosen = _choose(config, table, progress, pool)
 
     done = progress("models", 4)
     tasks = [
-        pool.submit(fit_models, config, data.spec, data.rows, data.splits, chosen.learners, stage)
+        pool.submit(fit_models, config, table.spec, table.rows, table.splits, chosen.learners, stage)
         for stage in (EVALUATION, FINAL)
     ]
-    judged = _judged(config, data, tasks[0].result())
+    scorer = _scorer(config, table, tasks[0].result())
     done()
-    metrics, scored = judge.metrics(judged)
+    metrics, scored = evaluate(scorer)
     models = tasks[1].result()
     done()
-    figures = _figures(config, data, models, FINAL)
+    served = _served(config, table, models, done)
+    names = {offer: model.name for offer, model in models.probability.items()} | {"spend": models.spend.name}
+    described = metrics.as_json(names, served.parity, _row_counts(table, served.test_rows))
+    manifest = _manifest(config, name, source, table, served, described)
+    return Fitted(manifest, served.model, served.golden, scorer, selected, chosen, scored, findings)
+
+
+def _choose(config: TrainingConfig, table: TrainingTable, progress: Progress, pool: WorkerPool) -> ChosenLearners:
+    done = progress("model selection", sum(len(learners_of(target)) for target in table.splits))
+    features = filled_matrix(table.spec, table.rows.state)(table.rows.state)
+    return choose_learners(features, table.rows, table.splits, config.evaluation.seed, done, pool)
+
+
+def _scorer(config: TrainingConfig, table: TrainingTable, models: Models) -> EvaluationScorer:
+    figures = _figures(config, table, models, EVALUATION)
+    return EvaluationScorer(config, table, models, build_graph(models, config), figures)
+
+
+def _served(config: TrainingConfig, table: TrainingTable, models: Models, done: Callable[[], None]) -> _Served:
+    """Export the models to serve, and check the graph against scikit-learn on all test rows."""
+    figures = _figures(config, table, models, FINAL)
     model = build_graph(models, config)
     graph = Graph(model)
     done()
-    test = data.rows.take(np.unique(np.concatenate([split.test for split in data.splits.values()])))
-    inputs = graph_inputs(test.state, figures, own_figures(config, data.spec.layout))
-    metrics["parity"] = check_parity(graph, inputs, expected_outputs(models, test.state, config, figures))
+    test = table.rows.take(np.unique(np.concatenate([split.test for split in table.splits.values()])))
+    inputs = graph_inputs(test.state, figures, own_figures(config, table.spec.layout))
+    parity = check_parity(graph, inputs, expected_outputs(models, test.state, config, figures))
     golden = golden_rows(graph, inputs)
     done()
-    metrics["rows"] = _numbers(data, test)
-    metrics["spend"]["model"] = models.spend.name
-    for offer, found in models.probability.items():
-        metrics[offer]["model"] = found.name
-    manifest = _manifest(config, name, source, data, models, graph, figures, metrics, model, golden)
-    return Fitted(manifest, model, golden, judged, chosen, scored, findings)
+    return _Served(models, figures, model, graph, golden, parity, len(test))
 
 
-def _choose(config: TrainingConfig, data: Data, progress: Progress, pool: WorkerPool) -> Chosen:
-    done = progress("models worth having", sum(len(learners_of(target)) for target in data.splits))
-    features = filled_matrix(data.spec, data.rows.state)(data.rows.state)
-    return choose_learners(features, data.rows, data.splits, config.evaluation.seed, done, pool)
-
-
-def _judged(config: TrainingConfig, data: Data, models: Models) -> Judged:
-    """Models that have seen nothing of the test, as a graph like the one that is served."""
-    return Judged(config, data, models, build_graph(models, config), _figures(config, data, models, EVALUATION))
-
-
-def _evidence(
-    fitted: Fitted, source: OfflineStore, progress: Progress, pool: WorkerPool
-) -> tuple[Evidence, dict[str, TestRows]]:
-    """The tables, and the scored rows with what a random split would have said of them."""
-    judged, chosen = fitted.judged, fitted.chosen
-    data, notes = judged.data, []
-    kinds = 1 if data.plan is None else 3
-    done = progress("evidence", 4 + kinds * len(DAMAGES))
-    if data.plan is None:
-        notes.append(
-            f"a snapshot has no time: the test customers were drawn {_drawn(judged.config)}, and later data will hold "
-            "less"
-        )
-    if not data.rungs:
-        notes.append("the config names its features one by one, so there was no ladder to climb")
-    # Workers compute the slow tables while this process uses the source: they have no access to its DuckDB.
-    optimism_tasks = {} if data.plan is None else judge.optimism(judged, chosen.learners, fitted.scored, pool)
-    importance_tasks = judge.importance(judged, pool)
-    treatment, warnings = judge.treatment(judged, source)
-    done()
-    damages = list(robustness(judged, source, done))
-    policies, cells, costs = judge.policies(judged)
-    done()
-    importance = [line for target, task in importance_tasks.items() for line in task.result()[target]]
-    done()
-    optimism, scored = [], dict(fitted.scored)
-    for offer, task in optimism_tasks.items():
-        found, random = task.result()
-        optimism.append(found)
-        scored[offer] = replace(scored[offer], random=random)
-    done()
-    evidence = Evidence(
-        audit=[*fitted.findings, *warnings],
-        optimism=optimism,
-        trials=chosen.trials,
-        ladder=data.rungs,
-        candidates=max((len(rung.slots) for rung in data.rungs), default=0),
-        earned_nothing=1
-        - min((len(rung.slots) for rung in data.rungs if rung.chosen), default=1)
-        / max((len(rung.slots) for rung in data.rungs), default=1),
-        importance=importance,
-        robustness=damages,
-        segments=judge.segments(judged),
-        policies=policies,
-        grid=cells,
-        costs=costs,
-        treatment=treatment,
-        tags=data.tags,
-        tags_cost=dict(data.tags_cost),
-        notes=notes,
-    )
-    return evidence, scored
-
-
-def _figures(config: TrainingConfig, data: Data, models: Models, stage: str) -> dict[str, float]:
-    """The economics, with the price of each offer's budget found on the block that the models were calibrated on."""
+def _figures(config: TrainingConfig, table: TrainingTable, models: Models, stage: str) -> dict[str, float]:
+    """The economics, with the price of each offer's budget as found on the calibration rows of the stage."""
     prices = {}
     for offer in models.probability:
-        rows = data.rows.take(getattr(data.splits[offer], stage).calibration)
+        rows = table.rows.take(getattr(table.splits[offer], stage).calibration)
         features = models.matrix(rows.state)
         prices[offer] = budget_price(
             models.predict(offer, features),
             config.economics.margin * models.spend.predict(features),
-            terms_of(config, data.spec.layout, offer, rows.state),
+            terms_of(config, table.spec.layout, offer, rows.state),
             config.economics.threshold_min,
         )
     return config.economics.figures(prices)
 
 
-def _numbers(data: Data, test: Rows) -> dict[str, int]:
-    evaluation = [split.evaluation for split in data.splits.values()]
+def _row_counts(table: TrainingTable, test_rows: int) -> dict[str, int]:
+    evaluation = [split.evaluation for split in table.splits.values()]
     return {
         "training": max(len(split.everything) for split in evaluation),
         "calibration": max(len(split.calibration) for split in evaluation),
-        "test": len(test),
+        "test": test_rows,
     }
 
 
@@ -255,37 +228,35 @@ def _manifest(
     config: TrainingConfig,
     name: str,
     source: OfflineStore,
-    data: Data,
-    models: Models,
-    graph: Graph,
-    figures: Mapping[str, float],
+    table: TrainingTable,
+    served: _Served,
     metrics: dict[str, Any],
-    model: bytes,
-    golden: bytes,
 ) -> Manifest:
-    created = datetime.now(UTC)
-    layout = data.spec.layout
-    cutoffs = {} if data.plan is None else data.plan.described()
+    created, models = datetime.now(UTC), served.models
+    layout = table.spec.layout
+    cutoffs = {} if table.plan is None else table.plan.described()
+    # The typical customer is one of the newest rows.
+    newest = table.rows.state[table.splits[next(iter(models.probability))].final.calibration]
     return Manifest(
-        version=f"{created:%Y%m%dT%H%M%S}-{sha256(model)[:8]}",
+        version=f"{created:%Y%m%dT%H%M%S}-{sha256(served.model)[:8]}",
         created=created.isoformat(timespec="seconds"),
         config=name,
         fingerprint=layout.fingerprint,
         features=list(layout.features),
         interests=config.interests,
         derived=models.matrix.spec.names,
-        inputs=graph.inputs,
-        outputs=graph.outputs,
+        inputs=served.graph.inputs,
+        outputs=served.graph.outputs,
         labels=config.labels,
         segments=models.segments.names,
         segment_edges=models.segments.edges(),
-        cutoffs={block: [iso8601(cutoff) for cutoff in some] for block, some in cutoffs.items()},
+        cutoffs={block: [iso8601(cutoff) for cutoff in times] for block, times in cutoffs.items()},
         metrics=metrics,
-        economics=dict(figures),
+        economics=dict(served.figures),
         own_figures=sorted(own_figures(config, layout)),
-        baseline=told(typical(layout, _newest(data, models))),
-        model_sha256=sha256(model),
-        golden_sha256=sha256(golden),
+        baseline=told(typical(layout, newest)),
+        model_sha256=sha256(served.model),
+        golden_sha256=sha256(served.golden),
         libraries=library_versions(),
         source={
             "events": source.summary.events,
@@ -293,20 +264,6 @@ def _manifest(
             "start": iso8601(source.summary.start),
             "end": iso8601(source.summary.end),
             "left_out": source.summary.left_out,
-            "test": _drawn(config),
+            "test": config.test_rows,
         },
     )
-
-
-def _newest(data: Data, models: Models) -> Floats:
-    """States of the customers that the models were calibrated on: as they are now, or of a snapshot drawn by lot."""
-    offer = next(iter(models.probability))
-    return data.rows.state[data.splits[offer].final.calibration]
-
-
-def _drawn(config: TrainingConfig) -> str:
-    """How the test rows were chosen."""
-    if config.snapshot is None:
-        return "by time"
-    group = config.snapshot.group
-    return f"by lot, all of one {group} together" if group else "by lot"

@@ -25,7 +25,7 @@ from training import __main__ as main
 from training.__main__ import cli
 from training.config import TrainingConfig
 from training.data.dataset import Rows, build_rows
-from training.evidence import TestRows, hashed_ids, read_evidence
+from training.evidence import HoldoutRows, hashed_ids, read_evidence
 from training.fit import gather_evidence
 from training.graph.thresholds import threshold
 from training.models.export import check_parity, graph_inputs
@@ -61,7 +61,7 @@ def blocks(made: Bundle, config: TrainingConfig) -> dict[str, Rows]:
 
 
 @pytest.fixture(scope="module")
-def scored(toy: Trained) -> dict[str, TestRows]:
+def scored(toy: Trained) -> dict[str, HoldoutRows]:
     return read_evidence(toy.registry / "current")[1]
 
 
@@ -144,7 +144,7 @@ def test_a_manifest_holds_the_evidence_of_the_contract(made: Bundle, offer: str)
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_the_figures_are_those_of_the_test_cut_offs_rows_as_the_evaluations_models_scored_them(
-    made: Bundle, blocks: dict[str, Rows], scored: dict[str, TestRows], offer: str
+    made: Bundle, blocks: dict[str, Rows], scored: dict[str, HoldoutRows], offer: str
 ) -> None:
     test, found = blocks[TESTS[offer]], scored[offer]
     # Row by row the customers of the source at these cut-offs, with the outcomes that came.
@@ -163,7 +163,7 @@ def test_the_figures_are_those_of_the_test_cut_offs_rows_as_the_evaluations_mode
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_the_served_model_has_learnt_from_the_test_cut_offs_and_the_figures_have_not(
-    made: Bundle, blocks: dict[str, Rows], scored: dict[str, TestRows], offer: str
+    made: Bundle, blocks: dict[str, Rows], scored: dict[str, HoldoutRows], offer: str
 ) -> None:
     served = run(made, blocks[TESTS[offer]].state)[f"{offer}_probability"].astype(np.float64)
     found = scored[offer]

@@ -108,13 +108,13 @@ def test_candidates_fitted_on_one_core_and_on_two_are_the_same_model_to_the_last
     for rung in (*evidence["ladder"], *again["ladder"]):
         assert rung.pop("graph_us") > 0  # the one thing in it that is measured
     assert evidence == again
-    # The ladder was climbed, and what it chose is what is served.
+    # Features were selected, and the selected ones are served.
     (rung,) = (rung for rung in evidence["ladder"] if rung["chosen"])
     assert [feature.name for feature in first.features] == rung["slots"]
     assert len(rung["slots"]) <= 4 < evidence["candidates"]
 
 
-@pytest.mark.parametrize("moment", ["models worth having", "evidence"])
+@pytest.mark.parametrize("moment", ["model selection", "evidence"])
 def test_a_fit_that_is_stopped_leaves_nothing_in_the_registry(toy: Trained, tmp_path: Path, moment: str) -> None:
     registry = tmp_path / "registry"
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:

@@ -17,7 +17,7 @@ from feature_store.bundles.onnx_session import Graph
 from training.__main__ import cli
 from training.graph.builder import GraphBuilder
 from training.models.export import ParityError, check_parity, expected_outputs
-from training.models.spend import LEAST, SpendModel
+from training.models.spend import MIN_SPEND, SpendModel
 
 if TYPE_CHECKING:
     from tests.conftest import Call, Trained
@@ -90,7 +90,7 @@ def test_a_silently_wrong_conversion_publishes_nothing(
 
     def silent(model: SpendModel, graph: GraphBuilder, *arguments: Any) -> str:
         log = graph.add("Log", honest(model, graph, *arguments))
-        return graph.add("Max", log, graph.constant(np.array([[LEAST]])))
+        return graph.add("Max", log, graph.constant(np.array([[MIN_SPEND]])))
 
     monkeypatch.setattr(SpendModel, "add_to", silent)
     with pytest.raises(SystemExit, match="expected_spend is off by"):

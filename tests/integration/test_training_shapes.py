@@ -327,7 +327,7 @@ def test_a_snapshot_with_categories_gaps_values_own_costs_and_households(
 ) -> None:
     write_crm(tmp_path / "crm.csv")
     made = fitted(call, tmp_path, SNAPSHOT)
-    assert "chosen by lot, all of one household together" in made.out
+    assert "chosen at random, all rows of one household together" in made.out
     assert "cut-off" not in made.out
     assert "recency" not in made.out
     manifest = made.manifest

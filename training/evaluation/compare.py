@@ -25,7 +25,7 @@ from training.arrays import Index
 from training.config import Offer
 from training.evaluation.paired_bootstrap import RESAMPLES, Pairs, Statistics, resample
 from training.evaluation.policies import terms_in
-from training.evidence import TestRows, read_evidence
+from training.evidence import HoldoutRows, read_evidence
 
 IRRELEVANT: Final = 1e-4
 """Difference in mean log loss (nats) below which models count as equal, even if the difference is significant."""
@@ -86,9 +86,9 @@ def compare(first: Path, second: Path) -> Comparison:
 
 def compare_rows(
     manifest_a: Manifest,
-    rows_a: Mapping[str, TestRows],
+    rows_a: Mapping[str, HoldoutRows],
     manifest_b: Manifest,
-    rows_b: Mapping[str, TestRows],
+    rows_b: Mapping[str, HoldoutRows],
     resamples: int = RESAMPLES,
 ) -> Comparison:
     """Compare two bundles by their manifests and test rows; InputError if they have none in common."""
@@ -156,7 +156,7 @@ def _verdict(loss: Measure) -> Verdict:
     return "worse" if loss.low > IRRELEVANT else "no difference shown"
 
 
-def _common(offer: str, a: TestRows, b: TestRows) -> Pairs:
+def _common(offer: str, a: HoldoutRows, b: HoldoutRows) -> Pairs:
     """The rows of the same customers at the same cut-offs."""
     in_a, in_b = [], []
     for cutoff in np.intersect1d(a.cutoff, b.cutoff):
@@ -178,11 +178,11 @@ def _common(offer: str, a: TestRows, b: TestRows) -> Pairs:
     return Pairs(rows_a, rows_b, np.zeros(0, dtype=np.intp))
 
 
-def _take(rows: TestRows, at: Index) -> TestRows:
-    return TestRows(**{name: column[at] for name, column in vars(rows).items()})
+def _take(rows: HoldoutRows, at: Index) -> HoldoutRows:
+    return HoldoutRows(**{name: column[at] for name, column in vars(rows).items()})
 
 
-def _dates(rows: TestRows) -> str:
+def _dates(rows: HoldoutRows) -> str:
     """The cut-offs of rows, for a message."""
     cutoffs = np.unique(rows.cutoff)
     if not len(cutoffs):
@@ -199,7 +199,7 @@ def _economics_note(name: str, a: Manifest, b: Manifest) -> str:
     return f"economics differ ({', '.join(different)}): both profits are computed with those of A" if different else ""
 
 
-def _read(folder: Path) -> tuple[Manifest, dict[str, TestRows]]:
+def _read(folder: Path) -> tuple[Manifest, dict[str, HoldoutRows]]:
     try:
         manifest = bundle.read(folder.parent, folder.name).manifest
     except BundleError as error:

@@ -20,14 +20,16 @@ import numpy.typing as npt
 
 from feature_store.state.layout import Floats
 from training.config import Offer
-from training.evaluation.policies import Scored, tuned_threshold
+from training.evaluation.policies import ScoredRows, tuned_threshold
 from training.graph.thresholds import Terms, threshold
 
 # Verbraken et al. (2013) use Beta(6, 14) for the share of churners that an offer retains: this is alpha + beta.
 BETA_TOTAL: Final = 20.0
 
 
-def cost_metrics(offer: Offer, calibration: Scored, test: Scored, *, threshold_min: float = 0.01) -> dict[str, float]:
+def cost_metrics(
+    offer: Offer, calibration: ScoredRows, test: ScoredRows, *, threshold_min: float = 0.01
+) -> dict[str, float]:
     """Cost-sensitive metrics on the test rows, without a budget.
 
     Args:
@@ -76,7 +78,7 @@ def _cost_of_everybody(costs: dict[str, Any], label: npt.NDArray[np.bool_]) -> f
     return float(np.where(label, costs["tp_cost"], costs["fp_cost"]).sum())
 
 
-def expected_maximum_profit(rows: Scored, offer: Offer) -> tuple[float, float]:
+def expected_maximum_profit(rows: ScoredRows, offer: Offer) -> tuple[float, float]:
     """EMPC per customer and the share of customers contacted (Verbraken et al., 2013).
 
     EMPC is defined for one value and one cost: the mean value of the positives and the mean costs are used. It assumes

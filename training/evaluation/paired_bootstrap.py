@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from feature_store.state.layout import Floats
 from training.arrays import Index
-from training.evidence import TestRows
+from training.evidence import HoldoutRows
 from training.graph.thresholds import Terms, gain
 from training.statistics import log_losses
 
@@ -25,8 +25,8 @@ EPSILON: Final = float(np.finfo(np.float64).eps)
 class Pairs:
     """Rows of an offer that both bundles have, in the same order; ``owner`` ``[n]``: number of the customer."""
 
-    a: TestRows
-    b: TestRows
+    a: HoldoutRows
+    b: HoldoutRows
     owner: Index
 
     @property

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from feature_store.bundles.bundle import Manifest
 from feature_store.state.layout import Floats
 from training.config import Offer
-from training.evidence import Cell, Policy, TestRows
+from training.evidence import Cell, HoldoutRows, Policy
 from training.graph.thresholds import CustomerOffer, Terms, budget_price, gain, threshold
 from training.statistics import RESAMPLES, interval, resampled_totals
 
@@ -46,8 +46,8 @@ EVERYBODY: Final = "everybody"
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Scored rows of a block, each array ``[n]``.
+class ScoredRows:
+    """ScoredRows rows of a block, each array ``[n]``.
 
     Attributes:
         customer: Hash of the id, uint64.
@@ -81,17 +81,17 @@ class Scored:
         return CustomerOffer(contact, cost, offer.success_rate, offer.redemption_rate, offer.budget_share)
 
 
-def terms_in(manifest: Manifest, offer: str, rows: TestRows) -> CustomerOffer:
+def terms_in(manifest: Manifest, offer: str, rows: HoldoutRows) -> CustomerOffer:
     """The offer to the customers of test rows, with the rates of a manifest."""
     success, redemption = (manifest.economics[f"{offer}.{rate}"] for rate in ("success_rate", "redemption_rate"))
     return CustomerOffer(rows.contact_cost, rows.offer_cost, success, redemption, budget_share=1.0)
 
 
-def policies(
+def compare_policies(
     name: str,
     offer: Offer,
-    calibration: Scored,
-    test: Scored,
+    calibration: ScoredRows,
+    test: ScoredRows,
     *,
     threshold_min: float = 0.01,
     budgets: Sequence[float] = BUDGETS,
@@ -151,11 +151,11 @@ def policies(
     return lines
 
 
-def grid(
+def compare_over_rates(
     name: str,
     offer: Offer,
-    calibration: Scored,
-    test: Scored,
+    calibration: ScoredRows,
+    test: ScoredRows,
     *,
     threshold_min: float = 0.01,
     success_rates: Sequence[float] | None = None,
@@ -226,7 +226,7 @@ def best_threshold(probability: Floats, profit: Floats, max_contacts: float) -> 
     return float(ranked[ends[np.argmax(totals)]])
 
 
-def tuned_threshold(rows: Scored, offer: Offer, max_contacts: float) -> float:
+def tuned_threshold(rows: ScoredRows, offer: Offer, max_contacts: float) -> float:
     """The single threshold that is best for these rows with their observed outcomes; inf for no contact."""
     terms = rows.terms(offer)
     possible = rows.value > terms.offer_cost
@@ -234,7 +234,7 @@ def tuned_threshold(rows: Scored, offer: Offer, max_contacts: float) -> float:
     return best_threshold(rows.probability[possible], profit[possible], max_contacts)
 
 
-def _thresholds(offer: Offer, calibration: Scored, test: Scored, threshold_min: float) -> dict[str, Floats]:
+def _thresholds(offer: Offer, calibration: ScoredRows, test: ScoredRows, threshold_min: float) -> dict[str, Floats]:
     """Contacts of the dynamic and the single thresholds: 0 or 1 for each test row."""
     terms = test.terms(offer)
     possible = test.value > terms.offer_cost
@@ -248,7 +248,9 @@ def _thresholds(offer: Offer, calibration: Scored, test: Scored, threshold_min: 
     }
 
 
-def _choices(name: str, offer: Offer, calibration: Scored, test: Scored, threshold_min: float) -> dict[str, Floats]:
+def _choices(
+    name: str, offer: Offer, calibration: ScoredRows, test: ScoredRows, threshold_min: float
+) -> dict[str, Floats]:
     """Contacts of each policy: 0 or 1 for each test row, or the probability of a contact."""
     chosen = _thresholds(offer, calibration, test, threshold_min)
     contacts, terms = int(chosen[DYNAMIC].sum()), test.terms(offer)
@@ -271,7 +273,7 @@ def _best(ranking: Floats, possible: Mask, contacts: int, customer: npt.NDArray[
     return _weight(chosen)
 
 
-def _rankings(name: str, calibration: Scored, test: Scored) -> dict[str, Floats]:
+def _rankings(name: str, calibration: ScoredRows, test: ScoredRows) -> dict[str, Floats]:
     """Rankings by recency and by the sum of three quintiles (with edges of the calibration block), if available."""
     sign = 1.0 if name == "churn" else -1.0
     if calibration.recency is None or test.recency is None or np.isnan(test.recency).all():
@@ -284,7 +286,7 @@ def _rankings(name: str, calibration: Scored, test: Scored) -> dict[str, Floats]
     return rankings
 
 
-def _pairs(calibration: Scored, test: Scored) -> list[tuple[Floats, Floats]]:
+def _pairs(calibration: ScoredRows, test: ScoredRows) -> list[tuple[Floats, Floats]]:
     pairs = ((calibration.frequency, test.frequency), (calibration.monetary, test.monetary))
     return [(before, after) for before, after in pairs if before is not None and after is not None]
 
@@ -300,7 +302,7 @@ def _weight(chosen: Mask) -> Floats:
     return chosen.astype(np.float64)
 
 
-def _outcome(rows: Scored) -> Floats:
+def _outcome(rows: ScoredRows) -> Floats:
     return rows.label.astype(np.float64)
 
 

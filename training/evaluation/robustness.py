@@ -13,38 +13,38 @@ from feature_store.offline.store import OfflineStore
 from feature_store.sql import fill_table
 from feature_store.state.layout import Floats
 from training.data.dataset import Rows
-from training.evaluation.evaluate import Judged, offers
+from training.evaluation.scorer import EvaluationScorer
 from training.evidence import Damage
 
 DAMAGES: Final = (0.0, 0.1, 0.2, 0.3)
 LOST, DUPLICATED, MISSING = "lost events", "duplicated events", "missing values"
 
 
-def robustness(judged: Judged, source: OfflineStore, done: Callable[[], None]) -> Iterator[Damage]:
+def robustness(scorer: EvaluationScorer, source: OfflineStore, done: Callable[[], None]) -> Iterator[Damage]:
     """AUC on the test rows for each kind and share of damage; ``done`` is called after each."""
-    tests = {offer: judged.data.rows.take(judged.data.splits[offer].test) for offer in offers(judged.data)}
+    tests = {offer: scorer.table.rows.take(scorer.table.splits[offer].test) for offer in scorer.offers}
     for share in DAMAGES:
         for offer, rows in tests.items():
-            yield _damage(judged, offer, MISSING, share, rows, _with_gaps(judged, rows.state, share))
+            yield _damage(scorer, offer, MISSING, share, rows, _with_gaps(scorer, rows.state, share))
         done()
-    if judged.data.plan is None:
+    if scorer.table.plan is None:
         return
     with events_of(source, tests.values()):
         for kind in (LOST, DUPLICATED):
             for share in DAMAGES:
-                states = _states(judged, source, tests, kind, share)
+                states = _states(scorer, source, tests, kind, share)
                 for offer, rows in tests.items():
-                    yield _damage(judged, offer, kind, share, rows, states[offer])
+                    yield _damage(scorer, offer, kind, share, rows, states[offer])
                 done()
 
 
-def _damage(judged: Judged, offer: str, kind: str, share: float, rows: Rows, state: Floats) -> Damage:
-    auc = roc_auc_score(rows.label(offer), judged.run(state)[f"{offer}_probability"])
+def _damage(scorer: EvaluationScorer, offer: str, kind: str, share: float, rows: Rows, state: Floats) -> Damage:
+    auc = roc_auc_score(rows.label(offer), scorer.run(state)[f"{offer}_probability"])
     return Damage(offer=offer, kind=kind, share=share, auc=float(auc))
 
 
-def _with_gaps(judged: Judged, state: Floats, share: float) -> Floats:
-    gaps = np.random.default_rng(judged.config.evaluation.seed).random(state.shape) < share
+def _with_gaps(scorer: EvaluationScorer, state: Floats, share: float) -> Floats:
+    gaps = np.random.default_rng(scorer.config.evaluation.seed).random(state.shape) < share
     return np.where(gaps, np.nan, state)
 
 
@@ -65,7 +65,7 @@ def events_of(source: OfflineStore, tests: Iterable[Rows]) -> Iterator[None]:
 
 
 def _states(
-    judged: Judged, source: OfflineStore, tests: Mapping[str, Rows], kind: str, share: float
+    scorer: EvaluationScorer, source: OfflineStore, tests: Mapping[str, Rows], kind: str, share: float
 ) -> dict[str, Floats]:
     """States of each offer's rows computed from damaged events; a customer without events has the empty state."""
     if share == 0:
@@ -74,7 +74,7 @@ def _states(
     if kind == DUPLICATED:
         query = f"FROM drawn UNION ALL FROM drawn WHERE drawn < {share}"
     source.connection.execute(f"CREATE OR REPLACE VIEW damaged AS {query}")
-    layout = judged.data.spec.layout
+    layout = scorer.table.spec.layout
     damaged = {offer: np.tile(layout.identity, (len(rows), 1)) for offer, rows in tests.items()}
     cutoffs = np.unique(np.concatenate([rows.cutoff for rows in tests.values()])).tolist()
     only = "customer_id IN (FROM tested)"

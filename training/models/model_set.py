@@ -16,7 +16,8 @@ from training.data.dataset import Rows
 from training.data.splits import Split, Splits
 from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
 from training.models import spend
-from training.models.probability import Learner, Probability, fit_probability
+from training.models.learners import Learner
+from training.models.probability import Probability, fit_probability
 from training.models.segments import Segments, fit_segments
 
 EVALUATION: Final = "evaluation"

@@ -1,6 +1,6 @@
-"""Expected spend over the value horizon, which makes the thresholds each customer's own.
+"""Expected spend over the value horizon, on which the threshold of each customer depends.
 
-Two candidates with a log link, a generalised linear model and boosted trees.
+The candidates are a generalised linear model and boosted trees, both for Poisson deviance with a log link.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sklearn.preprocessing import StandardScaler
 from feature_store.state.layout import Floats
 from training.arrays import Features
 from training.graph.builder import GraphBuilder
-from training.models.probability import Learner, add_linear
-from training.models.trees import tree_parameters
+from training.models.learners import Learner, tree_parameters
+from training.models.probability import add_linear
 
-LEAST: Final = 1e-9
-"""Predictions are positive; the deviance needs that."""
+MIN_SPEND: Final = 1e-9
+"""Lower bound of predictions, because the deviance needs positive ones."""
 
 
-def _linear(seed: int, rows: int) -> Pipeline:  # noqa: ARG001  # as every candidate is made
+def _linear(seed: int, rows: int) -> Pipeline:  # noqa: ARG001 - the signature of Make
     return make_pipeline(StandardScaler(), PoissonRegressor(alpha=1e-2, max_iter=1000))
 
 
@@ -32,45 +32,46 @@ def _trees(seed: int, rows: int) -> HistGradientBoostingRegressor:
     return HistGradientBoostingRegressor(loss="poisson", **tree_parameters(seed, rows))
 
 
-LEARNERS: Final = (Learner("Poisson GLM", (_linear,)), Learner("Poisson boosted trees", (_trees,)))
-"""Simplest first."""
+REGRESSORS: Final = (Learner("Poisson GLM", (_linear,)), Learner("Poisson boosted trees", (_trees,)))
+"""Learners of spend, the simplest first."""
 
-THOROUGH: Final = LEARNERS[-1]
+SELECTION_REGRESSOR: Final = REGRESSORS[-1]
+"""The learner for feature selection."""
 
 
 @dataclass(frozen=True)
 class SpendModel:
-    """A fitted regressor, or without one the same spend for all."""
+    """A fitted regressor; if it is None, all customers have the constant spend."""
 
     name: str
     regressor: Any
     constant: float = 0.0
 
     def predict(self, features: Features) -> Floats:
-        """Expected spend [n], at least LEAST."""
+        """Expected spend ``[n]``, at least MIN_SPEND."""
         if self.regressor is None:
-            return np.full(len(features), max(self.constant, LEAST))
+            return np.full(len(features), max(self.constant, MIN_SPEND))
         predicted: Floats = self.regressor.predict(features.astype(np.float64)).astype(np.float64)
-        return np.maximum(predicted, LEAST)
+        return np.maximum(predicted, MIN_SPEND)
 
     def add_to(self, graph: GraphBuilder, features: str, columns: int) -> str:
-        """The model as graph nodes on ``features`` (float32); returns the name of expected spend, float64 [n, 1]."""
+        """Add the model to a graph, on ``features`` (float32); returns the name of the spend, float64 ``[n, 1]``."""
         if self.regressor is None:
-            nothing = graph.add("Mul", "age", graph.constant(np.array([0.0])))
-            return graph.add("Add", nothing, graph.constant(np.array([max(self.constant, LEAST)])))
+            zero = graph.add("Mul", "age", graph.constant(np.array([0.0])))
+            return graph.add("Add", zero, graph.constant(np.array([max(self.constant, MIN_SPEND)])))
         if isinstance(self.regressor, Pipeline):
             scaler, model = self.regressor[0], self.regressor[-1]
             log = add_linear(graph, scaler, model.coef_, float(model.intercept_), features)
         else:
             log = graph.add("Cast", graph.trees(self.regressor, features, columns), to=graph.float64)
-        return graph.add("Max", graph.add("Exp", log), graph.constant(np.array([[LEAST]])))
+        return graph.add("Max", graph.add("Exp", log), graph.constant(np.array([[MIN_SPEND]])))
 
 
 def fit_spend(learner: Learner, features: Features, spend: Floats, seed: int) -> SpendModel:
-    """Fitted on all rows given."""
+    """Fit on all these rows."""
     return SpendModel(learner.name, learner.fit(features, spend, seed))
 
 
 def same_for_all(value: float) -> SpendModel:
-    """A shop that knows no spend of its customers."""
+    """The model for a shop without data on spend."""
     return SpendModel("the same for all", None, value)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from feature_store.state.layout import Floats
-from training.evidence import TestRows
+from training.evidence import HoldoutRows
 
 POINTS: Final = 300
 BINS: Final = 10
@@ -35,7 +35,7 @@ class Reliability:
     histogram: Floats
 
 
-def has_baseline(rows: TestRows) -> bool:
+def has_baseline(rows: HoldoutRows) -> bool:
     """Whether the rows have a baseline (those of a snapshot may have none)."""
     return bool(len(rows.baseline)) and bool(np.isfinite(rows.baseline).all())
 
@@ -81,7 +81,7 @@ def lift(labels: Labels, score: Floats) -> Floats:
     return np.asarray(shares / max(labels.mean(), 1e-12))
 
 
-def thresholds_by_value(rows: TestRows) -> list[dict[str, Any]]:
+def thresholds_by_value(rows: HoldoutRows) -> list[dict[str, Any]]:
     """Thresholds by quintile of value: range, box plot, share of customers never acted on, and share alerted."""
     fifths = np.array_split(np.argsort(rows.value, kind="stable"), QUINTILES)
     summaries = []

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
-from training.evidence import Segment, Tag
+from training.evidence import BinaryAttribute, Segment
 from training.report.drawing import (
     BLUE,
     GREY,
@@ -87,7 +87,7 @@ def profile(scheme: str, segments: Sequence[Segment]) -> Picture | None:
         return picture(figure, f"Profile of the segments, {scheme}", alt, "Means by segment; darker is higher.")
 
 
-def redundant_attributes(attributes: Sequence[Tag]) -> Picture:
+def redundant_attributes(attributes: Sequence[BinaryAttribute]) -> Picture:
     """Confidence with which other attributes imply one, for the attributes with the highest confidence."""
     shown = sorted(attributes, key=lambda tag: -tag.confidence)[:MAX_TAGS]
     with drawing(rows_height(len(shown), 0.28, 1.3)) as figure:

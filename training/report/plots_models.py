@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import MaxNLocator
 
-from training.evidence import Damage, Importance, Optimism, Rung, Trial
+from training.evidence import Damage, FeatureSubset, Importance, Optimism, Trial
 from training.report.drawing import (
     BLUE,
     INK,
@@ -79,7 +79,7 @@ def trials(target: str, candidates: Sequence[Trial]) -> Picture:
         )
 
 
-def feature_subsets(target: str, subsets: Sequence[Rung]) -> Picture:
+def feature_subsets(target: str, subsets: Sequence[FeatureSubset]) -> Picture:
     """Loss against the number of features."""
     ranked = sorted((subset for subset in subsets if target in subset.behind), key=lambda subset: len(subset.slots))
     counts = [len(subset.slots) for subset in ranked]

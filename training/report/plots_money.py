@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
-from training.evidence import Cell, Policy, TestRows, Value
+from training.evidence import Cell, HoldoutRows, Policy, Value
 from training.report import curves
 from training.report.drawing import (
     BLUE,
@@ -110,7 +110,7 @@ def ahead(offer: str, policies: Sequence[Policy]) -> Picture | None:
         )
 
 
-def thresholds(offer: str, rows: TestRows) -> Picture:
+def thresholds(offer: str, rows: HoldoutRows) -> Picture:
     """Distribution of the thresholds in each fifth of the customers by value."""
     fifths = curves.thresholds_by_value(rows)
     with drawing(4.0) as figure:

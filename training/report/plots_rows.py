@@ -12,7 +12,7 @@ from sklearn.metrics import (
     RocCurveDisplay,
 )
 
-from training.evidence import TestRows
+from training.evidence import HoldoutRows
 from training.report import curves
 from training.report.drawing import BLUE, DASHES, GREY, INK, Picture, drawing, legend_above, percent_axis, picture
 
@@ -20,7 +20,7 @@ POSITIVES: Final = {"churn": "leavers", "propensity": "buyers"}
 """What the positives of an offer are called."""
 
 
-def plots_of_rows(offer: str, rows: TestRows) -> list[Picture]:
+def plots_of_rows(offer: str, rows: HoldoutRows) -> list[Picture]:
     """All plots of the offer: ROC, precision and recall, reliability, gains and lift."""
     return [
         roc(offer, rows),
@@ -31,7 +31,7 @@ def plots_of_rows(offer: str, rows: TestRows) -> list[Picture]:
     ]
 
 
-def roc(offer: str, rows: TestRows) -> Picture:
+def roc(offer: str, rows: HoldoutRows) -> Picture:
     """ROC curves of the model and of recency alone."""
     with drawing() as figure:
         axes = figure.add_subplot()
@@ -57,7 +57,7 @@ def roc(offer: str, rows: TestRows) -> Picture:
         )
 
 
-def precision_recall(offer: str, rows: TestRows) -> Picture:
+def precision_recall(offer: str, rows: HoldoutRows) -> Picture:
     """Precision against recall, for the model and recency alone."""
     base = float(rows.label.mean())
     with drawing() as figure:
@@ -78,7 +78,7 @@ def precision_recall(offer: str, rows: TestRows) -> Picture:
         return picture(figure, f"Precision and recall, {offer}", alt, "The figure is the average precision.")
 
 
-def reliability(offer: str, rows: TestRows) -> Picture:
+def reliability(offer: str, rows: HoldoutRows) -> Picture:
     """Predicted probabilities against observed rates, above a histogram of the predictions."""
     bins = curves.reliability(rows.label, rows.probability)
     with drawing(3.9) as figure:
@@ -107,7 +107,7 @@ def reliability(offer: str, rows: TestRows) -> Picture:
         )
 
 
-def gains(offer: str, rows: TestRows) -> Picture:
+def gains(offer: str, rows: HoldoutRows) -> Picture:
     """Share of the positives among the customers contacted first."""
     positives = POSITIVES[offer]
     with drawing() as figure:
@@ -132,7 +132,7 @@ def gains(offer: str, rows: TestRows) -> Picture:
         )
 
 
-def lift(offer: str, rows: TestRows) -> Picture:
+def lift(offer: str, rows: HoldoutRows) -> Picture:
     """Lift of each tenth of the customers."""
     tenths = curves.lift(rows.label, rows.probability)
     with drawing() as figure:
@@ -162,7 +162,7 @@ def lift(offer: str, rows: TestRows) -> Picture:
         )
 
 
-def _scores(rows: TestRows) -> list[tuple[str, Any]]:
+def _scores(rows: HoldoutRows) -> list[tuple[str, Any]]:
     model: list[tuple[str, Any]] = [("model", rows.probability)]
     return [*model, ("recency alone", rows.baseline)] if curves.has_baseline(rows) else model
 

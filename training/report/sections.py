@@ -8,12 +8,12 @@ from itertools import groupby
 from typing import Any
 
 from feature_store.bundles.bundle import Manifest
-from training.evidence import Evidence, Policy, TestRows
+from training.evidence import Evidence, HoldoutRows, Policy
 from training.report import plots_groups, plots_models, plots_money, plots_rows
 from training.report.drawing import Picture, compact, plain
 from training.report.words import saved
 
-Rows = Mapping[str, TestRows]
+Rows = Mapping[str, HoldoutRows]
 
 COST_METRICS = (
     "Expected savings: the share of the cost of wrong decisions that a threshold avoids, compared with the better of "

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from feature_store.bundles.bundle import Manifest
 from feature_store.state.layout import Floats
 from training.evaluation.policies import terms_in
-from training.evidence import Evidence, Policy, Rung, TestRows
+from training.evidence import Evidence, FeatureSubset, HoldoutRows, Policy
 from training.graph.thresholds import gain
 from training.report import curves
 from training.report.drawing import compact, plain
@@ -61,7 +61,7 @@ class Headline:
     figures: dict[str, str]
 
 
-def headline(offer: str, manifest: Manifest, evidence: Evidence, rows: TestRows) -> Headline:
+def headline(offer: str, manifest: Manifest, evidence: Evidence, rows: HoldoutRows) -> Headline:
     """The headline of an offer: a verdict, and one sentence with figures from the manifest."""
     metrics: dict[str, Any] = manifest.metrics.get(offer, {})
     figures = {label: f"{metrics[name]:.4f}" for name, label in FIGURES.items() if name in metrics}
@@ -75,7 +75,7 @@ def headline(offer: str, manifest: Manifest, evidence: Evidence, rows: TestRows)
     return Headline(offer, QUESTION[offer], good, verdict, sentence, figures)
 
 
-def _alerts(rows: TestRows, policies: Sequence[Policy], offer: str, paid: float) -> str:
+def _alerts(rows: HoldoutRows, policies: Sequence[Policy], offer: str, paid: float) -> str:
     """The share of customers alerted, the precision of the alerts, and their profit."""
     alerts = rows.probability >= rows.threshold
     if not alerts.any():
@@ -99,7 +99,7 @@ def _verdict(evidence: Evidence, error: float, *, better: bool, paid: float) -> 
     return True, "Good: better than the baseline, well calibrated, and acting pays"
 
 
-def _against_baseline(rows: TestRows) -> tuple[bool, str]:
+def _against_baseline(rows: HoldoutRows) -> tuple[bool, str]:
     """Whether log loss is significantly lower than the baseline's, and the baseline's AUC as part of a sentence."""
     with_recency = curves.has_baseline(rows)
     baseline: Floats = rows.baseline if with_recency else np.full(len(rows.label), rows.label.mean())
@@ -110,7 +110,7 @@ def _against_baseline(rows: TestRows) -> tuple[bool, str]:
     return mean + 1.96 * error < 0, text
 
 
-def _profit(offer: str, manifest: Manifest, rows: TestRows) -> float:
+def _profit(offer: str, manifest: Manifest, rows: HoldoutRows) -> float:
     """Profit of the alerts, given the observed outcomes."""
     realised = gain(rows.label.astype(np.float64), rows.value, terms_in(manifest, offer, rows))
     return float(realised[rows.probability >= rows.threshold].sum())
@@ -132,7 +132,7 @@ def _ahead(policies: Sequence[Policy], offer: str, share: float) -> str:
     )
 
 
-def saved(subsets: Sequence[Rung]) -> str:
+def saved(subsets: Sequence[FeatureSubset]) -> str:
     """What the chosen feature subset saves compared with all features; empty if none was chosen."""
     chosen = next((subset for subset in subsets if subset.chosen), None)
     if chosen is None:

@@ -1,6 +1,6 @@
-"""Losses of learners on the later rows of each fold, and how much they grow when the values of a slot are shuffled.
+"""Cross-validation losses of learners, and permutation importance of slots.
 
-Functions depend on their arguments alone, so that worker processes can run them.
+The functions depend on their arguments only, so that worker processes can run them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from scipy.special import expit
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats
-from training.arrays import Features, Index
+from training.arrays import Features
 from training.data.dataset import Rows
 from training.data.splits import Splits
 from training.graph.features import FeatureMatrix
-from training.models import probability, spend
-from training.models.probability import Learner, Make, fit_part
-from training.models.trees import ScoresOfChanged
+from training.models import spend
+from training.models.learners import SELECTION_CLASSIFIER, Learner, Make, ScoresOfChanged, fit_part
 from training.statistics import log_losses, poisson_losses, random_rows
 
-JUDGED_ROWS: Final = 4000
-"""Rows by which slots are ranked: shuffling each of many slots on all rows would take most of a fit."""
+MAX_RANKING_ROWS: Final = 4000
+"""Maximum number of rows for the importance of slots; with all rows it would take most of the time of a fit."""
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Earlier rows of a target to fit on, and later ones to be judged by: features ``[n, names]``, labels ``[n]``."""
+class FoldRows:
+    """A fold of a target: rows to fit on, and later ones to validate on: features ``[n, names]``, labels ``[n]``."""
 
     target: str
     features: Features
@@ -37,38 +36,40 @@ class Fold:
     later_labels: Floats
 
 
-def folds_of(target: str, features: Features, rows: Rows, splits: Splits) -> list[Fold]:
+def folds_of(target: str, features: Features, rows: Rows, splits: Splits) -> list[FoldRows]:
     """The folds of a target, from features ``[n, names]`` of all rows."""
     labels = rows.label(target)
     return [
-        Fold(target, features[earlier], labels[earlier], features[later], labels[later])
+        FoldRows(target, features[earlier], labels[earlier], features[later], labels[later])
         for earlier, later in splits.folds
     ]
 
 
-def thorough(target: str) -> Learner:
-    """By what features are chosen: it can use them in every way."""
-    return probability.THOROUGH if target in OFFERS else spend.THOROUGH
+def selection_learner(target: str) -> Learner:
+    """The learner for feature selection."""
+    return SELECTION_CLASSIFIER if target in OFFERS else spend.SELECTION_REGRESSOR
 
 
-def scores_of_part(part: Make, fold: Fold, seed: int) -> Floats:
+def scores_of_part(part: Make, fold: FoldRows, seed: int) -> Floats:
     """Scores ``[n]`` of the later rows by one part of a learner, fitted on the earlier ones."""
     return _scores(fold.target, fit_part(part, fold.features, fold.labels, seed), fold.later_features)
 
 
-def losses_of_scores(fold: Fold, scores: Floats) -> Floats:
+def losses_of_scores(fold: FoldRows, scores: Floats) -> Floats:
     """Losses ``[n]`` of the later rows."""
     return losses_of(fold.target, fold.later_labels, _prediction(fold.target, scores))
 
 
-def fold_losses(fold: Fold, seed: int) -> Floats:
-    """Losses ``[n]`` of the later rows by the thorough learner."""
-    (part,) = thorough(fold.target).parts
+def fold_losses(fold: FoldRows, seed: int) -> Floats:
+    """Losses ``[n]`` of the later rows by the selection learner."""
+    (part,) = selection_learner(fold.target).parts
     return losses_of_scores(fold, scores_of_part(part, fold, seed))
 
 
-def fold_losses_and_importance(fold: Fold, seed: int, matrix: FeatureMatrix, states: Floats) -> tuple[Floats, Floats]:
-    """Losses by the thorough learner, and the permutation importance of each slot (Breiman 2001, "Random forests").
+def fold_losses_and_importance(
+    fold: FoldRows, seed: int, matrix: FeatureMatrix, states: Floats
+) -> tuple[Floats, Floats]:
+    """Losses by the selection learner, and the permutation importance of each slot (Breiman, 2001).
 
     Args:
         fold: The fold.
@@ -78,13 +79,13 @@ def fold_losses_and_importance(fold: Fold, seed: int, matrix: FeatureMatrix, sta
 
     Returns:
         Losses ``[n]`` of the later rows, and for each slot ``[slots]`` the share by which the mean loss grows when its
-        values are shuffled, on at most JUDGED_ROWS of the later rows.
+        values are shuffled, on at most MAX_RANKING_ROWS of the later rows.
     """
-    (part,) = thorough(fold.target).parts
+    (part,) = selection_learner(fold.target).parts
     fitted = fit_part(part, fold.features, fold.labels, seed)
     losses = losses_of_scores(fold, _scores(fold.target, fitted, fold.later_features))
-    judged = _sample(np.arange(len(fold.later_labels)), JUDGED_ROWS, seed)
-    usual, labels, states = fold.later_features[judged], fold.later_labels[judged], states[judged]
+    sample = random_rows(len(fold.later_labels), MAX_RANKING_ROWS, seed)
+    usual, labels, states = fold.later_features[sample], fold.later_labels[sample], states[sample]
     scores_of = ScoresOfChanged(fitted, usual.astype(np.float64))
 
     def mean_loss(features: Features) -> float:
@@ -97,9 +98,9 @@ def fold_losses_and_importance(fold: Fold, seed: int, matrix: FeatureMatrix, sta
     return losses, np.array([mean_loss(matrix(shuffled(states, column, seed))) / before - 1 for column in columns])
 
 
-def losses_of(target: str, labels: Floats, found: Floats) -> Floats:
+def losses_of(target: str, labels: Floats, predicted: Floats) -> Floats:
     """Loss of each row: log loss of a probability, Poisson deviance of spend."""
-    return log_losses(labels, found) if target in OFFERS else poisson_losses(labels, found)
+    return log_losses(labels, predicted) if target in OFFERS else poisson_losses(labels, predicted)
 
 
 def shuffled(state: Floats, column: int, seed: int) -> Floats:
@@ -116,9 +117,5 @@ def _scores(target: str, fitted: Any, features: Features) -> Floats:
 
 
 def _prediction(target: str, scores: Floats) -> Floats:
-    """Scores ``[n]`` as a probability, or as spend above 0."""
-    return np.asarray(expit(scores)) if target in OFFERS else np.maximum(scores, spend.LEAST)
-
-
-def _sample(index: Index, most: int, seed: int) -> Index:
-    return index[random_rows(len(index), most, seed)]
+    """Scores ``[n]`` as probability, or as spend above 0."""
+    return np.asarray(expit(scores)) if target in OFFERS else np.maximum(scores, spend.MIN_SPEND)

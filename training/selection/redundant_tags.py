@@ -19,7 +19,7 @@ from scipy.stats import poisson
 
 from feature_store.state.layout import Floats
 from training.arrays import Bools
-from training.evidence import Tag
+from training.evidence import BinaryAttribute
 from training.statistics import random_rows
 
 Loss = Callable[[list[int]], float]
@@ -80,7 +80,7 @@ def has_enough_binary(columns: Mapping[str, npt.NDArray[Any]]) -> bool:
 
 def find_redundant(
     values: Bools, names: Sequence[str], loss: Loss, *, allowed: float = 0.0, seed: int = 7
-) -> tuple[list[Tag], dict[str, float]]:
+) -> tuple[list[BinaryAttribute], dict[str, float]]:
     """Find the redundant ones of many binary attributes.
 
     Five sets are tried: all attributes, then step by step without rare ones, without duplicates and opposites of
@@ -181,12 +181,12 @@ def _without(kept: Sequence[int], rules: Rules, redundant: Bools) -> list[int]:
 
 def _attribute(
     at: int, names: Sequence[str], rules: Rules, clusters: npt.NDArray[np.intp], chosen: Sequence[int]
-) -> Tag:
+) -> BinaryAttribute:
     """An attribute with the attributes, or their absence, that imply it, and the highest confidence of these rules."""
     opposite = rules.opposite[:, at]
     implied_by: list[int] = np.flatnonzero(rules.implies[:, at] | opposite).tolist()
     confidence = [1 - rules.confidence[i, at] if opposite[i] else rules.confidence[i, at] for i in implied_by]
-    return Tag(
+    return BinaryAttribute(
         tag=names[at],
         said_by=[f"not {names[i]}" if opposite[i] else names[i] for i in implied_by],
         support=float(rules.support[at]),

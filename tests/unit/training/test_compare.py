@@ -16,9 +16,9 @@ from tests.made_evidence import CUTOFFS, OFFER, logistic, made_manifest, made_ro
 from training.evaluation.compare import Comparison, compare_rows
 from training.evaluation.metrics import policy_metrics
 from training.evaluation.paired_bootstrap import Pairs, Statistics
-from training.evidence import TestRows, hashed_ids
+from training.evidence import HoldoutRows, hashed_ids
 
-Rows = dict[str, TestRows]
+Rows = dict[str, HoldoutRows]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def noisy(probability: Floats) -> Floats:
     return logistic(np.log(probability / (1 - probability)) + noise)
 
 
-def taken(rows: Rows, at: Callable[[TestRows], object]) -> Rows:
+def taken(rows: Rows, at: Callable[[HoldoutRows], object]) -> Rows:
     return {
-        offer: TestRows(**{name: column[at(test)] for name, column in vars(test).items()})
+        offer: HoldoutRows(**{name: column[at(test)] for name, column in vars(test).items()})
         for offer, test in rows.items()
     }
 
@@ -88,7 +88,7 @@ def test_equally_good_models_seldom_differ() -> None:
     for _ in range(200):
         logit = random.normal(0, 1.5, customers)[who]
         a, b = (logistic(logit + random.normal(0, 0.7, customers)[who]) for _ in "ab")
-        base = TestRows(
+        base = HoldoutRows(
             customer=hashed_ids([str(n) for n in range(customers)])[who],
             cutoff=np.tile(np.arange(1.0, 5.0), customers),
             label=random.random(customers)[who] < logistic(logit),

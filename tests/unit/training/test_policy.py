@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.config import Offer
-from training.evaluation import policies as policy
 from training.evaluation.cost_metrics import cost_matrix, cost_metrics, expected_maximum_profit
 from training.evaluation.policies import (
     DYNAMIC,
@@ -23,7 +22,10 @@ from training.evaluation.policies import (
     SINGLE,
     TIMES_VALUE,
     TUNED,
-    Scored,
+    ScoredRows,
+    best_threshold,
+    compare_over_rates,
+    compare_policies,
 )
 from training.evidence import Policy
 from training.graph.thresholds import CustomerOffer, budget_price, gain, threshold
@@ -45,11 +47,11 @@ offers = st.builds(
 seeds = st.integers(0, 2**32 - 1)
 
 
-def crowd(n: int = 400, seed: int = 0) -> Scored:
+def crowd(n: int = 400, seed: int = 0) -> ScoredRows:
     """Customers, about two rows each, whose probabilities are right."""
     random = np.random.default_rng(seed)
     probability, value = random.uniform(0.02, 0.98, n) ** 2, random.gamma(1.2, 20, n)
-    return Scored(
+    return ScoredRows(
         customer=random.integers(0, max(n // 2, 1), n).astype(np.uint64),
         probability=np.maximum(probability, 0.01),
         value=value,
@@ -64,8 +66,8 @@ def by_policy(found: list[Policy], share: float) -> dict[str, Policy]:
     return {row.policy: row for row in found if row.budget_share == share}
 
 
-def few(offer: Offer, calibration: Scored, test: Scored, name: str = "churn") -> list[Policy]:
-    return policy.policies(name, offer, calibration, test, budgets=[0.05, 0.3], resamples=40)
+def few(offer: Offer, calibration: ScoredRows, test: ScoredRows, name: str = "churn") -> list[Policy]:
+    return compare_policies(name, offer, calibration, test, budgets=[0.05, 0.3], resamples=40)
 
 
 @given(offers, seeds)
@@ -115,7 +117,7 @@ def test_customers_worth_at_most_the_offers_cost_are_not_contacted() -> None:
 @given(seeds)
 @settings(max_examples=20, deadline=None)
 def test_profit_scales_with_the_currency(seed: int) -> None:
-    def double(rows: Scored) -> Scored:
+    def double(rows: ScoredRows) -> ScoredRows:
         return replace(rows, value=2 * rows.value)
 
     before, after = crowd(seed=seed), crowd(300, seed + 1)
@@ -150,7 +152,7 @@ def test_the_lead_is_the_difference_of_realised_profits() -> None:
 @given(offers, seeds)
 @settings(max_examples=20, deadline=None)
 def test_equal_costs_per_customer_equal_the_offers_costs(offer: Offer, seed: int) -> None:
-    def own(rows: Scored) -> Scored:
+    def own(rows: ScoredRows) -> ScoredRows:
         n = len(rows.value)
         return replace(rows, contact_cost=np.full(n, offer.contact_cost), offer_cost=np.full(n, offer.offer_cost))
 
@@ -171,10 +173,10 @@ def test_the_threshold_depends_on_the_costs_of_the_customer() -> None:
 def test_the_best_single_threshold_of_an_example_worked_by_hand() -> None:
     probability, profit = np.array([0.9, 0.7, 0.7, 0.4, 0.1]), np.array([-1.0, 5.0, -2.0, 3.0, -4.0])
     # Totals from above: -1, 2 (both of the two at 0.7, or none), 5, 1.
-    assert policy.best_threshold(probability, profit, 5) == 0.4
-    assert policy.best_threshold(probability, profit, 3) == 0.7
-    assert policy.best_threshold(probability, profit, 2) == np.inf
-    assert policy.best_threshold(np.zeros(0), np.zeros(0), 3) == np.inf
+    assert best_threshold(probability, profit, 5) == 0.4
+    assert best_threshold(probability, profit, 3) == 0.7
+    assert best_threshold(probability, profit, 2) == np.inf
+    assert best_threshold(np.zeros(0), np.zeros(0), 3) == np.inf
 
 
 def test_the_single_threshold_is_tuned_without_the_tests_outcomes() -> None:
@@ -211,7 +213,7 @@ def test_ties_are_broken_in_the_same_way_in_any_order_of_rows() -> None:
 
 
 def test_the_grid_surrounds_the_configs_rates() -> None:
-    cells = policy.grid("churn", OFFER, crowd(), crowd(seed=1), resamples=40)
+    cells = compare_over_rates("churn", OFFER, crowd(), crowd(seed=1), resamples=40)
     assert len(cells) == 25
     assert sorted({cell.success_rate for cell in cells}) == [0.05, 0.1, 0.2, 0.4, 0.8]
     assert sorted({cell.redemption_rate for cell in cells}) == [0.025, 0.05, 0.1, 0.2, 0.4]
@@ -225,7 +227,7 @@ def test_the_grid_surrounds_the_configs_rates() -> None:
 
 def test_zero_rates_have_a_grid_too_and_no_rate_exceeds_one() -> None:
     offer = OFFER.model_copy(update={"success_rate": 0.0, "redemption_rate": 0.9})
-    cells = policy.grid("churn", offer, crowd(), crowd(seed=1), resamples=10)
+    cells = compare_over_rates("churn", offer, crowd(), crowd(seed=1), resamples=10)
     assert {cell.success_rate for cell in cells} == {0.0, 0.05, 0.1, 0.2, 0.4}
     assert max(cell.redemption_rate for cell in cells) == 1.0
     assert all((cell.contacts, cell.ahead) == (0, 0) for cell in cells if cell.success_rate == 0.0)
@@ -233,9 +235,9 @@ def test_zero_rates_have_a_grid_too_and_no_rate_exceeds_one() -> None:
 
 def test_where_values_differ_widely_the_dynamic_threshold_wins_all_cells_and_where_they_do_not_none() -> None:
     before, after = crowd(4000), crowd(4000, seed=1)
-    assert all(cell.low > 0 for cell in policy.grid("churn", OFFER, before, after, resamples=100))
+    assert all(cell.low > 0 for cell in compare_over_rates("churn", OFFER, before, after, resamples=100))
     alike = [replace(rows, value=np.full(4000, 30.0)) for rows in (before, after)]
-    cells = policy.grid("churn", OFFER, alike[0], alike[1], resamples=100)
+    cells = compare_over_rates("churn", OFFER, alike[0], alike[1], resamples=100)
     assert all(cell.low <= 0 <= cell.high and cell.contacts > 0 for cell in cells)
 
 
@@ -272,7 +274,7 @@ def test_intervals_have_their_nominal_coverage() -> None:
 def test_the_same_seed_gives_the_same_intervals() -> None:
     before, after = crowd(), crowd(seed=1)
     assert few(OFFER, before, after) == few(OFFER, before, after)
-    other = policy.policies("churn", OFFER, before, after, budgets=[0.05, 0.3], resamples=40, seed=1)
+    other = compare_policies("churn", OFFER, before, after, budgets=[0.05, 0.3], resamples=40, seed=1)
     assert [row.low for row in other] != [row.low for row in few(OFFER, before, after)]
 
 
@@ -288,7 +290,7 @@ def test_costs_differ_by_exactly_the_gain_of_acting() -> None:
 
 
 def test_savings_of_an_example_worked_by_hand() -> None:
-    rows = Scored(
+    rows = ScoredRows(
         customer=np.arange(3, dtype=np.uint64),
         probability=np.array([0.9, 0.8, 0.02]),
         value=np.array([103.0, 23.0, 53.0]),

@@ -13,14 +13,8 @@ from training.arrays import Features
 from training.data.splits import Split, check_outcomes
 from training.graph.builder import GraphBuilder
 from training.models import spend
-from training.models.probability import (
-    LEARNERS,
-    Learner,
-    Probability,
-    Together,
-    add_probabilities,
-    fit_probability,
-)
+from training.models.learners import CLASSIFIERS, Blend, Learner
+from training.models.probability import Probability, add_probabilities, fit_probability
 
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
 
@@ -50,7 +44,7 @@ def fitted(learner: Learner) -> Probability:
     return fit_probability(learner, features, labels, Split(rows[:900], rows[900:], rows), seed=7)
 
 
-@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.name)
+@pytest.mark.parametrize("learner", CLASSIFIERS, ids=lambda learner: learner.name)
 def test_the_graph_of_each_learner_equals_scikit_learn(learner: Learner) -> None:
     model = fitted(learner)
     features, labels = crowd(3000, seed=1)
@@ -61,7 +55,7 @@ def test_the_graph_of_each_learner_equals_scikit_learn(learner: Learner) -> None
 
 
 def test_two_models_in_one_graph_keep_their_own_columns_and_calibrations() -> None:
-    models = (fitted(LEARNERS[0]), fitted(LEARNERS[-1]))
+    models = (fitted(CLASSIFIERS[0]), fitted(CLASSIFIERS[-1]))
     features, _ = crowd(500, seed=2)
     found = graph_of(*models).run(state=features.astype(np.float64))["probability"]
     np.testing.assert_allclose(found, np.column_stack([model.predict(features) for model in models]), atol=1e-5)
@@ -69,22 +63,22 @@ def test_two_models_in_one_graph_keep_their_own_columns_and_calibrations() -> No
 
 def test_a_blend_is_the_mean_of_both_scores() -> None:
     features, labels = crowd()
-    blend = LEARNERS[-1].fit(features, labels, 7)
-    assert isinstance(blend, Together)
+    blend = CLASSIFIERS[-1].fit(features, labels, 7)
+    assert isinstance(blend, Blend)
     exact = features.astype(np.float64)
-    parts = [LEARNERS[at].fit(features, labels, 7).decision_function(exact) for at in (0, 2)]
+    parts = [CLASSIFIERS[at].fit(features, labels, 7).decision_function(exact) for at in (0, 2)]
     np.testing.assert_allclose(blend.decision_function(exact), (parts[0] + parts[1]) / 2)
 
 
 def test_a_model_is_calibrated_on_rows_it_was_not_fitted_on_and_then_fitted_on_all() -> None:
     features, labels = crowd()
     rows = np.arange(len(labels))
-    usual = fit_probability(LEARNERS[0], features, labels, Split(rows[:900], rows[900:], rows), seed=7)
+    usual = fit_probability(CLASSIFIERS[0], features, labels, Split(rows[:900], rows[900:], rows), seed=7)
     turned = np.where(rows >= 900, 1 - labels, labels)
-    wrong = fit_probability(LEARNERS[0], features, turned, Split(rows[:900], rows[900:], rows[:900]), seed=7)
+    wrong = fit_probability(CLASSIFIERS[0], features, turned, Split(rows[:900], rows[900:], rows[:900]), seed=7)
     assert 0.5 < usual.slope < 2
     assert wrong.slope < 0
-    whole = LEARNERS[0].fit(features, labels, 7)
+    whole = CLASSIFIERS[0].fit(features, labels, 7)
     exact = features.astype(np.float64)
     np.testing.assert_allclose(usual.estimator.decision_function(exact), whole.decision_function(exact))
 
@@ -97,7 +91,7 @@ def test_too_few_outcomes_are_refused_with_the_numbers() -> None:
     check_outcomes("churn", "test", np.repeat([0.0, 1.0], [5, 100]))
 
 
-@pytest.mark.parametrize("learner", spend.LEARNERS, ids=lambda learner: learner.name)
+@pytest.mark.parametrize("learner", spend.REGRESSORS, ids=lambda learner: learner.name)
 def test_the_graph_of_each_spend_model_equals_scikit_learn(learner: Learner) -> None:
     features, labels = crowd()
     model = spend.fit_spend(learner, features, labels * (20 + 5 * features[:, 0].clip(0)), seed=7)

@@ -14,13 +14,13 @@ from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 from feature_store.bundles.bundle import OFFERS
 from tests.made_evidence import made_evidence, made_manifest, made_rows
-from training.evidence import Evidence, Finding, Segment, Tag, TestRows
+from training.evidence import BinaryAttribute, Evidence, Finding, HoldoutRows, Segment
 from training.report import curves
 from training.report.drawing import compact, short
 from training.report.render import render_report
 from training.report.words import FIGURES, headline, saved
 
-Rows = dict[str, TestRows]
+Rows = dict[str, HoldoutRows]
 
 SECTIONS = [
     "How well does it predict?",
@@ -182,7 +182,9 @@ def test_hostile_names_are_shown_as_text(rows: Rows) -> None:
         )
         for name in HOSTILE
     ]
-    tags = [Tag(tag=name, said_by=[name], support=0.1, confidence=0.5, cluster=0, kept=True) for name in HOSTILE]
+    tags = [
+        BinaryAttribute(tag=name, said_by=[name], support=0.1, confidence=0.5, cluster=0, kept=True) for name in HOSTILE
+    ]
     audit = [Finding(severity="note", check=name, where=name, message=name, fix=name) for name in HOSTILE]
     page = rendered(
         rows, segments=segments, tags=tags, audit=audit, tags_cost=dict.fromkeys(HOSTILE, 0.1), notes=HOSTILE
@@ -208,7 +210,7 @@ def test_a_snapshot_is_shown_without_recency() -> None:
     assert not [label for label in propensity if "recency" in label]
 
 
-def verdict(rows: TestRows, **tables: Any) -> tuple[bool | None, str]:
+def verdict(rows: HoldoutRows, **tables: Any) -> tuple[bool | None, str]:
     found = headline("churn", made_manifest({"churn": rows}), Evidence(**tables), rows)
     return found.good, found.verdict
 

@@ -1,4 +1,4 @@
-"""What is kept: the fewest slots and the simplest models that do as well as the best, on planted customers."""
+"""Backward elimination and model selection, on simulated customers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from training.data.dataset import Rows
 from training.data.splits import Splits, random_splits
 from training.graph.features import FeatureSpec, filled_matrix
 from training.selection import backward_elimination as selection
-from training.selection.backward_elimination import Chosen, choose_learners, climb, learners_of, rungs_of
+from training.selection.backward_elimination import eliminate_backward, subset_sizes
 from training.selection.fold_losses import shuffled
+from training.selection.model_selection import ChosenLearners, choose_learners, learners_of
 
 USEFUL, USELESS = tuple(f"tells_{i}" for i in range(4)), tuple(f"noise_{i}" for i in range(8))
 LAYOUT = attributes([*USELESS[:4], *USEFUL, *USELESS[4:]])
@@ -32,47 +33,49 @@ def planted(rows: int = 4000, seed: int = 0) -> tuple[Rows, FeatureSpec, dict[st
 
 
 def test_subset_sizes_go_down_from_all_slots() -> None:
-    assert rungs_of(10) == [10, 8, 6, 4, 2]
-    assert rungs_of(2) == [2]
-    assert rungs_of(1) == [1]
-    assert rungs_of(300)[:3] == [300, 256, 128]
+    assert subset_sizes(10) == [10, 8, 6, 4, 2]
+    assert subset_sizes(2) == [2]
+    assert subset_sizes(1) == [1]
+    assert subset_sizes(300)[:3] == [300, 256, 128]
 
 
 def test_the_smallest_equally_good_subset_has_the_informative_slots() -> None:
     steps: list[None] = []
     rows, spec, splits = planted()
-    rungs = climb(rows, spec, splits, seed=7, most=12, done=lambda: steps.append(None))
-    assert [len(rung.slots) for rung in rungs] == [12, 8, 6, 4, 2]
+    subsets = eliminate_backward(rows, spec, splits, seed=7, max_slots=12, done=lambda: steps.append(None))
+    assert [len(subset.slots) for subset in subsets] == [12, 8, 6, 4, 2]
     assert len(steps) == 5
-    (chosen,) = (rung for rung in rungs if rung.chosen)
+    (chosen,) = (subset for subset in subsets if subset.chosen)
     assert chosen.slots == list(USEFUL)
     assert chosen.behind["churn"] <= chosen.error["churn"]
-    # Each rung's slots are some of those above it, in the order of the layout.
+    # Each subset's slots are some of those of the larger one, in the order of the layout.
     names = [feature.name for feature in LAYOUT.features]
-    for above, below in pairwise(rungs):
+    for above, below in pairwise(subsets):
         assert set(below.slots) < set(above.slots)
         assert below.slots == sorted(below.slots, key=names.index)
-    assert [rung.state_bytes for rung in rungs] == sorted({rung.state_bytes for rung in rungs}, reverse=True)
+    assert [subset.state_bytes for subset in subsets] == sorted(
+        {subset.state_bytes for subset in subsets}, reverse=True
+    )
 
 
 def test_a_needed_slot_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "SHRINK", (4, 3))
     rows, spec, splits = planted()
-    rungs = climb(rows, spec, splits, seed=7, most=12)
-    assert set(rungs[-1].slots) < set(USEFUL)
-    assert rungs[-1].behind["churn"] > rungs[-1].error["churn"]
-    assert [rung.slots for rung in rungs if rung.chosen] == [list(USEFUL)]
+    subsets = eliminate_backward(rows, spec, splits, seed=7, max_slots=12)
+    assert set(subsets[-1].slots) < set(USEFUL)
+    assert subsets[-1].behind["churn"] > subsets[-1].error["churn"]
+    assert [subset.slots for subset in subsets if subset.chosen] == [list(USEFUL)]
 
 
 def test_no_more_slots_are_kept_than_allowed_even_where_that_costs() -> None:
     rows, spec, splits = planted()
-    (chosen,) = (rung for rung in climb(rows, spec, splits, seed=7, most=3) if rung.chosen)
+    (chosen,) = (subset for subset in eliminate_backward(rows, spec, splits, seed=7, max_slots=3) if subset.chosen)
     assert len(chosen.slots) == 2
     assert set(chosen.slots) < set(USEFUL)
     assert chosen.behind["churn"] > chosen.error["churn"]
 
 
-def choice(rows: Rows, spec: FeatureSpec, splits: dict[str, Splits]) -> Chosen:
+def choice(rows: Rows, spec: FeatureSpec, splits: dict[str, Splits]) -> ChosenLearners:
     return choose_learners(filled_matrix(spec, rows.state)(rows.state), rows, splits, 7)
 
 

@@ -1,4 +1,4 @@
-"""Splits by time and by lot: what is known at which cut-off, and rows that belong together stay together."""
+"""Temporal and random splits: what is known at which cut-off, and rows of a group stay together."""
 
 from __future__ import annotations
 

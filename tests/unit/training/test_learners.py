@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from training.models.trees import ScoresOfChanged, tree_parameters
+from training.models.learners import ScoresOfChanged, tree_parameters
 
 COLUMNS = 9
 

@@ -1,0 +1,118 @@
+"""Selecting features: the training table with the slots that are kept, and the redundant binary attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from feature_store.bundles.bundle import OFFERS
+from feature_store.definitions import Feature
+from feature_store.offline.store import OfflineStore
+from training.config import TrainingConfig
+from training.data.candidate_features import cost_columns
+from training.data.training_table import Progress, TrainingTable, build_table, sample_for_selection
+from training.evidence import BinaryAttribute, FeatureSubset
+from training.parallel import IN_PROCESS, WorkerPool
+from training.selection.backward_elimination import eliminate_backward, fold_loss, subset_sizes
+from training.selection.redundant_tags import binary_columns, find_redundant, has_enough_binary
+
+
+@dataclass(frozen=True)
+class SelectedFeatures:
+    """The result of feature selection.
+
+    Attributes:
+        table: The training table with only the slots that are kept.
+        subsets: The steps of backward elimination; empty if the config has no candidates.
+        attributes: The binary attributes with their redundancy; empty if there are too few.
+        attribute_losses: Cross-validation losses of the sets of binary attributes that were tried.
+    """
+
+    table: TrainingTable
+    subsets: list[FeatureSubset] = field(default_factory=list)
+    attributes: list[BinaryAttribute] = field(default_factory=list)
+    attribute_losses: Mapping[str, float] = field(default_factory=dict)
+
+
+def select_features(
+    config: TrainingConfig, source: OfflineStore, progress: Progress, pool: WorkerPool = IN_PROCESS
+) -> SelectedFeatures:
+    """Build the training table and select its slots.
+
+    Args:
+        config: The config.
+        source: The open source.
+        progress: Called when a step begins.
+        pool: Worker processes.
+
+    Raises:
+        InputError: If the source does not have enough data.
+    """
+    full = build_table(config, source, progress)
+    sample = sample_for_selection(config, full)
+    subsets = (
+        [] if config.candidates is None else _subsets(config, sample, config.candidates.most_slots, progress, pool)
+    )
+    table = _narrowed(full, subsets) if subsets else full
+    done = progress("redundant attributes", 1)
+    attributes, losses = _redundant_attributes(sample, config.evaluation.seed)
+    done()
+    return SelectedFeatures(table, subsets, attributes, losses)
+
+
+def _subsets(
+    config: TrainingConfig, sample: TrainingTable, max_slots: int, progress: Progress, pool: WorkerPool
+) -> list[FeatureSubset]:
+    features = sample.spec.layout.features
+    done = progress("feature selection", len(subset_sizes(len(features))))
+    return eliminate_backward(
+        sample.rows,
+        sample.spec,
+        sample.splits,
+        config.evaluation.seed,
+        max_slots,
+        done,
+        _pinned(config, features),
+        pool,
+    )
+
+
+def _narrowed(table: TrainingTable, subsets: Sequence[FeatureSubset]) -> TrainingTable:
+    """The table with the slots of the chosen subset."""
+    names = next(subset.slots for subset in subsets if subset.chosen)
+    slots = [i for i, feature in enumerate(table.spec.layout.features) if feature.name in names]
+    return TrainingTable(table.rows.narrowed(slots), table.spec.narrowed(slots), table.splits, table.plan)
+
+
+def _pinned(config: TrainingConfig, features: Sequence[Feature]) -> list[int]:
+    """Slots that are always kept: costs, which thresholds need, and the time of the last churn event.
+
+    With few customers it may not show that a slot is needed, and a model without that one may be worse than the
+    baseline.
+    """
+    costs = cost_columns(config)
+    latest = next(
+        (i for i, f in enumerate(features) if f.aggregate == "latest" and f.event == config.churn.event), None
+    )
+    cost_slots = [i for i, f in enumerate(features) if f.aggregate == "attribute" and f.source_column in costs]
+    return cost_slots if latest is None else [*cost_slots, latest]
+
+
+def _redundant_attributes(sample: TrainingTable, seed: int) -> tuple[list[BinaryAttribute], dict[str, float]]:
+    """The redundant ones of many binary attributes, and the cross-validation losses without them."""
+    names = [feature.name for feature in sample.spec.layout.features]
+    columns = {name: sample.rows.state[:, at] for at, name in enumerate(names)}
+    if not has_enough_binary(columns):
+        return [], {}
+    binary = binary_columns(columns)
+    others = [at for at, name in enumerate(names) if name not in binary]
+    values = np.column_stack([columns[name] for name in binary]) == 1
+    offer = next(offer for offer in OFFERS if offer in sample.splits)
+
+    def loss(indexes: list[int]) -> float:
+        slots = sorted([*others, *(names.index(binary[at]) for at in indexes)])
+        return fold_loss(offer, sample.rows.narrowed(slots), sample.spec.narrowed(slots), sample.splits[offer], seed)
+
+    return find_redundant(values, binary, loss, seed=seed)
