@@ -22,8 +22,7 @@ from training.fit import Fitted, gather_evidence, workers_for
 from training.fit import fit as fit_bundle
 from training.models.export import ParityError
 from training.parallel import WorkerLostError
-from training.progress import StepLines, progress_on
-from training.progress import steps_of as _steps
+from training.progress import StepLines, progress_on, steps_of
 from training.report.console import print_summary
 
 PIPED_WIDTH = 160
@@ -68,7 +67,7 @@ def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool) ->
             reading = progress.add_task("reading the source", total=1)
             source = stack.enter_context(OfflineStore(settings.source))
             progress.advance(reading)
-            steps = _steps(progress)
+            steps = steps_of(progress)
             try:
                 with workers_for(source) as pool:
                     fitted = fit_bundle(settings, Path(config).stem, source, steps, pool)
@@ -80,7 +79,7 @@ def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool) ->
         print_summary(console, fitted.manifest, folder)
         if evidence_later:
             # In this process alone, so that a server has the other core, and in lines: others use the terminal now.
-            _add_evidence(folder, gather_evidence(fitted, source, _steps(StepLines(console))))
+            _add_evidence(folder, gather_evidence(fitted, source, steps_of(StepLines(console))))
             console.print(f"evidence and report added to {folder}", highlight=False, soft_wrap=True)
 
 

@@ -146,7 +146,7 @@ import pathlib, signal, sys
 import training.__main__ as main
 from feature_store.cli import run_cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts in the background ignores it
-step, plain = sys.argv.pop(1), main._steps
+step, plain = sys.argv.pop(1), main.steps_of
 def told(progress):
     begin = plain(progress)
     def named(name, parts):
@@ -154,7 +154,7 @@ def told(progress):
             pathlib.Path("reached").touch()
         return begin(name, parts)
     return named
-main._steps = told
+main.steps_of = told
 run_cli(main.cli)
 """
 """A fit that tells when it has reached a step."""

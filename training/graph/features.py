@@ -1,7 +1,7 @@
-"""From state to model features, as graph nodes: decay to now, ages in days, logarithms, categories, time overdue.
+"""From state to model features, as graph nodes: decay to now, ages in days, logarithms, categories, overdue ratios.
 
-The same nodes produce the training matrix and the served features, so the two cannot drift apart. What is missing is
-filled in here too, so a model never sees that a number is none.
+The same nodes produce the training matrix and the served features, so the two cannot differ. Missing values are filled
+in here too, so a model never receives NaN.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from training.config import Overdue
 from training.graph.builder import GraphBuilder
 
 MAX_DAYS: Final = 3650.0
-"""Ages are cut here: a latest event that never happened counts as this old (and an earliest one as new)."""
+"""Upper bound of ages: a latest event that never happened counts as this old (and an earliest one as new)."""
 
 CHUNK_ROWS: Final = 65_536
-"""Rows at a time, so that what is computed on the way stays small."""
+"""Number of rows at a time, to limit the memory for intermediate results."""
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What is made of a state: a number per slot, flags for categories and for what may be missing, and ratios.
+    """The features made of a state: a number per slot, flags for categories and missing values, and overdue ratios.
 
-    fill: what stands for a feature that is missing, in order of ``names``; None while it is not learnt.
+    Attributes:
+        layout: Slots of the state.
+        overdue: The overdue ratios.
+        fill: Replacement of a missing value by feature, in order of ``names``; None before it is learnt.
     """
 
     layout: StateLayout
@@ -40,14 +43,14 @@ class FeatureSpec:
     def names(self) -> list[str]:
         """Names of the model's features, in order."""
         features = self.layout.features
-        found = [f"log1p({features[i].name})" for i in self.numbers]
-        found += [f"missing({features[i].name})" for i in self.attributes]
-        found += [f"{features[i].name}={(*(features[i].categories or ()), 'other')[code]}" for i, code in self.codes]
-        return found + [line.name for line in self.overdue]
+        names = [f"log1p({features[i].name})" for i in self.numbers]
+        names += [f"missing({features[i].name})" for i in self.attributes]
+        names += [f"{features[i].name}={(*(features[i].categories or ()), 'other')[code]}" for i, code in self.codes]
+        return names + [line.name for line in self.overdue]
 
     @property
     def numbers(self) -> list[int]:
-        """Slots whose value is a size."""
+        """Slots with numbers, not categories."""
         return [i for i, feature in enumerate(self.layout.features) if feature.categories is None]
 
     @property
@@ -57,12 +60,12 @@ class FeatureSpec:
 
     @property
     def codes(self) -> list[tuple[int, int]]:
-        """Slot and code of each category, and of all others that a slot has."""
+        """Slot and code of each category, with one more code per slot for other values."""
         features = self.layout.features
         return [(i, code) for i, feature in enumerate(features) for code in range(_codes(feature.categories))]
 
     def narrowed(self, slots: Sequence[int]) -> FeatureSpec:
-        """The same with some of the slots, and the ratios that they still allow."""
+        """The features of only these slots, with the overdue ratios that they still allow."""
         features = [self.layout.features[i] for i in slots]
         names = {feature.name for feature in features}
         overdue = [line for line in self.overdue if {line.latest, line.rate} <= names]
@@ -74,9 +77,12 @@ def _codes(categories: Sequence[str] | None) -> int:
 
 
 def add_features(graph: GraphBuilder, spec: FeatureSpec) -> str:
-    """Nodes from the graph's ``state`` and ``age`` (days since the reference) to float32 features ``[n, names]``.
+    """Add nodes from the graph's ``state`` and ``age`` (days since the reference) to the features.
 
-    Computed in float64 and rounded once at the end, because the models are trained on float32.
+    They are computed in float64 and rounded once at the end, because the models are fitted on float32.
+
+    Returns:
+        The name of the features, float32 ``[n, names]``.
     """
     features = spec.layout.features
     timed = np.array([f.aggregate in ("latest", "earliest") for f in features])
@@ -113,7 +119,7 @@ def _add_overdue(graph: GraphBuilder, spec: FeatureSpec, value: str) -> str:
     slots = {feature.name: i for i, feature in enumerate(spec.layout.features)}
     away = [slots[line.latest] for line in spec.overdue]
     rate = [slots[line.rate] for line in spec.overdue]
-    # A decayed count of n at a constant rate stands for n * ln 2 / half-life events a day.
+    # At a constant rate, a decayed count of n corresponds to n * ln 2 / half-life events a day.
     per_day = np.array([np.log(2) / (spec.layout.features[i].half_life_days or np.inf) for i in rate])
     usual = graph.add("Mul", graph.columns(value, rate), graph.constant(per_day))
     return graph.add("Mul", graph.columns(value, away), usual)
@@ -135,13 +141,13 @@ class FeatureMatrix:
         return FeatureMatrix, (self.spec,)
 
     def __call__(self, state: Floats) -> npt.NDArray[np.float32]:
-        """Features float32 ``[n, names]`` of states ``[n, slots]`` as of their own reference."""
+        """Features float32 ``[n, names]`` of states ``[n, slots]`` at age 0."""
         parts = [state[at : at + CHUNK_ROWS] for at in range(0, max(len(state), 1), CHUNK_ROWS)]
         return np.concatenate([self._graph.run(state=part, age=np.zeros((len(part), 1)))["features"] for part in parts])
 
 
 def filled_matrix(spec: FeatureSpec, state: Floats) -> FeatureMatrix:
-    """The nodes with what to fill in learnt from states ``[n, slots]``: the median of a feature where it is known."""
+    """The feature nodes, with medians of the known values in states ``[n, slots]`` as replacement of missing ones."""
     known = np.ma.masked_invalid(FeatureMatrix(replace(spec, fill=None))(state))
     fill = np.ma.filled(np.ma.median(known, axis=0), 0.0)  # type: ignore[no-untyped-call]  # numpy's own
     return FeatureMatrix(replace(spec, fill=tuple(float(np.float32(value)) for value in fill)))

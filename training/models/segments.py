@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
-from threadpoolctl import threadpool_limits
 
 from feature_store.state.layout import Floats
 from training.arrays import Features
@@ -222,9 +221,8 @@ def _fit_kmeans(points: Floats, guides: Sequence[Floats], seed: int) -> KMeans:
     """
     distinct = len(np.unique(points, axis=0))
     largest = min(MAX_SEGMENTS, distinct, max(1, len(points) // MIN_ROWS))
-    with threadpool_limits(limits=1):  # the order of sums, and with it the last bits, would change with the threads
-        fitted = [_kmeans(points, k, seed) for k in range(min(MIN_SEGMENTS, largest), largest + 1)]
-        quality = [_quality(points, kmeans, seed) for kmeans in fitted]
+    fitted = [_kmeans(points, k, seed) for k in range(min(MIN_SEGMENTS, largest), largest + 1)]
+    quality = [_quality(points, kmeans, seed) for kmeans in fitted]
     good = [kmeans for kmeans, score in zip(fitted, quality, strict=True) if score >= max(quality) - CLEARLY_WORSE]
     explained = [sum(_explained(guide, kmeans.labels_) for guide in guides) for kmeans in good]
     return good[next(i for i, share in enumerate(explained) if share >= ENOUGH * max(explained))]

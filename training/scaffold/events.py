@@ -17,7 +17,7 @@ from feature_store.sql import identifier, literal
 from feature_store.timestamps import utc_date
 from training.config import Economics, TrainingConfig
 from training.data.columns import text_list
-from training.scaffold import toml_text as toml
+from training.scaffold import toml_text
 from training.scaffold.cadence import Cadence, HorizonProposal, measure, propose_horizons
 from training.scaffold.column_roles import ColumnRoles, find_roles
 from training.scaffold.formats import time_format
@@ -70,14 +70,14 @@ def scaffold_events(events: str, attributes: str | None, base: Path) -> Scaffold
             other = read_table(connection, attributes, base, "customers")
             queries["attributes"] = attributes_sql(connection, other, roles)
             paths |= other.paths
-    text = toml.source("source", queries, paths, {})
+    text = toml_text.source("source", queries, paths, {})
     source = Source.model_validate(tomllib.loads(text)["source"])
     source.relative_to(base)
     with OfflineStore(source) as store:
         facts = _facts(store, types, roles)
         rest, unsure = _rest(store, types, roles)
     unsure = [*roles.unsure, *unsure]
-    scaffold = Scaffold(f"{toml.heading(facts, unsure)}\n{text}\n{rest}", facts, unsure)
+    scaffold = Scaffold(f"{toml_text.heading(facts, unsure)}\n{text}\n{rest}", facts, unsure)
     check(scaffold.text, base)
     return scaffold
 
@@ -190,7 +190,7 @@ def _rest(store: OfflineStore, types: EventTypes, roles: ColumnRoles) -> tuple[s
     if not typical:
         unsure.append(f"events of type '{types.purchase}' have no amounts: no offer will ever pay off without them")
     counted = roles.words["amount"].startswith("1 for each")
-    figures = toml.economics(typical or 1.0, margin=1.0 if counted else 0.25)
+    figures = toml_text.economics(typical or 1.0, margin=1.0 if counted else 0.25)
     config: dict[str, Any] = {
         "source": {"events": "SELECT 1"},
         "candidates": {},
@@ -201,21 +201,21 @@ def _rest(store: OfflineStore, types: EventTypes, roles: ColumnRoles) -> tuple[s
         unsure.append(why)
     if days.short:
         unsure.append(f"the history is too short for training: {days.short}")
-    text = toml.section(
+    text = toml_text.section(
         "churn",
         {"event": cadence.event, **days.sections()["churn"]},
         _cadence_words(cadence),
     )
-    text += "\n" + toml.section("propensity", {"event": types.purchase, **days.sections()["propensity"]})
-    text += "\n" + toml.section("evaluation", days.sections()["evaluation"], "cut-offs that fit the history")
+    text += "\n" + toml_text.section("propensity", {"event": types.purchase, **days.sections()["propensity"]})
+    text += "\n" + toml_text.section("evaluation", days.sections()["evaluation"], "cut-offs that fit the history")
     assumption = f"the data has no margins or costs; these are scaled to a median amount of {typical or 1:,.4g}"
     keys = {"event": types.purchase, **days.sections()["economics"]}
-    text += "\n" + toml.economics_sections(Economics.model_validate(config["economics"]), keys, assumption)
-    text += "\n" + toml.section(
+    text += "\n" + toml_text.economics_sections(Economics.model_validate(config["economics"]), keys, assumption)
+    text += "\n" + toml_text.section(
         "candidates", {"half_lives_days": days.half_lives}, "training selects among these features"
     )
     if types.view is not None and "item_id" in roles.sql:
-        text += "\n" + toml.section("interests", {"view": types.view, "purchase": types.purchase})
+        text += "\n" + toml_text.section("interests", {"view": types.view, "purchase": types.purchase})
     return text, unsure
 
 

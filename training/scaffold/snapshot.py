@@ -16,7 +16,7 @@ from feature_store.sql import identifier
 from training.audit.snapshot import audit_snapshot
 from training.config import Economics
 from training.data.columns import columns_of, is_number, is_text, text_list
-from training.scaffold import toml_text as toml
+from training.scaffold import toml_text
 from training.scaffold.events import Scaffold, check
 from training.scaffold.formats import number_format, time_format
 from training.scaffold.synonyms import NAMES, plain, selected, snake
@@ -116,13 +116,13 @@ def scaffold_snapshot(source: str, label: str | None, base: Path) -> Scaffold:
         rows, typical = _size(connection, draft)
     facts = [f"{rows:,} customers, {len(draft.names)} columns besides the id", *facts]
     facts += [f"left out: {name}" for name in draft.leave_out]
-    text = toml.source("snapshot", {"table": draft.query}, draft.paths, draft.section())
+    text = toml_text.source("snapshot", {"table": draft.query}, draft.paths, draft.section())
     keys = {} if draft.value else {"value": PLACEHOLDER_VALUE}
     worth = "are scaled to a typical value" if typical else f"assume that every customer spends {PLACEHOLDER_VALUE:g}"
-    figures = Economics.model_validate(toml.economics(typical or PLACEHOLDER_VALUE, margin=0.25))
+    figures = Economics.model_validate(toml_text.economics(typical or PLACEHOLDER_VALUE, margin=0.25))
     assumption = f"the data has no margins or costs; these {worth}"
-    text += "\n" + toml.economics_sections(figures, keys, assumption, [draft.target])
-    scaffold = Scaffold(f"{toml.heading(facts, unsure)}\n{text}", facts, unsure)
+    text += "\n" + toml_text.economics_sections(figures, keys, assumption, [draft.target])
+    scaffold = Scaffold(f"{toml_text.heading(facts, unsure)}\n{text}", facts, unsure)
     with duckdb.connect() as connection:
         read_attributes(connection, check(scaffold.text, base).source)
     return scaffold

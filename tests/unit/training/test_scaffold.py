@@ -15,7 +15,7 @@ from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
 from training.config import Economics, TrainingConfig
 from training.data.cutoffs import lay_out
-from training.scaffold import toml_text as toml
+from training.scaffold import toml_text
 from training.scaffold.cadence import Cadence, measure, propose_horizons
 from training.scaffold.column_roles import ColumnRoles, find_roles
 from training.scaffold.events import check, find_event_types, named, scaffold_events
@@ -327,16 +327,16 @@ AWKWARD = (
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_any_text_survives_toml(text: str) -> None:
-    assert tomllib.loads(f"a = {toml.string(text)}") == {"a": text}
-    assert tomllib.loads(f"a = {toml.sql(text)}")["a"].strip() == text.strip()
-    assert tomllib.loads(toml.section("s", {text: [text, 1.5], "b": None}, "why")) == {"s": {text: [text, 1.5]}}
-    assert tomllib.loads(toml.comments([text]) + "b = 1") == {"b": 1}
+    assert tomllib.loads(f"a = {toml_text.string(text)}") == {"a": text}
+    assert tomllib.loads(f"a = {toml_text.sql(text)}")["a"].strip() == text.strip()
+    assert tomllib.loads(toml_text.section("s", {text: [text, 1.5], "b": None}, "why")) == {"s": {text: [text, 1.5]}}
+    assert tomllib.loads(toml_text.comments([text]) + "b = 1") == {"b": 1}
 
 
 def test_placeholders_scaled_to_an_amount_are_valid_economics() -> None:
-    figures = Economics.model_validate(toml.economics(25.98, margin=0.25))
+    figures = Economics.model_validate(toml_text.economics(25.98, margin=0.25))
     assert (figures.churn.contact_cost, figures.churn.offer_cost, figures.propensity.offer_cost) == (0.1, 2.6, 1.0)
-    read = tomllib.loads(toml.economics_sections(figures, {"event": "buy"}, "made up"))["economics"]
+    read = tomllib.loads(toml_text.economics_sections(figures, {"event": "buy"}, "made up"))["economics"]
     assert Economics.model_validate(read) == figures.model_copy(update={"event": "buy"})
 
 

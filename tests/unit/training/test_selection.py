@@ -13,7 +13,7 @@ from tests.made_rows import attributes, made_rows
 from training.data.dataset import Rows
 from training.data.splits import Splits, random_splits
 from training.graph.features import FeatureSpec, filled_matrix
-from training.selection import backward_elimination as selection
+from training.selection import backward_elimination
 from training.selection.backward_elimination import eliminate_backward, subset_sizes
 from training.selection.fold_losses import shuffled
 from training.selection.model_selection import ChosenLearners, choose_learners, learners_of
@@ -59,7 +59,7 @@ def test_the_smallest_equally_good_subset_has_the_informative_slots() -> None:
 
 
 def test_a_needed_slot_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "SHRINK", (4, 3))
+    monkeypatch.setattr(backward_elimination, "SHRINK", (4, 3))
     rows, spec, splits = planted()
     subsets = eliminate_backward(rows, spec, splits, seed=7, max_slots=12)
     assert set(subsets[-1].slots) < set(USEFUL)
