@@ -17,18 +17,18 @@ from training.evaluation.metrics import policy_metrics, probability_metrics
 from training.evidence import (
     ROWS_FILE,
     TABLES_FILE,
+    BinaryAttribute,
     Cell,
     Damage,
     Evidence,
+    FeatureSubset,
     Finding,
+    HoldoutRows,
     Importance,
     Optimism,
     Policy,
     Quality,
-    FeatureSubset,
     Segment,
-    BinaryAttribute,
-    HoldoutRows,
     Trial,
     Value,
     hashed_ids,
@@ -181,7 +181,9 @@ def made_evidence(seed: int = 1) -> Evidence:
             for estimator, reach in {"IPS": 0.21, "SNIPS": 0.17, "DR": 0.09}.items()
         ],
         tags=[
-            BinaryAttribute(tag=tag, said_by=said_by, support=0.12, confidence=confidence, cluster=n // 2, kept=confidence < 0.9)
+            BinaryAttribute(
+                tag=tag, said_by=said_by, support=0.12, confidence=confidence, cluster=n // 2, kept=confidence < 0.9
+            )
             for n, (tag, said_by, confidence) in enumerate(
                 [
                     ("buys-organic", ["buys-produce"], 0.97),
