@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+# grpc reads this when it is imported, and any import below may import it. gRPC's C core writes its own log in its own
+# format; errors that matter are reported by grpc itself.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
@@ -30,9 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         end_with(_hint(first_problem(error)), 2)
     except SettingsError as error:
         end_with(str(error), 2)
-    # The C core of gRPC has a log of its own, in a format of its own; what matters of it comes back as an error.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from service.app.server import serve_alone, work  # noqa: PLC0415  # reads that variable when it is imported
+    from service.app.server import serve_alone, work  # noqa: PLC0415  # slow to import, and --help does not need it
 
     start_log(settings)
     try:
