@@ -118,6 +118,7 @@ def _bundle_in(console: Console, config: str, registry: Path) -> Iterator[None]:
                 if (code := fit.poll()) is not None and _current(registry) is None:
                     sys.exit(code)  # it has printed why
                 time.sleep(POLL_S)
+            time.sleep(POLL_S)  # until it has printed the name of the bundle
         _say(
             console,
             f"the report will be {registry / bundle.CURRENT / 'report.html'}; it is made while the server starts",

@@ -75,8 +75,10 @@ def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool) ->
                         evidence = gather_evidence(fitted, source, steps, pool)
             except (ParityError, WorkerLostError) as error:
                 sys.exit(f"error: {error}")
+        # Before the bundle is published: a command that waits for it may use the terminal from then on.
+        print_summary(console, fitted.manifest)
         folder = _published(registry, fitted, evidence, activate=activate)
-        print_summary(console, fitted.manifest, folder)
+        console.print(f"bundle {folder} ({fitted.manifest.fingerprint})", highlight=False, soft_wrap=True)
         if evidence_later:
             # In this process alone, so that a server has the other core, and in lines: others use the terminal now.
             _add_evidence(folder, gather_evidence(fitted, source, steps_of(StepLines(console))))

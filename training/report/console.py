@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,7 +12,7 @@ from rich.table import Table
 from feature_store.bundles.bundle import OFFERS, Manifest
 
 
-def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
+def print_summary(console: Console, manifest: Manifest) -> None:
     """Print the quality of the models on the test rows, and the profit of acting on them."""
     metrics = manifest.metrics
     offers = [offer for offer in OFFERS if offer in metrics]
@@ -58,8 +57,7 @@ def print_summary(console: Console, manifest: Manifest, folder: Path) -> None:
     console.print(
         f"{_spend(metrics['spend'])}\n"
         f"ONNX equals scikit-learn on {metrics['rows']['test']:,} rows: probabilities to "
-        f"{max(parity[f'{offer}_probability'] for offer in offers):.1e}, spend to {parity['expected_spend']:.1e}\n"
-        f"bundle {folder} ({manifest.fingerprint})",
+        f"{max(parity[f'{offer}_probability'] for offer in offers):.1e}, spend to {parity['expected_spend']:.1e}",
         highlight=False,
         soft_wrap=True,
     )
