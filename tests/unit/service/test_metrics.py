@@ -179,7 +179,7 @@ def test_a_worker_that_is_gone_or_late_is_left_out_and_its_late_answer_is_thrown
         with closing(mine), closing(asked), closing(gone):
             late = await asyncio.to_thread(collected, {0: mine, 1: gone})  # nobody answers yet
             assert late["tidemark_workers"].samples[0].value == 0
-            monkeypatch.setattr("service.telemetry.prometheus.PATIENCE_S", PATIENCE_S)
+            monkeypatch.setattr("service.telemetry.prometheus.SCRAPE_TIMEOUT_S", PATIENCE_S)
             answer_scrapes(asked, metrics.snapshot)
             await asyncio.to_thread(until, lambda: calls)  # the first question is answered now, too late
             found = await asyncio.to_thread(collected, {0: mine, 1: gone})
