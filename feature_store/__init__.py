@@ -1,1 +1,1 @@
-"""Feature store: definitions, customer states, their offline (SQL) and online (Redis) computation, model bundles."""
+"""The feature store: feature definitions, customer states and their online and offline computation, model bundles."""

@@ -1,4 +1,4 @@
-"""``python -m feature_store``: load, verify and prune states in Redis, archive live events, tell what it costs."""
+"""``python -m feature_store``: load, verify and prune states in Redis, archive live events, measure costs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 import click
 
-from feature_store.archive.mover import move, run
-from feature_store.archive.writer import Archive
+from feature_store.archive.mover import move, move_until_stopped
+from feature_store.archive.writer import ArchiveWriter
 from feature_store.bundles import bundle
-from feature_store.bundles.registry import in_use
+from feature_store.bundles.registry import manifests_in_use
 from feature_store.capacity import measure
 from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
-from feature_store.definitions import matches
+from feature_store.definitions import features_match
 from feature_store.errors import InputError
 from feature_store.loading.load import REMEMBER_S, TOLERANCE, load_states, verify_states
 from feature_store.offline.store import OfflineStore, SourceSummary
 from feature_store.online.active_layouts import Pruner
-from feature_store.online.store import LogReader, StateWriter
+from feature_store.online.commands import CommandClient, EventLog, StateWriter
 from feature_store.state.events import HOUR_S
 from feature_store.state.layout import StateLayout
 from feature_store.timestamps import utc_text
@@ -34,12 +34,12 @@ MONTH_US = 30 * 86_400e6
 
 
 class Time(click.ParamType[float]):
-    """A moment in ISO 8601; UTC where it names no zone."""
+    """A time in ISO 8601; UTC if it names no zone."""
 
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Unix seconds."""
+        """Unix seconds of a time."""
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
@@ -52,23 +52,23 @@ redis_option = click.option(
     "url",
     required=True,
     metavar="URL",
-    help="redis://host:port/db, unix:///path, redis+sentinel://… or redis+cluster://…",
+    help="Redis: redis://host:port/db, unix:///path, redis+sentinel://… or redis+cluster://….",
     envvar="REDIS_URL",
 )
 
 
 registry_option = click.option(
-    "--registry", required=True, type=click.Path(path_type=Path), help="Folder of bundles; its current one counts."
+    "--registry", required=True, type=click.Path(path_type=Path), help="Folder of bundles; its current bundle is used."
 )
 
 
 def common(command: Callable[..., None]) -> Callable[..., None]:
-    """What commands about states are told: CONFIG, --registry, --bundle, --redis and --archive."""
+    """Arguments of commands about states: CONFIG, --registry, --bundle, --redis and --archive."""
     for decorate in (
         click.option(
             "--archive",
             type=click.Path(path_type=Path),
-            help="Folder that live events are archived in, if they are [default: the source's].",
+            help="Folder of the archive of live events, if there is one [default: the source's].",
         ),
         redis_option,
         click.option(
@@ -76,7 +76,7 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
             "version",
             default=bundle.CURRENT,
             metavar="VERSION",
-            help="Another bundle of the registry, before it is served.",
+            help="Another bundle of the registry, for example before it is served.",
         ),
         registry_option,
         click.argument("config"),
@@ -87,23 +87,23 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Customer states in Redis: load them from the source, verify them, archive live events, tell what it all costs.
+    """Load customer states into Redis, verify them, prune them, archive live events, and measure costs.
 
-    CONFIG is a TOML file or the name of a built-in one.
+    CONFIG is a TOML file or the name of a built-in config.
     """
 
 
 @cli.command()
 @common
-@click.option("--as-of", type=Time(), help="States as of this time [default: the newest event].")
-@click.option("--shift-to-now", is_flag=True, help="Move all times so that --as-of becomes now (for old data sets).")
+@click.option("--as-of", type=Time(), help="Load states as of this time [default: the newest event].")
+@click.option("--shift-to-now", is_flag=True, help="Shift all times so that --as-of becomes now (for old data sets).")
 @click.option(
     "--max-lateness-hours",
     default=REMEMBER_S / HOUR_S,
     show_default=True,
     type=click.FloatRange(min=0),
     envvar="TIDEMARK_MAX_LATENESS_HOURS",
-    help="As the server has it: so long the source's event ids are remembered, should the events come in live too.",
+    help="The server's setting. Ids of source events no older than this are remembered, to recognise duplicates.",
 )
 def load(
     *,
@@ -116,9 +116,10 @@ def load(
     shift_to_now: bool,
     max_lateness_hours: float,
 ) -> None:
-    """Write the states of all customers of CONFIG's source, and of all live events, into Redis.
+    """Load the states of all customers into Redis.
 
-    Events may come in meanwhile: nothing is counted twice, and nothing is dropped.
+    States are computed from CONFIG's source and all live events. Events may come in during the load: none is counted
+    twice or lost.
     """
     settings, layout = _open(config, registry, version)
     with StateWriter(url, layout) as redis, OfflineStore(settings.source) as source:
@@ -140,9 +141,9 @@ def load(
     notes = [
         f", {number:,} {what}"
         for number, what in (
-            (done.removed, "removed of whom nothing is known"),
-            (done.withheld, "left as they were without consent"),
-            (done.changed, "changed by events meanwhile"),
+            (done.removed, "removed, about whom nothing is known"),
+            (done.withheld, "left as they were, without consent"),
+            (done.changed, "changed by events during the load"),
         )
         if number
     ]
@@ -154,7 +155,7 @@ def load(
 
 @cli.command()
 @common
-@click.option("--sample", type=click.IntRange(min=1), help="Compare only this many customers, drawn at random.")
+@click.option("--sample", type=click.IntRange(min=1), help="Compare only this many customers, chosen at random.")
 @click.option("--as-of", type=Time(), help="Compare with the source alone up to this time, for example after a replay.")
 def verify(
     *,
@@ -166,21 +167,22 @@ def verify(
     sample: int | None,
     as_of: float | None,
 ) -> None:
-    """Recompute states and compare them with what Redis holds; exit code 1 if they differ.
+    """Compare the states in Redis with recomputed ones.
 
-    They are those of the last load's source and of what came in live, unless --as-of is given.
+    Exit code 1 if they differ. The expected states are those of the last load's source and of all live events, unless
+    --as-of is given.
     """
     settings, layout = _open(config, registry, version)
     with StateWriter(url, layout) as redis, OfflineStore(settings.source) as source:
         folder = archive or settings.source.archive_folder
-        found = verify_states(source, redis, layout, sample=sample, as_of=as_of, archive=folder)
-    click.echo(f"compared            {found.compared:,} of {found.customers:,} customers")
-    click.echo(f"mismatches          {found.mismatches:,}")
-    click.echo(f"missing in Redis    {found.missing:,}")
-    click.echo(f"extra in Redis      {found.extra:,}")
-    click.echo(f"largest difference  {found.largest_difference:.3g} (relative; allowed {TOLERANCE:g})")
-    click.echo("online equals offline" if found.ok else "ONLINE DIFFERS FROM OFFLINE: load again, then find out why")
-    if not found.ok:
+        result = verify_states(source, redis, layout, sample=sample, as_of=as_of, archive=folder)
+    click.echo(f"compared            {result.compared:,} of {result.customers:,} customers")
+    click.echo(f"mismatches          {result.mismatches:,}")
+    click.echo(f"missing in Redis    {result.missing:,}")
+    click.echo(f"extra in Redis      {result.extra:,}")
+    click.echo(f"largest difference  {result.largest_difference:.3g} (relative; allowed {TOLERANCE:g})")
+    click.echo("online equals offline" if result.ok else "ONLINE DIFFERS FROM OFFLINE: load again, then find out why")
+    if not result.ok:
         sys.exit(1)
 
 
@@ -188,30 +190,31 @@ def verify(
 @redis_option
 @click.option("--folder", required=True, type=click.Path(path_type=Path), help="Folder of the archive.")
 @click.option("--every", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between moves.")
-@click.option("--once", is_flag=True, help="Move what there is, and end.")
+@click.option("--once", is_flag=True, help="Move what there is, and exit.")
 def archive(url: str, folder: Path, every: float, once: bool) -> None:
-    """Move live events from Redis into Parquet files, until stopped.
+    """Move live events from Redis into Parquet files until stopped.
 
-    `tidemark fit` reads them with `[source] archive = "FOLDER"`. One process per archive.
+    `tidemark fit` reads them with `[source] archive = "FOLDER"`. Run one process per archive.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    with LogReader(url) as log, Archive(folder) as into:
-        if log.is_cluster:
-            raise InputError("a Redis cluster takes no live events, so there is nothing to archive: use a single Redis")
+    with CommandClient(url) as client, ArchiveWriter(folder) as into:
+        log = EventLog(client)
+        if client.is_cluster:
+            raise InputError("a Redis cluster accepts no live events, so nothing can be archived: use a single Redis")
         if once:
             click.echo(f"archived {move(log, into):,} commits in {folder}, up to {into.position:,}")
             return
         stopping = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopping.set())
-        run(log, into, every, stopping)
+        move_until_stopped(log, into, every, stopping)
 
 
 @cli.command()
 @click.argument("config")
-@click.option("--registry", type=click.Path(path_type=Path), help="Where the bundle is, for a config with candidates.")
+@click.option("--registry", type=click.Path(path_type=Path), help="Folder of bundles, for a config with candidates.")
 @click.option(
-    "--events-per-month", default=100, show_default=True, type=click.IntRange(0, 10_000), help="Of each customer."
+    "--events-per-month", default=100, show_default=True, type=click.IntRange(0, 10_000), help="Events per customer."
 )
 @click.option(
     "--million",
@@ -220,31 +223,32 @@ def archive(url: str, folder: Path, every: float, once: bool) -> None:
     default=(1.0, 10.0),
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="Millions of customers to tell the total for.",
+    help="Millions of customers to show totals for.",
 )
 def cost(config: str, registry: Path | None, events_per_month: int, millions: tuple[float, ...]) -> None:
-    """Measure what CONFIG's features cost: bytes a customer, microseconds an event and a score, totals.
+    """Measure what CONFIG's features cost.
 
-    It takes some seconds, in a Redis of its own. Compare configs by running it for each. Of a config with candidates
-    the features are those that training kept: name the registry.
+    Shows bytes per customer, microseconds per event and per score, and totals. It takes some seconds and starts its own
+    Redis. Run it for several configs to compare them. For a config with
+    candidates, name the registry: the features are those that training selected.
     """
     settings = load_config(FeatureConfig, config)
     if settings.candidates is not None and registry is None:
-        raise InputError(f"{config} has candidates: fit it, and name with --registry where the bundle is")
+        raise InputError(f"{config} has candidates: fit it, and name the registry of the bundle with --registry")
     layout = StateLayout(settings.feature) if registry is None else _open(config, registry)[1]
-    found = measure(layout, settings.interests, events_per_month)
-    total = found.redis_state_bytes + found.redis_record_bytes
+    costs = measure(layout, settings.interests, events_per_month)
+    total = costs.redis_state_bytes + costs.redis_profile_bytes
     click.echo(f"features             {len(layout.features)}")
     click.echo(
-        f"state                {found.state_bytes} bytes packed, {found.redis_state_bytes:,.0f} in Redis, a customer"
+        f"state                {costs.state_bytes} bytes packed, {costs.redis_state_bytes:,.0f} in Redis, per customer"
     )
     click.echo(
-        f"record               {found.redis_record_bytes:,.0f} bytes in Redis, at {events_per_month:,} events a month"
+        f"profile              {costs.redis_profile_bytes:,.0f} bytes in Redis, at {events_per_month:,} events a month"
     )
-    click.echo(f"event                {found.event_us:.1f} µs of the server, {found.event_redis_us:.1f} µs of Redis")
-    click.echo(f"score, less graph    {found.score_us:.1f} µs of the server, {found.score_redis_us:.1f} µs of Redis")
+    click.echo(f"event                {costs.event_us:.1f} µs of the server, {costs.event_redis_us:.1f} µs of Redis")
+    click.echo(f"score without graph  {costs.score_us:.1f} µs of the server, {costs.score_redis_us:.1f} µs of Redis")
     for million in millions:
-        load = million * 1e6 * events_per_month * (found.event_us + found.event_redis_us) / MONTH_US
+        load = million * 1e6 * events_per_month * (costs.event_us + costs.event_redis_us) / MONTH_US
         click.echo(
             f"{million:g} million customers  {total * million * 1e6 / 2**30:,.2f} GiB in Redis, events take "
             f"{load:.2%} of a core"
@@ -254,23 +258,25 @@ def cost(config: str, registry: Path | None, events_per_month: int, millions: tu
 @cli.command()
 @registry_option
 @redis_option
-@click.option("--keep", multiple=True, metavar="VERSION", help="Keep the states of this bundle too.")
+@click.option("--keep", multiple=True, metavar="VERSION", help="Keep the states of this bundle as well.")
 def prune(registry: Path, url: str, keep: tuple[str, ...]) -> None:
-    """Remove the states of bundles that are served no more, and tell servers to keep them up no longer.
+    """Remove the states of bundles that are no longer served.
 
-    What the registry serves or tries out stays, and each --keep: without it, to go back to a bundle with other features
-    takes a load first. Customers' records (consent, aliases, interests) are not touched.
+    Servers stop updating them as well. States of the bundles that the registry serves or tries out stay, and those of
+    each --keep. Returning to a bundle whose states were removed requires a load first. Customer profiles (consent,
+    aliases, interests) are not changed.
     """
     try:
-        kept = {one.fingerprint: one.version for one in in_use(registry, keep)}
+        kept = {manifest.fingerprint: manifest.version for manifest in manifests_in_use(registry, keep)}
     except (bundle.BundleError, OSError) as error:
-        raise InputError(f"nothing is removed, because what is in use cannot be told: {error}") from error
-    with Pruner(url) as redis:
-        for fingerprint in redis.fingerprints():
+        raise InputError(f"nothing is removed, because the bundles in use cannot be read: {error}") from error
+    with CommandClient(url) as client:
+        pruner = Pruner(client)
+        for fingerprint in pruner.fingerprints():
             if fingerprint in kept:
                 click.echo(f"kept     {fingerprint}: bundle {kept[fingerprint]}")
             else:
-                click.echo(f"removed  {fingerprint}: {redis.remove(fingerprint):,} states")
+                click.echo(f"removed  {fingerprint}: {pruner.remove(fingerprint):,} states")
 
 
 def _open(config: str, registry: Path, version: str = bundle.CURRENT) -> tuple[FeatureConfig, StateLayout]:
@@ -280,12 +286,12 @@ def _open(config: str, registry: Path, version: str = bundle.CURRENT) -> tuple[F
     except bundle.BundleError as error:
         raise InputError(str(error)) from error
     attributes = any(feature.aggregate == "attribute" for feature in manifest.features)
-    if not matches(settings.feature, manifest.features, settings.candidates) or (
+    if not features_match(settings.feature, manifest.features, settings.candidates) or (
         attributes and settings.source.attributes is None
     ):
         raise InputError(
             f"{config}: its features are not those of bundle {manifest.version} (fingerprint {manifest.fingerprint}): "
-            "fit it first, or name the config the bundle was made with"
+            "fit it first, or name the config that the bundle was made with"
         )
     return settings, StateLayout(manifest.features)
 

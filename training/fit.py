@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from feature_store.bundles.bundle import Manifest, sha256
 from feature_store.bundles.onnx_session import Graph
-from feature_store.bundles.typical_customer import told, typical
+from feature_store.bundles.typical_customer import to_manifest, typical_state
 from feature_store.offline.store import OfflineStore
 from feature_store.timestamps import iso8601
 from training.audit.findings import audit, stop_on_fatal
@@ -254,7 +254,7 @@ def _manifest(
         metrics=metrics,
         economics=dict(served.figures),
         own_figures=sorted(own_figures(config, layout)),
-        baseline=told(typical(layout, newest)),
+        baseline=to_manifest(typical_state(layout, newest)),
         model_sha256=sha256(served.model),
         golden_sha256=sha256(served.golden),
         libraries=library_versions(),

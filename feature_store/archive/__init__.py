@@ -1,1 +1,1 @@
-"""Recorded events on disk: Parquet files that the log in Redis is moved to, and that training reads."""
+"""The archive of live events: Parquet files that the event log is moved to."""

@@ -1,4 +1,4 @@
-"""From the log in Redis to the archive on disk: what the server accepted is moved, in order and exactly once."""
+"""Moves log entries from Redis to the archive, in order and exactly once."""
 
 from __future__ import annotations
 
@@ -6,53 +6,59 @@ import logging
 import threading
 from typing import Final
 
-from feature_store.archive.writer import Archive
+from feature_store.archive.writer import ArchiveWriter
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online.store import LogReader
+from feature_store.online.commands import EventLog
 
 logger: Final = logging.getLogger("tidemark")
 
-ENTRIES: Final = 10_000
-"""Log entries that are moved together: bounds what is in memory."""
+MAX_ENTRIES: Final = 10_000
+"""Log entries moved at a time, to bound the memory."""
 
 
-def move(log: LogReader, archive: Archive) -> int:
-    """Move all that the log has now, and return how many entries it was.
+def move(log: EventLog, archive: ArchiveWriter) -> int:
+    """Move all entries that are in the log now.
 
-    The archive has them on disk before the log forgets them, and knows its own position: to be killed in between costs
-    nothing. What a load still has to see is forgotten later. InputError where this archive is not the one that the log
-    was moved to before.
+    The archive has them on disk before they are removed from the log, and knows its own position, so killing the
+    process at any moment loses and duplicates nothing. Entries that a running load still needs are removed later.
+
+    Returns:
+        The number of entries moved.
+
+    Raises:
+        InputError: This is not the archive that earlier entries were moved to.
+        StoreUnavailableError: Redis does not answer.
     """
     log.announce_archive()
-    known = log.archived() or 0
-    if archive.position < known:
+    archived = log.archived() or 0
+    if archive.position < archived:
         raise InputError(
-            f"this archive ends at commit {archive.position:,}, and Redis says that {known:,} are archived: name the "
-            "folder that the others are in"
+            f"this archive ends at commit {archive.position:,}, but {archived:,} commits are archived: name the folder "
+            "of the archive that has them"
         )
-    last, moved = log.log_position(), 0
+    last, moved = log.position(), 0
     if archive.position > last:
         raise InputError(
-            f"this archive goes to commit {archive.position:,}, and Redis has made {last:,} only: it is "
-            "another Redis's, or this one was emptied: name a new folder"
+            f"this archive goes to commit {archive.position:,}, but Redis has made only {last:,}: it belongs to "
+            "another Redis, or this Redis was emptied: name a new folder"
         )
-    if archive.position > known:
-        log.forget_log(known + 1, archive.position)
+    if archive.position > archived:
+        log.forget(archived + 1, archive.position)
     while archive.position < last:
-        first, end = archive.position + 1, min(archive.position + ENTRIES, last)
-        entries = list(log.log(first, end))
+        first, end = archive.position + 1, min(archive.position + MAX_ENTRIES, last)
+        entries = list(log.entries(first, end))
         moved += len(entries)
-        # Not every commit has something to log: the archive's position moves on all the same.
+        # Some commits log nothing: an empty entry moves the archive's position past them.
         archive.append(entries if entries and entries[-1][0] == end else [*entries, (end, b"[]")])
-        log.forget_log(first, end)
+        log.forget(first, end)
     return moved
 
 
-def run(log: LogReader, archive: Archive, every_s: float, stopping: threading.Event) -> None:
-    """Move what there is every so many seconds until told to stop, and once more then; Redis may be away meanwhile."""
-    last = False
-    while not last:
-        last = stopping.wait(every_s)
+def move_until_stopped(log: EventLog, archive: ArchiveWriter, every_s: float, stopping: threading.Event) -> None:
+    """Move entries every ``every_s`` seconds until ``stopping`` is set, then once more; Redis may fail meanwhile."""
+    is_last = False
+    while not is_last:
+        is_last = stopping.wait(every_s)
         try:
             if moved := move(log, archive):
                 logger.info("archived %d commits, up to %d", moved, archive.position)

@@ -1,9 +1,9 @@
-"""Reading an archive of live events, beside the process that writes it.
+"""Reads an archive of live events while another process may be writing it.
 
-A folder holds Parquet files and ``position.json``, which says which of them count and up to which entry of the log they
-go. It is replaced in one step; files are never changed, only replaced by others of new names. So whoever has read
-``position.json`` has a consistent picture, for as long as its files are there: :func:`read_archive` begins anew where
-one of them has gone meanwhile.
+The folder holds Parquet files and a manifest, ``position.json``, which lists the files that belong to the archive and
+the log position up to which they go. The manifest is replaced atomically, and files are never changed, only replaced by
+files of new names. So a reader that has read the manifest sees a consistent snapshot as long as the files exist;
+:func:`read_archive` starts again if one has been removed in the meantime.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ COLUMNS: Final = {
     "text": "VARCHAR",
     "mark": "VARCHAR",
 }
-"""Of the events: ``seq`` and ``n`` are the entry of the log and the index in it, ``t`` the exact unix seconds of which
-``event_time`` is the microsecond in UTC, for those who read the files with other tools. It names no zone, because
-DuckDB hands times with a zone to Python only where pytz is installed."""
+"""DuckDB types of the events' columns.
+
+``seq`` and ``n`` are the position of the log entry and the index in it. ``t`` is the exact time in unix seconds;
+``event_time`` is the same in UTC to the microsecond, for other tools. It has no time zone, because DuckDB converts
+times with a zone to Python only if pytz is installed."""
 ALIAS_COLUMNS: Final = {"alias": "VARCHAR", "root": "VARCHAR"}
 
 Result = TypeVar("Result")
@@ -53,10 +55,13 @@ class EventFile(BaseModel):
     rows: Annotated[int, Field(gt=0)]
 
 
-class Commit(BaseModel):
-    """``position.json``: everything up to entry ``position`` is in these files, and nothing else is.
+class ArchiveManifest(BaseModel):
+    """``position.json``: the files that hold exactly the log up to ``position``.
 
-    events: in the order of the log; next_file: a number that no file has had.
+    Attributes:
+        events: Files of events, in the order of the log.
+        next_file: A number that no file has had yet.
+        aliases: File of the aliases; None if there are none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,79 +74,83 @@ class Commit(BaseModel):
 
     @property
     def names(self) -> set[str]:
-        """Names of all files that count."""
+        """Names of all files that belong to the archive."""
         return {file.name for file in self.events} | ({self.aliases} if self.aliases else set())
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """An archive as of one commit, inside :func:`read_archive`."""
+class ArchiveSnapshot:
+    """The archive as of one manifest, for use inside :func:`read_archive`."""
 
     folder: Path
-    commit: Commit
+    manifest: ArchiveManifest
 
     @property
     def position(self) -> int:
-        """The entry of the log up to which everything is there."""
-        return self.commit.position
+        """The log position up to which the archive goes."""
+        return self.manifest.position
 
     @property
     def files(self) -> list[Path]:
-        """Parquet files of events, newest first: these are the small ones, which a writer soon replaces by larger."""
-        return [self.folder / file.name for file in reversed(self.commit.events)]
+        """Parquet files of events, newest first: a writer soon replaces the newest, small ones by larger ones."""
+        return [self.folder / file.name for file in reversed(self.manifest.events)]
 
     @property
     def rows(self) -> int:
-        """How many events there are, marked ones included."""
-        return sum(file.rows for file in self.commit.events)
+        """Number of events, marked ones included."""
+        return sum(file.rows for file in self.manifest.events)
 
     @property
     def events_sql(self) -> str:
-        """DuckDB query for the events, with COLUMNS, in no order; ids as they were sent, marked events included."""
+        """A query for the events (COLUMNS), in no order, with ids as they were sent and marked events included."""
         return parquet_query(self.files, COLUMNS)
 
     @property
     def aliases_sql(self) -> str:
-        """DuckDB query for the aliases, with ALIAS_COLUMNS, each alias once."""
-        return parquet_query([self.folder / self.commit.aliases] if self.commit.aliases else [], ALIAS_COLUMNS)
+        """A query for the aliases (ALIAS_COLUMNS), each alias once."""
+        return parquet_query([self.folder / self.manifest.aliases] if self.manifest.aliases else [], ALIAS_COLUMNS)
 
     def aliases(self) -> dict[str, str]:
-        """Root by alias; a root is never an alias."""
-        if self.commit.aliases is None:
+        """Customer id by alias; a customer id is never an alias."""
+        if self.manifest.aliases is None:
             return {}
         with duckdb.connect(":memory:") as connection:
             return dict(connection.execute(self.aliases_sql).fetchall())
 
 
-def read_archive(folder: Path, use: Callable[[Snapshot], Result]) -> Result:
-    """What ``use`` makes of the archive, without holding up its writer.
+def read_archive(folder: Path, use: Callable[[ArchiveSnapshot], Result]) -> Result:
+    """What ``use`` returns for the archive, without blocking its writer.
 
-    Where a file that is being read has been replaced, ``use`` is called again with the new snapshot: it must bear that.
-    InputError where there is no archive, or one that is damaged.
+    Args:
+        folder: The archive.
+        use: Called again with a newer snapshot if a file was replaced while it was being read.
+
+    Raises:
+        InputError: There is no archive, or it is damaged.
     """
-    commit = read_commit(folder)
+    manifest = read_archive_manifest(folder)
     while True:
         try:
-            return use(Snapshot(folder, commit))
+            return use(ArchiveSnapshot(folder, manifest))
         except duckdb.Error as error:
-            newer = read_commit(folder)
-            if newer == commit:
+            newer = read_archive_manifest(folder)
+            if newer == manifest:
                 what = str(error).splitlines()[0]
                 raise InputError(f"archive {folder} cannot be read: {what}") from error
-            commit = newer
+            manifest = newer
 
 
-def read_commit(folder: Path) -> Commit:
-    """The archive's newest commit; InputError where there is none."""
+def read_archive_manifest(folder: Path) -> ArchiveManifest:
+    """The newest manifest of an archive; InputError if there is none."""
     try:
-        return Commit.model_validate_json((folder / POSITION_FILE).read_bytes())
+        return ArchiveManifest.model_validate_json((folder / POSITION_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} holds no archive: name the folder that live events are archived in") from error
     except OSError as error:
         raise InputError(f"archive {folder} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise InputError(
-            f"archive {folder}: {POSITION_FILE} is damaged or of another release: restore it from a copy"
+            f"archive {folder}: {POSITION_FILE} is damaged or was written by another release: restore it from a copy"
         ) from error
 
 

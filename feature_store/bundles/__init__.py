@@ -1,1 +1,1 @@
-"""Bundles: the model graph with its manifest, and the registry folder that holds them."""
+"""Model bundles: the ONNX graph with its manifest, and the registry folder that holds them."""

@@ -1,4 +1,4 @@
-"""Model bundles and the registry: a folder per version, published in one step, checked whenever it is read.
+"""Model bundles: one folder per version in a registry, published atomically and checked whenever it is read.
 
 ``REGISTRY/<version>/`` holds ``model.onnx``, ``manifest.json`` and ``golden.npz``; ``REGISTRY/current`` is a symbolic
 link to the version to serve.
@@ -28,12 +28,12 @@ from feature_store.files import write_atomically
 
 CURRENT: Final = "current"
 VERSION: Final = r"^[0-9A-Za-z][0-9A-Za-z._-]*$"
-"""What a version may be called: also a folder, and nothing that leads out of the registry."""
+"""Valid names of versions: also valid names of folders, and never a path out of the registry."""
 MODEL_FILE: Final = "model.onnx"
 MANIFEST_FILE: Final = "manifest.json"
 GOLDEN_FILE: Final = "golden.npz"
-OWN_HASH: Final = "manifest_sha256"
-"""Where the manifest has the hash of all else that it says."""
+MANIFEST_HASH: Final = "manifest_sha256"
+"""Key of the manifest that holds the hash of its other fields."""
 
 INPUTS: Final = ("state", "age", "economics")
 OUTPUTS: Final = (
@@ -46,22 +46,22 @@ OUTPUTS: Final = (
 OFFERS: Final = ("churn", "propensity")
 OFFER_FIGURES: Final = ("contact_cost", "offer_cost", "success_rate", "redemption_rate", "budget_price")
 ECONOMICS: Final = ("margin", *(f"{offer}.{figure}" for offer in OFFERS for figure in OFFER_FIGURES))
-"""Columns of the ``economics`` input, named as in the contract."""
+"""Columns of the ``economics`` input, named as in the API."""
 
 PROBABILITY_TOLERANCE: Final = 1e-5
 SPEND_TOLERANCE: Final = 1e-4
-"""How far a graph may be from scikit-learn, or from its golden rows: absolute for probabilities and thresholds,
-relative for spend."""
+"""Largest difference allowed between a graph and scikit-learn, or its golden rows: absolute for probabilities and
+thresholds, relative for spend."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 class BundleError(Exception):
-    """A bundle is missing, torn, tampered with or not of this version; the message says which and why."""
+    """A bundle is missing, damaged, altered or of another release; the message says which and why."""
 
 
 class Manifest(BaseModel):
-    """``manifest.json``: what a bundle is, where it comes from and how good it was on later data."""
+    """``manifest.json``: what a bundle contains, how it was made, and how well it predicted later data."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -88,15 +88,15 @@ class Manifest(BaseModel):
     source: dict[str, Any]
 
 
-def defaults(manifest: Manifest) -> npt.NDArray[np.float64]:
-    """A row of the ``economics`` input where a caller names nothing; NaN for a figure that is each customer's own."""
-    own = set(manifest.own_figures)
-    return np.array([np.nan if name in own else manifest.economics[name] for name in ECONOMICS])
+def default_economics(manifest: Manifest) -> npt.NDArray[np.float64]:
+    """A row of the ``economics`` input for a caller that sends no economics; NaN for figures computed per customer."""
+    per_customer = set(manifest.own_figures)
+    return np.array([np.nan if name in per_customer else manifest.economics[name] for name in ECONOMICS])
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle read and checked: the graph's bytes, and golden rows (inputs and expected outputs by name)."""
+    """A bundle that was read and checked: the graph, and golden rows (inputs and expected outputs by name)."""
 
     manifest: Manifest
     model: bytes
@@ -108,32 +108,45 @@ def publish(
     manifest: Manifest,
     model: bytes,
     golden: bytes,
-    beside: Mapping[str, bytes] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
     *,
     activate: bool = True,
 ) -> Path:
-    """Write a version whole or not at all, and point ``current`` at it in one step; OSError where that fails.
+    """Write a version atomically, and point ``current`` at it.
 
-    beside: files by name that no server reads; activate: else ``current`` stays, unless there is none yet.
+    Args:
+        registry: Created if it does not exist.
+        manifest: Names the version.
+        model: The ONNX graph.
+        golden: The golden rows, as npz.
+        extra_files: More files of the bundle, by name, which servers do not read.
+        activate: Point ``current`` at the version; it is set in any case if there is no current version yet.
+
+    Returns:
+        The folder of the version.
+
+    Raises:
+        FileExistsError: The version exists.
+        OSError: It cannot be written.
     """
     registry.mkdir(parents=True, exist_ok=True)
     target = registry / manifest.version
     if target.exists():
         raise FileExistsError(errno.EEXIST, "this version exists already", str(target))
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=registry))
-    ours = staging  # the only folder that a failure may remove: another process may publish meanwhile
+    created = staging  # the only folder to remove after a failure: another process may publish at the same time
     try:
         staging.chmod(0o755)
         fields = json.loads(manifest.model_dump_json(exclude_none=True))
-        text = json.dumps(fields | {OWN_HASH: own_hash(fields)}, indent=2) + "\n"
-        files = {MODEL_FILE: model, GOLDEN_FILE: golden, **(beside or {}), MANIFEST_FILE: text.encode()}
+        text = json.dumps(fields | {MANIFEST_HASH: manifest_hash(fields)}, indent=2) + "\n"
+        files = {MODEL_FILE: model, GOLDEN_FILE: golden, **(extra_files or {}), MANIFEST_FILE: text.encode()}
         for name, content in files.items():
             write_atomically(staging / name, content, durable=True)
-        ours = staging.rename(target)
+        created = staging.rename(target)
         if activate or not os.path.lexists(registry / CURRENT):
-            point(registry, CURRENT, manifest.version)
+            set_link(registry, CURRENT, manifest.version)
     except BaseException:
-        shutil.rmtree(ours, ignore_errors=True)
+        shutil.rmtree(created, ignore_errors=True)
         raise
     return target
 
@@ -150,8 +163,8 @@ def add_files(folder: Path, files: Mapping[str, bytes]) -> None:
         write_atomically(folder / name, content, durable=True)
 
 
-def point(registry: Path, name: str, version: str) -> None:
-    """Let a link name a version, in one step; OSError where that fails."""
+def set_link(registry: Path, name: str, version: str) -> None:
+    """Point a symbolic link of the registry at a version, atomically; OSError if that fails."""
     link = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=registry)) / name
     try:
         link.symlink_to(version)
@@ -163,7 +176,7 @@ def point(registry: Path, name: str, version: str) -> None:
 
 def read(registry: Path, version: str = CURRENT) -> Bundle:
     """Read a version and check its hashes, names and fingerprint; BundleError says what is wrong."""
-    folder = (registry / version).resolve()  # once: `current` may move on while this reads
+    folder = (registry / version).resolve()  # only once: `current` may change in the meantime
     if not folder.is_dir():
         raise BundleError(f"no bundle at {registry / version}: run 'tidemark fit CONFIG --registry {registry}' first")
     manifest = read_manifest(folder)
@@ -172,22 +185,24 @@ def read(registry: Path, version: str = CURRENT) -> Bundle:
     try:
         with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
             return Bundle(manifest, model, dict(arrays))
-    except Exception as error:  # zipfile, zlib and numpy have each their own for a file that is none
-        raise BundleError(f"{folder.name}: {GOLDEN_FILE} is no list of arrays ({type(error).__name__})") from error
+    except Exception as error:  # zipfile, zlib and numpy raise different errors for a damaged file
+        raise BundleError(f"{folder.name}: {GOLDEN_FILE} does not hold arrays ({type(error).__name__})") from error
 
 
 def sha256(data: bytes) -> str:
-    """Hex digest as it stands in the manifest."""
+    """SHA-256 as hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
-def own_hash(fields: Mapping[str, Any]) -> str:
-    """Hex digest of a manifest's fields, but for the digest itself."""
-    return sha256(json.dumps({key: fields[key] for key in sorted({*fields} - {OWN_HASH})}, sort_keys=True).encode())
+def manifest_hash(fields: Mapping[str, Any]) -> str:
+    """Hex digest of a manifest's fields, the digest itself left out."""
+    return sha256(
+        json.dumps({key: fields[key] for key in sorted({*fields} - {MANIFEST_HASH})}, sort_keys=True).encode()
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle's folder, checked for itself; BundleError says what is wrong."""
+    """The manifest in a bundle's folder, checked without the other files; BundleError says what is wrong."""
     try:
         data = (folder / MANIFEST_FILE).read_bytes()
         manifest = Manifest.model_validate_json(data)
@@ -196,18 +211,16 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         raise BundleError(f"{folder.name}: {MANIFEST_FILE} is not valid: {first_problem(error)}") from error
     if fingerprint(manifest.features) != manifest.fingerprint:
-        raise BundleError(f"{folder.name}: the fingerprint does not belong to the feature definitions")
+        raise BundleError(f"{folder.name}: the fingerprint does not match the feature definitions")
     if manifest.baseline is not None and len(manifest.baseline) != len(manifest.features):
-        raise BundleError(f"{folder.name}: the baseline is not one value per feature")
+        raise BundleError(f"{folder.name}: the baseline does not have one value per feature")
     if missing := set(ECONOMICS).difference(manifest.economics):
-        raise BundleError(f"{folder.name}: the economics lack {', '.join(sorted(missing))}")
+        raise BundleError(f"{folder.name}: the economics are missing {', '.join(sorted(missing))}")
     if set(manifest.inputs) != set(INPUTS) or not set(OUTPUTS) <= set(manifest.outputs):
         raise BundleError(f"{folder.name}: the graph's inputs or outputs are not the ones this release serves")
     fields = json.loads(data)
-    if fields.get(OWN_HASH) != own_hash(fields):
-        raise BundleError(
-            f"{folder.name}: {MANIFEST_FILE} is torn or was changed: it says more or less than its sha256"
-        )
+    if fields.get(MANIFEST_HASH) != manifest_hash(fields):
+        raise BundleError(f"{folder.name}: {MANIFEST_FILE} is damaged or was changed: its sha256 does not match")
     return manifest
 
 
@@ -217,5 +230,7 @@ def _read_hashed(path: Path, expected: str) -> bytes:
     except OSError as error:
         raise BundleError(f"{path.parent.name}: {path.name} cannot be read ({type(error).__name__})") from error
     if sha256(data) != expected:
-        raise BundleError(f"{path.parent.name}: {path.name} is torn or was changed: its sha256 is not the manifest's")
+        raise BundleError(
+            f"{path.parent.name}: {path.name} is damaged or was changed: its sha256 differs from the manifest"
+        )
     return data

@@ -1,4 +1,4 @@
-"""Running a bundle's ONNX graph. The only module that imports onnxruntime: training checks exactly what is served."""
+"""Runs a bundle's ONNX graph. Only this module imports onnxruntime, so training checks exactly what is served."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from feature_store.bundles.bundle import (
     Arrays,
     Bundle,
     BundleError,
-    defaults,
+    default_economics,
 )
 
 
 class Graph:
-    """An ONNX graph ready to run on the calling thread."""
+    """An ONNX graph that runs on the calling thread."""
 
     def __init__(self, model: bytes, outputs: Sequence[str] | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        # One thread: a worker is one core, and a batch is too small to be worth handing around.
+        # One thread: a worker process has one core, and batches are too small to gain from more.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -42,52 +42,52 @@ class Graph:
         return dict(zip(self.outputs, self._session.run(self.outputs, inputs), strict=True))
 
 
-def open_bundle(bundle: Bundle) -> Graph:
-    """Load a bundle's graph, warm it and replay its golden rows; BundleError where it differs from what was trained."""
+def load_graph(bundle: Bundle) -> Graph:
+    """Load and warm up a bundle's graph, and replay its golden rows; BundleError if the results differ."""
     manifest, golden = bundle.manifest, bundle.golden
     graph = Graph(bundle.model, manifest.outputs)
     if {name: list(shape) for name, shape in graph.inputs.items()} != manifest.inputs:
-        raise BundleError(f"{manifest.version}: the graph's inputs are not the manifest's")
+        raise BundleError(f"{manifest.version}: the graph's inputs are not those of the manifest")
     if [graph.inputs[name][1] for name in ("state", "economics")] != [len(manifest.features), len(ECONOMICS)]:
-        raise BundleError(f"{manifest.version}: the graph takes another number of features or economics")
+        raise BundleError(f"{manifest.version}: the graph has another number of features or economics")
     if not all(rows.shape and len(rows) for rows in golden.values()):
-        raise BundleError(f"{manifest.version}: there are no golden rows to check it by")
+        raise BundleError(f"{manifest.version}: there are no golden rows to check it with")
     try:
-        found = graph.run(**{name: golden[f"input_{name}"] for name in manifest.inputs})
-        worst = largest_differences(found, {name: golden[f"output_{name}"] for name in manifest.outputs})
-        own = _with_own_economics(graph, bundle)
+        outputs = graph.run(**{name: golden[f"input_{name}"] for name in manifest.inputs})
+        differences = largest_differences(outputs, {name: golden[f"output_{name}"] for name in manifest.outputs})
+        default = _with_default_economics(graph, bundle)
     except Exception as error:  # any failure here means the same: do not serve this
         raise BundleError(f"{manifest.version}: the golden rows cannot be run ({type(error).__name__})") from error
-    if problem := beyond_tolerance(worst):
-        raise BundleError(f"{manifest.version}: golden rows came out wrong: {problem}")
-    if not all(np.isfinite(own[name]).all() for name in OUTPUTS):
+    if problem := beyond_tolerance(differences):
+        raise BundleError(f"{manifest.version}: golden rows give other results: {problem}")
+    if not all(np.isfinite(default[name]).all() for name in OUTPUTS):
         raise BundleError(f"{manifest.version}: the economics of the manifest give no finite scores")
     return graph
 
 
-def _with_own_economics(graph: Graph, bundle: Bundle) -> Arrays:
-    """The golden rows where a caller names no economics."""
+def _with_default_economics(graph: Graph, bundle: Bundle) -> Arrays:
+    """Outputs of the golden rows for a caller that sends no economics."""
     inputs = {name: bundle.golden[f"input_{name}"] for name in bundle.manifest.inputs}
     rows = len(inputs["economics"])
-    return graph.run(**inputs | {"economics": np.tile(defaults(bundle.manifest), (rows, 1))})
+    return graph.run(**inputs | {"economics": np.tile(default_economics(bundle.manifest), (rows, 1))})
 
 
-def largest_differences(found: Arrays, expected: Arrays) -> dict[str, float]:
-    """Largest difference per output, relative for spend, absolute for the rest; infinite where one is not finite."""
-    worst = {}
-    for name, wanted in expected.items():
-        difference = np.abs(found[name].astype(np.float64) - wanted)
+def largest_differences(actual: Arrays, expected: Arrays) -> dict[str, float]:
+    """Largest difference per output, relative for spend, absolute for the rest; infinite if one is not finite."""
+    largest = {}
+    for name, values in expected.items():
+        difference = np.abs(actual[name].astype(np.float64) - values)
         if name == "expected_spend":
-            difference = difference / np.maximum(np.abs(wanted), 1e-6)
-        worst[name] = float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))
-    return worst
+            difference = difference / np.maximum(np.abs(values), 1e-6)
+        largest[name] = float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))
+    return largest
 
 
-def beyond_tolerance(worst: dict[str, float]) -> str | None:
-    """What is farther off than allowed, in words; None if nothing is."""
+def beyond_tolerance(differences: dict[str, float]) -> str | None:
+    """The outputs that differ by more than is allowed, in words; None if none does."""
     bad = [
         f"{name} is off by {difference:.2g}"
-        for name, difference in worst.items()
+        for name, difference in differences.items()
         if difference > (SPEND_TOLERANCE if name == "expected_spend" else PROBABILITY_TOLERANCE)
     ]
     return ", ".join(bad) or None

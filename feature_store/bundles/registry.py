@@ -1,15 +1,15 @@
-"""What stands in a registry beside the bundles: which one is to be served, and which one is tried out.
+"""What a registry holds besides the bundles: which version to serve, and which one is being tried out.
 
 ================= ===========================================================================================
-name              what
+name              content
 ================= ===========================================================================================
 ``<version>/``    a bundle (``feature_store.bundles.bundle``)
 ``current``       symbolic link: the version to serve
-``serving``       symbolic link: the version that servers went over to last, kept by them for their next start
-``rollout.json``  the version that is tried out, if there is one: ``{"shadow": …}`` or ``{"canary": …, "share": …}``
+``serving``       symbolic link: the version that servers switched to last; they set it for their next start
+``rollout.json``  the version being tried out, if any: ``{"shadow": …}`` or ``{"canary": …, "share": …}``
 ================= ===========================================================================================
 
-Each changes in one step, and servers look at them again and again, so all that share a registry follow.
+Each changes atomically. Servers poll them, so all servers that share a registry follow.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from feature_store.bundles.bundle import (
     VERSION,
     BundleError,
     Manifest,
-    point,
     read_manifest,
+    set_link,
 )
 from feature_store.config import first_problem
 from feature_store.files import write_atomically
@@ -41,12 +41,12 @@ SERVING: Final = "serving"
 ROLLOUT_FILE: Final = "rollout.json"
 FILES: Final = (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)
 
-Stamp = tuple[tuple[int, ...] | None, ...]
-"""Of a version's files: what changes when they do."""
+FileStamp = tuple[tuple[int, ...] | None, ...]
+"""Per file of a version: modification time, size and inode; None if the file does not exist."""
 
 
 class Rollout(BaseModel):
-    """What is tried out: a shadow, which scores without answering, or a canary, which answers a share of customers."""
+    """The version being tried out: a shadow scores without answering, a canary answers a share of the customers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,15 +56,15 @@ class Rollout(BaseModel):
 
     @property
     def version(self) -> str | None:
-        """The version that is tried out, None where there is none."""
+        """The version being tried out; None if there is none."""
         return self.shadow or self.canary
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Self:
+    def _check(self) -> Self:
         if self.shadow is not None and self.canary is not None:
-            raise ValueError("shadow: it goes with no canary: name one of them")
+            raise ValueError("shadow: it cannot be combined with a canary: name one of them")
         if (self.canary is not None) is not (self.share > 0):
-            raise ValueError("share: a canary has one above 0, and nothing else has")
+            raise ValueError("share: give a canary a share above 0, and nothing else a share")
         return self
 
 
@@ -72,59 +72,64 @@ NO_ROLLOUT: Final = Rollout()
 
 
 def is_version(name: str) -> bool:
-    """Whether a bundle may have this name; it then lies in the registry, wherever it comes from."""
+    """Whether a name is valid for a version; then its folder is always inside the registry."""
     return re.fullmatch(VERSION, name) is not None
 
 
-def versions(registry: Path) -> list[str]:
-    """All bundles, whole or not, newest first by name; OSError where the registry cannot be read."""
+def list_versions(registry: Path) -> list[str]:
+    """All versions, valid or not, newest first by name; OSError if the registry cannot be read."""
     with os.scandir(registry) as entries:
-        found = [one.name for one in entries if one.is_dir(follow_symlinks=False) and is_version(one.name)]
-    return sorted(found, reverse=True)
+        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and is_version(entry.name)]
+    return sorted(names, reverse=True)
 
 
-def linked(registry: Path, name: str = CURRENT) -> str | None:
-    """The version that a link names, None where there is no such link; OSError where the registry cannot be read."""
+def linked_version(registry: Path, name: str = CURRENT) -> str | None:
+    """The version that a link points to; None if there is no such link; OSError if the registry cannot be read."""
     try:
         return (registry / name).readlink().name
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a copy of the folder that it named, which nobody can point elsewhere
+        if error.errno == errno.EINVAL:  # a real folder, such as a copy made without links
             return None
         raise
 
 
-def in_use(registry: Path, further: Sequence[str] = ()) -> list[Manifest]:
-    """Manifests of what is served or tried out, and of further versions; BundleError or OSError if that is unclear."""
-    if (current := linked(registry)) is None:
+def manifests_in_use(registry: Path, more: Sequence[str] = ()) -> list[Manifest]:
+    """Manifests of the versions that are served or tried out, and of ``more``.
+
+    Raises:
+        BundleError: A bundle or the rollout cannot be used, or there is no current version.
+        OSError: The registry cannot be read.
+    """
+    if (current := linked_version(registry)) is None:
         raise BundleError(f"{registry} has no {CURRENT} bundle")
-    names = {current, *further}
-    names.update(filter(None, [read_rollout(registry).version, linked(registry, SERVING)]))
+    names = {current, *more}
+    names.update(filter(None, [read_rollout(registry).version, linked_version(registry, SERVING)]))
     return [read_manifest(registry / name) for name in sorted(names)]
 
 
 def remember_serving(registry: Path, version: str) -> None:
-    """Let servers that start while ``current`` cannot be served begin with this one; OSError where that fails."""
-    if linked(registry, SERVING) != version:
-        point(registry, SERVING, version)
+    """Note the version being served, for servers that start while ``current`` cannot be served; OSError."""
+    if linked_version(registry, SERVING) != version:
+        set_link(registry, SERVING, version)
 
 
-def stamp(registry: Path, version: str) -> Stamp:
-    """What tells that a version's files have changed; a file that is not there has None."""
+def file_stamp(registry: Path, version: str) -> FileStamp:
+    """A stamp that changes whenever a file of the version does."""
     return tuple(_stamp(registry / version / name) for name in FILES)
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def read_rollout(registry: Path) -> Rollout:
-    """What is tried out; BundleError where the file says something else."""
+    """The version being tried out, from ``rollout.json``; BundleError if the file is not valid."""
     try:
         return Rollout.model_validate_json((registry / ROLLOUT_FILE).read_bytes())
     except FileNotFoundError:
@@ -136,5 +141,5 @@ def read_rollout(registry: Path) -> Rollout:
 
 
 def write_rollout(registry: Path, rollout: Rollout) -> None:
-    """Keep what is tried out, in one step; OSError where that fails."""
+    """Write ``rollout.json`` atomically; OSError if that fails."""
     write_atomically(registry / ROLLOUT_FILE, rollout.model_dump_json(exclude_defaults=True) + "\n", durable=True)

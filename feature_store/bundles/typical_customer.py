@@ -1,7 +1,7 @@
-"""The typical customer: a state with the median of every slot, which explanations of a score compare with.
+"""The typical customer: a state with the median of every slot, the baseline that explanations of scores compare with.
 
-Training writes it into the manifest, null where the typical customer has nothing (no such event, an attribute that most
-have not). A bundle of before that has golden rows, and their median stands in.
+Training writes it into the manifest, with null for a slot that the typical customer does not have (no such event, or an
+attribute that most customers lack). For bundles of earlier releases the median of the golden rows takes its place.
 """
 
 from __future__ import annotations
@@ -14,35 +14,39 @@ from feature_store.bundles.bundle import Bundle
 from feature_store.state.layout import DAY_S, Floats, StateLayout
 
 
-def typical(layout: StateLayout, slots: Floats) -> Floats:
-    """The typical state ``[slots]`` of states ``[n, slots]`` (one or more), each as of its own reference.
+def typical_state(layout: StateLayout, slots: Floats) -> Floats:
+    """The slots ``[slots]`` of the typical customer among some customers.
 
-    A slot's median is a value that some customer has (the lower of two), of a category the most frequent one; NaN for
-    an attribute that most have not.
+    The median of a slot is a value that some customer has (the lower of the two middle ones). Of a category it is the
+    most frequent one. An attribute that most customers lack is NaN.
+
+    Args:
+        layout: The layout.
+        slots: ``[n, slots]`` with n of at least 1, each row as of its own reference time.
     """
-    ordered = np.sort(slots, axis=0)  # what is unknown comes last
+    ordered = np.sort(slots, axis=0)  # NaN is sorted last
     known = np.count_nonzero(~np.isnan(slots), axis=0)
-    found = np.take_along_axis(ordered, np.maximum(known - 1, 0)[np.newaxis] // 2, axis=0)[0]
+    median = np.take_along_axis(ordered, np.maximum(known - 1, 0)[np.newaxis] // 2, axis=0)[0]
     for column, feature in enumerate(layout.features):
         if feature.categories is not None and known[column]:
             codes, counts = np.unique(ordered[: known[column], column], return_counts=True)
-            found[column] = codes[np.argmax(counts)]
-    return np.where(known * 2 >= len(slots), found, np.nan)
+            median[column] = codes[np.argmax(counts)]
+    return np.where(known * 2 >= len(slots), median, np.nan)
 
 
-def told(slots: Floats) -> list[float | None]:
-    """A state as the manifest has it."""
+def to_manifest(slots: Floats) -> list[float | None]:
+    """The slots of a state as they are written to the manifest."""
     return [float(value) if np.isfinite(value) else None for value in slots]
 
 
-def baseline(bundle: Bundle, layout: StateLayout) -> Floats:
-    """The typical state ``[slots]`` of a bundle, as of whichever moment one looks at."""
-    if (written := bundle.manifest.baseline) is not None:
-        return _read(written, layout)
+def typical_customer(bundle: Bundle, layout: StateLayout) -> Floats:
+    """The slots ``[slots]`` of a bundle's typical customer, as of any time."""
+    if (baseline := bundle.manifest.baseline) is not None:
+        return _from_manifest(baseline, layout)
     golden = bundle.golden
-    return typical(layout, layout.advance(golden["input_state"], golden["input_age"][:, 0] * DAY_S))
+    return typical_state(layout, layout.advance(golden["input_state"], golden["input_age"][:, 0] * DAY_S))
 
 
-def _read(written: Sequence[float | None], layout: StateLayout) -> Floats:
-    known = np.array([value is not None for value in written])
-    return np.where(known, np.array([value or 0.0 for value in written]), layout.identity)
+def _from_manifest(baseline: Sequence[float | None], layout: StateLayout) -> Floats:
+    known = np.array([value is not None for value in baseline])
+    return np.where(known, np.array([value or 0.0 for value in baseline]), layout.identity)

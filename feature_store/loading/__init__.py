@@ -1,1 +1,1 @@
-"""Loading: computes customer states from a source and writes them to Redis beside live events."""
+"""Loading: computes customer states from a source and writes them to Redis while live events come in."""

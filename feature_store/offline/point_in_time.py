@@ -1,17 +1,18 @@
-"""States at many cut-offs from one pass over the events: each is read in its step of time, and added to the rest.
+"""States at many cut-offs in one pass over the events, which are read in steps of time and added up.
 
 ::
 
     events ──┬── step ──┬── step ──┬── step ──┬──►
              │ decay,   │ decay,   │ decay,   │
              │ add      │ add      │ add      │
-             └──────────┴─ cut-off ┴──────────┴─ cut-off: the states then
+             └──────────┴─ cut-off ┴──────────┴─ cut-off: the states as of then
 
-A state is a monoid, so that those of a cut-off are those of the one before, decayed, and the events in between. A step
-that would hold too many events is split at full hours, which bounds the memory.
+States are a monoid, so the states at a cut-off are those of the cut-off before, decayed, plus the events in between. A
+step that would hold too many events is split at full hours, which bounds the memory.
 
-The same events give the same bits, in whatever order and by however many threads they are read: what is added up is
-sorted by all its columns first and then added one by one.
+The same events give bit-identical states, in whatever order and with however many threads they are read: they are
+sorted by all columns and then added one by one. :meth:`feature_store.state.layout.StateLayout.fold` is the online
+counterpart; tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from feature_store.definitions import Feature
 from feature_store.sql import literal
 from feature_store.state.layout import DAY_S, Floats, StateLayout
 
-AT_ONCE: Final = 2_000_000
-"""Events read at once, about; each takes some 150 bytes while it is."""
+MAX_EVENTS: Final = 2_000_000
+"""Approximate number of events read at a time; each takes about 150 bytes of memory."""
 STEP_S: Final = 3_600.0
-"""Seconds; steps that are split end at multiples of it."""
+"""Steps are split at multiples of this."""
 ID_DIGITS: Final = 13
-"""Hexadecimal digits of an id's hash that decide whether it is in a sample: 52 bits, as a float64 holds them."""
+"""Hexadecimal digits of an id's hash that decide whether it is in a sample: 52 bits, which a float64 holds exactly."""
 
 Names = npt.NDArray[np.object_]
 Columns = Mapping[str, npt.NDArray[Any]]
 
 
-def sampled(share: float) -> str:
-    """SQL that picks this share (0 to 1) of all customers by a hash of ``customer_id``: the same ones at any time.
+def sample_condition(share: float) -> str:
+    """A SQL condition that selects a share (0 to 1) of all customers by a hash of ``customer_id``.
 
-    A smaller share's customers are among those of a larger one.
+    The same share always selects the same customers, and a smaller one a subset of those of a larger one.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be between 0 and 1, not {share!r}")
@@ -52,7 +53,7 @@ def sampled(share: float) -> str:
 
 
 @dataclass
-class _Kind:
+class _TypeSlots:
     """Slots of one event type: decayed sums by half-life in seconds, latest and earliest times."""
 
     sums: dict[float, list[tuple[int, Feature]]] = field(default_factory=dict)
@@ -60,67 +61,69 @@ class _Kind:
     earliest: list[int] = field(default_factory=list)
 
 
-class Fold:
-    """States of ``n`` customers as time goes on, a row for each slot: float64 ``[slots, n]``."""
+class StateAccumulator:
+    """Accumulates the states of ``n`` customers over time, one row per slot: float64 ``[slots, n]``."""
 
     def __init__(self, layout: StateLayout, customers: int) -> None:
         self._slots: Final = np.repeat(layout.identity[:, np.newaxis], customers, axis=1)
         self._as_of = -np.inf
-        self._kinds: Final = {name: _Kind() for name in _event_types(layout)}
+        self._type_slots: Final = {name: _TypeSlots() for name in _event_types(layout)}
         self._decayed: Final[list[tuple[int, float]]] = []
         self._timed: Final[list[int]] = []
         for slot, feature in enumerate(layout.features):
             if feature.event is None:
                 continue
-            kind = self._kinds[feature.event]
+            type_slots = self._type_slots[feature.event]
             if feature.half_life_days is None:
-                (kind.latest if feature.aggregate == "latest" else kind.earliest).append(slot)
+                (type_slots.latest if feature.aggregate == "latest" else type_slots.earliest).append(slot)
                 self._timed.append(slot)
             else:
                 half_life = feature.half_life_days * DAY_S
-                kind.sums.setdefault(half_life, []).append((slot, feature))
+                type_slots.sums.setdefault(half_life, []).append((slot, feature))
                 self._decayed.append((slot, half_life))
 
-    def know(self, slot: int, values: Floats) -> None:
-        """Set an attribute (``[n]``): what is no finite number is missing."""
+    def set_attribute(self, slot: int, values: Floats) -> None:
+        """Set an attribute of all customers (``[n]``); values that are not finite are missing."""
         self._slots[slot] = np.where(np.isfinite(values), values, np.nan)
 
     def advance(self, as_of: float) -> None:
         """Decay all sums to a later time."""
         if np.isfinite(self._as_of):
-            with np.errstate(invalid="ignore"):  # of infinite sums, which states() leaves out
+            with np.errstate(invalid="ignore"):  # infinite sums, which states() replaces
                 for slot, half_life in self._decayed:
                     self._slots[slot] *= np.exp2((self._as_of - as_of) / half_life)
         self._as_of = as_of
 
     def add(self, events: Columns) -> None:
-        """Add events that are not after ``as_of``: kind, customer, t and fields, by kind, then customer, then time.
+        """Add events that are not after ``as_of``.
 
-        kind: an event type's place among all of the layout, in order.
+        Args:
+            events: Columns kind (index of the event type among those of the layout), customer (index), t (unix seconds)
+                and the fields; sorted by kind, customer and t.
         """
-        bounds = np.searchsorted(events["kind"], np.arange(len(self._kinds) + 1))
-        for kind, start, end in zip(self._kinds.values(), bounds[:-1], bounds[1:], strict=True):
+        bounds = np.searchsorted(events["kind"], np.arange(len(self._type_slots) + 1))
+        for type_slots, start, end in zip(self._type_slots.values(), bounds[:-1], bounds[1:], strict=True):
             if start < end:
-                self._add(kind, {name: column[start:end] for name, column in events.items()})
+                self._add(type_slots, {name: column[start:end] for name, column in events.items()})
 
     def states(self, rows: npt.NDArray[np.bool_]) -> Floats:
-        """Slots ``[m, slots]`` of some customers as they are now."""
+        """Current slots ``[m, slots]`` of the customers selected by a mask ``[n]``."""
         slots = self._slots[:, rows]
         slots[self._timed] -= self._as_of
         for slot, _ in self._decayed:
             slots[slot, ~np.isfinite(slots[slot])] = 0.0
         return slots.T
 
-    def _add(self, kind: _Kind, events: Columns) -> None:
+    def _add(self, type_slots: _TypeSlots, events: Columns) -> None:
         customer, t = events["customer"].astype(np.intp), events["t"]
-        if kind.latest or kind.earliest:
+        if type_slots.latest or type_slots.earliest:
             first = np.flatnonzero(np.diff(customer, prepend=-1))
             last = np.append(first[1:], len(customer)) - 1
-            for slot in kind.latest:
+            for slot in type_slots.latest:
                 self._slots[slot, customer[last]] = t[last]
-            for slot in kind.earliest:
+            for slot in type_slots.earliest:
                 self._slots[slot, customer[first]] = np.minimum(self._slots[slot, customer[first]], t[first])
-        for half_life, slots in kind.sums.items():
+        for half_life, slots in type_slots.sums.items():
             weight = np.exp2((t - self._as_of) / half_life)
             for slot, feature in slots:
                 added = weight if feature.field is None else weight * _clipped(events[feature.field], feature.clip)
@@ -137,56 +140,69 @@ def states_at(
     customers: str | None = None,
     events: str = "events",
 ) -> Iterator[tuple[Names, Floats]]:
-    """Ids ``[n]`` and slots ``[n, slots]`` of the customers known at each cut-off (unix seconds, ascending).
+    """States of the customers known at each cut-off.
 
-    attributes: by slot, SQL over the table ``attributes``; customers: SQL that is true for the ids to take (None: all).
+    Args:
+        connection: Has the tables of ``feature_store.offline.source``.
+        layout: Which states.
+        cutoffs: Unix seconds, ascending.
+        attributes: SQL expressions over the table ``attributes``, by slot.
+        customers: SQL condition on ``customer_id``; None for all customers.
+        events: The table or view to read events from.
+
+    Yields:
+        Ids ``[n]`` and slots ``[n, slots]``, per cut-off.
     """
-    with connection.cursor() as own:  # for a temporary table of its own
-        everybody = _everybody(own, cutoffs[-1], attributes, customers or "true", events)
+    with connection.cursor() as cursor:  # a cursor has its own temporary tables
+        everybody = _everybody(cursor, cutoffs[-1], attributes, customers or "true", events)
         names, since = np.asarray(everybody["customer_id"], dtype=object), everybody["since"]
-        fold = Fold(layout, len(names))
+        accumulator = StateAccumulator(layout, len(names))
         for slot in attributes:
-            fold.know(slot, np.ma.filled(everybody[f"s{slot}"], np.nan))
-        read, start = _Reading(own, layout, events), -np.inf
-        for cutoff, ends in zip(cutoffs, read.steps(cutoffs, every=customers is None), strict=True):
+            accumulator.set_attribute(slot, np.ma.filled(everybody[f"s{slot}"], np.nan))
+        reader, start = _EventReader(cursor, layout, events), -np.inf
+        for cutoff, ends in zip(cutoffs, reader.steps(cutoffs, all_customers=customers is None), strict=True):
             for end in ends:
-                fold.advance(end)
-                fold.add(read(start, end))
+                accumulator.advance(end)
+                accumulator.add(reader.read(start, end))
                 start = end
             known = since <= cutoff
-            yield names[known], fold.states(known)
+            yield names[known], accumulator.states(known)
 
 
 def step_ends(starts: Floats, events: Floats, cutoffs: Sequence[float]) -> list[list[float]]:
-    """For each cut-off, the ends of the steps that lead to it, of which it is the last itself.
+    """For each cut-off, the ends of the steps that lead to it; the last one is the cut-off itself.
 
-    starts: of the hours that have events, unix seconds ascending; events: how many each of them has. A step has AT_ONCE
-    events, or a little more where it begins within an hour, or where one hour has more.
+    A step has at most MAX_EVENTS events, or slightly more if it begins within an hour or a single hour has more.
+
+    Args:
+        starts: Starts of the hours that have events, unix seconds ascending.
+        events: Number of events in each of these hours.
+        cutoffs: Unix seconds, ascending.
     """
-    found = []
+    steps = []
     for before, cutoff in zip([-np.inf, *cutoffs], cutoffs, strict=False):
         ends, waiting = [], 0.0
-        mine = slice(*np.searchsorted(starts, [before, cutoff]))
-        for start, number in zip(starts[mine].tolist(), events[mine].tolist(), strict=True):
-            if waiting and waiting + number > AT_ONCE:
+        hours = slice(*np.searchsorted(starts, [before, cutoff]))
+        for start, number in zip(starts[hours].tolist(), events[hours].tolist(), strict=True):
+            if waiting and waiting + number > MAX_EVENTS:
                 ends.append(start)
                 waiting = 0.0
             waiting += number
-        found.append([*ends, cutoff])
-    return found
+        steps.append([*ends, cutoff])
+    return steps
 
 
 def _everybody(
     connection: duckdb.DuckDBPyConnection, last: float, attributes: Mapping[int, str], customers: str, events: str
 ) -> Columns:
-    """Make the table ``everybody`` and return it: customer_id, its place in order, since when known, attributes."""
+    """Create and return the table ``everybody``: customer_id, customer (index), since (first event), attributes."""
     known, columns = "FROM seen", ""
     if attributes:
         columns = "".join(f", {value} AS s{slot}" for slot, value in attributes.items())
-        told = f"SELECT customer_id, '-inf'::DOUBLE AS always{columns} FROM attributes"
-        known = f"FROM seen FULL JOIN ({told}) USING (customer_id)"
+        values = f"SELECT customer_id, '-inf'::DOUBLE AS always{columns} FROM attributes"
+        known = f"FROM seen FULL JOIN ({values}) USING (customer_id)"
         columns = "".join(f", s{slot}" for slot in attributes)
-    # An id is looked at once, not once for each of its events.
+    # The condition is evaluated once per customer, not once per event.
     connection.execute(
         f"""CREATE TEMP TABLE everybody AS
             WITH seen AS MATERIALIZED (SELECT customer_id, min(t) AS since FROM {events} WHERE t <= $last
@@ -199,34 +215,34 @@ def _everybody(
     return connection.execute("FROM everybody ORDER BY customer").fetchnumpy()
 
 
-class _Reading:
-    """Events of a layout's types, in steps of time."""
+class _EventReader:
+    """Reads the events of a layout's types, in steps of time."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, layout: StateLayout, events: str) -> None:
         self._connection: Final = connection
-        kinds = [literal(name) for name in _event_types(layout)]
+        types = [literal(name) for name in _event_types(layout)]
         fields = sorted({f.field for f in layout.features if f.field})
         columns = "".join(f", coalesce({name}, 0)::DOUBLE AS {name}" for name in fields)
         self._table: Final = events
-        kind = " ".join(f"WHEN {name} THEN {at}" for at, name in enumerate([*kinds, "NULL"]))
-        # Ordered by all that is read, and so by nothing but the events themselves.
+        kind = " ".join(f"WHEN {name} THEN {at}" for at, name in enumerate([*types, "NULL"]))
+        # Sorted by all columns, so that the order depends on nothing but the events themselves.
         self._query: Final = f"""
             SELECT (CASE event_type {kind} END)::USMALLINT AS kind, customer, t{columns}
-            FROM (FROM {events} WHERE t > $start AND t <= $end AND event_type IN ({", ".join(kinds) or "NULL"}))
+            FROM (FROM {events} WHERE t > $start AND t <= $end AND event_type IN ({", ".join(types) or "NULL"}))
                 JOIN everybody USING (customer_id) ORDER BY ALL"""
 
-    def steps(self, cutoffs: Sequence[float], *, every: bool) -> list[list[float]]:
-        """Ends of steps, by cut-off, over the events of every customer or of those taken."""
-        taken = "" if every else "SEMI JOIN everybody USING (customer_id)"
+    def steps(self, cutoffs: Sequence[float], *, all_customers: bool) -> list[list[float]]:
+        """Ends of the steps, by cut-off (:func:`step_ends`)."""
+        selected = "" if all_customers else "SEMI JOIN everybody USING (customer_id)"
         hours = self._connection.execute(
-            f"""SELECT floor(t / {STEP_S}) * {STEP_S} AS start, count(*)::DOUBLE AS events FROM {self._table} {taken}
+            f"""SELECT floor(t / {STEP_S}) * {STEP_S} AS start, count(*)::DOUBLE AS events FROM {self._table} {selected}
                 WHERE t <= $last GROUP BY start ORDER BY start""",
             {"last": cutoffs[-1]},
         ).fetchnumpy()
         return step_ends(hours["start"], hours["events"], cutoffs)
 
-    def __call__(self, start: float, end: float) -> Columns:
-        """Events after ``start`` up to ``end``, as :meth:`Fold.add` takes them."""
+    def read(self, start: float, end: float) -> Columns:
+        """Events after ``start`` up to ``end``, in the form that :meth:`StateAccumulator.add` takes."""
         return self._connection.execute(self._query, {"start": start, "end": end}).fetchnumpy()
 
 

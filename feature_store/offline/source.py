@@ -1,9 +1,14 @@
-"""Canonical events and attributes: what a source's SQL or its archive gives, as tables of one form in DuckDB.
+"""Canonical events and attributes: the result of a source's SQL, or its archive, as DuckDB tables of a fixed form.
 
-Tables: ``read`` (all rows: customer_id, t in unix seconds, event_type, amount, duration_s, item_id, event_id), the
-view ``events`` of those that can be used, ``unusable`` (customer_id, rows: of ids that cannot be used), ``attributes``
-(customer_id and the source's columns) and ``aliases`` (alias, root), which holds rows only for an archive. Customer ids
-in the others are roots.
+============== =======================================================================================
+table          content
+============== =======================================================================================
+``read``       all rows: customer_id, t (unix seconds), event_type, amount, duration_s, item_id, event_id
+``events``     view of the usable rows of ``read``
+``unusable``   unusable ids: customer_id, rows
+``attributes`` customer_id and the source's columns
+``aliases``    alias, root; has rows only for an archive. Customer ids in the other tables are roots
+============== =======================================================================================
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from typing import Final
 
 import duckdb
 
-from feature_store.archive.reader import ALIAS_COLUMNS, Snapshot, read_archive
+from feature_store.archive.reader import ALIAS_COLUMNS, ArchiveSnapshot, read_archive
 from feature_store.config import Source
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.errors import InputError
@@ -25,7 +30,7 @@ REQUIRED: Final = ("customer_id", "event_time", "event_type")
 OPTIONAL: Final = ("amount", "duration_s", "item_id", "channel", "text", "event_id")
 
 NUMERIC: Final = re.compile(r"BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)")
-"""DuckDB types that an attribute of a feature may have."""
+"""Types of DuckDB columns that can be the attribute of a feature without categories."""
 
 NO_EVENTS: Final = (
     "NULL::VARCHAR AS customer_id, NULL::DOUBLE AS t, NULL::VARCHAR AS event_type, NULL::DOUBLE AS amount, "
@@ -34,7 +39,7 @@ NO_EVENTS: Final = (
 """Columns of ``read`` for a source without events."""
 
 LOG_ID: Final = "'tm:log:' || seq || ':' || n"
-"""SQL for the id of an event that was sent without one: its place in the log."""
+"""SQL for the id of an event that was sent without one: its place in the event log."""
 
 UNUSABLE_ID: Final = "without a usable customer_id"
 
@@ -45,11 +50,11 @@ LEFT_OUT: Final = {
     "without an event_type": "event_type IS NULL",
     "in the future": "t > epoch(now()) + 86400",
 }
-"""Rules by which an event of ``read`` is no event of ``events``, by what they are called."""
+"""SQL conditions on rows of ``read`` that are left out of ``events``, by reason."""
 
 
 def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
-    """Make the tables of events, and of the aliases known; InputError names what is wrong with the source."""
+    """Create the tables of events and aliases; InputError says what is wrong with the source."""
     connection.execute(f"CREATE TABLE aliases AS {parquet_query([], ALIAS_COLUMNS)}")
     if source.events is not None:
         _read_query(connection, source.sql(source.events))
@@ -61,22 +66,22 @@ def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
 
 
 def count_left_out(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Rows of ``read`` that are no events, by reason; reasons that left out none are not there."""
-    by_row = {reason: rule for reason, rule in LEFT_OUT.items() if reason != UNUSABLE_ID}
-    rules = ", ".join(f"count(*) FILTER ({rule})" for rule in by_row.values())
+    """Numbers of rows of ``read`` that were left out, by reason; reasons without rows are absent."""
+    by_row = {reason: condition for reason, condition in LEFT_OUT.items() if reason != UNUSABLE_ID}
+    counts = ", ".join(f"count(*) FILTER ({condition})" for condition in by_row.values())
     rows = connection.execute(f"""
-        SELECT (SELECT coalesce(sum(rows), 0)::BIGINT FROM unusable), {rules} FROM read""").fetchall()[0]
+        SELECT (SELECT coalesce(sum(rows), 0)::BIGINT FROM unusable), {counts} FROM read""").fetchall()[0]
     return {reason: number for reason, number in zip([UNUSABLE_ID, *by_row], rows, strict=True) if number}
 
 
 def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, str]:
-    """Make the table of attributes, if the source has any: the DuckDB type of its columns by name."""
+    """Create the table of attributes, if the source has any, and return the DuckDB types of its columns by name."""
     if source.attributes is None:
         return {}
     query = source.sql(source.attributes)
     columns = _columns(connection, "source.attributes", query)
     if "customer_id" not in columns:
-        raise InputError("source.attributes: column 'customer_id' is missing: select the shop's column AS it")
+        raise InputError("source.attributes: column 'customer_id' is missing: select the shop's column AS customer_id")
     _execute(
         connection,
         "source.attributes",
@@ -84,9 +89,9 @@ def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> di
             FROM (SELECT * REPLACE (customer_id::VARCHAR AS customer_id) FROM ({query}\n))
             WHERE NOT ({LEFT_OUT[UNUSABLE_ID]})""",
     )
-    twice = connection.execute("SELECT count(*) - count(DISTINCT customer_id) FROM attributes").fetchall()
-    if twice[0][0]:
-        raise InputError(f"source.attributes: {twice[0][0]:,} rows repeat a customer_id: select one row per customer")
+    ((repeated,),) = connection.execute("SELECT count(*) - count(DISTINCT customer_id) FROM attributes").fetchall()
+    if repeated:
+        raise InputError(f"source.attributes: {repeated:,} rows repeat a customer_id: select one row per customer")
     if source.archive is not None:
         merge_attributes(connection, columns)
     return columns
@@ -100,7 +105,7 @@ def _read_query(connection: duckdb.DuckDBPyConnection, query: str) -> None:
     for name in columns:
         if name not in REQUIRED + OPTIONAL:
             raise InputError(
-                f"source.events: unknown column '{name}': canonical ones are {', '.join(REQUIRED + OPTIONAL)}"
+                f"source.events: unknown column '{name}': the canonical columns are {', '.join(REQUIRED + OPTIONAL)}"
             )
     if not columns["event_time"].startswith("TIMESTAMP"):
         raise InputError(
@@ -124,21 +129,22 @@ def _read_query(connection: duckdb.DuckDBPyConnection, query: str) -> None:
 
 
 def _make_view(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make ``events``, which every scan pays for: each id is looked at once, not once for each of its rows."""
+    """Create the view ``events``. Every scan evaluates it, so ids are checked once each and not once per row."""
     connection.execute(
         f"""CREATE TABLE unusable AS SELECT * FROM (SELECT customer_id, count(*) AS rows FROM read GROUP BY customer_id)
             WHERE {LEFT_OUT[UNUSABLE_ID]}"""
     )
-    rules = [rule for reason, rule in LEFT_OUT.items() if reason != UNUSABLE_ID] + ["customer_id IS NULL"]
+    left_out = [condition for reason, condition in LEFT_OUT.items() if reason != UNUSABLE_ID]
+    left_out.append("customer_id IS NULL")
     if connection.execute("SELECT 1 FROM unusable WHERE customer_id IS NOT NULL LIMIT 1").fetchall():
-        rules.append("customer_id IN (SELECT customer_id FROM unusable WHERE customer_id IS NOT NULL)")
-    connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(rules)})")
+        left_out.append("customer_id IN (SELECT customer_id FROM unusable WHERE customer_id IS NOT NULL)")
+    connection.execute(f"CREATE VIEW events AS FROM read WHERE NOT ({' OR '.join(left_out)})")
 
 
 def _read_archive(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    """Events that were folded, each under its customer's root. One without an id gets that of its place in the log."""
+    """Read the events that were folded, under the ids of their customers. An event without an id gets LOG_ID."""
 
-    def load(snapshot: Snapshot) -> int:
+    def load(snapshot: ArchiveSnapshot) -> int:
         connection.execute(f"CREATE OR REPLACE TABLE aliases AS {snapshot.aliases_sql}")
         connection.execute(
             f"""CREATE OR REPLACE TABLE read AS SELECT coalesce(root, customer_id) AS customer_id, t, event_type,
@@ -149,12 +155,12 @@ def _read_archive(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
 
     if not read_archive(folder, load):
         raise InputError(
-            f"source.archive: {folder} holds no event yet: archive some first, or select source.events instead"
+            f"source.archive: {folder} holds no event yet: archive events first, or use source.events instead"
         )
 
 
 def merge_attributes(connection: duckdb.DuckDBPyConnection, columns: Mapping[str, str]) -> None:
-    """Give attributes of an alias to its root, as states merge: the larger number, and missing loses."""
+    """Merge the attributes of aliases into those of their customers as states merge: the larger number, never NULL."""
     connection.execute(
         "UPDATE attributes SET customer_id = aliases.root FROM aliases WHERE aliases.alias = attributes.customer_id"
     )
@@ -162,7 +168,7 @@ def merge_attributes(connection: duckdb.DuckDBPyConnection, columns: Mapping[str
     for name in columns.keys() - {"customer_id"}:
         column = identifier(name)
         value = f"max({column}) FILTER (isfinite({column}::DOUBLE))"
-        if not NUMERIC.fullmatch(columns[name]):  # no feature's
+        if not NUMERIC.fullmatch(columns[name]):  # not the attribute of a numeric feature
             value = f"any_value({column})"
         merged.append(f"{value} AS {column}")
     connection.execute(

@@ -1,7 +1,7 @@
-"""Offline feature store: canonical events in DuckDB, and states as of any times.
+"""Offline feature store: canonical events in DuckDB, and states as of any time.
 
-They follow the same definitions as the online fold, so that both sides compute the same state from the same events
-(``tidemark verify`` proves it); how, is in ``feature_store.offline.point_in_time``.
+States follow the same definitions as online, so both sides compute the same state from the same events, which
+``tidemark verify`` checks. ``feature_store.offline.point_in_time`` computes them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from feature_store.state.layout import Floats, StateLayout
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What was read: rows kept, and rows left out by reason."""
+    """What was read.
+
+    Attributes:
+        events: Number of usable events.
+        customers: Number of customers that have any.
+        start: Unix seconds of the first event.
+        end: Unix seconds of the last event.
+        left_out: Numbers of unusable rows, by reason.
+    """
 
     events: int
     customers: int
@@ -46,9 +54,10 @@ class OfflineStates:
 
 
 class OfflineStore:
-    """Events of one source, read once into DuckDB."""
+    """The events of one source, read once into DuckDB."""
 
     def __init__(self, source: Source) -> None:
+        """Read a source; InputError says what is wrong with it."""
         self.connection: Final = duckdb.connect(":memory:")
         self.connection.execute("SET TimeZone = 'UTC'")
         try:
@@ -69,20 +78,23 @@ class OfflineStore:
 
     @property
     def with_attributes(self) -> set[str]:
-        """Ids of the customers who have attributes."""
+        """Ids of the customers that have attributes."""
         if not self.attribute_columns:
             return set()
         return {name for (name,) in self.connection.execute("SELECT customer_id FROM attributes").fetchall()}
 
     def apply_aliases(self) -> None:
-        """Give the attributes of aliases (table ``aliases``) to the customers they belong to."""
+        """Assign the attributes of aliases (table ``aliases``) to the customers they belong to."""
         if self.attribute_columns:
             merge_attributes(self.connection, self.attribute_columns)
 
     def states(self, layout: StateLayout, as_of: float, events: str = "events") -> OfflineStates:
-        """States of every customer known by ``as_of`` (unix seconds): no event after it is read.
+        """States of every customer known by ``as_of`` (unix seconds); no later event is read.
 
-        ``events``: the table or view to read them from.
+        Args:
+            layout: Which states.
+            as_of: The time.
+            events: The table or view to read events from.
         """
         (states,) = self.states_at(layout, [as_of], events=events)
         return states
@@ -90,26 +102,36 @@ class OfflineStore:
     def states_at(
         self, layout: StateLayout, cutoffs: Sequence[float], *, customers: str | None = None, events: str = "events"
     ) -> Iterator[OfflineStates]:
-        """States at each of several times (unix seconds, ascending), for about the price of one reading of the events.
+        """States at each of several times, at about the cost of reading the events once.
 
-        The same events give the same bits, whatever their order and the number of threads. ``customers``: SQL that is
-        true for the customer ids to take, such as ``sampled(0.1)``; ``events``: the table or view to read from.
+        The same events give bit-identical states, whatever their order and the number of threads.
+
+        Args:
+            layout: Which states.
+            cutoffs: Unix seconds, ascending.
+            customers: SQL condition on ``customer_id``, such as ``sample_condition(0.1)``; None for all customers.
+            events: The table or view to read events from.
+
+        Raises:
+            InputError: A feature's attribute is not in the source, or is not a number.
         """
         if not cutoffs or any(later <= before for before, later in pairwise(cutoffs)):
-            raise ValueError("cut-offs must ascend")
+            raise ValueError("cut-offs must be ascending")
         attributes = {i: self._attribute_sql(f) for i, f in enumerate(layout.features) if f.aggregate == "attribute"}
-        found = states_at(self.connection, layout, cutoffs, attributes, customers=customers, events=events)
-        return (OfflineStates(ids, slots) for ids, slots in found)
+        states = states_at(self.connection, layout, cutoffs, attributes, customers=customers, events=events)
+        return (OfflineStates(ids, slots) for ids, slots in states)
 
     def _attribute_sql(self, feature: Feature) -> str:
-        """The number of an attribute: its value, or of a text the index among its categories."""
+        """SQL for the value of an attribute: the number, or the index of a text among its categories."""
         kind = self.attribute_columns.get(feature.source_column)
         if kind is None:
-            raise InputError(f"feature '{feature.name}': source.attributes has no column of that name")
+            raise InputError(f"feature '{feature.name}': source.attributes has no column '{feature.source_column}'")
         column = identifier(feature.source_column)
         if feature.categories is not None:
-            known = ", ".join(map(literal, feature.categories))
-            code = f"coalesce(nullif(list_position([{known}], {column}::VARCHAR), 0) - 1, {len(feature.categories)})"
+            categories = ", ".join(map(literal, feature.categories))
+            code = (
+                f"coalesce(nullif(list_position([{categories}], {column}::VARCHAR), 0) - 1, {len(feature.categories)})"
+            )
             return f"(CASE WHEN {column} IS NOT NULL THEN {code} END)::DOUBLE"
         if not NUMERIC.fullmatch(kind):
             raise InputError(f"feature '{feature.name}': its column is {kind}, not a number: convert it in SQL")
@@ -117,12 +139,12 @@ class OfflineStore:
 
     def _summarise(self, source: Source) -> SourceSummary:
         where = "source.events" if source.archive is None else "source.archive"
-        if source.events is None and source.archive is None:  # a snapshot is as of when it is read
+        if source.events is None and source.archive is None:  # a snapshot is as of the time when it is read
             ((customers,),) = self.connection.execute("SELECT count(*) FROM attributes").fetchall()
             now = time.time()
             return SourceSummary(0, customers, now, now, {})
-        found = self.connection.execute("SELECT count(*), count(DISTINCT customer_id), min(t), max(t) FROM events")
-        events, customers, start, end = found.fetchall()[0]
+        query = "SELECT count(*), count(DISTINCT customer_id), min(t), max(t) FROM events"
+        events, customers, start, end = self.connection.execute(query).fetchall()[0]
         if not events:
-            raise InputError(f"{where}: no usable row: every one lacks a customer_id, an event_time or a type")
+            raise InputError(f"{where}: no usable row: every row lacks a customer_id, an event_time or an event_type")
         return SourceSummary(events, customers, start, end, count_left_out(self.connection))

@@ -1,1 +1,1 @@
-"""Online: customer states and profiles in Redis, read and written by the server."""
+"""The online store: states and profiles in Redis, read for scoring and changed by events."""

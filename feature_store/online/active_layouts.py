@@ -1,14 +1,14 @@
-"""The layouts whose states live beside each other: live events are folded into all of them, by every server.
+"""The active layouts: every server folds live events into the states of all of them.
 
 ::
 
     load, or a server that starts ──► {tm:layouts}:folded, with the features: every commit folds into it from now on
-    load has ended                ──► tm:layouts: servers may go over to it
-    prune                         ──► out of both, then the states are removed
+    load has ended                ──► tm:layouts: servers may switch to it
+    prune                         ──► removed from both, then the states are deleted
 
-A commit says for which layouts it was computed (by a tag), and is refused where they are others by now. So from the
-moment a layout is announced no event passes it by, whoever records it: what a load finds in the log and what servers
-fold meets without a gap, and a model can be gone back to for as long as its states are kept.
+A commit names the version of the active layouts that it was computed for, and is refused if they have changed. So from
+the moment a layout is announced, every event is folded into it, by whichever server. What a load finds in the log and
+what servers fold meet without a gap, and a server can return to an earlier model as long as its states are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from feature_store.definitions import Feature
-from feature_store.online.store import CHUNK, FOLDED, LAYOUTS, TAG, Keys, LogReader, Redis
+from feature_store.online.commands import CommandClient
+from feature_store.online.keys import ACTIVE_LAYOUTS, CHUNK, LAYOUTS_VERSION, STORED_LAYOUTS, Keys
+from feature_store.online.store import RedisStore
 from feature_store.state.layout import StateLayout
 
 logger: Final = logging.getLogger(__name__)
@@ -39,74 +41,82 @@ redis.call('SET', KEYS[2], ARGV[2])
 """
 
 
-class Folded(NamedTuple):
-    """The layouts that live events are folded into, and their tag."""
+class ActiveLayouts(NamedTuple):
+    """The active layouts by fingerprint, and their version."""
 
-    tag: bytes
+    version: bytes
     layouts: Mapping[str, StateLayout]
 
 
-def announce(redis: LogReader, layout: StateLayout) -> None:
-    """Have all that is recorded from now on folded into this layout too."""
-    redis.evaluate(ADD, [FOLDED, TAG], *_added(layout))
+def announce(client: CommandClient, layout: StateLayout) -> None:
+    """Make a layout active: everything recorded from now on is folded into it as well."""
+    client.evaluate(ADD, [ACTIVE_LAYOUTS, LAYOUTS_VERSION], *_added(layout))
 
 
-async def register(redis: Redis, layout: StateLayout) -> None:
-    """The same for a server, which also says that there are states; StoreUnavailableError."""
-    await redis.ask(b"SADD", LAYOUTS, layout.fingerprint.encode())
-    await redis.ask(b"EVAL", ADD, b"2", FOLDED, TAG, *_added(layout))
+async def register(store: RedisStore, layout: StateLayout) -> None:
+    """Make a layout active, and note that it has states, for a server; StoreUnavailableError."""
+    await store.ask(b"SADD", STORED_LAYOUTS, layout.fingerprint.encode())
+    await store.ask(b"EVAL", ADD, b"2", ACTIVE_LAYOUTS, LAYOUTS_VERSION, *_added(layout))
 
 
-async def folded(redis: Redis, known: Mapping[str, StateLayout]) -> Folded:
-    """What live events are folded into; ``known`` are layouts that need not be made again. StoreUnavailableError."""
-    tag = await redis.ask(b"GET", TAG) or b""  # first: an old tag with new layouts is refused, and asked for again
-    told = await redis.ask(b"HGETALL", FOLDED)
-    found = told.items() if isinstance(told, dict) else zip(told[::2], told[1::2], strict=True)  # by protocol
-    names = [(name.decode(), definition) for name, definition in found]
-    layouts = {name: known.get(name) or _layout(name, definition) for name, definition in names}
-    return Folded(tag, {name: layout for name, layout in layouts.items() if layout is not None})
+async def read_active(store: RedisStore, known: Mapping[str, StateLayout]) -> ActiveLayouts:
+    """The active layouts; those in ``known`` are reused. StoreUnavailableError."""
+    # Version first: a commit with an old version and new layouts is refused, and then they are read again.
+    version = await store.ask(b"GET", LAYOUTS_VERSION) or b""
+    reply = await store.ask(b"HGETALL", ACTIVE_LAYOUTS)
+    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)  # RESP3 or RESP2
+    definitions = [(name.decode(), definition) for name, definition in pairs]
+    layouts = {name: known.get(name) or _layout(name, definition) for name, definition in definitions}
+    return ActiveLayouts(version, {name: layout for name, layout in layouts.items() if layout is not None})
 
 
-async def is_ready(redis: Redis, fingerprint: str) -> bool:
-    """Whether there are states of a fingerprint, loaded and kept up since; StoreUnavailableError."""
+async def is_ready(store: RedisStore, fingerprint: str) -> bool:
+    """Whether a layout has states that are loaded and up to date; StoreUnavailableError."""
     name = fingerprint.encode()
-    return bool(await redis.ask(b"SISMEMBER", LAYOUTS, name)) and bool(await redis.ask(b"HEXISTS", FOLDED, name))
+    is_stored = await store.ask(b"SISMEMBER", STORED_LAYOUTS, name)
+    return bool(is_stored) and bool(await store.ask(b"HEXISTS", ACTIVE_LAYOUTS, name))
 
 
-class Pruner(LogReader):
-    """Removes the states of fingerprints, for a command. Records are nobody's states: they stay."""
+class Pruner:
+    """Removes the states of layouts. Profiles do not belong to a layout and stay."""
+
+    def __init__(self, client: CommandClient) -> None:
+        self._client = client
+        self._redis = client.redis
 
     def fingerprints(self) -> list[str]:
-        """All that there are states of, or that live events are folded into."""
-        names = {*self._call(self._redis.smembers, LAYOUTS), *self._call(self._redis.hkeys, FOLDED)}
-        return sorted(name.decode() for name in names if re.fullmatch(FINGERPRINT.encode(), name))
+        """Fingerprints of all layouts that have states or are active."""
+        stored = self._client.call(self._redis.smembers, STORED_LAYOUTS)
+        active = self._client.call(self._redis.hkeys, ACTIVE_LAYOUTS)
+        return sorted(name.decode() for name in {*stored, *active} if re.fullmatch(FINGERPRINT.encode(), name))
 
     def remove(self, fingerprint: str) -> int:
-        """Remove the states of a fingerprint and what is known of it, and return how many they were."""
-        self.evaluate(
-            REMOVE, [FOLDED, TAG, LAYOUTS], fingerprint.encode(), _new_tag()
-        )  # first: nobody adds to them now
+        """Deactivate a layout, remove its states and the facts about its load, and return the number of states."""
+        # Deactivated first, so that no server adds states while they are being removed.
+        self._client.evaluate(
+            REMOVE, [ACTIVE_LAYOUTS, LAYOUTS_VERSION, STORED_LAYOUTS], fingerprint.encode(), _new_version()
+        )
         keys, removed, cursor = Keys(fingerprint), 0, 0
-        self._call(self._redis.unlink, keys.load)
+        self._client.call(self._redis.unlink, keys.load)
         while True:
-            cursor, found = self._call(self._redis.scan, cursor, keys.prefix + b"*", CHUNK)
-            removed += self._call(self._redis.unlink, *found) if found else 0
+            cursor, chunk = self._client.call(self._redis.scan, cursor, keys.prefix + b"*", CHUNK)
+            removed += self._client.call(self._redis.unlink, *chunk) if chunk else 0
             if cursor == 0:
                 return removed
 
 
 def _added(layout: StateLayout) -> tuple[bytes, bytes, bytes]:
     features = [feature.model_dump(exclude_none=True) for feature in layout.features]
-    return layout.fingerprint.encode(), json.dumps(features).encode(), _new_tag()
+    return layout.fingerprint.encode(), json.dumps(features).encode(), _new_version()
 
 
-def _new_tag() -> bytes:
-    """Never one of before, not even of a Redis that was lost and began anew."""
+def _new_version() -> bytes:
+    """Random, so that it never equals an earlier one, even of a Redis that lost its data and started anew."""
     return uuid.uuid4().hex.encode()
 
 
 def _layout(name: str, definition: bytes) -> StateLayout | None:
-    """A layout from its definition, None where this release does not know such features."""
+    """A layout from its definition; None if this release does not know such features."""
     try:
         layout = StateLayout([Feature.model_validate(line) for line in json.loads(definition)])
     except ValueError:

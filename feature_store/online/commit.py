@@ -1,10 +1,10 @@
-"""Commits: all that changes a customer goes through one script, atomically, and only if nobody else was faster.
+"""Commits: all changes to a customer go through one script, atomically, under optimistic locking.
 
-Every packed value has at bytes 8 to 15 the position of the commit that wrote it. A write says which position it was
-computed from; where another one is found, its group (a customer, or two who merge) is left as it is, and the caller
-reads and computes again. So nothing is lost however many write, and the fold stays in one place, outside of Redis.
-The same goes for which layouts live events are folded into (``feature_store.online.active_layouts``): a commit names
-the tag of those that it was computed for, and where there is another one by now, nothing of it is written.
+Bytes 8 to 15 of every packed value hold the position of the commit that wrote it. A write names the position of the
+value that it was computed from. If Redis holds another one, the whole group (one customer, or two that are merged) is
+left unchanged, and the caller reads and computes again. So no update is lost however many processes write, and events
+are folded in Python only. Active layouts (``feature_store.online.active_layouts``) are protected in the same way: a
+commit names the version of the layouts that it was computed for, and nothing is written if it has changed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha1
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
-from feature_store.errors import NotInClusterError
-from feature_store.state.checksum import sealed
+from feature_store.errors import ArchiveBehindError, LayoutsChangedError, NotInClusterError
+from feature_store.online.keys import ARCHIVED, LAYOUTS_VERSION, LOG
+from feature_store.state.checksum import with_checksum
 
 POSITION: Final = slice(8, 16)
+"""The bytes of a packed value that hold the commit's position."""
 ANY: Final = b"any"
-"""Expected by a write that does not care."""
+"""Expected position of an unconditional write."""
 
 SCRIPT: Final = b"""
 local position = tonumber(redis.call('GET', KEYS[1]) or 0)
-local most_waiting = tonumber(ARGV[1])
-if most_waiting > 0 and position - tonumber(redis.call('GET', KEYS[2]) or 0) >= most_waiting then
+local max_waiting = tonumber(ARGV[1])
+if max_waiting > 0 and position - tonumber(redis.call('GET', KEYS[2]) or 0) >= max_waiting then
     return {-1}
 end
 if ARGV[2] ~= '' and (redis.call('GET', KEYS[3]) or '') ~= ARGV[2] then
@@ -71,14 +74,15 @@ if #sets > 0 then
 end
 return result
 """
-"""KEYS: log, archived, tag of the layouts, a key per write. ARGV: most commits that may wait for the archive (0 for
-any number), the tag that is expected (empty for any), number of groups; per group its number of writes and its log
-items; per write the expected position, and the value before and after it (both empty to remove the key). Returns the
-commit's position and the groups that were not written; -1 alone where too much waits, -2 where the tag is another. All
-values are set by one command, because each that a script calls costs a microsecond; Lua can pass on about 8,000 of
-them, which is more than a thousand customers."""
+"""KEYS: log, archived, version of the layouts, then one key per write. ARGV: the maximum number of commits waiting for
+the archive (0: no limit), the expected version of the layouts (empty: any), the number of groups; per group the number
+of its writes and its log items; per write the expected position, and the value before and after the position (both
+empty to delete the key). Returns the commit's position followed by the groups that were not written; only -1 if too
+many commits wait for the archive, only -2 if the version differs. One command sets all values, because each command
+that a script calls costs a microsecond; Lua can pass about 8,000 arguments, which is more than a thousand customers."""
+SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 
-ONE: Final = b"""
+WRITE_SCRIPT: Final = b"""
 if ARGV[1] ~= 'any' and redis.call('GETRANGE', KEYS[1], 8, 15) ~= ARGV[1] then
     return 0
 end
@@ -90,42 +94,69 @@ else
 end
 return 1
 """
-"""The same for one write, in a cluster, whose servers have no log in common. The time stands for the position: it is
-another one with each write, and beyond any that a log has."""
+"""The same for a single write in a cluster, whose servers have no log in common. The time takes the place of the
+position: it differs with each write and is larger than any position of a log."""
 
 
 @dataclass(slots=True, eq=False)
 class Write:
-    """A key's new packed value, None to remove it, if the old one (None: there was none) is still there."""
+    """A new value for a key, written only if the key still holds the value it was computed from.
+
+    Attributes:
+        old: Packed value it was computed from; None if there was none.
+        new: New packed value; None to delete the key.
+        unconditional: Write whatever the key holds.
+    """
 
     key: bytes
     old: bytes | None
     new: bytes | None
-    anyway: bool = False
+    unconditional: bool = False
 
     @property
     def arguments(self) -> tuple[bytes, bytes, bytes]:
-        """As the script takes them."""
-        expected = ANY if self.anyway else b"" if self.old is None else self.old[POSITION]
+        """Arguments of the script."""
+        expected = ANY if self.unconditional else b"" if self.old is None else self.old[POSITION]
         if self.new is None:
             return expected, b"", b""
-        new = sealed(self.key, self.new)
+        new = with_checksum(self.key, self.new)
         return expected, new[:8], new[16:]
 
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Writes that go together or not at all, and the log items that go with them."""
+    """Writes that are done together or not at all, and the log items that go with them."""
 
     writes: list[Write] = field(default_factory=list)
     log: Sequence[str] = ()
 
 
+class CommitResult(NamedTuple):
+    """What a commit did.
+
+    Attributes:
+        position: Its position in the log.
+        conflicts: Indexes of the groups that were not written, because another commit changed a value first.
+    """
+
+    position: int
+    conflicts: list[int]
+
+
+def commit_result(reply: list[int]) -> CommitResult:
+    """What the script's reply means; ArchiveBehindError or LayoutsChangedError if it refused the commit."""
+    if reply[0] == -1:
+        raise ArchiveBehindError
+    if reply[0] < 0:
+        raise LayoutsChangedError
+    return CommitResult(reply[0], reply[1:])
+
+
 def keys_and_arguments(
-    groups: Sequence[Group], common: Sequence[bytes], most_waiting: int = 0, tag: bytes = b""
+    groups: Sequence[Group], max_waiting: int = 0, layouts_version: bytes = b""
 ) -> tuple[list[bytes], list[bytes]]:
-    """KEYS and ARGV of the script; ``common`` are the keys that all commits share, in its order."""
-    keys, arguments = list(common), [b"%d" % most_waiting, tag, b"%d" % len(groups)]
+    """KEYS and ARGV of the script."""
+    keys, arguments = [LOG, ARCHIVED, LAYOUTS_VERSION], [b"%d" % max_waiting, layouts_version, b"%d" % len(groups)]
     for group in groups:
         arguments += (b"%d" % len(group.writes), ",".join(group.log).encode())
         for write in group.writes:
@@ -134,20 +165,20 @@ def keys_and_arguments(
     return keys, arguments
 
 
-def each_write(groups: Sequence[Group]) -> list[tuple[bytes, ...]]:
-    """A command for each write of each group; NotInClusterError where there is something to log."""
+def cluster_commands(groups: Sequence[Group]) -> list[tuple[bytes, ...]]:
+    """One command per write, for a cluster; NotInClusterError if there is anything to log."""
     if any(group.log for group in groups):
         raise NotInClusterError
-    return [(b"EVAL", ONE, b"1", write.key, *write.arguments) for group in groups for write in group.writes]
+    return [(b"EVAL", WRITE_SCRIPT, b"1", write.key, *write.arguments) for group in groups for write in group.writes]
 
 
-def overtaken(groups: Sequence[Group], replies: Sequence[int]) -> list[int]:
-    """The groups of which some write was not done, by what each replied."""
-    done = iter(replies)
-    of_group = [list(islice(done, len(group.writes))) for group in groups]
-    return [at for at, each in enumerate(of_group) if not all(each)]
+def cluster_result(groups: Sequence[Group], replies: Sequence[int]) -> CommitResult:
+    """What the replies to :func:`cluster_commands` mean; a group with any write that was not done is a conflict."""
+    remaining = iter(replies)
+    of_group = [list(islice(remaining, len(group.writes))) for group in groups]
+    return CommitResult(0, [at for at, done in enumerate(of_group) if not all(done)])
 
 
 def position_of(value: bytes | None) -> int:
-    """The position of the commit that wrote a packed value, 0 where there is none."""
+    """Position of the commit that wrote a packed value; 0 if there is none."""
     return 0 if value is None or len(value) < POSITION.stop else int(struct.unpack_from("<Q", value, 8)[0])

@@ -1,13 +1,12 @@
-"""Single customers in Redis: events recorded, two merged, one erased, consent kept, all shown.
+"""Changes to single customers in Redis: record events, merge, erase, store consent; and a customer's data.
 
-Each operation reads what is stored, computes what is to be stored (``live``, ``record``, ``state``: no I/O), and
-commits it if nobody else was faster (``commit``); else it reads again.
+Each operation reads what is stored, computes what is to be stored (``feature_store.state``, no I/O), and commits it
+under an optimistic lock (``feature_store.online.commit``). After a conflict it reads again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -16,35 +15,36 @@ from typing import Final
 
 from feature_store.definitions import Interests
 from feature_store.errors import LayoutsChangedError, NotInClusterError, StoreUnavailableError
-from feature_store.online import active_layouts as layouts
-from feature_store.online.commit import Group, Write
-from feature_store.online.store import ARCHIVED, LAYOUTS, Committed, Keys, Redis
-from feature_store.state.events import Event, erase_item, merge_item
-from feature_store.state.folding import Change, Fold, Known, Outcome, Verdict
+from feature_store.online import active_layouts
+from feature_store.online.commit import CommitResult, Group, Write
+from feature_store.online.keys import ARCHIVED, STORED_LAYOUTS, Keys, log_key, profile_keys
+from feature_store.online.store import RedisStore
+from feature_store.state.events import Event
+from feature_store.state.folding import CustomerChange, EventFolder, Outcome, StoredCustomer, Verdict
 from feature_store.state.layout import State, StateBatch, StateLayout
-from feature_store.state.profile import MOST_ALIASES, Record, UnreadableRecordError, alias_of
+from feature_store.state.log_entries import encode_erasure, encode_merge, without_customers
+from feature_store.state.profile import MAX_ALIASES, Profile, UnreadableProfileError, alias_of
 
-ATTEMPTS: Final = 100
-"""So often somebody else may be faster; each time at least one commit got through."""
+MAX_ATTEMPTS: Final = 100
+"""Attempts to commit before a conflict is reported. Each lost race means that another commit succeeded."""
 PAUSE_S: Final = 0.002
+"""Unit of the random pause before the next attempt, which grows up to ten times this."""
 PAGE: Final = 200
-"""Log entries looked through at a time."""
-
-
-UNKNOWN: Final = b"unknown"
-"""Tag of the layouts before any were asked for: the first commit makes that good."""
+"""Log entries searched at a time."""
+UNKNOWN_VERSION: Final = b"unknown"
+"""Version of the active layouts before they were read: it makes the first commit fail, and then they are read."""
 
 
 class ConflictError(Exception):
-    """Others kept changing this customer."""
+    """Other processes kept changing this customer."""
 
 
 class UnknownCustomerError(Exception):
-    """Nothing is known about this customer."""
+    """Nothing is stored for this customer."""
 
 
 class MergeRefusedError(Exception):
-    """Two ids cannot become one customer; ``args[0]`` is why (one of the constants below)."""
+    """Two ids cannot become one customer; ``args[0]`` is the reason (one of the constants below)."""
 
 
 ITSELF: Final = "MERGE_WITH_ITSELF"
@@ -55,113 +55,138 @@ TOO_MANY: Final = "TOO_MANY_ALIASES"
 
 @dataclass(frozen=True)
 class Customer:
-    """All that is known about a customer; ``states`` has one row of ``layout``, which is valid only if ``found``."""
+    """All that is stored for a customer; ``states`` has one row of ``layout``, which is valid only if it is found."""
 
     customer_id: str
     states: StateBatch
-    record: Record
+    profile: Profile
     layout: StateLayout
 
 
 class _View:
-    """The layouts that a change is computed for, the first in charge of it; a commit holds only while these do."""
+    """The active layouts that a change is computed for, the primary one first; commits are refused once they change."""
 
-    def __init__(self, fold: Fold, tag: bytes) -> None:
-        self.fold: Final = fold
-        self.tag: Final = tag
-        self.layouts: Final = (fold.layout, *fold.others)
+    def __init__(self, folder: EventFolder, version: bytes) -> None:
+        self.folder: Final = folder
+        self.version: Final = version
+        self.layouts: Final = folder.layouts
         self.keys: Final = [Keys(layout.fingerprint) for layout in self.layouts]
 
 
 class CustomerStore:
-    """Reads and changes customers under one layout, and keeps up their states of all others that there are."""
+    """Reads and changes customers under one layout, and keeps their states of all other active layouts up to date."""
 
     def __init__(
         self,
-        store: Redis,
-        fold: Fold,
+        store: RedisStore,
+        folder: EventFolder,
         *,
-        most_waiting: int = 0,
+        max_waiting: int = 0,
         durable: bool = False,
         clock: Callable[[], float] = time.time,
         forget: Callable[[Iterable[str]], None] = lambda _ids: None,
     ) -> None:
-        """``most_waiting``: commits that may wait for the archive, 0 for any number; ``durable``: answer from disk.
+        """Create a store; :meth:`ensure_registered` makes it ready.
 
-        ``forget`` is told the ids of customers of whom nothing that was read before may be used any more.
+        Args:
+            store: Redis.
+            folder: Rules, interests, and the primary layout.
+            max_waiting: Maximum number of commits that may wait for the archive; 0 for no limit.
+            durable: Return from changes only once they are on disk.
+            clock: Unix seconds.
+            forget: Called with the ids of customers of whom nothing that was read earlier may be used any more.
         """
-        self._redis = store
-        self._view = _View(fold, UNKNOWN)
-        self._most_waiting = most_waiting
+        self._store = store
+        self._view = _View(folder, UNKNOWN_VERSION)
+        self._max_waiting = max_waiting
         self._durable = durable
         self._clock = clock
         self._forget = forget
 
     async def ensure_registered(self) -> None:
-        """Register this layout, so that all servers keep its states up to date, and read which others there are.
+        """Make the primary layout active, and read the other active ones.
 
-        Both are known again after Redis has lost its data. Asked regularly, this also shows whether Redis takes writes.
+        Repeating it restores both after Redis has lost its data, and shows whether Redis accepts writes.
 
-        StoreUnavailableError where Redis does not answer, or cannot keep what it acknowledges though it has to.
+        Raises:
+            StoreUnavailableError: Redis does not answer, or changes must be durable and Redis has no append-only file.
         """
-        await self.use(self._view.fold.layout, self._view.fold.interests)
-        if self._durable and not await self._redis.has_append_only_file():
+        await self.use(self._view.layouts[0], self._view.folder.interests)
+        if self._durable and not await self._store.has_append_only_file():
             raise StoreUnavailableError("--durable-events needs a Redis with appendonly")
 
     async def use(self, layout: StateLayout, interests: Interests) -> None:
-        """Go over to the layout and interests of a model; StoreUnavailableError."""
-        await layouts.register(self._redis, layout)
-        found = await layouts.folded(self._redis, {one.fingerprint: one for one in self._view.layouts})
-        others = [other for name, other in sorted(found.layouts.items()) if name != layout.fingerprint]
-        self._view = _View(Fold(layout, interests, self._view.fold.rules, others), found.tag)
+        """Switch to the layout and interests of another model; StoreUnavailableError."""
+        await active_layouts.register(self._store, layout)
+        known = {known.fingerprint: known for known in self._view.layouts}
+        active = await active_layouts.read_active(self._store, known)
+        others = [other for name, other in sorted(active.layouts.items()) if name != layout.fingerprint]
+        self._view = _View(EventFolder([layout, *others], interests, self._view.folder.rules), active.version)
 
     async def record(self, events: Sequence[Event]) -> list[Outcome]:
-        """Record events that were checked before, and say what became of each.
+        """Record events that are valid (``events.problem``).
 
-        ArchiveBehindError, StoreUnavailableError (then some may be recorded), ConflictError or NotInClusterError.
+        Returns:
+            What happened to each event, in order.
+
+        Raises:
+            ArchiveBehindError: Too many commits wait for the archive.
+            ConflictError: Other processes kept changing a customer.
+            NotInClusterError: Redis is a cluster.
+            StoreUnavailableError: Redis does not answer. Some of the events may have been recorded.
         """
         self._refuse_cluster()
         outcomes: list[Outcome | None] = [None] * len(events)
         waiting = list(range(len(events)))
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             view = self._view
-            known, of_customer = await self._group(view, [events[at].customer_id for at in waiting], waiting)
-            mine = [[events[at] for at in places] for places in of_customer]
-            changes = view.fold(known, mine, self._clock())
+            customers, of_customer = await self._group(view, [events[at].customer_id for at in waiting], waiting)
+            their_events = [[events[at] for at in indexes] for indexes in of_customer]
+            changes = view.folder.fold(customers, their_events, self._clock())
             groups, committing = [], []
-            for customer, change, places in zip(known, changes, of_customer, strict=True):
-                for at, outcome in zip(places, change.outcomes, strict=True):
+            for customer, change, indexes in zip(customers, changes, of_customer, strict=True):
+                for at, outcome in zip(indexes, change.outcomes, strict=True):
                     outcomes[at] = outcome
                 if change.log:
-                    writes = [] if change.state is None else _changed(view, customer, change)
-                    groups.append(Group(writes, change.log))
-                    committing.append(places)
+                    groups.append(Group(_changed(view, customer, change), change.log))
+                    committing.append(indexes)
             if not groups:
                 if Verdict.DUPLICATE in {outcome.verdict for outcome in outcomes if outcome is not None}:
                     await self._settle()
                 break
-            if (done := await self._committed(view, groups, self._most_waiting)) is None:
+            if (result := await self._try_commit(view, groups, self._max_waiting)) is None:
                 continue
-            waiting = sorted(at for group in done.overtaken for at in committing[group])
+            waiting = sorted(at for group in result.conflicts for at in committing[group])
             if not waiting:
                 break
-            await asyncio.sleep(random.uniform(0, PAUSE_S * min(attempt, 10)))  # noqa: S311  # no secret
+            await asyncio.sleep(random.uniform(0, PAUSE_S * min(attempt, 10)))  # noqa: S311  # not a secret
         else:
             raise ConflictError
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def merge(self, given_up: str, stays: str) -> str:
-        """Make one customer of two and return its id.
+        """Merge a customer into another.
 
-        MergeRefusedError, UnreadableRecordError, ConflictError or NotInClusterError.
+        Args:
+            given_up: The id that becomes an alias.
+            stays: An id of the customer that remains.
+
+        Returns:
+            The id of the merged customer.
+
+        Raises:
+            ConflictError: Other processes kept changing a customer.
+            MergeRefusedError: The two cannot be merged.
+            NotInClusterError: Redis is a cluster.
+            UnreadableProfileError: What is stored for one of them cannot be used.
         """
         self._refuse_cluster()
         if given_up == stays:
             raise MergeRefusedError(ITSELF)
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             view = self._view
-            found = await self._read(view, [given_up, stays])
-            source, target = found[given_up], found[stays]
+            customers = await self._read(view, [given_up, stays])
+            source, target = customers[given_up], customers[stays]
             if source.customer_id != given_up:
                 if source.customer_id == target.customer_id:
                     await self._settle()
@@ -169,213 +194,225 @@ class CustomerStore:
                 raise MergeRefusedError(ALREADY)
             if target.customer_id == given_up:
                 raise MergeRefusedError(CYCLE)
-            names = {given_up, stays, *_names(source), *_names(target)}
-            self._forget(names)
+            ids = {given_up, stays, *_known_ids(source), *_known_ids(target)}
+            self._forget(ids)
             if await self._commit(view, await self._merged(view, source, target)) is not None:
-                self._forget(names)  # again: somebody may have read in between what was there before
+                self._forget(ids)  # again: the old state may have been read in between
                 return target.customer_id
         raise ConflictError
 
-    async def _merged(self, view: _View, source: Known, target: Known) -> Group:
-        given_up, stays = Record.stored(source.record), Record.stored(target.record)
-        now, fold = self._clock(), view.fold
-        merged = stays.merged(given_up, fold.interests, now, fold.rules.max_lateness_s)
+    async def _merged(self, view: _View, source: StoredCustomer, target: StoredCustomer) -> Group:
+        given_up, stays = Profile.from_stored(source.profile), Profile.from_stored(target.profile)
+        folder = view.folder
+        merged = stays.merged(given_up, folder.interests, self._clock(), folder.rules.max_lateness_s)
         merged.aliases.append(source.customer_id)
-        if len(merged.aliases) > MOST_ALIASES:
+        if len(merged.aliases) > MAX_ALIASES:
             raise MergeRefusedError(TOO_MANY)
-        state = _merged_state(fold.layout, source.state, target.state)
-        alias = Record(alias_of=target.customer_id).pack()
-        writes = _writes(view, target, state, merged.pack())
-        writes += _writes(view, source, None, alias)
-        writes += _merged_beside(view, source, target)
+        alias = Profile(alias_of=target.customer_id).pack()
+        writes = _merged_states(view, source, target)
+        source_key, target_key = profile_keys([source.customer_id, target.customer_id])
+        writes += [Write(source_key, source.profile, alias), Write(target_key, target.profile, merged.pack())]
         if given_up.aliases:
-            keys = Keys.records(given_up.aliases)
-            old = await self._redis.ask(b"MGET", *keys)
+            keys = profile_keys(given_up.aliases)
+            old = await self._store.ask(b"MGET", *keys)
             writes += [Write(key, value, alias) for key, value in zip(keys, old, strict=True)]
-        return Group(writes, [merge_item(source.customer_id, target.customer_id)])
+        return Group(writes, [encode_merge(source.customer_id, target.customer_id)])
 
     async def erase(self, customer_id: str) -> None:
         """Erase a customer and all ids that were merged into it; ConflictError."""
-        self._forget([customer_id])  # whatever comes of it: Redis may be away
-        for _ in range(ATTEMPTS):
+        self._forget([customer_id])  # even if the erasure fails because Redis does not answer
+        for _ in range(MAX_ATTEMPTS):
             view = self._view
             customer = (await self._read(view, [customer_id]))[customer_id]
-            try:
-                aliases = Record.stored(customer.record).aliases
-            except UnreadableRecordError:
-                aliases = []
-            ids = sorted({customer_id, customer.customer_id, *aliases})
-            names = {name.decode() for name in await self._redis.ask(b"SMEMBERS", LAYOUTS)}
-            writes = _writes(view, customer, None, None)
-            writes += [Write(key, None, None, anyway=True) for key in Keys.records(ids)]
-            for name in names | {layout.fingerprint for layout in view.layouts}:
-                writes += [Write(key, None, None, anyway=True) for key in Keys(name).of(ids)]
+            ids = sorted({customer_id, *_known_ids(customer)})
+            fingerprints = {name.decode() for name in await self._store.ask(b"SMEMBERS", STORED_LAYOUTS)}
+            fingerprints.update(layout.fingerprint for layout in view.layouts)
+            # Conditional on what was read: an event that came in since starts the erasure again.
+            writes = [
+                Write(key, state, None)
+                for keys, state in zip(view.keys, customer.states, strict=True)
+                for key in keys.states([customer.customer_id])
+            ]
+            writes += [Write(key, customer.profile, None) for key in profile_keys([customer.customer_id])]
+            writes += [Write(key, None, None, unconditional=True) for key in profile_keys(ids)]
+            for fingerprint in fingerprints:
+                writes += [Write(key, None, None, unconditional=True) for key in Keys(fingerprint).states(ids)]
             self._forget(ids)
-            log = [] if self._redis.is_cluster else [erase_item(ids)]  # in a cluster nothing waits for an archive
+            log = [] if self._store.is_cluster else [encode_erasure(ids)]  # a cluster has no log to archive
             position = await self._commit(view, Group(writes, log))
             self._forget(ids)
             if position is not None:
                 if log:
-                    await self._scrub(set(ids), position)
+                    await self._scrub_log(set(ids), position)
                 return
         raise ConflictError
 
-    async def _scrub(self, ids: Collection[str], erased: int) -> None:
-        """Take customers out of what waits for the archive, where the item at ``erased`` does not have to."""
-        start = int(await self._redis.ask(b"GET", ARCHIVED) or 0) + 1
-        wanted = [json.dumps(customer_id, ensure_ascii=False).encode() for customer_id in ids]
+    async def _scrub_log(self, ids: Collection[str], erased: int) -> None:
+        """Remove customers from the entries that wait for the archive, before the entry at ``erased``."""
+        start = int(await self._store.ask(b"GET", ARCHIVED) or 0) + 1
         for first in range(start, erased, PAGE):
-            keys = [Keys.log(position) for position in range(first, min(first + PAGE, erased))]
-            for key, entry in zip(keys, await self._redis.ask(b"MGET", *keys), strict=True):
-                if entry is not None and any(name in entry for name in wanted):
-                    items = [item for item in json.loads(entry) if not _of(item, ids)]
-                    new = json.dumps(items, ensure_ascii=False, separators=(",", ":")).encode()
-                    await self._redis.ask(b"SET", key, new, b"XX")  # gone meanwhile: then the archive erases it
-        # Where nobody archives, nobody needs to be told. An archiver says that it is there before it reads.
-        await self._redis.ask(b"EVAL", FORGET_UNLESS_ARCHIVED, b"2", ARCHIVED, Keys.log(erased))
+            positions = range(first, min(first + PAGE, erased))
+            entries = await self._store.ask(b"MGET", *map(log_key, positions))
+            for position, entry in zip(positions, entries, strict=True):
+                if entry is not None and (scrubbed := without_customers(position, entry, ids)) is not None:
+                    # XX: if it was archived in the meantime, the archive erases the customers itself
+                    await self._store.ask(b"SET", log_key(position), scrubbed, b"XX")
+        # Without an archive the erasure needs no entry. An archiver announces itself before it reads the log.
+        await self._store.ask(b"EVAL", FORGET_UNLESS_ARCHIVED, b"2", ARCHIVED, log_key(erased))
 
-    async def consent(self, customer_id: str, scoring: bool | None, automated_response: bool | None) -> Record:
-        """Keep what a customer allows (None: as it was), return the record; UnreadableRecordError or ConflictError."""
-        self._forget([customer_id])  # whatever comes of it: Redis may be away
-        for _ in range(ATTEMPTS):
+    async def consent(self, customer_id: str, scoring: bool | None, automated_response: bool | None) -> Profile:
+        """Store what a customer allows.
+
+        Args:
+            customer_id: The customer.
+            scoring: Whether scoring is allowed; None leaves it as it is.
+            automated_response: Whether automated responses are allowed; None leaves it as it is.
+
+        Returns:
+            The profile as stored.
+
+        Raises:
+            ConflictError: Other processes kept changing the customer.
+            UnreadableProfileError: The stored profile cannot be used.
+        """
+        self._forget([customer_id])  # even if the change fails because Redis does not answer
+        for _ in range(MAX_ATTEMPTS):
             view = self._view
             customer = (await self._read(view, [customer_id]))[customer_id]
-            record = Record.stored(customer.record)
+            profile = Profile.from_stored(customer.profile)
             if scoring is not None:
-                record.scoring = scoring
+                profile.scoring = scoring
             if automated_response is not None:
-                record.automated_response = automated_response
-            (key,) = Keys.records([customer.customer_id])
-            names = {customer_id, *_names(customer)}
-            self._forget(names)
-            if await self._commit(view, Group([Write(key, customer.record, record.pack())])) is not None:
-                self._forget(names)
-                return record
+                profile.automated_response = automated_response
+            (key,) = profile_keys([customer.customer_id])
+            ids = {customer_id, *_known_ids(customer)}
+            self._forget(ids)
+            if await self._commit(view, Group([Write(key, customer.profile, profile.pack())])) is not None:
+                self._forget(ids)
+                return profile
         raise ConflictError
 
     async def get(self, customer_id: str) -> Customer:
-        """All that is known about a customer; UnknownCustomerError or UnreadableRecordError."""
+        """All that is stored for a customer; UnknownCustomerError or UnreadableProfileError."""
         view = self._view
-        layout, found = view.fold.layout, (await self._read(view, [customer_id]))[customer_id]
-        if found.state is None and found.record is None:
+        layout, customer = view.layouts[0], (await self._read(view, [customer_id]))[customer_id]
+        if customer.states[0] is None and customer.profile is None:
             raise UnknownCustomerError
-        states = layout.unpack([found.state])
+        states = layout.unpack([customer.states[0]])
         if states.found[0] and not states.valid[0]:
-            raise UnreadableRecordError
-        return Customer(found.customer_id, states, Record.stored(found.record), layout)
+            raise UnreadableProfileError
+        return Customer(customer.customer_id, states, Profile.from_stored(customer.profile), layout)
 
     def _refuse_cluster(self) -> None:
-        if self._redis.is_cluster:
+        if self._store.is_cluster:
             raise NotInClusterError
 
     async def _settle(self) -> None:
-        """Before saying that something was done before: it may not be on disk yet. An empty commit waits for all."""
+        """Wait until earlier commits are on disk, before reporting that something was done already."""
         if self._durable:
-            await self._redis.commit([], durable=True)
+            await self._store.commit([], durable=True)
 
     async def _commit(self, view: _View, group: Group) -> int | None:
-        """The position of the commit, None where somebody else was faster."""
-        done = await self._committed(view, [group])
-        return None if done is None or done.overtaken else done.position
+        """The position of the commit; None after a conflict."""
+        result = await self._try_commit(view, [group])
+        return None if result is None or result.conflicts else result.position
 
-    async def _committed(self, view: _View, groups: Sequence[Group], most_waiting: int = 0) -> Committed | None:
-        """A commit, None where there are other layouts by now than it was computed for: the next one knows them."""
+    async def _try_commit(self, view: _View, groups: Sequence[Group], max_waiting: int = 0) -> CommitResult | None:
+        """Commit; None if the active layouts have changed, after reading them for the next attempt."""
         try:
-            return await self._redis.commit(groups, most_waiting, tag=view.tag, durable=self._durable)
+            return await self._store.commit(groups, max_waiting, layouts_version=view.version, durable=self._durable)
         except LayoutsChangedError:
             await self.ensure_registered()
             return None
 
     async def _group(
-        self, view: _View, ids: Sequence[str], places: Sequence[int]
-    ) -> tuple[list[Known], list[list[int]]]:
-        """The customers that ids belong to, each once, and the places of each one's ids."""
-        found = await self._read(view, list(dict.fromkeys(ids)))
-        customers: dict[str, tuple[Known, list[int]]] = {}
-        for customer_id, place in zip(ids, places, strict=True):
-            known = found[customer_id]
-            customers.setdefault(known.customer_id, (known, []))[1].append(place)
-        return [known for known, _ in customers.values()], [mine for _, mine in customers.values()]
+        self, view: _View, ids: Sequence[str], indexes: Sequence[int]
+    ) -> tuple[list[StoredCustomer], list[list[int]]]:
+        """The customers that ids belong to, each once, and the indexes of the ids of each."""
+        stored = await self._read(view, list(dict.fromkeys(ids)))
+        by_customer: dict[str, tuple[StoredCustomer, list[int]]] = {}
+        for customer_id, index in zip(ids, indexes, strict=True):
+            customer = stored[customer_id]
+            by_customer.setdefault(customer.customer_id, (customer, []))[1].append(index)
+        return [customer for customer, _ in by_customer.values()], [places for _, places in by_customer.values()]
 
-    async def _read(self, view: _View, ids: Sequence[str]) -> dict[str, Known]:
-        """What is stored of the customers that ids belong to, by id."""
-        found: dict[str, Known] = {}
-        names = {customer_id: customer_id for customer_id in ids}  # an id, and what is to be read for it
+    async def _read(self, view: _View, ids: Sequence[str]) -> dict[str, StoredCustomer]:
+        """The customers that ids belong to, by id."""
+        customers: dict[str, StoredCustomer] = {}
+        names = {customer_id: customer_id for customer_id in ids}  # the id to read for each id
         while names:
-            asked = list(names.values())
-            wanted = [key for keys in view.keys for key in keys.of(asked)]
-            values = await self._redis.values([*wanted, *Keys.records(asked)])
-            columns = [values[at : at + len(asked)] for at in range(0, len(values), len(asked))]
-            further = {}
-            for (customer_id, name), state, *others, record in zip(names.items(), *columns, strict=True):
-                if (root := _alias_of(record)) is not None:
-                    further[customer_id] = root
+            requested = list(names.values())
+            state_keys = [key for keys in view.keys for key in keys.states(requested)]
+            values = await self._store.values([*state_keys, *profile_keys(requested)])
+            columns = [values[at : at + len(requested)] for at in range(0, len(values), len(requested))]
+            aliases = {}
+            for (customer_id, name), *states, profile in zip(names.items(), *columns, strict=True):
+                if (root := _alias_of(profile)) is not None:
+                    aliases[customer_id] = root
                 else:
-                    found[customer_id] = Known(name, state, record, others)
-            names = further
-        return found
+                    customers[customer_id] = StoredCustomer(name, states, profile)
+            names = aliases
+        return customers
 
 
 FORGET_UNLESS_ARCHIVED: Final = b"if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('UNLINK', KEYS[2]) end"
 
 
-def _changed(view: _View, customer: Known, change: Change) -> list[Write]:
-    """All that events change of a customer."""
-    writes = _writes(view, customer, change.state, change.record)
-    for keys, old, new in zip(view.keys[1:], customer.others, change.others, strict=True):
-        if new is not None:
-            (key,) = keys.of([customer.customer_id])
-            writes.append(Write(key, old, new))
-    return writes
+def _changed(view: _View, customer: StoredCustomer, change: CustomerChange) -> list[Write]:
+    """The writes of a customer's change. A state that is not rewritten is not checked for conflicts either."""
+    if change.profile is None:
+        return []
+    writes = [
+        Write(key, old, new)
+        for keys, old, new in zip(view.keys, customer.states, change.states, strict=True)
+        if new is not None
+        for key in keys.states([customer.customer_id])
+    ]
+    (key,) = profile_keys([customer.customer_id])
+    return [*writes, Write(key, customer.profile, change.profile)]
 
 
-def _writes(view: _View, customer: Known, state: bytes | None, record: bytes | None) -> list[Write]:
-    """State of the first layout and record of a customer, if they are still as they were read."""
-    (state_key,), (record_key,) = view.keys[0].of([customer.customer_id]), Keys.records([customer.customer_id])
-    return [Write(state_key, customer.state, state), Write(record_key, customer.record, record)]
+def _merged_states(view: _View, source: StoredCustomer, target: StoredCustomer) -> list[Write]:
+    """The writes that merge the states of two customers in all layouts.
 
-
-def _merged_beside(view: _View, source: Known, target: Known) -> list[Write]:
-    """What a merge changes in the other layouts; what cannot be read there is left to a load."""
+    Raises:
+        UnreadableProfileError: A state of the primary layout cannot be read. In another layout the target keeps the
+            state that it has until the next load.
+    """
     writes = []
-    for layout, keys, given_up, stays in zip(
-        view.layouts[1:], view.keys[1:], source.others, target.others, strict=True
-    ):
-        from_key, into_key = keys.of([source.customer_id, target.customer_id])
+    for layout, keys, given_up, stays in zip(view.layouts, view.keys, source.states, target.states, strict=True):
+        source_key, target_key = keys.states([source.customer_id, target.customer_id])
         try:
-            state = _merged_state(layout, given_up, stays)
-        except UnreadableRecordError:
-            state = stays
-        writes += [Write(from_key, given_up, None), Write(into_key, stays, state)]
+            merged = _merged_state(layout, given_up, stays)
+        except UnreadableProfileError:
+            if layout is view.layouts[0]:
+                raise
+            merged = stays
+        writes += [Write(source_key, given_up, None), Write(target_key, stays, merged)]
     return writes
 
 
 def _merged_state(layout: StateLayout, given_up: bytes | None, stays: bytes | None) -> bytes | None:
-    """The packed state of both; UnreadableRecordError where one cannot be read."""
+    """The packed state of both; UnreadableProfileError if one cannot be read."""
     states = layout.unpack([given_up, stays])
     if (states.found & ~states.valid).any():
-        raise UnreadableRecordError
+        raise UnreadableProfileError
     parts = [State(float(states.as_of[row]), states.slots[row]) for row in (0, 1) if states.found[row]]
     if not parts:
         return None
     return layout.pack(parts[0] if len(parts) == 1 else layout.merge(*parts))
 
 
-def _alias_of(record: bytes | None) -> str | None:
+def _alias_of(profile: bytes | None) -> str | None:
     try:
-        return alias_of(record)
-    except UnreadableRecordError:
+        return alias_of(profile)
+    except UnreadableProfileError:
         return None
 
 
-def _names(customer: Known) -> set[str]:
-    """All ids of a customer, as far as they can be read."""
+def _known_ids(customer: StoredCustomer) -> set[str]:
+    """All ids of a customer, as far as its profile can be read."""
     try:
-        return {customer.customer_id, *Record.stored(customer.record).aliases}
-    except UnreadableRecordError:
+        return {customer.customer_id, *Profile.from_stored(customer.profile).aliases}
+    except UnreadableProfileError:
         return {customer.customer_id}
-
-
-def _of(item: list[object], ids: Collection[str]) -> bool:
-    """Whether a log item is about one of the customers."""
-    return (item[0] == "e" and item[1] in ids) or (item[0] == "m" and (item[1] in ids or item[2] in ids))

@@ -1,9 +1,9 @@
-"""States that were read a moment ago, for callers who would rather have an old score than none while Redis is away.
+"""States read recently, for callers that prefer an old score to none while Redis does not answer.
 
-Packed values, as they were read, in bounded memory; what was read longest ago goes first. Nothing is looked up here
-while Redis answers. A customer of whom Redis has nothing any more is dropped with the read that says so, and whom this
-process erases, merges, or changes the consent of is dropped at once. What other processes did is not known before the
-customer is read again: that is what the caller's bound is for.
+Packed values, as they were read, in bounded memory; the entries that were read longest ago are dropped first. Nothing
+is looked up here while Redis answers. An entry is dropped when a read finds no state any more, and at once when this
+process erases or merges the customer or changes its consent. Changes by other processes show only at the next read;
+that is why callers limit the age of what they accept.
 """
 
 from __future__ import annotations
@@ -14,79 +14,90 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from sys import getsizeof
 from typing import Final, NamedTuple
 
-from feature_store.state.profile import Told
+from feature_store.state.profile import ProfileSummary
 
 ENTRY_BYTES: Final = 280
-"""What an entry takes beside its id and its value, and some more: its tuple and time, and its place in the order."""
-TOLD_BYTES: Final = 220
-"""The same of what the record said, and of the top interest in it, beside its name."""
+"""Estimated memory of an entry besides its id and its value: tuple, time, and its place in the order."""
+SUMMARY_BYTES: Final = 220
+"""Estimated memory of a profile's summary and its top interest, besides the item's id."""
 
 
 class _Entry(NamedTuple):
     state: bytes
-    told: Told | None
+    profile: ProfileSummary | None
     read_at: float
     size: int
 
 
-class RecentStates:
-    """Up to ``most_bytes`` of states by customer id. ``bytes``, ``len()`` and ``answers`` may be read at any time."""
+class StaleStateCache:
+    """States by customer id. ``bytes``, ``hits`` and ``len()`` may be read at any time."""
 
-    def __init__(self, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes = max_bytes
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self.bytes = 0
-        self.answers = 0
-        """States given so far."""
+        self.hits = 0
+        """States returned so far."""
         self.epoch = 0
-        """Goes up when something is forgotten: what was asked for before must not be kept after."""
+        """Incremented when customers are forgotten: the results of reads that began before must not be put."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def keep(
-        self, customer_ids: Sequence[str], states: Sequence[bytes | None], told: Mapping[int, Told], epoch: int
+    def put(
+        self,
+        customer_ids: Sequence[str],
+        states: Sequence[bytes | None],
+        profiles: Mapping[int, ProfileSummary],
+        epoch: int,
     ) -> None:
-        """Keep what was just read: packed states in the order of the ids, and by position what records say."""
+        """Keep what was just read.
+
+        Args:
+            customer_ids: The customers.
+            states: Their packed states.
+            profiles: Summaries of their profiles, by row.
+            epoch: The epoch when the read began.
+        """
         if epoch != self.epoch:
             return
         now = self._clock()
         for row, (customer_id, state) in enumerate(zip(customer_ids, states, strict=True)):
             self._drop(customer_id)
             if state:
-                self._add(customer_id, state, told.get(row) if told else None, now)
-        while self.bytes > self._most_bytes:
+                self._add(customer_id, state, profiles.get(row) if profiles else None, now)
+        while self.bytes > self._max_bytes:
             _, entry = self._entries.popitem(last=False)
             self.bytes -= entry.size
 
-    def states(
-        self, customer_ids: Sequence[str], within_s: Sequence[float]
-    ) -> tuple[list[bytes | None], dict[int, Told]]:
-        """States that were read so lately, each by its own bound, None for others; and by position what records say."""
-        now, values, said = self._clock(), list[bytes | None](), dict[int, Told]()
-        for row, (customer_id, bound) in enumerate(zip(customer_ids, within_s, strict=True)):
+    def get(
+        self, customer_ids: Sequence[str], max_age_s: Sequence[float]
+    ) -> tuple[list[bytes | None], dict[int, ProfileSummary]]:
+        """Packed states that are no older than each one's limit, None for others; and profile summaries by row."""
+        now, states, profiles = self._clock(), list[bytes | None](), dict[int, ProfileSummary]()
+        for row, (customer_id, max_age) in enumerate(zip(customer_ids, max_age_s, strict=True)):
             entry = self._entries.get(customer_id)
-            if entry is None or now - entry.read_at > bound:
-                values.append(None)
+            if entry is None or now - entry.read_at > max_age:
+                states.append(None)
                 continue
-            self.answers += 1
-            values.append(entry.state)
-            if entry.told is not None:
-                said[row] = entry.told
-        return values, said
+            self.hits += 1
+            states.append(entry.state)
+            if entry.profile is not None:
+                profiles[row] = entry.profile
+        return states, profiles
 
     def forget(self, customer_ids: Iterable[str]) -> None:
-        """Drop customers, and what is being read of them at this moment."""
+        """Drop customers, and prevent reads that are under way from putting them back."""
         self.epoch += 1
         for customer_id in customer_ids:
             self._drop(customer_id)
 
-    def _add(self, customer_id: str, state: bytes, told: Told | None, now: float) -> None:
+    def _add(self, customer_id: str, state: bytes, profile: ProfileSummary | None, now: float) -> None:
         size = ENTRY_BYTES + getsizeof(customer_id) + getsizeof(state)
-        if told is not None:
-            size += TOLD_BYTES + (getsizeof(told.top.item_id) if told.top is not None else 0)
-        self._entries[customer_id] = _Entry(state, told, now, size)
+        if profile is not None:
+            size += SUMMARY_BYTES + (getsizeof(profile.top.item_id) if profile.top is not None else 0)
+        self._entries[customer_id] = _Entry(state, profile, now, size)
         self.bytes += size
 
     def _drop(self, customer_id: str) -> None:

@@ -1,1 +1,1 @@
-"""The packed values per customer and how events are folded into them."""
+"""The packed values stored per customer, and how events change them."""

@@ -1,35 +1,23 @@
-"""Live events: what one is, which are taken, and how they stand in the log.
-
-The log is what the server hands to the archive: one JSON array per commit, of items
-
-    ["e", customer_id, time, type, amount, duration_s, item_id, channel, event_id, text, mark]   an accepted event
-    ["m", from, into]                                                                           a merge
-    ["d", [ids]]                                                                                erase what was before
-
-An event's mark is empty, or says why it was archived and not folded; offline computation leaves marked ones out.
-"""
+"""Live events: their fields and the rules by which they are accepted."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from json.encoder import encode_basestring
 from typing import Final, NamedTuple
 
 from feature_store.definitions import MAX_ID_BYTES, MAX_NAME_BYTES
 
 MAX_AMOUNT: Final = 1e12
-"""Largest amount and duration, either way: sums of anything larger might not be finite."""
+"""Largest absolute amount and largest duration: sums of larger numbers might not be finite."""
 MAX_TEXT: Final = 10_000
-CAPPED: Final = "capped"
+"""Characters of an event's free text."""
 HOUR_S: Final = 3600.0
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that triples the time to make one
+@dataclass(slots=True, eq=False)  # not frozen: that would triple the time to create one
 class Event:
-    """A canonical event; ``event_time`` in unix seconds. Empty texts are unknown."""
+    """A canonical event; ``event_time`` in unix seconds. An empty string means unknown."""
 
     customer_id: str
     event_type: str
@@ -58,10 +46,17 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """Which events are taken, and how many of a customer are folded.
+    """Which events are accepted, and how many of one customer are folded into its state.
 
-    Lateness and future in seconds. Caps count events by the hour that they happened in, so that sending one again later
-    does not help: per customer and type, per customer, and per customer within the whole lateness.
+    Caps count events by the hour in which they happened, so sending an event again later does not evade them.
+
+    Attributes:
+        max_lateness_s: How old an event may be.
+        max_future_s: How far ahead of the server's clock an event may be.
+        cap_type_hour: Events of one customer and type in an hour.
+        cap_hour: Events of one customer in an hour.
+        cap_total: Events of one customer within ``max_lateness_s``.
+        keep_text: Whether the log keeps the free text of events.
     """
 
     max_lateness_s: float = 72 * HOUR_S
@@ -73,15 +68,15 @@ class Rules:
 
 
 def problem(event: Event, rules: Rules, now: float) -> Problem | None:
-    """Why an event is not taken at ``now`` (unix seconds), None if it is. No value is repeated in the answer."""
+    """Why an event is not accepted at ``now`` (unix seconds); None if it is. No value of the event is repeated."""
     # The usual event passes with few comparisons.
     if not (
         0 < len(event.customer_id) <= MAX_ID_BYTES // 4
         and event.customer_id.isprintable()
         and 0 < len(event.event_type) <= MAX_NAME_BYTES // 4
         and event.event_type.isprintable()
-    ) and (found := _bad_text(event)):
-        return found
+    ) and (bad := _bad_text(event)):
+        return bad
     return _bad_time(event.event_time, rules, now) or _bad_number(event) or _bad_detail(event)
 
 
@@ -120,51 +115,22 @@ def _bad_text(event: Event) -> Problem | None:
 
 
 def _bad_detail(event: Event) -> Problem | None:
-    for name, most in (("item_id", MAX_ID_BYTES), ("channel", MAX_NAME_BYTES), ("event_id", MAX_ID_BYTES)):
+    for name, limit in (("item_id", MAX_ID_BYTES), ("channel", MAX_NAME_BYTES), ("event_id", MAX_ID_BYTES)):
         text = getattr(event, name)
-        if text and (bad := text_fault(text, most)):
-            message = f"{name} {bad}: send at most {most} bytes of printable text"
+        if text and (bad := text_fault(text, limit)):
+            message = f"{name} {bad}: send at most {limit} bytes of printable text"
             return Problem(name, f"{name.upper()}_INVALID", message)
     if len(event.text) > MAX_TEXT:
         return Problem("text", "TEXT_TOO_LONG", f"the text has more than {MAX_TEXT} characters: shorten it")
     return None
 
 
-def text_fault(text: str, most_bytes: int) -> str | None:
-    """What is wrong with an id or a name, as the end of a sentence; None if it is good."""
+def text_fault(text: str, max_bytes: int) -> str | None:
+    """What is wrong with an id or a name, as the predicate of a sentence ("is empty"); None if it is valid."""
     if not text:
         return "is empty"
-    if len(text) > most_bytes or (len(text) > most_bytes // 4 and len(text.encode()) > most_bytes):
-        return f"is longer than {most_bytes} bytes"
+    if len(text) > max_bytes or (len(text) > max_bytes // 4 and len(text.encode()) > max_bytes):
+        return f"is longer than {max_bytes} bytes"
     if not text.isprintable():
-        return "has characters that cannot be printed"
+        return "contains unprintable characters"
     return None
-
-
-def event_item(event: Event, mark: str, *, keep_text: bool) -> str:
-    """The log's item of an accepted event."""
-    # Put together by hand, because it is done for every event: half of what an encoder takes for the list.
-    amount = "null" if event.amount is None else repr(event.amount)
-    duration_s = "null" if event.duration_s is None else repr(event.duration_s)
-    item_id = encode_basestring(event.item_id) if event.item_id else "null"
-    channel = encode_basestring(event.channel) if event.channel else "null"
-    event_id = encode_basestring(event.event_id) if event.event_id else "null"
-    text = encode_basestring(event.text) if event.text and keep_text else "null"
-    customer_id, event_type = encode_basestring(event.customer_id), encode_basestring(event.event_type)
-    return (
-        f'["e",{customer_id},{event.event_time!r},{event_type},{amount},{duration_s},'
-        f'{item_id},{channel},{event_id},{text},"{mark}"]'
-    )
-
-
-def merge_item(given_up: str, stays: str) -> str:
-    """The log's item of a merge."""
-    return _encode(["m", given_up, stays])
-
-
-def erase_item(customer_ids: Sequence[str]) -> str:
-    """The log's item that erases customers."""
-    return _encode(["d", list(customer_ids)])
-
-
-_encode: Final = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode

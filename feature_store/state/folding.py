@@ -1,11 +1,11 @@
-"""What live events change: customers as they are stored and their new events in, customers to store out. No I/O.
+"""What live events change: takes customers as they are stored and new events, returns what is to be stored. No I/O.
 
 ::
 
-    event ──► counted before?     duplicate
-          ──► consent withheld, or what is stored cannot be read     rejected
-          ──► beyond a cap        logged with a mark, not folded
-          ──► folded into the state, and taken into the record, and logged
+    event ──► counted before?                             duplicate
+          ──► consent withheld, or stored data unreadable rejected
+          ──► over a cap                                  logged with a mark, not folded
+          ──► otherwise                                   folded into the states, added to the profile, and logged
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from feature_store.definitions import Interests
-from feature_store.state.events import CAPPED, HOUR_S, Event, Problem, Rules, event_item
+from feature_store.state.events import HOUR_S, Event, Problem, Rules
 from feature_store.state.layout import StateLayout
-from feature_store.state.profile import Record, UnreadableRecordError, hashed, hashed_type, hour_of
+from feature_store.state.log_entries import CAPPED, encode_event
+from feature_store.state.profile import (
+    Profile,
+    UnreadableProfileError,
+    hash_event_id,
+    hash_event_type,
+    hour_of,
+)
 
 WITHHELD: Final = Problem(
     "customer_id", "CONSENT_WITHHELD", "the customer does not allow scoring: ask for consent first"
@@ -28,10 +35,12 @@ WITHHELD: Final = Problem(
 UNREADABLE: Final = Problem(
     "customer_id", "STATE_UNREADABLE", "the stored data of this customer cannot be read: load its features again"
 )
+MAX_CACHED_TYPES: Final = 10_000
+"""Callers choose the event types, so there may be any number of them."""
 
 
 class Verdict(Enum):
-    """What became of an event."""
+    """What happened to an event."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -39,7 +48,7 @@ class Verdict(Enum):
 
 
 class Outcome(NamedTuple):
-    """What became of an event, and why where it was refused or a guard took something away."""
+    """What happened to an event, and why if it was rejected or a guard changed it."""
 
     verdict: Verdict
     problem: Problem | None = None
@@ -50,132 +59,152 @@ DUPLICATE: Final = Outcome(Verdict.DUPLICATE)
 
 
 @dataclass(slots=True, eq=False)
-class Known:
-    """A customer as stored: packed state and record, None where there is none.
+class StoredCustomer:
+    """A customer as stored.
 
-    others: packed states of the layouts beside the first, in their order.
+    Attributes:
+        states: Packed state per active layout, in the order of the layouts; None if there is none.
+        profile: Packed profile; None if there is none.
     """
 
     customer_id: str
-    state: bytes | None
-    record: bytes | None
-    others: Sequence[bytes | None] = ()
+    states: Sequence[bytes | None]
+    profile: bytes | None
 
 
 @dataclass(slots=True, eq=False)
-class Change:
-    """What is to be stored of a customer, None where nothing changes, and what is to be logged."""
+class CustomerChange:
+    """What is to be stored for a customer, and what is to be logged.
 
-    state: bytes | None = None
-    record: bytes | None = None
-    others: list[bytes | None] = field(default_factory=list)
+    Attributes:
+        states: Packed state per active layout, None to leave it as it is; empty if no event was folded.
+        profile: Packed profile; None to leave it as it is.
+        log: Log items.
+        outcomes: Of each event, in order.
+    """
+
+    states: list[bytes | None] = field(default_factory=list)
+    profile: bytes | None = None
     log: list[str] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
 
 
-class Fold:
-    """How live events change customers, under one layout and one set of rules.
+class EventFolder:
+    """Folds live events into the states of all active layouts, and into profiles.
 
-    ``others`` are layouts whose states are kept up beside: they take what is taken, and have no say in it.
+    The first layout is the primary one: it decides whether a customer's state is readable and which values are clipped.
+    The others receive the events that are accepted.
     """
 
-    def __init__(
-        self, layout: StateLayout, interests: Interests, rules: Rules, others: Sequence[StateLayout] = ()
-    ) -> None:
-        self.layout: Final = layout
-        self.others: Final = tuple(others)
+    def __init__(self, layouts: Sequence[StateLayout], interests: Interests, rules: Rules) -> None:
+        self.layouts: Final = tuple(layouts)
         self.interests: Final = interests
         self.rules: Final = rules
-        self._kinds: dict[str, int] = {}
-        self._clips: Final = layout.clips
+        self._type_hashes: dict[str, int] = {}
+        self._clips: Final = self.layouts[0].clips
 
-    def __call__(self, known: Sequence[Known], events: Sequence[Sequence[Event]], now: float) -> list[Change]:
-        """The change of each customer by the events (checked before) that belong to it, in their order."""
-        states = self.layout.unpack([customer.state for customer in known])
-        changes, records = [Change() for _ in known], {}
+    def fold(
+        self, customers: Sequence[StoredCustomer], events: Sequence[Sequence[Event]], now: float
+    ) -> list[CustomerChange]:
+        """The change of each customer.
+
+        Args:
+            customers: As they are stored, each once.
+            events: By customer, valid ones (``events.problem``) in the order in which they came in.
+            now: Unix seconds.
+        """
+        before = [
+            layout.unpack([customer.states[number] for customer in customers])
+            for number, layout in enumerate(self.layouts)
+        ]
+        readable = before[0].valid | ~before[0].found
+        changes, profiles = [CustomerChange() for _ in customers], {}
         rows: list[int] = []
         folded: list[Event] = []
-        for row, (customer, change) in enumerate(zip(known, changes, strict=True)):
-            record = _record(customer) if states.valid[row] or not states.found[row] else None
-            if record is None or not record.scoring:
-                refusal = Outcome(Verdict.REJECTED, UNREADABLE if record is None else WITHHELD)
+        for row, (customer, change) in enumerate(zip(customers, changes, strict=True)):
+            profile = _readable_profile(customer) if readable[row] else None
+            if profile is None or not profile.scoring:
+                refusal = Outcome(Verdict.REJECTED, UNREADABLE if profile is None else WITHHELD)
                 change.outcomes = [refusal] * len(events[row])
                 continue
-            taken = self._take(record, events[row], change, now)
-            if taken:
-                if any(event.item_id for event in taken):
-                    record.tidy(self.interests, now, self.rules.max_lateness_s)
-                records[row] = record
-                rows += [row] * len(taken)
-                folded += taken
+            accepted = self._accept(profile, events[row], change, now)
+            if accepted:
+                if any(event.item_id for event in accepted):
+                    profile.prune_interests(self.interests, now, self.rules.max_lateness_s)
+                profiles[row] = profile
+                rows += [row] * len(accepted)
+                folded += accepted
+        for row, profile in profiles.items():
+            changes[row].profile = profile.pack()
         if folded:
-            as_of, slots = self.layout.fold(np.where(states.found, states.as_of, -np.inf), states.slots, rows, folded)
-            at = list(records)
-            for row, state in zip(at, self.layout.pack_many(as_of[at], slots[at]), strict=True):
-                changes[row].state, changes[row].record = state, records[row].pack()
-            for number, layout in enumerate(self.others):
-                before = [customer.others[number] for customer in known]
-                for row, other in zip(at, _kept_up(layout, before, rows, folded, at), strict=True):
-                    changes[row].others.append(other)
+            changed = list(profiles)
+            for layout, states in zip(self.layouts, before, strict=True):
+                as_of = np.where(states.found, states.as_of, -np.inf)
+                as_of, slots = layout.fold(as_of, states.slots, rows, folded)
+                packed = layout.pack_many(as_of[changed], slots[changed])
+                usable = (states.valid | ~states.found)[changed]  # an unreadable state is left to the next load
+                for row, state, is_usable in zip(changed, packed, usable, strict=True):
+                    changes[row].states.append(state if is_usable else None)
         return changes
 
-    def _take(self, record: Record, events: Sequence[Event], change: Change, now: float) -> list[Event]:
-        """Judge the events of a customer, take those that are new into the record, and return those to fold."""
-        counted, taken = record.counted, []
-        # An hour more than lateness, because the clocks of servers differ.
-        counted.forget_before(hour_of(max(now - self.rules.max_lateness_s - HOUR_S, 0.0)))
+    def _accept(self, profile: Profile, events: Sequence[Event], change: CustomerChange, now: float) -> list[Event]:
+        """Decide about a customer's events, add the new ones to the profile, and return those to fold."""
+        counted, accepted = profile.counted, []
+        # One hour longer than the lateness, because the clocks of servers differ.
+        counted.drop_before(hour_of(max(now - self.rules.max_lateness_s - HOUR_S, 0.0)))
         ids = counted.ids
         for event in events:
-            event_id = hashed(event.event_id) if event.event_id else 0
-            if event_id and event_id in ids:
+            id_hash = hash_event_id(event.event_id) if event.event_id else 0
+            if id_hash and id_hash in ids:
                 change.outcomes.append(DUPLICATE)
                 continue
-            kind, hour = self._kind(event.event_type), hour_of(event.event_time)
-            if (cap := self._cap(record, kind, hour)) is not None:
-                change.log.append(event_item(event, CAPPED, keep_text=self.rules.keep_text))
+            type_hash, hour = self._type_hash(event.event_type), hour_of(event.event_time)
+            if (cap := self._exceeded_cap(profile, type_hash, hour)) is not None:
+                change.log.append(encode_event(event, CAPPED, keep_text=self.rules.keep_text))
                 change.outcomes.append(Outcome(Verdict.ACCEPTED, cap))
                 continue
-            ids.add(event_id)
-            counted.add(hour, kind, event_id)
-            self._note(record, event)
-            taken.append(event)
-            change.log.append(event_item(event, "", keep_text=self.rules.keep_text))
-            change.outcomes.append(self._clipped(event) if event.event_type in self._clips else ACCEPTED)
-        return taken
+            ids.add(id_hash)
+            counted.add(hour, type_hash, id_hash)
+            self._update_profile(profile, event)
+            accepted.append(event)
+            change.log.append(encode_event(event, "", keep_text=self.rules.keep_text))
+            change.outcomes.append(self._outcome(event) if event.event_type in self._clips else ACCEPTED)
+        return accepted
 
-    def _note(self, record: Record, event: Event) -> None:
+    def _update_profile(self, profile: Profile, event: Event) -> None:
         t = event.event_time
-        record.first_seen, record.last_seen = min(record.first_seen, t), max(record.last_seen, t)
+        profile.first_seen, profile.last_seen = min(profile.first_seen, t), max(profile.last_seen, t)
         if event.channel:
-            record.came_from(event.channel)
+            profile.add_channel(event.channel)
         if event.item_id:
             if event.event_type == self.interests.view:
-                record.view(event.item_id, t, self.interests.half_life_s)
+                profile.add_view(event.item_id, t, self.interests.half_life_s)
             elif event.event_type == self.interests.purchase:
-                record.buy(event.item_id, t)
+                profile.add_purchase(event.item_id, t)
 
-    def _kind(self, event_type: str) -> int:
-        if (kind := self._kinds.get(event_type)) is None:
-            if len(self._kinds) > MOST_KINDS:  # types are what callers send: there may be no end of them
-                self._kinds.clear()
-            kind = self._kinds[event_type] = hashed_type(event_type)
-        return kind
+    def _type_hash(self, event_type: str) -> int:
+        if (type_hash := self._type_hashes.get(event_type)) is None:
+            if len(self._type_hashes) > MAX_CACHED_TYPES:
+                self._type_hashes.clear()
+            type_hash = self._type_hashes[event_type] = hash_event_type(event_type)
+        return type_hash
 
-    def _cap(self, record: Record, kind: int, hour: int) -> Problem | None:
-        """Which cap the next event is beyond."""
-        rules, counted = self.rules, record.counted
+    def _exceeded_cap(self, profile: Profile, type_hash: int, hour: int) -> Problem | None:
+        """The cap that the next event would exceed; None if there is none."""
+        rules, counted = self.rules, profile.counted
         if len(counted) < min(rules.cap_type_hour, rules.cap_hour, rules.cap_total):
-            return None  # as nearly all customers
+            return None  # the case of nearly all customers
         if len(counted) >= rules.cap_total:
             return _capped(f"{rules.cap_total} events of a customer in {rules.max_lateness_s / HOUR_S:g} h")
-        kinds = counted.kinds_at(hour)
-        if len(kinds) >= rules.cap_hour:
+        types = counted.types_in(hour)
+        if len(types) >= rules.cap_hour:
             return _capped(f"{rules.cap_hour} events of a customer in an hour")
-        if kinds.count(kind) >= rules.cap_type_hour:
+        if types.count(type_hash) >= rules.cap_type_hour:
             return _capped(f"{rules.cap_type_hour} events of one type and customer in an hour")
         return None
 
-    def _clipped(self, event: Event) -> Outcome:
+    def _outcome(self, event: Event) -> Outcome:
+        """The outcome of an accepted event whose type has clipped fields."""
         for name, clip in self._clips[event.event_type].items():
             if abs(getattr(event, name) or 0.0) > clip:
                 reason = f"{name.removesuffix('_s').upper()}_CLIPPED"
@@ -184,29 +213,15 @@ class Fold:
         return ACCEPTED
 
 
-def _kept_up(
-    layout: StateLayout, before: Sequence[bytes | None], rows: Sequence[int], events: Sequence[Event], at: Sequence[int]
-) -> list[bytes | None]:
-    """States of the customers ``at`` after events; None where what is stored cannot be read: that is left to a load."""
-    states = layout.unpack(before)
-    as_of, slots = layout.fold(np.where(states.found, states.as_of, -np.inf), states.slots, rows, events)
-    readable = states.valid | ~states.found
-    packed = layout.pack_many(as_of[at], slots[at])
-    return [state if good else None for state, good in zip(packed, readable[at], strict=True)]
-
-
-MOST_KINDS: Final = 10_000
-
-
-def _capped(bound: str) -> Problem:
+def _capped(limit: str) -> Problem:
     return Problem(
-        "customer_id", "EVENT_CAPPED", f"there are more than {bound}: the event is archived, but not counted"
+        "customer_id", "EVENT_CAPPED", f"there are more than {limit}: the event is archived, but not counted"
     )
 
 
-def _record(customer: Known) -> Record | None:
-    """A customer's record, None where it cannot be read."""
+def _readable_profile(customer: StoredCustomer) -> Profile | None:
+    """A customer's profile; None if it cannot be read."""
     try:
-        return Record.stored(customer.record)
-    except UnreadableRecordError:
+        return Profile.from_stored(customer.profile)
+    except UnreadableProfileError:
         return None

@@ -1,7 +1,7 @@
 """Customer state: a commutative monoid of decayed sums and times, one packed value per customer.
 
-A state is ``(as_of, slots)``: events are known up to ``as_of``, and every slot is meant as of then. Moving the slots to
-another time (:meth:`StateLayout.advance`) does not change what they say:
+A state is ``(as_of, slots)``: it contains events up to ``as_of``, and the values of its slots refer to that time.
+:meth:`StateLayout.advance` converts slots to another reference time without changing their meaning:
 
 ======== ============================================ ================== ==========
 slot      value                                        merge              identity
@@ -10,11 +10,13 @@ count     sum of ``2**(-(as_of - t) / half_life)``     add                0
 sum       the same, times the field's clipped value    add                0
 latest    latest event time minus as_of, seconds       max                -inf
 earliest  earliest event time minus as_of, seconds     min                +inf
-attribute the number                                   max, missing loses NaN
+attribute the number                                   max, NaN loses     NaN
 ======== ============================================ ================== ==========
 
-Because merging is associative and commutative, events may arrive in any order, two identities merge by adding their
-states, and the offline aggregate over a history equals the online fold of its events.
+Merging is associative and commutative. Therefore events may arrive in any order, two ids of one customer merge by
+merging their states, and the offline aggregate over a history equals the online fold of its events. The offline
+counterpart of :meth:`StateLayout.fold` is ``feature_store.offline.point_in_time``, a second implementation that is much
+faster for whole histories; tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import numpy.typing as npt
 
 from feature_store.definitions import STATE_FORMAT, Feature, fingerprint
 from feature_store.state.events import Event
-from feature_store.state.profile import Told
+from feature_store.state.profile import ProfileSummary
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,9 +44,10 @@ MAGIC: Final = b"tm"
 class State:
     """One customer's state.
 
-    as_of: unix seconds up to which events are known, and as of which the slots are meant; slots: float64 ``[slots]`` in
-    the order of the feature lines; position: of the newest log entry that it knows
-    (``feature_store.online.customer_store``).
+    Attributes:
+        as_of: Unix seconds up to which events are contained; the reference time of the slots.
+        slots: Float64 ``[slots]`` in the order of the feature lines.
+        position: Position of the commit that wrote it.
     """
 
     as_of: float
@@ -52,21 +55,27 @@ class State:
     position: int = 0
 
 
-class Missing(Enum):
-    """Why there is no state where none is found."""
+class MissingReason(Enum):
+    """Why a customer has no state."""
 
     UNKNOWN = "nothing is known about the customer"
-    NOT_LOADED = "the store holds no features of these definitions, of anybody"
-    STORE_AWAY = "the store does not answer, and the state was not read lately enough"
+    NOT_LOADED = "the store holds no features of this layout for any customer"
+    STORE_AWAY = "the store does not answer, and the state was not read recently enough"
 
 
 @dataclass(slots=True, eq=False)
 class StateBatch:
-    """Decoded states of many customers, row by row. Not to be changed.
+    """Unpacked states of many customers, one per row. Read-only.
 
-    found and valid: bool ``[n]``; as_of: float64 ``[n]`` unix seconds; slots: float64 ``[n, slots]``. Rows that are not
-    valid hold the identity and must not be used. all_valid: surely none is like that. told: by row, what a customer's
-    record has to say. missing: why rows are not found. stale: they are of an earlier read, for Redis does not answer.
+    Attributes:
+        found: Bool ``[n]``: whether there is a stored value.
+        valid: Bool ``[n]``: whether it is a state of this layout. Other rows hold the identity and must not be used.
+        as_of: Float64 ``[n]``, unix seconds.
+        slots: Float64 ``[n, slots]``.
+        all_valid: True only if every row is valid; it may be false although every row is.
+        profiles: By row, the parts of the customer's profile that scoring needs; absent where it has nothing to say.
+        missing: Why rows are not found.
+        stale: Whether the states are from an earlier read, because Redis does not answer.
     """
 
     found: npt.NDArray[np.bool_]
@@ -74,14 +83,22 @@ class StateBatch:
     as_of: Floats
     slots: Floats
     all_valid: bool = False
-    told: Mapping[int, Told] = field(default_factory=dict)
-    missing: Missing = Missing.UNKNOWN
+    profiles: Mapping[int, ProfileSummary] = field(default_factory=dict)
+    missing: MissingReason = MissingReason.UNKNOWN
     stale: bool = False
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Where the events of one type go: decayed sums (column, field or None, clip, 1 / half-life), latest, earliest."""
+class _TypeSlots:
+    """The slots that events of one type are added to.
+
+    Attributes:
+        sums: Columns of decayed sums.
+        fields: Of the sums over a field: index in ``sums``, name of the field, clip.
+        rates: Per sum, 1 / half-life in seconds.
+        latest: Columns of latest times.
+        earliest: Columns of earliest times.
+    """
 
     sums: npt.NDArray[np.intp]
     fields: Sequence[tuple[int, str, float]]
@@ -90,13 +107,13 @@ class _Plan:
     earliest: Sequence[int]
 
 
-def finite(numbers: Floats) -> bool:
-    """Whether all numbers are surely finite: one that is not makes the sum of squares so; a huge one is no proof."""
+def surely_finite(numbers: Floats) -> bool:
+    """Whether all numbers are certainly finite: fast, but false as well if squares overflow."""
     return math.isfinite(np.vdot(numbers, numbers))
 
 
 class StateLayout:
-    """How states of one list of features are folded, merged, moved in time, packed and unpacked."""
+    """Folds, merges, advances, packs and unpacks the states of one list of features."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self.features: Final = tuple(features)
@@ -104,11 +121,11 @@ class StateLayout:
         self._half_life_s = np.array([(f.half_life_days or np.inf) * DAY_S for f in features])
         self._latest = np.array([f.aggregate == "latest" for f in features])
         self._earliest = np.array([f.aggregate == "earliest" for f in features])
-        self.of_attributes: Final = np.array([f.aggregate == "attribute" for f in features])
+        self.is_attribute: Final = np.array([f.aggregate == "attribute" for f in features])
         self._additive = np.array([f.decayed for f in features])
         self._timed = self._latest | self._earliest
         self.identity: Final = np.select(
-            [self._latest, self._earliest, self.of_attributes], [-np.inf, np.inf, np.nan], default=0.0
+            [self._latest, self._earliest, self.is_attribute], [-np.inf, np.inf, np.nan], default=0.0
         )
         self.dtype: Final = np.dtype(
             [
@@ -122,13 +139,13 @@ class StateLayout:
         )
         self.header: Final = MAGIC + STATE_FORMAT.to_bytes(2, "little") + bytes.fromhex(self.fingerprint)
         self.clips: Final = _clips(self.features)
-        self._plans = {kind: self._plan(kind) for kind in {f.event for f in self.features if f.event}}
+        self._type_slots = {kind: self._slots_of(kind) for kind in {f.event for f in self.features if f.event}}
         self._blank = self.pack(State(0.0, self.identity))
 
     # --- algebra ------------------------------------------------------------------------------------------------
 
     def advance(self, slots: Floats, seconds: Floats | float) -> Floats:
-        """Slots (``[..., slots]``) as of a reference that lies ``seconds`` (``[...]``) later; the meaning stays."""
+        """Slots (``[..., slots]``) of the same meaning for a reference time ``seconds`` (``[...]``) later."""
         later = np.asarray(seconds, dtype=np.float64)[..., np.newaxis]
         decayed = slots * np.exp2(-later / self._half_life_s)
         return np.where(self._timed, slots - later, decayed)
@@ -139,14 +156,21 @@ class StateLayout:
         x = self.advance(a.slots, as_of - a.as_of)
         y = self.advance(b.slots, as_of - b.as_of)
         slots = np.select(
-            [self._latest | self.of_attributes, self._earliest], [np.fmax(x, y), np.minimum(x, y)], default=x + y
+            [self._latest | self.is_attribute, self._earliest], [np.fmax(x, y), np.minimum(x, y)], default=x + y
         )
         return State(as_of, slots, max(a.position, b.position))
 
     def fold(self, as_of: Floats, slots: Floats, rows: Sequence[int], events: Sequence[Event]) -> tuple[Floats, Floats]:
-        """States (``[n]``, ``[n, slots]``) after events, of which the i-th belongs to row ``rows[i]``.
+        """States after more events, which may be older than those folded before.
 
-        Events may be older than those folded before. A state that knows nothing yet has ``as_of`` -inf.
+        Args:
+            as_of: Float64 ``[n]``, unix seconds; -inf for a state without events.
+            slots: Float64 ``[n, slots]``.
+            rows: Row of each event's customer.
+            events: In any order.
+
+        Returns:
+            The new ``as_of`` and ``slots``.
         """
         row = np.array(rows, dtype=np.intp)
         t = np.array([event.event_time for event in events])
@@ -158,39 +182,39 @@ class StateLayout:
         for at, event in enumerate(events):
             of_type.setdefault(event.event_type, []).append(at)
         for kind, places in of_type.items():
-            if (plan := self._plans.get(kind)) is not None:
-                self._add(moved, plan, row[places], later[places], [events[at] for at in places])
+            if (type_slots := self._type_slots.get(kind)) is not None:
+                self._add(moved, type_slots, row[places], later[places], [events[at] for at in places])
         return newest, moved
 
     def _add(
-        self, slots: Floats, plan: _Plan, row: npt.NDArray[np.intp], later: Floats, events: Sequence[Event]
+        self, slots: Floats, type_slots: _TypeSlots, row: npt.NDArray[np.intp], later: Floats, events: Sequence[Event]
     ) -> None:
-        """Add events of one type to ``slots``, which are as of ``later`` (``[events]`` seconds) after each of them."""
-        if len(plan.sums):
-            weights = np.exp2(-later[:, np.newaxis] * plan.rates)
-            for column, name, clip in plan.fields:
+        """Add events of one type to ``slots``, whose reference time is ``later[i]`` seconds after event ``i``."""
+        if len(type_slots.sums):
+            weights = np.exp2(-later[:, np.newaxis] * type_slots.rates)
+            for column, name, clip in type_slots.fields:
                 values = np.array([getattr(event, name) or 0.0 for event in events])
                 weights[:, column] *= np.clip(values, -clip, clip)
-            np.add.at(slots, (row[:, np.newaxis], plan.sums), weights)
-        for column in plan.latest:
+            np.add.at(slots, (row[:, np.newaxis], type_slots.sums), weights)
+        for column in type_slots.latest:
             np.maximum.at(slots[:, column], row, -later)
-        for column in plan.earliest:
+        for column in type_slots.earliest:
             np.minimum.at(slots[:, column], row, -later)
 
-    def _plan(self, kind: str) -> _Plan:
-        mine = [(i, feature) for i, feature in enumerate(self.features) if feature.event == kind]
-        sums = [(i, feature) for i, feature in mine if feature.decayed]
-        return _Plan(
+    def _slots_of(self, event_type: str) -> _TypeSlots:
+        slots = [(i, feature) for i, feature in enumerate(self.features) if feature.event == event_type]
+        sums = [(i, feature) for i, feature in slots if feature.decayed]
+        return _TypeSlots(
             sums=np.array([i for i, _ in sums], dtype=np.intp),
             fields=[(at, f.field, f.clip or math.inf) for at, (_, f) in enumerate(sums) if f.field],
             rates=1 / self._half_life_s[[i for i, _ in sums]],
-            latest=[i for i, feature in mine if feature.aggregate == "latest"],
-            earliest=[i for i, feature in mine if feature.aggregate == "earliest"],
+            latest=[i for i, feature in slots if feature.aggregate == "latest"],
+            earliest=[i for i, feature in slots if feature.aggregate == "earliest"],
         )
 
     def _possible(self, slots: Floats) -> npt.NDArray[np.bool_]:
-        """Which rows hold only numbers that a state can: finite ones, the identity, and any missing attribute."""
-        possible = np.isfinite(slots) | (slots == self.identity) | (np.isnan(slots) & self.of_attributes)
+        """Which rows hold only possible values: finite numbers, the identity, and NaN for attributes."""
+        possible = np.isfinite(slots) | (slots == self.identity) | (np.isnan(slots) & self.is_attribute)
         return np.asarray(possible.all(axis=1))
 
     # --- packing ------------------------------------------------------------------------------------------------
@@ -200,41 +224,41 @@ class StateLayout:
         return self.pack_many(np.array([state.as_of]), state.slots[np.newaxis], state.position)[0]
 
     def pack_many(self, as_of: Floats, slots: Floats, position: int = 0) -> list[bytes]:
-        """Packed values of ``[n]`` and ``[n, slots]``."""
-        records = np.zeros(len(slots), dtype=self.dtype)
-        records["magic"], records["version"] = MAGIC, STATE_FORMAT
-        records["fingerprint"] = np.void(bytes.fromhex(self.fingerprint))
-        records["position"], records["as_of"], records["slots"] = position, as_of, slots
-        whole, size = records.tobytes(), self.dtype.itemsize
+        """Packed values of states ``as_of`` ``[n]`` and ``slots`` ``[n, slots]``."""
+        values = np.zeros(len(slots), dtype=self.dtype)
+        values["magic"], values["version"] = MAGIC, STATE_FORMAT
+        values["fingerprint"] = np.void(bytes.fromhex(self.fingerprint))
+        values["position"], values["as_of"], values["slots"] = position, as_of, slots
+        whole, size = values.tobytes(), self.dtype.itemsize
         return [whole[at : at + size] for at in range(0, len(whole), size)]
 
     def unpack(self, values: Sequence[bytes | None]) -> StateBatch:
-        """Decode stored values, None for an absent one, without a loop over customers or fields.
+        """Unpack stored values (None: no value) without a loop over customers or slots.
 
-        A value of another length, format or fingerprint, or with a number that no state can hold, is found, not valid.
+        A value of another length, format or fingerprint, or with an impossible number, is found but not valid.
         """
         size, header = self.dtype.itemsize, self.header
         sized = [value if value is not None and len(value) == size else self._blank for value in values]
         numbers = np.frombuffer(b"".join(sized), dtype="<f8").reshape(len(sized), size // 8)[:, 2:]
-        # The usual case with as few array operations as it takes: in small batches it is their number that costs.
-        if sized == values and finite(numbers) and all(value.startswith(header) for value in sized):
+        # The usual case takes as few array operations as possible: their number dominates the cost of small batches.
+        if sized == values and surely_finite(numbers) and all(value.startswith(header) for value in sized):
             every = np.ones(len(sized), dtype=np.bool_)
             return StateBatch(every, every, numbers[:, 0], numbers[:, 1:], all_valid=True)
         found = np.array([value is not None for value in values], dtype=np.bool_)
-        own = np.array([value.startswith(header) for value in sized], dtype=np.bool_)
-        own &= np.isfinite(numbers[:, 0]) & self._possible(numbers[:, 1:])
-        valid = own & np.array([value is not None and len(value) == size for value in values], dtype=np.bool_)
-        if not own.all():
+        intact = np.array([value.startswith(header) for value in sized], dtype=np.bool_)
+        intact &= np.isfinite(numbers[:, 0]) & self._possible(numbers[:, 1:])
+        valid = intact & np.array([value is not None and len(value) == size for value in values], dtype=np.bool_)
+        if not intact.all():
             numbers = numbers.copy()
-            numbers[~own] = np.frombuffer(self._blank, dtype="<f8")[2:]
+            numbers[~intact] = np.frombuffer(self._blank, dtype="<f8")[2:]
         return StateBatch(found, valid, numbers[:, 0], numbers[:, 1:])
 
 
 def _clips(features: Sequence[Feature]) -> dict[str, dict[str, float]]:
-    """By event type and field, the most that is taken from one event (where its features differ, by any of them)."""
-    found: dict[str, dict[str, float]] = {}
+    """Clip by event type and field; the smallest one if features of the same field differ."""
+    clips: dict[str, dict[str, float]] = {}
     for feature in features:
         if feature.clip is not None and feature.event and feature.field:
-            fields = found.setdefault(feature.event, {})
+            fields = clips.setdefault(feature.event, {})
             fields[feature.field] = min(feature.clip, fields.get(feature.field, math.inf))
-    return found
+    return clips

@@ -1,14 +1,15 @@
-"""A customer's record: all that is kept beside the state and does not depend on which features there are.
+"""A customer's profile: everything kept about a customer that does not depend on the features of a model.
 
-Consent, aliases, first and last seen, channels, interests, and which events have been counted. One packed value per
-customer, as long as there is anything to say; an alias has one that only names the customer it belongs to.
+Consent, aliases, first and last event, channels, interests, and which events have been counted. It is one packed value
+per customer, stored as long as there is anything to store. The profile of an alias only names the customer that the
+alias belongs to.
 
 ::
 
-    "tr" version flags | zeros | position | first, last seen, counts | interests, best first | channels | …
-    └──────────── a score reads up to the first interest ─────────────────────┘
+    "tr" version flags | zeros | position | first, last event, counts | interests, best first | channels | …
+    └──────────── scoring reads up to the first interest ─────────────────────┘
 
-Interests decay with one half-life for all, so their order does not change while nothing happens.
+All interests decay with the same half-life, so their order changes only when an event comes in.
 """
 
 from __future__ import annotations
@@ -27,43 +28,47 @@ VERSION: Final = 2
 NO_SCORING: Final = 1
 NO_RESPONSE: Final = 2
 ALIAS: Final = 4
-LEAST_WEIGHT: Final = 1 / 32
-"""A look that has decayed to this, after five half-lives, is forgotten."""
+"""Flags."""
 
-MOST_CHANNELS: Final = 16
+MIN_INTEREST_WEIGHT: Final = 1 / 32
+"""An interest that has decayed to this, after five half-lives, is dropped."""
+MAX_CHANNELS: Final = 16
 OTHER: Final = "(other)"
-MOST_COUNT: Final = 0xFFFF_FFFF
-MOST_VIEWS: Final = 0xFFFF
-ID_BITS: Final = 48
-ID: Final = (1 << ID_BITS) - 1
-ENTRY_BYTES: Final = 12
-"""Of a counted event: there are as many as events within the lateness, so they are packed tightly."""
-LATEST_TIME_S: Final = 253_402_300_799.0
+MAX_COUNT: Final = 0xFFFF_FFFF
+MAX_VIEWS: Final = 0xFFFF
+MAX_ALIASES: Final = 1000
+MAX_TIME_S: Final = 253_402_300_799.0
 """The end of the year 9999: no event is later."""
 
-MOST_ALIASES: Final = 1000
+ID_BITS: Final = 48
+ID_MASK: Final = (1 << ID_BITS) - 1
+COUNTED_BYTES: Final = 12
+"""Size of a counted event. A profile holds one per event within the allowed lateness, so they are packed tightly."""
 
 _HEAD: Final = struct.Struct("<2sBB4s8sddIBBH")
 _INTEREST: Final = struct.Struct("<HHfd")
 _CHANNEL: Final = struct.Struct("<BI")
 _ALIAS: Final = struct.Struct("<H")
 MAGIC: Final = b"tr"
-FLAGS: Final = 3
-INTERESTS: Final = 36
-"""Where they stand in the head."""
+FLAGS_AT: Final = 3
+INTERESTS_AT: Final = 36
+"""Offsets in the head of the flags and of the number of interests."""
 ZEROS: Final = bytes(4)
-"""After the flags: stored they are mixed with a check over all of it (``feature_store.state.checksum``)."""
+"""Follow the flags; they hold the checksum in Redis (``feature_store.state.checksum``)."""
 
 
-class UnreadableRecordError(Exception):
-    """What is stored as a record is none."""
+class UnreadableProfileError(Exception):
+    """The stored value is not a profile."""
 
 
 @dataclass(slots=True, eq=True)
 class Interest:
-    """An item and its views since it was bought last.
+    """An item, and how often the customer viewed it since the last purchase of it.
 
-    weight: views, each decayed to ``at``, the unix time of the latest. No views: the item was bought at ``at``.
+    Attributes:
+        views: Number of views; 0 if the item was bought at ``at`` and not viewed since.
+        weight: Sum of the views, each decayed to ``at``.
+        at: Unix seconds of the latest view, or of the purchase.
     """
 
     item_id: str
@@ -77,8 +82,8 @@ class Interest:
 
 
 @dataclass(slots=True)
-class Counted:
-    """Events that have been counted and may come again: hour since 1970, and a tag of type and id (as hashes)."""
+class CountedEvents:
+    """Recent events, which may be sent again: the hour since 1970 and a tag of each (hashes of type and id)."""
 
     hours: array[int] = field(default_factory=lambda: array("I"))
     tags: array[int] = field(default_factory=lambda: array("Q"))
@@ -88,38 +93,38 @@ class Counted:
 
     @property
     def ids(self) -> set[int]:
-        """Ids of the events that have one."""
-        return {tag & ID for tag in self.tags} - {0}
+        """Hashes of the ids, of the events that have one."""
+        return {tag & ID_MASK for tag in self.tags} - {0}
 
-    def kinds_at(self, hour: int) -> list[int]:
-        """Types of the events of an hour."""
-        return [tag >> ID_BITS for tag, then in zip(self.tags, self.hours, strict=True) if then == hour]
+    def types_in(self, hour: int) -> list[int]:
+        """Hashes of the types of the events in an hour."""
+        return [tag >> ID_BITS for tag, event_hour in zip(self.tags, self.hours, strict=True) if event_hour == hour]
 
-    def add(self, hour: int, kind: int, event_id: int) -> None:
-        """Count one more; id 0 is an event that has none."""
+    def add(self, hour: int, type_hash: int, id_hash: int) -> None:
+        """Add an event; ``id_hash`` is 0 if it has no id."""
         self.hours.append(hour)
-        self.tags.append(kind << ID_BITS | event_id)
+        self.tags.append(type_hash << ID_BITS | id_hash)
 
-    def forget_before(self, hour: int) -> None:
-        """Forget what is too old to come again."""
+    def drop_before(self, hour: int) -> None:
+        """Drop events that are too old to be accepted again."""
         if self.hours and min(self.hours) < hour:
-            keep = [at for at, then in enumerate(self.hours) if then >= hour]
+            keep = [at for at, event_hour in enumerate(self.hours) if event_hour >= hour]
             self.hours = array("I", [self.hours[at] for at in keep])
             self.tags = array("Q", [self.tags[at] for at in keep])
 
-    def merged(self, other: Counted) -> Counted:
-        """What either has counted; an event with an id that both have stands once."""
-        mine, found = self.ids, Counted(self.hours[:], self.tags[:])
+    def merged(self, other: CountedEvents) -> CountedEvents:
+        """The events of both; one whose id both have is in it once."""
+        ids, union = self.ids, CountedEvents(self.hours[:], self.tags[:])
         for hour, tag in zip(other.hours, other.tags, strict=True):
-            if tag & ID not in mine:
-                found.hours.append(hour)
-                found.tags.append(tag)
-        return found
+            if tag & ID_MASK not in ids:
+                union.hours.append(hour)
+                union.tags.append(tag)
+        return union
 
 
 @dataclass(slots=True)
-class Record:
-    """A customer's record. Times in unix seconds, infinite where nothing was seen; interests best first."""
+class Profile:
+    """A customer's profile. Times in unix seconds, infinite if there was no event; interests best first."""
 
     scoring: bool = True
     automated_response: bool = True
@@ -129,41 +134,42 @@ class Record:
     interests: list[Interest] = field(default_factory=list)
     channels: dict[str, int] = field(default_factory=dict)
     aliases: list[str] = field(default_factory=list)
-    counted: Counted = field(default_factory=Counted)
+    counted: CountedEvents = field(default_factory=CountedEvents)
 
-    def view(self, item_id: str, at: float, half_life_s: float) -> None:
-        """The customer looked at an item."""
+    def add_view(self, item_id: str, at: float, half_life_s: float) -> None:
+        """Count a view of an item."""
         for interest in self.interests:
             if interest.item_id == item_id:
-                _add(interest, Interest(item_id, 1, 1.0, at), half_life_s)  # a late look at what was bought is none
+                # A view that happened before the purchase of the item, and arrives late, is not counted.
+                _combine(interest, Interest(item_id, 1, 1.0, at), half_life_s)
                 return
         self.interests.append(Interest(item_id, 1, 1.0, at))
 
-    def came_from(self, channel: str) -> None:
-        """An event came from there; from too many places, the rest counts as one."""
-        if channel not in self.channels and len(self.channels) >= MOST_CHANNELS:
+    def add_channel(self, channel: str) -> None:
+        """Count an event of a channel; once there are too many channels, new ones are counted together."""
+        if channel not in self.channels and len(self.channels) >= MAX_CHANNELS:
             channel = OTHER
-        self.channels[channel] = min(self.channels.get(channel, 0) + 1, MOST_COUNT)
+        self.channels[channel] = min(self.channels.get(channel, 0) + 1, MAX_COUNT)
 
-    def buy(self, item_id: str, at: float) -> None:
-        """The customer bought an item: looks from before are done with, and late ones will be told by the time."""
+    def add_purchase(self, item_id: str, at: float) -> None:
+        """Note that an item was bought: earlier views no longer count, and late ones are recognised by their time."""
         for interest in self.interests:
             if interest.item_id == item_id:
                 if interest.at <= at:
                     interest.views, interest.weight, interest.at = 0, 0.0, at
                 elif interest.views:
-                    interest.views, interest.weight = 1, 1.0  # at least the latest look came after
+                    interest.views, interest.weight = 1, 1.0  # at least the latest view came after the purchase
                 return
         self.interests.append(Interest(item_id, 0, 0.0, at))
 
-    def tidy(self, rules: Interests, now: float, max_lateness_s: float) -> None:
-        """Put interests in order and forget those that have faded, or are too many."""
+    def prune_interests(self, rules: Interests, now: float, max_lateness_s: float) -> None:
+        """Sort the interests and drop those that have faded or exceed the number to keep."""
         half_life_s = rules.half_life_s
         kept = [
             interest
             for interest in self.interests
             if (
-                interest.weight_at(now, half_life_s) >= LEAST_WEIGHT
+                interest.weight_at(now, half_life_s) >= MIN_INTEREST_WEIGHT
                 if interest.views
                 else interest.at >= now - max_lateness_s
             )
@@ -172,9 +178,9 @@ class Record:
             kept.sort(key=lambda interest: _rank(interest, half_life_s))
         self.interests = kept[: rules.keep]
 
-    def merged(self, other: Record, rules: Interests, now: float, max_lateness_s: float) -> Record:
-        """The record of one customer who is both; consent is that of the stricter one."""
-        found = Record(
+    def merged(self, other: Profile, rules: Interests, now: float, max_lateness_s: float) -> Profile:
+        """The profile of one customer who is both; what either of them forbids is forbidden."""
+        union = Profile(
             scoring=self.scoring and other.scoring,
             automated_response=self.automated_response and other.automated_response,
             first_seen=min(self.first_seen, other.first_seen),
@@ -184,8 +190,8 @@ class Record:
             aliases=[*self.aliases, *(name for name in other.aliases if name not in self.aliases)],
             counted=self.counted.merged(other.counted),
         )
-        found.tidy(rules, now, max_lateness_s)
-        return found
+        union.prune_interests(rules, now, max_lateness_s)
+        return union
 
     def pack(self) -> bytes:
         """The packed value, with position 0."""
@@ -210,88 +216,96 @@ class Record:
         return b"".join(parts)
 
     @staticmethod
-    def stored(value: bytes | None) -> Record:
-        """The record of a customer, a new one where none is stored; UnreadableRecordError where it is none."""
-        return Record() if value is None else Record.unpack(value)
+    def from_stored(value: bytes | None) -> Profile:
+        """The profile of a stored value, an empty one for None; UnreadableProfileError."""
+        return Profile() if value is None else Profile.unpack(value)
 
     @staticmethod
-    def unpack(value: bytes) -> Record:
-        """The record of a stored value; UnreadableRecordError where it is none."""
+    def unpack(value: bytes) -> Profile:
+        """The profile of a stored value.
+
+        Raises:
+            UnreadableProfileError: It is not a profile.
+        """
         try:
-            magic, version, flags, zeros, _, *rest = _HEAD.unpack_from(value)
-            first, last, counted, interests, channels, aliases = rest
+            magic, version, flags, zeros, _, *counts = _HEAD.unpack_from(value)
+            first, last, counted, interest_count, channel_count, alias_count = counts
             if (magic, version, zeros) != (MAGIC, VERSION, ZEROS):
-                raise UnreadableRecordError
-            said = flags, interests, channels, aliases, counted, first, last
-            if flags & ALIAS and said != (ALIAS, 0, 0, 1, 0, math.inf, -math.inf):  # a bit flipped
-                raise UnreadableRecordError
-            at, found, came_from, names = _HEAD.size, [], {}, []
-            for _ in range(interests):
-                interest, at = _interest(value, at)
-                found.append(interest)
-            for _ in range(channels):
+                raise UnreadableProfileError
+            alias_fields = flags, interest_count, channel_count, alias_count, counted, first, last
+            if flags & ALIAS and alias_fields != (ALIAS, 0, 0, 1, 0, math.inf, -math.inf):  # a bit flipped
+                raise UnreadableProfileError
+            at, interests, channels, names = _HEAD.size, [], {}, []
+            for _ in range(interest_count):
+                interest, at = _read_interest(value, at)
+                interests.append(interest)
+            for _ in range(channel_count):
                 size, count = _CHANNEL.unpack_from(value, at)
                 at += _CHANNEL.size + size
-                came_from[value[at - size : at].decode()] = count
-            for _ in range(aliases):
+                channels[value[at - size : at].decode()] = count
+            for _ in range(alias_count):
                 (size,) = _ALIAS.unpack_from(value, at)
                 at += _ALIAS.size + size
                 names.append(value[at - size : at].decode())
         except (struct.error, UnicodeDecodeError) as error:
-            raise UnreadableRecordError from error
-        if len(value) != at + ENTRY_BYTES * counted or not (_seen(first) and _seen(last)):
-            raise UnreadableRecordError
-        root = names.pop() if flags & ALIAS else None
-        tags = at + 4 * counted
-        again = Counted(array("I", value[at:tags]), array("Q", value[tags:]))
-        allowed = not flags & NO_SCORING, not flags & NO_RESPONSE
-        return Record(*allowed, root, first, last, found, came_from, names, again)
+            raise UnreadableProfileError from error
+        if len(value) != at + COUNTED_BYTES * counted or not (_is_possible_time(first) and _is_possible_time(last)):
+            raise UnreadableProfileError
+        alias_of = names.pop() if flags & ALIAS else None
+        tags_at = at + 4 * counted
+        counted_events = CountedEvents(array("I", value[at:tags_at]), array("Q", value[tags_at:]))
+        consent = not flags & NO_SCORING, not flags & NO_RESPONSE
+        return Profile(*consent, alias_of, first, last, interests, channels, names, counted_events)
 
 
-class Told(NamedTuple):
-    """What a record says to a score: whether it is allowed, whether alerts are, and the top interest."""
+class ProfileSummary(NamedTuple):
+    """The parts of a profile that scoring needs: whether scores and alerts are allowed, and the top interest."""
 
     scoring: bool
     automated_response: bool
     top: Interest | None
 
 
-def told(value: bytes) -> Told | str | None:
-    """What a stored record says to a score; the customer's id if it is an alias; None if there is nothing to say.
+def read_summary(value: bytes) -> ProfileSummary | str | None:
+    """The parts of a stored profile that scoring needs, without unpacking the rest.
 
-    Reads no more than that needs; UnreadableRecordError where it is no record.
+    Returns:
+        The id of the customer if the profile is an alias's; None if everything is allowed and there is no interest.
+
+    Raises:
+        UnreadableProfileError: The value is not a profile.
     """
     if len(value) < _HEAD.size or value[:2] != MAGIC or value[2] != VERSION or value[4:8] != ZEROS:
-        raise UnreadableRecordError
-    flags, interests = value[FLAGS], value[INTERESTS]
+        raise UnreadableProfileError
+    flags = value[FLAGS_AT]
     if flags & ALIAS:
         return alias_of(value)
     top = None
-    if interests:
+    if value[INTERESTS_AT]:
         try:
-            best, _ = _interest(value, _HEAD.size)
+            best, _ = _read_interest(value, _HEAD.size)
         except (struct.error, UnicodeDecodeError) as error:
-            raise UnreadableRecordError from error
+            raise UnreadableProfileError from error
         if best.views:
             top = best
     if top is None and not flags:
         return None
-    return Told(not flags & NO_SCORING, not flags & NO_RESPONSE, top)
+    return ProfileSummary(not flags & NO_SCORING, not flags & NO_RESPONSE, top)
 
 
 def alias_of(value: bytes | None) -> str | None:
-    """The id of the customer that a stored record names, None where it is no alias's."""
-    if value is None or len(value) < _HEAD.size or not value.startswith(MAGIC) or not value[FLAGS] & ALIAS:
+    """The id of the customer that a stored alias belongs to; None if the value is not an alias's profile."""
+    if value is None or len(value) < _HEAD.size or not value.startswith(MAGIC) or not value[FLAGS_AT] & ALIAS:
         return None
-    return Record.unpack(value).alias_of
+    return Profile.unpack(value).alias_of
 
 
-def hashed(event_id: str) -> int:
-    """An event id in 48 bits, never 0: of a customer's thousand, the next one meets another by a chance of 4e-12."""
+def hash_event_id(event_id: str) -> int:
+    """An event id in 48 bits, never 0: among a thousand events of a customer, a new one collides with p = 4e-12."""
     return int.from_bytes(blake2b(event_id.encode(), digest_size=ID_BITS // 8).digest()) or 1
 
 
-def hashed_type(event_type: str) -> int:
+def hash_event_type(event_type: str) -> int:
     """An event type in 16 bits."""
     return int.from_bytes(blake2b(event_type.encode(), digest_size=2).digest())
 
@@ -301,57 +315,57 @@ def hour_of(event_time: float) -> int:
     return min(int(event_time // HOUR_S), 0xFFFF_FFFF)
 
 
-def _interest(value: bytes, at: int) -> tuple[Interest, int]:
-    """The interest that stands there, and where it ends; UnreadableRecordError, struct.error or UnicodeDecodeError."""
-    size, views, weight, moment = _INTEREST.unpack_from(value, at)
+def _read_interest(value: bytes, at: int) -> tuple[Interest, int]:
+    """The interest at an offset, and the offset after it; also raises struct.error and UnicodeDecodeError."""
+    size, views, weight, time = _INTEREST.unpack_from(value, at)
     start = at + _INTEREST.size
-    if start + size > len(value) or not 0 <= moment <= LATEST_TIME_S:
-        raise UnreadableRecordError
-    if not (0 < weight <= 2 * views if views else weight == 0):  # a view weighs 1 at most, and rounding a little
-        raise UnreadableRecordError
-    return Interest(value[start : start + size].decode(), views, weight, moment), start + size
+    if start + size > len(value) or not 0 <= time <= MAX_TIME_S:
+        raise UnreadableProfileError
+    if not (0 < weight <= 2 * views if views else weight == 0):  # a view weighs at most 1, plus rounding
+        raise UnreadableProfileError
+    return Interest(value[start : start + size].decode(), views, weight, time), start + size
 
 
-def _seen(t: float) -> bool:
-    """Whether a customer can have been seen then, or never."""
-    return 0 <= t <= LATEST_TIME_S or math.isinf(t)
+def _is_possible_time(t: float) -> bool:
+    """Whether an event can have this time; infinite means that there was none."""
+    return 0 <= t <= MAX_TIME_S or math.isinf(t)
 
 
 def _rank(interest: Interest, half_life_s: float) -> tuple[float, float, str]:
-    """Sorts by weight at any common time, most first; what was bought comes last."""
+    """Sort key: largest weight (at any common time) first, bought items last."""
     if not interest.views:
         return math.inf, -interest.at, interest.item_id
     return -(math.log2(interest.weight) + interest.at / half_life_s), -interest.at, interest.item_id
 
 
-def _add(mine: Interest, other: Interest, half_life_s: float) -> None:
-    """Make ``mine`` what both say of the same item."""
-    at = max(mine.at, other.at)
-    if mine.views and other.views:
-        mine.weight = mine.weight_at(at, half_life_s) + other.weight_at(at, half_life_s)
-        mine.views, mine.at = min(mine.views + other.views, MOST_VIEWS), at
-        mine.weight = min(mine.weight, mine.views)
+def _combine(target: Interest, other: Interest, half_life_s: float) -> None:
+    """Add what another interest says about the same item to ``target``."""
+    at = max(target.at, other.at)
+    if target.views and other.views:
+        target.weight = target.weight_at(at, half_life_s) + other.weight_at(at, half_life_s)
+        target.views, target.at = min(target.views + other.views, MAX_VIEWS), at
+        target.weight = min(target.weight, target.views)
         return
-    newest = other if (other.at, not other.views) > (mine.at, not mine.views) else mine
-    mine.views, mine.weight, mine.at = newest.views, newest.weight, newest.at
+    newest = other if (other.at, not other.views) > (target.at, not target.views) else target
+    target.views, target.weight, target.at = newest.views, newest.weight, newest.at
 
 
-def _merged_channels(mine: dict[str, int], others: dict[str, int]) -> dict[str, int]:
-    """Counts from both; of too many places, those with the fewest count as one."""
-    found = {name: mine.get(name, 0) + others.get(name, 0) for name in [*mine, *others]}
-    named = [name for name in found if name != OTHER]
-    if len(named) > MOST_CHANNELS:
-        named.sort(key=lambda name: (-found[name], name))
-        rest = found.get(OTHER, 0) + sum(found[name] for name in named[MOST_CHANNELS:])
-        found = {name: found[name] for name in named[:MOST_CHANNELS]} | {OTHER: rest}
-    return {name: min(count, MOST_COUNT) for name, count in found.items()}
+def _merged_channels(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    """The sum of both; if there are too many channels, those with the lowest counts are counted together."""
+    counts = {name: first.get(name, 0) + second.get(name, 0) for name in [*first, *second]}
+    named = [name for name in counts if name != OTHER]
+    if len(named) > MAX_CHANNELS:
+        named.sort(key=lambda name: (-counts[name], name))
+        rest = counts.get(OTHER, 0) + sum(counts[name] for name in named[MAX_CHANNELS:])
+        counts = {name: counts[name] for name in named[:MAX_CHANNELS]} | {OTHER: rest}
+    return {name: min(count, MAX_COUNT) for name, count in counts.items()}
 
 
-def _merged_interests(mine: list[Interest], others: list[Interest], half_life_s: float) -> list[Interest]:
-    found = {i.item_id: Interest(i.item_id, i.views, i.weight, i.at) for i in mine}
-    for other in others:
-        if (same := found.get(other.item_id)) is None:
-            found[other.item_id] = other
+def _merged_interests(first: list[Interest], second: list[Interest], half_life_s: float) -> list[Interest]:
+    by_item = {i.item_id: Interest(i.item_id, i.views, i.weight, i.at) for i in first}
+    for other in second:
+        if (same := by_item.get(other.item_id)) is None:
+            by_item[other.item_id] = other
         else:
-            _add(same, other, half_life_s)
-    return list(found.values())
+            _combine(same, other, half_life_s)
+    return list(by_item.values())

@@ -20,7 +20,7 @@ from feature_store.online.customer_store import (
     UnknownCustomerError,
 )
 from feature_store.state.layout import DAY_S
-from feature_store.state.profile import LEAST_WEIGHT, Interest, Record, UnreadableRecordError
+from feature_store.state.profile import MIN_INTEREST_WEIGHT, Interest, Profile, UnreadableProfileError
 from service.api.messages import id_error, parsed, timestamp, timestamp_or_none
 from service.call_context import CallContext
 from service.errors import Reason, RequestError, not_in_cluster, store_error
@@ -63,8 +63,8 @@ class Customers:
         now, half_life_s = self._clock(), self.interests.half_life_s
         interests = [
             interest
-            for interest in customer.record.interests
-            if interest.views and interest.weight_at(now, half_life_s) >= LEAST_WEIGHT
+            for interest in customer.profile.interests
+            if interest.views and interest.weight_at(now, half_life_s) >= MIN_INTEREST_WEIGHT
         ]
         return encode_customer(customer, interests, now)
 
@@ -105,7 +105,7 @@ async def _completed(operation: Awaitable[Result]) -> Result:
     except UnknownCustomerError as error:
         message = "the server has no data about this customer: check the id"
         raise RequestError(Reason.CUSTOMER_UNKNOWN, message, "customer_id") from error
-    except UnreadableRecordError as error:
+    except UnreadableProfileError as error:
         message = "the stored data of this customer cannot be read: load its features again, or delete the customer"
         raise RequestError(Reason.STATE_UNREADABLE, message, "customer_id") from error
     except ConflictError as error:
@@ -159,7 +159,7 @@ def _valid_id(request: Any, field: str) -> str:
 
 def encode_customer(customer: Customer, interests: Sequence[Interest], now: float) -> bytes:
     """An encoded GetCustomerResponse with these interests, as of ``now`` (unix seconds)."""
-    states, record, layout = customer.states, customer.record, customer.layout
+    states, record, layout = customer.states, customer.profile, customer.layout
     values = layout.advance(states.slots[0], now - states.as_of[0]) if states.found[0] else layout.identity
     seen = [(f, now + value) for f, value in zip(layout.features, values, strict=True) if math.isfinite(value)]
     first = min(record.first_seen, *(t for f, t in seen if f.aggregate == "earliest"), math.inf)
@@ -187,12 +187,12 @@ def encode_merged(customer_id: str) -> bytes:
     return bytes(customers_pb2.MergeCustomersResponse(customer_id=customer_id).SerializeToString())
 
 
-def encode_consent(record: Record) -> bytes:
+def encode_consent(record: Profile) -> bytes:
     """An encoded SetConsentResponse."""
     return bytes(customers_pb2.SetConsentResponse(consent=_consent(record)).SerializeToString())
 
 
-def _consent(record: Record) -> customers_pb2.Consent:
+def _consent(record: Profile) -> customers_pb2.Consent:
     return customers_pb2.Consent(scoring=record.scoring, automated_response=record.automated_response)
 
 

@@ -13,7 +13,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import models_pb2
 
 from feature_store.bundles.bundle import BundleError, Manifest, read_manifest
-from feature_store.bundles.registry import NO_ROLLOUT, ROLLOUT_FILE, Rollout, Stamp, is_version, stamp, versions
+from feature_store.bundles.registry import (
+    NO_ROLLOUT,
+    ROLLOUT_FILE,
+    FileStamp,
+    Rollout,
+    file_stamp,
+    is_version,
+    list_versions,
+)
 from feature_store.errors import StoreUnavailableError
 from service.api.messages import parsed, timestamp
 from service.call_context import CallContext
@@ -59,7 +67,7 @@ class Models:
 
     def __init__(self, watch: RegistryWatcher) -> None:
         self._watch: Final = watch
-        self._manifests: dict[str, tuple[Stamp, Bundle]] = {}
+        self._manifests: dict[str, tuple[FileStamp, Bundle]] = {}
         self._running: Final[set[asyncio.Task[None]]] = set()
 
     async def serving(self, request: bytes, _context: CallContext) -> bytes:
@@ -99,7 +107,7 @@ class Models:
 
     async def _check_known(self, version: str, field: str) -> None:
         try:
-            known = version in await self._watch.loader.in_thread(versions, self._watch.loader.registry)
+            known = version in await self._watch.loader.in_thread(list_versions, self._watch.loader.registry)
         except OSError as error:
             raise _unreadable(error) from error
         if not known:
@@ -133,14 +141,14 @@ class Models:
     def _page(self, page: Page) -> tuple[list[Bundle], bool]:
         """The bundles of a page, and whether more follow. Manifests are read once, until their files change."""
         registry = self._watch.loader.registry
-        every = versions(registry)
+        every = list_versions(registry)
         self._manifests = {version: self._manifests[version] for version in every if version in self._manifests}
         wanted = [version for version in every if page.after is None or version < page.after]
         return [self._bundle(version) for version in wanted[: page.size]], len(wanted) > page.size
 
     def _bundle(self, version: str) -> Bundle:
         registry = self._watch.loader.registry
-        files = stamp(registry, version)
+        files = file_stamp(registry, version)
         read = self._manifests.get(version)
         if read is None or read[0] != files:
             read = self._manifests[version] = (files, _bundle(registry / version, version))

@@ -17,9 +17,9 @@ from typing import Any, Final
 from feature_store.errors import InputError
 from feature_store.online.active_layouts import is_ready
 from feature_store.online.customer_store import CustomerStore
-from feature_store.online.store import Redis
+from feature_store.online.store import RedisStore
 from feature_store.state.events import HOUR_S, Rules
-from feature_store.state.folding import Fold
+from feature_store.state.folding import EventFolder
 from service.api.customers import Customers
 from service.api.methods import handlers
 from service.api.models import Models
@@ -53,7 +53,7 @@ class Components:
 
     settings: Settings
     telemetry: Telemetry
-    redis: Redis
+    redis: RedisStore
     scorers: ModelScorers
     router: ModelRouter
     watcher: RegistryWatcher
@@ -80,7 +80,7 @@ async def build(settings: Settings) -> Components:
         OSError: The registry cannot be read.
     """
     certificates, access = tls.watched(settings), Access.of(settings)
-    redis = Redis(settings.redis, settings.redis_timeout_s)
+    redis = RedisStore(settings.redis, settings.redis_timeout_s)
     if redis.is_cluster and settings.durable_events:
         raise InputError("durable_events: a Redis cluster takes no live events: leave it out, or use a single Redis")
     states_are_loaded = partial(is_ready, redis)
@@ -97,8 +97,8 @@ async def build(settings: Settings) -> Components:
     rules = _rules(settings)
     customers = CustomerStore(
         redis,
-        Fold(model.layout, model.interests, rules),
-        most_waiting=settings.max_unarchived_commits,
+        EventFolder([model.layout], model.interests, rules),
+        max_waiting=settings.max_unarchived_commits,
         durable=settings.durable_events,
         forget=scorers.forget,
     )

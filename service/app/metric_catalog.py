@@ -93,7 +93,7 @@ def _redis(metrics: Metrics, components: Components) -> None:
     counter(
         "tidemark_breaker_opened_total",
         "Times Redis has become unavailable.",
-        lambda: breaker.opened,
+        lambda: breaker.times_opened,
     )
     gauge("tidemark_recent_states", "States in the cache for callers with allow_stale.", lambda: scorers.cached_states)
     gauge("tidemark_recent_bytes", "Bytes in the cache for callers with allow_stale.", lambda: scorers.cached_bytes)

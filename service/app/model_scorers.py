@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Final
 from weakref import WeakSet
 
-from feature_store.online.stale_cache import RecentStates
-from feature_store.online.store import Redis, StateReader
+from feature_store.online.stale_cache import StaleStateCache
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
 from service.scoring.scorer import Guards, Scorer
@@ -22,12 +23,12 @@ SPIKE_WINDOW_S: Final = 60.0
 class ModelScorers:
     """Makes the scorers of models. Those that answer calls share their spike guards, so a model switch resets none."""
 
-    def __init__(self, store: Redis, settings: Settings, observer: BatchObserver | None = None) -> None:
+    def __init__(self, store: RedisStore, settings: Settings, observer: BatchObserver | None = None) -> None:
         """``observer``: is notified of the stages of batches; None if nobody measures."""
         self._guards: Final = Guards(churn=_guard(settings), propensity=_guard(settings))
         self._store: Final = store
         self._stale_cache_bytes: Final = settings.stale_cache_bytes
-        self._caches: Final[WeakSet[RecentStates]] = WeakSet()
+        self._caches: Final[WeakSet[StaleStateCache]] = WeakSet()
         self._observer: Final = observer
         self.counts: Final[Counter[str]] = Counter()
         """Scores that were ``stale`` or ``explained``, over all models."""
@@ -36,7 +37,7 @@ class ModelScorers:
         """The scorer of a model; that of a shadow marks no spikes, is not counted, and runs off the event loop."""
         if shadow:
             return Scorer(StateReader(self._store, model.layout), model, on_loop_rows=0)
-        cache = RecentStates(self._stale_cache_bytes) if self._stale_cache_bytes else None
+        cache = StaleStateCache(self._stale_cache_bytes) if self._stale_cache_bytes else None
         if cache is not None:
             self._caches.add(cache)
         source = StateReader(self._store, model.layout, cache)

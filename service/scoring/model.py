@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 
 from feature_store.bundles import bundle
-from feature_store.bundles.bundle import OFFERS, OUTPUTS, BundleError, defaults
-from feature_store.bundles.onnx_session import Graph, open_bundle
-from feature_store.bundles.typical_customer import baseline
+from feature_store.bundles.bundle import OFFERS, OUTPUTS, BundleError, default_economics
+from feature_store.bundles.onnx_session import Graph, load_graph
+from feature_store.bundles.typical_customer import typical_customer
 from feature_store.state.layout import DAY_S, Floats, StateBatch, StateLayout
 from service.scoring.shapley import Explainer
 
@@ -38,15 +38,15 @@ class Model:
         self.created: Final = manifest.created
         self.layout: Final = StateLayout(manifest.features)
         self.interests: Final = manifest.interests
-        self.economics: Final = defaults(manifest)
+        self.economics: Final = default_economics(manifest)
         pause()
-        self._graph: Final[Graph] = open_bundle(loaded)
+        self._graph: Final[Graph] = load_graph(loaded)
         pause()
         self._warm()
         pause()
         # No reference to the model itself, so that a replaced model is freed when its last batch is done.
         self.probabilities: Final = partial(_probabilities, self._graph, self.economics)
-        self.explainer: Final = Explainer(self.layout, baseline(loaded, self.layout), self.probabilities)
+        self.explainer: Final = Explainer(self.layout, typical_customer(loaded, self.layout), self.probabilities)
 
     @classmethod
     def current(cls, registry: Path, version: str = bundle.CURRENT, pause: Callable[[], None] = lambda: None) -> Model:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from feature_store.bundles.bundle import BundleError, read_manifest
-from feature_store.bundles.registry import SERVING, Stamp, linked, stamp
+from feature_store.bundles.registry import SERVING, FileStamp, file_stamp, linked_version
 from feature_store.errors import StoreUnavailableError
 from service.scoring.model import Model
 
@@ -54,7 +54,7 @@ class Refusal:
     version: str
     reason: str
     moment: float
-    files: Stamp
+    files: FileStamp
     waits_for: str | None = None
 
 
@@ -86,7 +86,7 @@ class ModelLoader:
         self.refusals = 0
         self._states_ready: Final = states_ready
         self._clock: Final = clock
-        self._files: dict[str, Stamp] = {}
+        self._files: dict[str, FileStamp] = {}
         self._thread: Final = ThreadPoolExecutor(1, "models", _take_lowest_priority)
 
     async def load(self, version: str, in_use: Sequence[Model], *, retry_refused: bool = False) -> Model:
@@ -101,7 +101,7 @@ class ModelLoader:
             RefusedError: The version must not be served. A refusal is logged once.
             StoreUnavailableError: The feature store does not say whether it has the version's states.
         """
-        files = await self.in_thread(stamp, self.registry, version)
+        files = await self.in_thread(file_stamp, self.registry, version)
         for model in in_use:
             if model.version == version and self._files.get(version, files) == files:
                 self._files[version] = files
@@ -123,7 +123,7 @@ class ModelLoader:
         """Whether the states that were missing are there now."""
         return refusal.waits_for is not None and await self._states_ready(refusal.waits_for)
 
-    async def _check_states(self, version: str, files: Stamp, in_use: Sequence[Model]) -> None:
+    async def _check_states(self, version: str, files: FileStamp, in_use: Sequence[Model]) -> None:
         """Refuse a version without states, unless a model with the same fingerprint is in use."""
         fingerprint = (await self.in_thread(read_manifest, self.registry / version)).fingerprint
         if fingerprint in {model.layout.fingerprint for model in in_use}:
@@ -135,7 +135,7 @@ class ModelLoader:
             )
             raise self.refuse(version, reason, files, fingerprint)
 
-    def refuse(self, version: str, reason: str, files: Stamp, waits_for: str | None = None) -> RefusedError:
+    def refuse(self, version: str, reason: str, files: FileStamp, waits_for: str | None = None) -> RefusedError:
         """Keep a refusal and log it, unless it is known already; returns the error to raise."""
         refusal = self.refused.get(version)
         if refusal is None or (refusal.reason, refusal.files) != (reason, files):
@@ -160,14 +160,14 @@ async def first_model(registry: Path, states_ready: StatesReady) -> Model:
     Raises:
         BundleError: There is neither.
     """
-    last = linked(registry, SERVING)
+    last = linked_version(registry, SERVING)
     try:
         model = Model.current(registry)
         if last in (None, model.version) or await _probably_ready(states_ready, model.layout.fingerprint):
             return model
         reason = f"{model.version}: there are no states of its features"
     except BundleError as error:
-        if last is None or last == linked(registry):
+        if last is None or last == linked_version(registry):
             raise
         reason = str(error)
     logger.error("refused, %s goes on: %s", last, reason)

@@ -16,12 +16,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-from feature_store.bundles.bundle import CURRENT, BundleError, point
+from feature_store.bundles.bundle import CURRENT, BundleError, set_link
 from feature_store.bundles.registry import (
     NO_ROLLOUT,
     ROLLOUT_FILE,
     Rollout,
-    linked,
+    linked_version,
     read_rollout,
     remember_serving,
     write_rollout,
@@ -109,7 +109,7 @@ class RegistryWatcher:
                     logger.error("the registry could not be followed: %s", type(error).__name__)
 
     async def _follow_current(self) -> None:
-        if (version := await self.loader.in_thread(linked, self.loader.registry)) is None:
+        if (version := await self.loader.in_thread(linked_version, self.loader.registry)) is None:
             return
         model = await self._load(version)
         if model is not self.router.model_set.active.model:
@@ -139,7 +139,7 @@ class RegistryWatcher:
             model = await self._load(version, retry_refused=True)
             await self._before_switch(model)
             try:
-                await self._write(point, CURRENT, version)
+                await self._write(set_link, CURRENT, version)
             except RegistryWriteError:
                 await self._before_switch(before)
                 raise

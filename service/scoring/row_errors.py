@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.state.layout import Floats, Missing, StateBatch, finite
+from feature_store.state.layout import Floats, MissingReason, StateBatch, surely_finite
 from service.errors import Reason, RequestError
 from service.scoring.types import ScoreRequest
 from service.telemetry.logs import customers
@@ -30,9 +30,9 @@ def usable_rows(states: StateBatch, table: Floats) -> Bools | None:
         bool ``[n]``, or None if all rows have a score, which is the usual case and takes a fraction of the time.
     """
     as_of = states.as_of
-    withheld = [row for row, record in states.told.items() if not record.scoring]
+    withheld = [row for row, record in states.profiles.items() if not record.scoring]
     in_range = all(MIN_TIME_S <= time_s <= MAX_TIME_S for time_s in as_of.tolist())
-    if states.all_valid and not withheld and finite(table) and in_range:
+    if states.all_valid and not withheld and surely_finite(table) and in_range:
         return None
     usable = states.valid & np.isfinite(table).all(axis=1) & (as_of >= MIN_TIME_S) & (as_of <= MAX_TIME_S)
     usable[withheld] = False
@@ -64,7 +64,9 @@ def row_errors(
     if request.max_age_s is not None:
         too_old = has_score & (now - states.as_of[start:stop] > request.max_age_s)
         errors.update(dict.fromkeys(np.flatnonzero(too_old).tolist(), _too_old(request.max_age_s)))
-    if withheld := [row - start for row, record in states.told.items() if not record.scoring and start <= row < stop]:
+    if withheld := [
+        row - start for row, record in states.profiles.items() if not record.scoring and start <= row < stop
+    ]:
         errors.update(dict.fromkeys(withheld, _withheld()))
     return errors
 
@@ -74,11 +76,11 @@ def _unreadable() -> RequestError:
     return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
 
 
-def _missing(why: Missing) -> RequestError:
-    if why is Missing.NOT_LOADED:
+def _missing(why: MissingReason) -> RequestError:
+    if why is MissingReason.NOT_LOADED:
         message = "the feature store holds no features of the serving model, of any customer: load them first"
         return RequestError(Reason.FEATURES_NOT_LOADED, message)
-    if why is Missing.STORE_AWAY:
+    if why is MissingReason.STORE_AWAY:
         message = "the feature store does not answer, and has not been read for this customer within allow_stale"
         return RequestError(Reason.FEATURE_STORE_UNAVAILABLE, f"{message}: try again shortly", "allow_stale")
     message = "nothing is known about this customer: check the id, or load the customer's features first"

@@ -27,7 +27,7 @@ import numpy as np
 from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import StoreUnavailableError
 from feature_store.state.layout import Floats, StateBatch
-from feature_store.state.profile import LEAST_WEIGHT, Interest
+from feature_store.state.profile import MIN_INTEREST_WEIGHT, Interest
 from service.errors import RequestError, store_error
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
@@ -51,7 +51,7 @@ class StateSource(Protocol):
             StoreUnavailableError: The feature store does not answer.
         """
 
-    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+    def read_stale(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
         """States that were read at most this many seconds ago, with a bound per customer; None if none are cached."""
 
 
@@ -126,7 +126,7 @@ class Scorer:
         lenient = [request for request in requests if request.allow_stale_s is not None]
         ids = [customer_id for request in lenient for customer_id in request.customer_ids]
         bounds = [request.allow_stale_s or 0.0 for request in lenient for _ in request.customer_ids]
-        states = self._store.recent(ids, bounds) if lenient else None
+        states = self._store.read_stale(ids, bounds) if lenient else None
         if states is None:
             raise error
         scores = iter(await self._score(lenient, states))
@@ -142,7 +142,7 @@ class Scorer:
         if self._observer is not None:
             ages = now - states.as_of
             self._observer.features_aged(ages if usable is None else ages[usable])
-        interests = self._apply_records(rows, states, usable, now) if states.told else {}
+        interests = self._apply_records(rows, states, usable, now) if states.profiles else {}
         if states.stale:
             self._mark_stale(rows, usable)
         if self._guards is not None:
@@ -180,13 +180,13 @@ class Scorer:
         """Apply consent and interests from customers' records to the rows; returns the top interests by row."""
         rules, interests = self._model.interests, {}
         muted, repeated = [], []
-        for row, record in states.told.items():
+        for row, record in states.profiles.items():
             if usable is not None and not usable[row]:
                 continue
             if not record.automated_response:
                 muted.append(row)
             top = record.top
-            if top is None or top.weight_at(now, rules.half_life_s) < LEAST_WEIGHT:
+            if top is None or top.weight_at(now, rules.half_life_s) < MIN_INTEREST_WEIGHT:
                 continue
             interests[row] = top
             if top.views >= rules.repeated_views and record.automated_response:

@@ -31,9 +31,10 @@ from feature_store.bundles import bundle
 from feature_store.bundles.bundle import Bundle
 from feature_store.embedded_redis import embedded_redis
 from feature_store.online.customer_store import CustomerStore
-from feature_store.online.store import Keys, Redis
+from feature_store.online.keys import Keys, profile_keys
+from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
-from feature_store.state.folding import Fold, Known
+from feature_store.state.folding import EventFolder, StoredCustomer
 from feature_store.state.layout import DAY_S, StateLayout
 from service.batching import event_batcher as recorder
 from tests.benchmarks import front, raw_load
@@ -197,8 +198,10 @@ class Bare:
     def __init__(self, url: str, loaded: Bundle) -> None:
         manifest = loaded.manifest
         self._loop = uvloop.new_event_loop()
-        self._redis = Redis(url, REDIS_TIMEOUT_S)
-        self._store = CustomerStore(self._redis, Fold(StateLayout(manifest.features), manifest.interests, Rules()))
+        self._redis = RedisStore(url, REDIS_TIMEOUT_S)
+        self._store = CustomerStore(
+            self._redis, EventFolder([StateLayout(manifest.features)], manifest.interests, Rules())
+        )
         self._kinds = Kinds.of(loaded)
 
     def rate(self) -> float:
@@ -382,14 +385,14 @@ def live_bytes_ratio(bench: Bench) -> Measured:
     keys = Keys(layout.fingerprint)
     customers = list(month(bench.bundle))
     ids = [customer_id(number) for number in range(len(customers) * COPIES)]
-    states, records = zip(*[(one.state, one.record) for one in customers] * COPIES, strict=True)
+    states, records = zip(*[(customer.states[0], customer.profile) for customer in customers] * COPIES, strict=True)
     with embedded_redis(*DURABILITY) as url:
         stats = Commands(url)
         empty = stats.used_memory()
-        stats.put(dict(zip(keys.of(ids), states, strict=True)))
+        stats.put(dict(zip(keys.states(ids), states, strict=True)))
         time.sleep(SETTLE_S)
         with_states = stats.used_memory()
-        stats.put(dict(zip(Keys.records(ids), records, strict=True)))
+        stats.put(dict(zip(profile_keys(ids), records, strict=True)))
         time.sleep(SETTLE_S)
         with_records = stats.used_memory()
     plain, live = ((with_states - empty) / len(ids), (with_records - with_states) / len(ids))
@@ -400,11 +403,11 @@ def live_bytes_ratio(bench: Bench) -> Measured:
 SETTLE_S: Final = 3.0
 
 
-def month(loaded: Bundle) -> list[Known]:
+def month(loaded: Bundle) -> list[StoredCustomer]:
     """Customers after a month with 100 events each at random times, taken in as they happen, hour by hour."""
     manifest, kinds, rng = loaded.manifest, Kinds.of(loaded), random.Random(5)
-    fold = Fold(StateLayout(manifest.features), manifest.interests, Rules())
-    customers = [Known(customer_id(number), None, None) for number in range(SIMULATED)]
+    fold = EventFolder([StateLayout(manifest.features)], manifest.interests, Rules())
+    customers = [StoredCustomer(customer_id(number), [None], None) for number in range(SIMULATED)]
     start = int(time.time()) - MONTH_DAYS * DAY_S
     hours = int(MONTH_DAYS * DAY_S / HOUR_S)
     happened: list[dict[int, list[Event]]] = [{} for _ in range(hours)]
@@ -418,9 +421,9 @@ def month(loaded: Bundle) -> list[Known]:
     for hour, events in enumerate(happened):
         known = [customers[number] for number in events]
         for customer, change in zip(
-            known, fold(known, list(events.values()), start + (hour + 1) * HOUR_S), strict=True
+            known, fold.fold(known, list(events.values()), start + (hour + 1) * HOUR_S), strict=True
         ):
-            customer.state, customer.record = change.state, change.record
+            customer.states, customer.profile = change.states, change.profile
     return customers
 
 

@@ -18,7 +18,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import scoring_pb2
 
 from feature_store.embedded_redis import embedded_redis
-from feature_store.online.store import Keys, Redis, StateReader, StateWriter
+from feature_store.online.commands import StateWriter
+from feature_store.online.keys import Keys, profile_keys
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from feature_store.state.layout import StateLayout
 from service.api.scoring import encode_batch
 from service.scoring.types import ScoreRequest, Scores, rows_of
@@ -77,7 +80,7 @@ def redis_bytes_ratio(bench: Bench) -> Measured:
         with StateWriter(packed, layout) as ours, StateWriter(plain, layout) as floor:
             floor.write([customer_id(i) for i in range(CUSTOMERS)], [slots] * CUSTOMERS)
             time.sleep(SETTLE_S)
-            mine, least = ours.used_memory() / CUSTOMERS, floor.used_memory() / CUSTOMERS
+            mine, least = ours.client.used_memory() / CUSTOMERS, floor.client.used_memory() / CUSTOMERS
     return mine / least, f"{mine:.0f} over {least:.0f} bytes a customer, {len(layout.features)} slots"
 
 
@@ -118,11 +121,11 @@ def mget_256_ratio(bench: Bench) -> Measured:
     ids = [customer_id(i * 37) for i in range(256)]
     keys = Keys(layout.fingerprint)
     loop = uvloop.new_event_loop()
-    store, theirs = Redis(bench.url, 1.0), redis.asyncio.Redis.from_url(bench.url, socket_timeout=1.0)
+    store, theirs = RedisStore(bench.url, 1.0), redis.asyncio.Redis.from_url(bench.url, socket_timeout=1.0)
     ours = StateReader(store, layout)
 
     async def by_client() -> None:
-        values: Any = await theirs.mget([*keys.of(ids), *Keys.records(ids)])
+        values: Any = await theirs.mget([*keys.states(ids), *profile_keys(ids)])
         layout.unpack(values[: len(ids)])
 
     found = paired(

@@ -19,7 +19,7 @@ from tidemark.v1 import scoring_pb2
 
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import BundleError
-from feature_store.online.store import Keys
+from feature_store.online.keys import Keys, profile_keys
 from feature_store.state.layout import Floats, StateBatch
 from service.scoring.model import Model
 from tests.benchmarks.garbage_made import GOOD, NUMBERS, TIMEOUT_S, Tally
@@ -46,11 +46,11 @@ class Values:
 
     def _one(self, name: str, other: str) -> None:
         request = scoring_pb2.ScoreCustomerRequest(customer_id=name).SerializeToString()
-        (state,), (record,) = self._keys.of([name]), Keys.records([name])
+        (state,), (record,) = self._keys.states([name]), profile_keys([name])
         before = {key: self._redis.get(key) for key in (state, record)}
         good = self._answer(request)
         key, stranger = (
-            (state, self._keys.of([other])[0]) if self._pick.random() < 0.6 else (record, Keys.records([other])[0])
+            (state, self._keys.states([other])[0]) if self._pick.random() < 0.6 else (record, profile_keys([other])[0])
         )
         strangers = [self._redis.get(stranger), before[record if key == state else state]]
         self._redis.set(key, self._mutated(before[key] or b"", [value for value in strangers if value]))
@@ -192,7 +192,7 @@ class Bundles:
         holder[at] = self._pick.choice(
             (None, [], {}, "", "x" * 1000, -1, 0, 1e308, math.nan, math.inf, "nan", True, ["a"], {"a": math.nan})
         )
-        path.write_text(json.dumps(fields | {bundle.OWN_HASH: bundle.own_hash(fields)}))
+        path.write_text(json.dumps(fields | {bundle.MANIFEST_HASH: bundle.manifest_hash(fields)}))
         return f"{key} of the manifest"
 
     def _within(self, holder: Any, at: Any) -> tuple[Any, Any]:
@@ -210,5 +210,5 @@ class Bundles:
             data[self._pick.randrange(len(data))] ^= 1 << self._pick.randrange(8)
         (folder / bundle.GOLDEN_FILE).write_bytes(data)
         fields = json.loads(path.read_text()) | {"golden_sha256": bundle.sha256(bytes(data))}
-        path.write_text(json.dumps(fields | {bundle.OWN_HASH: bundle.own_hash(fields)}))
+        path.write_text(json.dumps(fields | {bundle.MANIFEST_HASH: bundle.manifest_hash(fields)}))
         return "golden rows"

@@ -23,7 +23,7 @@ import numpy as np
 from tidemark.v1 import models_pb2, models_pb2_grpc
 
 from feature_store.bundles import bundle
-from feature_store.bundles.registry import versions
+from feature_store.bundles.registry import list_versions
 from tests.benchmarks import front, raw_load
 from tests.benchmarks.setting import Bench, Measured, tidemark_server
 
@@ -101,8 +101,8 @@ def main(registry: Path, port: int, seconds: float) -> None:
         start = time.monotonic()
         for number in range(SWITCHES):
             serving = stub.GetServingModel(models_pb2.GetServingModelRequest()).version
-            (other,) = {*versions(registry)} - {serving}
-            bundle.point(registry, bundle.CURRENT, other)
+            (other,) = {*list_versions(registry)} - {serving}
+            bundle.set_link(registry, bundle.CURRENT, other)
             while stub.GetServingModel(models_pb2.GetServingModelRequest()).version != other:
                 if time.monotonic() > start + seconds + PATIENCE_S:
                     sys.exit("the server does not follow")

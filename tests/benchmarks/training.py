@@ -20,8 +20,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from feature_store.bundles.bundle import OFFERS, defaults
-from feature_store.bundles.onnx_session import open_bundle
+from feature_store.bundles.bundle import OFFERS, default_economics
+from feature_store.bundles.onnx_session import load_graph
 from feature_store.config import load_config
 from feature_store.definitions import Feature
 from feature_store.offline.store import OfflineStore
@@ -160,13 +160,13 @@ def dynamic_wins(evidence: Evidence) -> Measured:
 
 def graph_times(bench: Bench) -> dict[str, Measured]:
     """Microseconds per row of the graph as the server runs it, one customer at a time and 256 at once."""
-    graph, states = open_bundle(bench.bundle), bench.bundle.golden["input_state"]
+    graph, states = load_graph(bench.bundle), bench.bundle.golden["input_state"]
     found: dict[str, Measured] = {}
     for rows in (1, 256):
         inputs = {
             "state": np.resize(states, (rows, states.shape[1])),
             "age": np.ones((rows, 1)),
-            "economics": np.tile(defaults(bench.bundle.manifest), (rows, 1)),
+            "economics": np.tile(default_economics(bench.bundle.manifest), (rows, 1)),
         }
 
         def run(inputs: Mapping[str, Floats] = inputs) -> None:

@@ -11,8 +11,8 @@ import pytest
 import redis
 from tidemark.v1 import customers_pb2
 
-from feature_store.state.checksum import sealed
-from feature_store.state.profile import MOST_ALIASES, Record
+from feature_store.state.checksum import with_checksum
+from feature_store.state.profile import MAX_ALIASES, Profile
 from tests.e2e.conftest import refused
 from tests.e2e.live import CUSTOMERS, HOUR_S, Live, calling, event, info_of, may_retry, someone, told_of
 from tests.e2e.server_process import ServerProcess
@@ -198,7 +198,7 @@ def test_an_id_that_a_thousand_share_is_no_customers(live: Live, loaded_redis: s
     live.record(event(visitor))
     with redis.Redis.from_url(loaded_redis) as store:
         key = f"tm:live:{customer}".encode()
-        store.set(key, sealed(key, Record(aliases=[f"a{n}" for n in range(MOST_ALIASES)]).pack()))
+        store.set(key, with_checksum(key, Profile(aliases=[f"a{n}" for n in range(MAX_ALIASES)]).pack()))
     with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
         live.merge(visitor, customer)
     assert told_of(found[0]) == ("TOO_MANY_ALIASES", "target_customer_id")

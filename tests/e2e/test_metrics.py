@@ -335,9 +335,9 @@ def test_explanations_stale_scores_and_changes_of_the_model_are_counted(
         assert found.counts("tidemark_model_info", "role") == {("active",): 1, ("shadow",): 1}
         bad, later = (republished(registry, activate=False) for _ in range(2))
         (registry / bad / bundle.MODEL_FILE).write_bytes(b"torn")
-        bundle.point(registry, bundle.CURRENT, bad)
+        bundle.set_link(registry, bundle.CURRENT, bad)
         until(lambda: found.counts("tidemark_model_refusals_total") == {(): 1})
-        bundle.point(registry, bundle.CURRENT, later)
+        bundle.set_link(registry, bundle.CURRENT, later)
         until(lambda: found.counts("tidemark_model_switches_total") == {(): 1})
         assert found.counts("tidemark_model_info", "version", "role")[later, "active"] == 1
         client.score("c0001")

@@ -17,7 +17,7 @@ import redis
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles import bundle
 from feature_store.bundles.registry import ROLLOUT_FILE, SERVING
-from feature_store.online.store import FOLDED, Keys
+from feature_store.online.keys import ACTIVE_LAYOUTS, Keys, profile_keys
 from service.scoring.model_router import drawn
 from tests.conftest import Call, Outcome, Shop
 from tests.e2e.conftest import refused
@@ -118,7 +118,7 @@ def tamper(folder: Path) -> None:
     changed = (folder / bundle.MODEL_FILE).read_bytes().replace(b"propensity", b"propensitz")
     (folder / bundle.MODEL_FILE).write_bytes(changed)
     found["model_sha256"] = bundle.sha256(changed)
-    found[bundle.OWN_HASH] = bundle.own_hash(found)
+    found[bundle.MANIFEST_HASH] = bundle.manifest_hash(found)
     (folder / bundle.MANIFEST_FILE).write_text(json.dumps(found))
 
 
@@ -130,7 +130,7 @@ def misname(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(tear, "torn or was changed"), (tamper, "golden rows"), (misname, "fingerprint")],
+    [(tear, "damaged or was changed"), (tamper, "golden rows"), (misname, "fingerprint")],
 )
 def test_a_bundle_that_must_not_be_served_is_refused_with_the_reason_and_the_old_one_goes_on(
     served: Served, damage: object, reason: str
@@ -139,7 +139,7 @@ def test_a_bundle_that_must_not_be_served_is_refused_with_the_reason_and_the_old
     whole = Path(shutil.copytree(served.registry / bad, served.registry.parent / "whole"))
     assert callable(damage)
     damage(served.registry / bad)
-    bundle.point(served.registry, bundle.CURRENT, bad)
+    bundle.set_link(served.registry, bundle.CURRENT, bad)
     until(lambda: served.models.serving().refusal.version == bad)
     assert served.models.state(bad) == "REFUSED"
     assert reason in served.models.listed()[bad].message
@@ -280,7 +280,7 @@ def test_a_bundle_of_other_features_waits_for_its_states_and_both_are_kept_up_un
     with refused(grpc.StatusCode.FAILED_PRECONDITION) as status:
         served.models.activate(other)
     assert "load its states first" in status[0].message
-    bundle.point(served.registry, bundle.CURRENT, other)
+    bundle.set_link(served.registry, bundle.CURRENT, other)
     until(lambda: served.models.state(other) == "REFUSED")
     early, late, gone = someone("early"), someone("late"), someone("gone")
     served.live.record(event(early, "purchase", amount=10.0), event(gone))
@@ -304,7 +304,7 @@ def test_a_bundle_of_other_features_waits_for_its_states_and_both_are_kept_up_un
         verified = call(feature_store_cli, *command, "--redis", served.url, *options)
         assert verified.code == 0, verified.out + verified.err
 
-    bundle.point(served.registry, SERVING, other)
+    bundle.set_link(served.registry, SERVING, other)
     pruned = call(feature_store_cli, "prune", "--registry", served.registry, "--redis", served.url)
     assert pruned.code == 0, pruned.err
     fingerprints = [bundle.read(served.registry, name).manifest.fingerprint for name in (served.first, other)]
@@ -313,9 +313,9 @@ def test_a_bundle_of_other_features_waits_for_its_states_and_both_are_kept_up_un
     served.live.record(event(late, "purchase", amount=4.0))
     assert served.live.feature(late, "spend_56d") == pytest.approx(25.0, rel=1e-3)
     with redis.Redis.from_url(served.url) as connection:
-        assert list(connection.hkeys(FOLDED)) == [fingerprints[1].encode()]
+        assert list(connection.hkeys(ACTIVE_LAYOUTS)) == [fingerprints[1].encode()]
         assert not list(connection.scan_iter(Keys(fingerprints[0]).prefix + b"*"))
-        assert connection.exists(*Keys.records([early, late])) == 2
+        assert connection.exists(*profile_keys([early, late])) == 2
     with refused(grpc.StatusCode.FAILED_PRECONDITION):
         served.models.activate(served.first)
 
@@ -340,7 +340,7 @@ def test_all_workers_follow_and_a_restart_keeps_it(start: Start, registry: Path,
     assert server.stop() == 0
     assert "Traceback" not in server.log
     tear(registry / later)
-    bundle.point(registry, SERVING, served.first)
+    bundle.set_link(registry, SERVING, served.first)
     with served_by(start(*QUICK), registry, clean_redis) as again:
         assert again.first == served.first  # the one that served before, and the same canary
         assert set(again.versions(KNOWN[:30])) == {again.first, canary}

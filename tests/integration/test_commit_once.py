@@ -13,9 +13,9 @@ import redis
 from feature_store.bundles import bundle
 from feature_store.errors import StoreUnavailableError
 from feature_store.online.customer_store import CustomerStore
-from feature_store.online.store import Redis
+from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
-from feature_store.state.folding import Fold, Verdict
+from feature_store.state.folding import EventFolder, Verdict
 from feature_store.state.layout import StateLayout
 from tests.conftest import Trained
 from tests.waiting import PATIENCE_S
@@ -61,7 +61,7 @@ def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(
     toy: Trained, redis_url: str, tmp_path: Path
 ) -> None:
     manifest = bundle.read(toy.registry).manifest
-    fold = Fold(StateLayout(manifest.features), manifest.interests, Rules())
+    fold = EventFolder([StateLayout(manifest.features)], manifest.interests, Rules())
 
     def event(event_id: str = "") -> Event:
         return Event("once", "view", time.time(), channel="web", event_id=event_id)
@@ -69,7 +69,7 @@ def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(
     async def run() -> None:
         between = Between(redis_url.removeprefix("unix://"))
         server = await asyncio.start_unix_server(between.serve, str(tmp_path / "s"))
-        store = Redis(f"unix://{tmp_path}/s", 2.0)
+        store = RedisStore(f"unix://{tmp_path}/s", 2.0)
         customers = CustomerStore(store, fold)
         await customers.record([event()])
         for one in (event(), event("1")):
@@ -78,7 +78,7 @@ def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(
                 await customers.record([one])
         (outcome,) = await customers.record([event("1")])
         assert outcome.verdict is Verdict.DUPLICATE
-        assert (await customers.get("once")).record.channels == {"web": 3}
+        assert (await customers.get("once")).profile.channels == {"web": 3}
         await customers.erase("once")
         await store.close()
         server.close()

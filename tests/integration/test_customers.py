@@ -19,6 +19,7 @@ import redis
 from feature_store.definitions import Feature, Interests
 from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import ArchiveBehindError, StoreUnavailableError
+from feature_store.online.commands import StateWriter
 from feature_store.online.commit import Group, Write
 from feature_store.online.customer_store import (
     ALREADY,
@@ -30,12 +31,23 @@ from feature_store.online.customer_store import (
     MergeRefusedError,
     UnknownCustomerError,
 )
-from feature_store.online.store import ARCHIVED, FOLDED, LAYOUTS, LOG, TAG, Keys, Redis, StateReader, StateWriter
-from feature_store.state.checksum import opened, sealed
+from feature_store.online.keys import (
+    ACTIVE_LAYOUTS,
+    ARCHIVED,
+    LAYOUTS_VERSION,
+    LOG,
+    STORED_LAYOUTS,
+    Keys,
+    log_key,
+    profile_keys,
+)
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
+from feature_store.state.checksum import with_checksum, without_checksum
 from feature_store.state.events import Event, Rules
-from feature_store.state.folding import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, Fold, Outcome, Verdict
+from feature_store.state.folding import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, EventFolder, Outcome, Verdict
 from feature_store.state.layout import DAY_S, State, StateBatch, StateLayout
-from feature_store.state.profile import MOST_ALIASES, Record, UnreadableRecordError
+from feature_store.state.profile import MAX_ALIASES, Profile, UnreadableProfileError
 from tests.waiting import PATIENCE_S
 
 NOW = 1_800_000_000.0
@@ -72,12 +84,14 @@ class Shop:
         """The answer of so many stores, each with connections of its own, as in so many servers."""
 
         async def ask() -> T:
-            opened = [Redis(self.url, self.timeout_s) for _ in range(stores)]
-            fold = Fold(self.layout, Interests(), self.rules)
+            connections = [RedisStore(self.url, self.timeout_s) for _ in range(stores)]
+            fold = EventFolder([self.layout], Interests(), self.rules)
             try:
-                return await question(*(CustomerStore(one, fold, clock=lambda: NOW, **self.options) for one in opened))
+                return await question(
+                    *(CustomerStore(one, fold, clock=lambda: NOW, **self.options) for one in connections)
+                )
             finally:
-                for one in opened:
+                for one in connections:
                     await one.close()
 
         return asyncio.run(ask())
@@ -97,7 +111,7 @@ class Shop:
     def erase(self, name: str) -> None:
         self.run(lambda store: store.erase(name))
 
-    def consent(self, name: str, scoring: bool | None = None, response: bool | None = None) -> Record:
+    def consent(self, name: str, scoring: bool | None = None, response: bool | None = None) -> Profile:
         return self.run(lambda store: store.consent(name, scoring, response))
 
     def get(self, name: str) -> Customer:
@@ -113,7 +127,7 @@ class Shop:
         """As the server reads states for a score."""
 
         async def ask() -> StateBatch:
-            store = Redis(self.url, 5.0)
+            store = RedisStore(self.url, 5.0)
             try:
                 return await StateReader(store, self.layout).read(names)
             finally:
@@ -146,7 +160,7 @@ class Shop:
         """All items of the log, in the order of the commits."""
         contents = self.contents()
         position = int(contents.get(LOG, b"0"))
-        entries = [contents.get(Keys.log(at), b"[]") for at in range(1, position + 1)]
+        entries = [contents.get(log_key(at), b"[]") for at in range(1, position + 1)]
         return [item for entry in entries for item in json.loads(entry)]
 
 
@@ -164,11 +178,11 @@ def purchase(name: str, amount: float, at: float = 0.0, **more: Any) -> Event:
 
 
 def state_key(name: str, layout: StateLayout = LAYOUT) -> bytes:
-    return Keys(layout.fingerprint).of([name])[0]
+    return Keys(layout.fingerprint).states([name])[0]
 
 
 def record_key(name: str) -> bytes:
-    return Keys.records([name])[0]
+    return profile_keys([name])[0]
 
 
 # --- recording ------------------------------------------------------------------------------------------------------
@@ -191,8 +205,12 @@ def test_any_id_a_customer_may_have_can_be_recorded_merged_and_erased(shop: Shop
     shop.erase(name)
     with pytest.raises(UnknownCustomerError):
         shop.get(name)
-    left = {key: value for key, value in shop.contents().items() if key not in {LAYOUTS, FOLDED, TAG}}
-    assert left == {LOG: b"3", Keys.log(1): b"[]", Keys.log(2): b"[]"}
+    left = {
+        key: value
+        for key, value in shop.contents().items()
+        if key not in {STORED_LAYOUTS, ACTIVE_LAYOUTS, LAYOUTS_VERSION}
+    }
+    assert left == {LOG: b"3", log_key(1): b"[]", log_key(2): b"[]"}
 
 
 def test_events_are_folded_into_a_state_that_was_loaded(shop: Shop) -> None:
@@ -255,7 +273,7 @@ def test_however_many_write_at_once_nothing_is_lost(shop: Shop) -> None:
     shop.at_once(writers, write)
     found = shop.get("c")
     assert shop.slots("c")[:2] == pytest.approx([writers * rounds] * 2, rel=1e-4)
-    assert len(found.record.counted) == 2 * writers * rounds
+    assert len(found.profile.counted) == 2 * writers * rounds
     assert len(shop.log()) == 3 * writers * rounds
     for number in range(writers):
         assert shop.slots(f"own-{number}")[0] == rounds
@@ -298,8 +316,8 @@ def test_events_merges_and_consent_at_once_meet_in_one_customer(shop: Shop) -> N
     shop.at_once(5, meet)
     assert [shop.slots(name)[0] for name in "abc"] == [30.0] * 3
     assert shop.get("a").customer_id == "c"
-    assert shop.get("c").record.automated_response is False
-    assert sorted(shop.get("c").record.aliases) == ["a", "b"]
+    assert shop.get("c").profile.automated_response is False
+    assert sorted(shop.get("c").profile.aliases) == ["a", "b"]
 
 
 # --- merging --------------------------------------------------------------------------------------------------------
@@ -312,7 +330,7 @@ def test_a_merge_adds_up_two_states_exactly(shop: Shop) -> None:
     shop.record(*(Event("one", e.event_type, e.event_time, e.amount) for e in (*mine, *yours)))
     assert shop.merge("a", "b") == "b"
     assert shop.slots("b") == pytest.approx(shop.slots("one"), rel=1e-12, nan_ok=True)
-    record, one = shop.get("b").record, shop.get("one").record
+    record, one = shop.get("b").profile, shop.get("one").profile
     assert (record.first_seen, record.last_seen, len(record.counted)) == (one.first_seen, one.last_seen, 6)
     assert shop.log()[-1] == ["m", "a", "b"]
 
@@ -324,9 +342,9 @@ def test_the_id_that_was_given_up_leads_to_the_other_from_then_on(shop: Shop) ->
     assert shop.record(visit("a"), visit("b"), visit("a")) == [ACCEPTED] * 3
     np.testing.assert_array_equal(shop.slots("a"), shop.slots("b"))
     assert shop.slots("a")[0] == 5.0
-    assert (shop.get("a").customer_id, shop.get("b").record.aliases) == ("b", ["a"])
+    assert (shop.get("a").customer_id, shop.get("b").profile.aliases) == ("b", ["a"])
     assert shop.consent("a", scoring=False).scoring is False
-    assert shop.get("b").record.scoring is False
+    assert shop.get("b").profile.scoring is False
 
 
 @pytest.mark.parametrize("known", ["a", "b"])
@@ -352,9 +370,9 @@ def test_a_chain_of_merges_is_one_step_long(shop: Shop) -> None:
         assert shop.merge(given_up, stays) == stays
     contents = shop.contents()
     for name in "abc":
-        assert Record.unpack(opened(record_key(name), contents[record_key(name)])).alias_of == "d"
+        assert Profile.unpack(without_checksum(record_key(name), contents[record_key(name)])).alias_of == "d"
         assert state_key(name) not in contents
-    assert sorted(shop.get("a").record.aliases) == ["a", "b", "c"]
+    assert sorted(shop.get("a").profile.aliases) == ["a", "b", "c"]
     assert shop.slots("a")[0] == 4.0
 
 
@@ -364,7 +382,7 @@ def test_into_an_alias_is_into_the_customer_it_belongs_to(shop: Shop) -> None:
     assert shop.merge("a", "b") == "c"
     assert shop.slots("a")[0] == 3.0
     key = record_key("a")
-    assert Record.unpack(opened(key, shop.contents()[key])).alias_of == "c"
+    assert Profile.unpack(without_checksum(key, shop.contents()[key])).alias_of == "c"
 
 
 def test_to_repeat_a_merge_changes_nothing(shop: Shop) -> None:
@@ -402,7 +420,7 @@ def test_a_merge_that_makes_no_sense_is_refused_and_changes_nothing(
 
 def test_an_id_that_too_many_share_is_no_customers(shop: Shop) -> None:
     key = record_key("b")
-    shop.set(key, sealed(key, Record(aliases=[f"x{n}" for n in range(MOST_ALIASES - 1)]).pack()))
+    shop.set(key, with_checksum(key, Profile(aliases=[f"x{n}" for n in range(MAX_ALIASES - 1)]).pack()))
     shop.merge("a", "b")
     before = shop.everything()
     assert shop.refused("c", "b") == TOO_MANY
@@ -420,7 +438,7 @@ def test_consent_after_a_merge_is_that_of_the_stricter_one(
         shop.consent("b", *yours)
     shop.merge("a", "b")
     other = yours or (True, True)
-    record = shop.get("b").record
+    record = shop.get("b").profile
     assert (record.scoring, record.automated_response) == (mine[0] and other[0], mine[1] and other[1])
 
 
@@ -444,7 +462,7 @@ def test_what_cannot_be_read_is_not_merged(shop: Shop, torn: str, of: Callable[[
     shop.record(visit("a"), visit("b"))
     shop.set(of(torn), b"tr torn")
     before = shop.everything()
-    with pytest.raises(UnreadableRecordError):
+    with pytest.raises(UnreadableProfileError):
         shop.merge("a", "b")
     assert shop.everything() == before
 
@@ -507,8 +525,8 @@ def test_where_there_is_an_archive_it_is_told_and_nothing_else_is_left(shop: Sho
     shop.set(ARCHIVED, b"0")
     shop.erase(ERASED)
     position = int(shop.contents()[LOG])
-    assert places_of(shop, ERASED, "cookie-0815") == [Keys.log(position)]
-    assert json.loads(shop.contents()[Keys.log(position)]) == [["d", ["cookie-0815", ERASED]]]
+    assert places_of(shop, ERASED, "cookie-0815") == [log_key(position)]
+    assert json.loads(shop.contents()[log_key(position)]) == [["d", ["cookie-0815", ERASED]]]
     assert [item[:2] for item in shop.log()][:-1] == [["e", "stays"], ["e", "stays"]]
 
 
@@ -516,10 +534,10 @@ def test_what_the_archive_has_already_is_not_looked_through_again(shop: Shop) ->
     shop.record(visit("c", "1"), visit("stays", "1"))
     shop.record(visit("c", "2"), visit("stays", "2"))
     shop.set(ARCHIVED, b"1")  # the archiver has it, and is about to remove it here
-    before = shop.contents()[Keys.log(1)]
+    before = shop.contents()[log_key(1)]
     shop.erase("c")
-    assert shop.contents()[Keys.log(1)] == before
-    assert [item[1] for item in json.loads(shop.contents()[Keys.log(2)])] == ["stays"]
+    assert shop.contents()[log_key(1)] == before
+    assert [item[1] for item in json.loads(shop.contents()[log_key(2)])] == ["stays"]
 
 
 def test_to_erase_again_changes_nothing(shop: Shop) -> None:
@@ -542,8 +560,8 @@ def test_a_later_event_starts_from_nothing(shop: Shop, name: str) -> None:
     found = shop.get(name)
     assert shop.slots(name)[0] == 1.0
     assert found.customer_id == name
-    assert (found.record.automated_response, found.record.aliases, found.record.channels) == (True, [], {})
-    assert len(found.record.counted) == 1
+    assert (found.profile.automated_response, found.profile.aliases, found.profile.channels) == (True, [], {})
+    assert len(found.profile.counted) == 1
 
 
 def test_other_ids_of_which_the_erased_one_is_a_part_stay(shop: Shop) -> None:
@@ -584,7 +602,7 @@ def test_an_erasure_among_many_writers_leaves_only_what_came_after_it(shop: Shop
     after = [item for item in log[last + 1 :] if item[0] == "e"]
     if after:
         assert shop.slots("c")[0] == len(after)
-        assert len(shop.get("c").record.counted) == len(after)
+        assert len(shop.get("c").profile.counted) == len(after)
     else:
         assert record_key("c") not in shop.contents()
 
@@ -601,7 +619,7 @@ def test_consent_is_kept_as_it_was_where_nothing_is_said(shop: Shop) -> None:
     ):
         record = shop.consent("c", scoring, response)
         assert (record.scoring, record.automated_response) == expected
-        assert shop.get("c").record == record
+        assert shop.get("c").profile == record
 
 
 def test_consent_withdrawn_stops_events_and_leaves_the_state_until_it_is_given_again(shop: Shop) -> None:
@@ -620,7 +638,7 @@ def test_nobody_is_shown_who_is_unknown_and_nothing_that_cannot_be_read(shop: Sh
     for key, value in ((state_key("c"), b"torn"), (record_key("c"), b"torn")):
         shop.record(visit("c"))
         shop.set(key, value)
-        with pytest.raises(UnreadableRecordError):
+        with pytest.raises(UnreadableProfileError):
             shop.get("c")
         with redis.Redis.from_url(shop.url) as connection:
             connection.delete(state_key("c"), record_key("c"))
@@ -630,7 +648,7 @@ def test_who_has_a_record_and_no_state_is_shown_without_one(shop: Shop) -> None:
     shop.consent("c", response=False)
     found = shop.get("c")
     assert not found.states.found.any()
-    assert found.record.automated_response is False
+    assert found.profile.automated_response is False
 
 
 # --- reading for scores ---------------------------------------------------------------------------------------------
@@ -642,9 +660,9 @@ def test_an_alias_is_scored_as_the_customer_it_belongs_to(shop: Shop) -> None:
     batch = shop.read("a", "plain", "b", "nobody", "a")
     assert batch.found.tolist() == [True, True, True, False, True]
     assert batch.slots[:, 0].tolist() == [2.0, 1.0, 2.0, 0.0, 2.0]
-    assert sorted(batch.told) == []  # a visit is no view
+    assert sorted(batch.profiles) == []  # a visit is no view
     shop.record(Event("a", "view", NOW, item_id="lamp"))
-    told = shop.read("plain", "a", "b").told
+    told = shop.read("plain", "a", "b").profiles
     assert {row: said.top.item_id for row, said in told.items() if said.top} == {1: "lamp", 2: "lamp"}
 
 
@@ -652,7 +670,7 @@ def test_consent_withheld_is_told_under_every_id(shop: Shop) -> None:
     shop.record(visit("a"), visit("b"))
     shop.merge("a", "b")
     shop.consent("a", scoring=False)
-    assert {row: said.scoring for row, said in shop.read("a", "b", "plain").told.items()} == {0: False, 1: False}
+    assert {row: said.scoring for row, said in shop.read("a", "b", "plain").profiles.items()} == {0: False, 1: False}
 
 
 @pytest.mark.parametrize("value", [b"", b"tr", b"tr\2\4", b"tr\2\0" + bytes(36), b"torn" * 20])
@@ -666,7 +684,7 @@ def test_who_has_a_record_that_cannot_be_read_is_not_scored_and_disturbs_nobody(
 
 
 def test_an_alias_of_nobody_is_nobody(shop: Shop) -> None:
-    shop.set(record_key("a"), sealed(record_key("a"), Record(alias_of="nobody").pack()))
+    shop.set(record_key("a"), with_checksum(record_key("a"), Profile(alias_of="nobody").pack()))
     assert shop.read("a").found.tolist() == [False]
     assert shop.record(visit("a")) == [ACCEPTED]
     assert shop.slots("nobody")[0] == 1.0
@@ -688,32 +706,32 @@ def test_a_commit_writes_a_group_whole_or_not_at_all(shop: Shop) -> None:
     old, new = b"head0000" + bytes(8) + b"old", b"head1111" + bytes(8) + b"new"
 
     async def commit(groups: Sequence[Group]) -> list[int]:
-        store = Redis(shop.url, 5.0)
+        store = RedisStore(shop.url, 5.0)
         try:
-            return (await store.commit(groups)).overtaken
+            return (await store.commit(groups)).conflicts
         finally:
             await store.close()
 
     assert asyncio.run(commit([Group([Write(b"a", None, old), Write(b"b", None, old)])])) == []
     stored = shop.contents()
-    assert opened(b"a", stored[b"a"]) == b"head0000" + (1).to_bytes(8, "little") + b"old"
+    assert without_checksum(b"a", stored[b"a"]) == b"head0000" + (1).to_bytes(8, "little") + b"old"
     groups = [
         Group([Write(b"a", stored[b"a"], new), Write(b"b", old, new)], ['"lost"']),  # b has another position
         Group([Write(b"a", stored[b"a"], new), Write(b"c", None, new)], ['"kept"', '"too"']),
-        Group([Write(b"b", None, None, anyway=True)]),
+        Group([Write(b"b", None, None, unconditional=True)]),
         Group([Write(b"d", new, None)], ['"lost as well"']),
     ]
     assert asyncio.run(commit(groups)) == [0, 3]
     assert shop.contents() == {
         LOG: b"2",
-        b"a": sealed(b"a", b"head1111" + (2).to_bytes(8, "little") + b"new"),
-        b"c": sealed(b"c", b"head1111" + (2).to_bytes(8, "little") + b"new"),
-        Keys.log(2): b'["kept","too"]',
+        b"a": with_checksum(b"a", b"head1111" + (2).to_bytes(8, "little") + b"new"),
+        b"c": with_checksum(b"c", b"head1111" + (2).to_bytes(8, "little") + b"new"),
+        log_key(2): b'["kept","too"]',
     }
 
 
 def test_when_too_much_waits_for_the_archive_events_are_refused_and_nothing_else(shop: Shop) -> None:
-    shop.options = {"most_waiting": 3}
+    shop.options = {"max_waiting": 3}
     for n in range(3):
         shop.record(visit("c", str(n)))
     before = shop.everything()
@@ -742,7 +760,7 @@ def test_a_server_says_which_layout_it_has(shop: Shop) -> None:
     for layout in (LAYOUT, OTHER, LAYOUT):
         Shop(shop.url, layout=layout).run(lambda store: store.ensure_registered())
     with redis.Redis.from_url(shop.url) as connection:
-        assert connection.smembers(LAYOUTS) == {LAYOUT.fingerprint.encode(), OTHER.fingerprint.encode()}
+        assert connection.smembers(STORED_LAYOUTS) == {LAYOUT.fingerprint.encode(), OTHER.fingerprint.encode()}
 
 
 @contextmanager
@@ -762,7 +780,7 @@ def test_what_is_acknowledged_is_there_after_redis_was_killed(tmp_path: Path) ->
             os.kill(connection.info("server")["process_id"], signal.SIGKILL)
     with durable(*options) as shop:
         assert shop.slots("d")[0] == 2.0
-        assert shop.get("d").record.automated_response is False
+        assert shop.get("d").profile.automated_response is False
         assert len(shop.log()) == 3
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import BundleError, Manifest
-from feature_store.bundles.typical_customer import baseline, told, typical
+from feature_store.bundles.typical_customer import to_manifest, typical_customer, typical_state
 from feature_store.state.layout import Floats
 from service.scoring.model import Model
 from service.scoring.shapley import EXACT_PLAYERS, Coalitions, exact, sampled
@@ -26,7 +26,7 @@ def rewrite(registry: Path, **changes: Any) -> None:
     path = registry / bundle.CURRENT / bundle.MANIFEST_FILE
     manifest = json.loads(path.read_text()) | changes
     fields = {name: value for name, value in manifest.items() if value is not None}
-    path.write_text(json.dumps(fields | {bundle.OWN_HASH: bundle.own_hash(fields)}))
+    path.write_text(json.dumps(fields | {bundle.MANIFEST_HASH: bundle.manifest_hash(fields)}))
 
 
 def golden(registry: Path) -> Floats:
@@ -59,8 +59,8 @@ def test_a_bundle_from_before_is_explained_against_the_median_of_its_golden_rows
     rewrite(registry, baseline=None)
     loaded, model = bundle.read(registry), Model.current(registry)
     assert loaded.manifest.baseline is None
-    middle = typical(model.layout, golden(registry))
-    np.testing.assert_array_equal(baseline(loaded, model.layout), middle)
+    middle = typical_state(model.layout, golden(registry))
+    np.testing.assert_array_equal(typical_customer(loaded, model.layout), middle)
     expected = model.probabilities(middle[np.newaxis])[0]
     for explanations in explained(model, golden(registry)[:3]):
         assert [why.baseline_probability for why in explanations.values()] == pytest.approx(expected.tolist(), abs=1e-7)
@@ -68,10 +68,10 @@ def test_a_bundle_from_before_is_explained_against_the_median_of_its_golden_rows
 
 def test_what_the_typical_customer_has_not_comes_back_from_the_manifest(registry: Path) -> None:
     layout = Model.current(registry).layout
-    rewrite(registry, baseline=told(layout.identity))
-    np.testing.assert_array_equal(baseline(bundle.read(registry), layout), layout.identity)
+    rewrite(registry, baseline=to_manifest(layout.identity))
+    np.testing.assert_array_equal(typical_customer(bundle.read(registry), layout), layout.identity)
     again = Manifest.model_validate_json(bundle.read(registry).manifest.model_dump_json(exclude_none=True))
-    assert again.baseline == told(layout.identity)
+    assert again.baseline == to_manifest(layout.identity)
     for explanations in explained(Model.current(registry), golden(registry)[:3]):
         assert explanations["churn"].contributions
 
@@ -90,7 +90,7 @@ def test_drawn_orders_are_near_the_exact_values_on_the_sample(sample_registry: P
     of = np.zeros(len(model.layout.features), dtype=np.intp)
     for at, player in enumerate(players):
         of[list(player.slots)] = at
-    middle = typical(model.layout, states)
+    middle = typical_state(model.layout, states)
 
     def values(mixed: Coalitions) -> Floats:
         rows = [np.where(mixed.members[:, of], state, middle) for state in states]

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_store.archive.reader import COLUMNS, POSITION_FILE, Snapshot, read_archive
-from feature_store.archive.writer import Archive
+from feature_store.archive.reader import COLUMNS, POSITION_FILE, ArchiveSnapshot, read_archive
+from feature_store.archive.writer import ArchiveWriter
 from feature_store.errors import InputError
 
 START = 1.7e9
@@ -40,7 +40,7 @@ def log(*items: Sequence[Item], first: int = 1) -> Entries:
 def content(folder: Path) -> tuple[int, list[tuple[Any, ...]], dict[str, str]]:
     """Position, rows ``(seq, n, customer_id, t)`` in order, and aliases."""
 
-    def use(snapshot: Snapshot) -> tuple[int, list[tuple[Any, ...]], dict[str, str]]:
+    def use(snapshot: ArchiveSnapshot) -> tuple[int, list[tuple[Any, ...]], dict[str, str]]:
         with duckdb.connect() as connection:
             rows = connection.execute(f"SELECT seq, n, customer_id, t FROM ({snapshot.events_sql}) ORDER BY seq, n")
             return snapshot.position, rows.fetchall(), snapshot.aliases()
@@ -111,7 +111,7 @@ def test_an_archive_holds_what_a_plain_replay_of_the_log_does(
     model, seq = Model(), 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        archive = Archive(folder, rows_per_file=rows_per_file)
+        archive = ArchiveWriter(folder, rows_per_file=rows_per_file)
         for appended, reopen in zip(history, reopened, strict=False):
             entries = log(*appended, first=seq + 1)
             for items in appended:
@@ -120,7 +120,7 @@ def test_an_archive_holds_what_a_plain_replay_of_the_log_does(
             archive.append(entries)
             if reopen:
                 archive.close()
-                archive = Archive(folder, rows_per_file=rows_per_file)
+                archive = ArchiveWriter(folder, rows_per_file=rows_per_file)
             archive.append(entries)  # again: it is there already
             assert archive.position == seq
             assert content(folder) == (seq, model.rows, model.aliases)
@@ -130,7 +130,7 @@ def test_an_archive_holds_what_a_plain_replay_of_the_log_does(
 def test_all_columns_come_back_as_they_were(tmp_path: Path) -> None:
     texts: dict[str, object] = {"item_id": "shoe", "channel": "web", "event_id": "e-1", "text": 'a "b"\n\0😀'}
     t = 1_700_000_000.123456789
-    with Archive(tmp_path) as archive:
+    with ArchiveWriter(tmp_path) as archive:
         archive.append(log([event("ann", t, amount=None, duration_s=7, **texts, mark="capped")], [event("客户", -0.5)]))
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'Asia/Tokyo'")
@@ -151,7 +151,7 @@ def test_all_columns_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_gaps_in_the_log_are_no_matter(tmp_path: Path) -> None:
-    with Archive(tmp_path) as archive:
+    with ArchiveWriter(tmp_path) as archive:
         archive.append([*log([event("a")], first=5), *log([], first=9)])
         assert archive.position == 9
         archive.append(log([event("late")], first=7))
@@ -161,20 +161,20 @@ def test_gaps_in_the_log_are_no_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", [[2, 1], [1, 1], [1, 3, 2]])
 def test_entries_out_of_order_are_refused(tmp_path: Path, order: list[int]) -> None:
-    with Archive(tmp_path) as archive, pytest.raises(ValueError, match="ascending"):
+    with ArchiveWriter(tmp_path) as archive, pytest.raises(ValueError, match="ascending"):
         archive.append([(seq, b"[]") for seq in order])
 
 
 def test_a_malformed_entry_leaves_everything_as_it_was(tmp_path: Path) -> None:
-    archive = Archive(tmp_path)
+    archive = ArchiveWriter(tmp_path)
     archive.append(log([event("a")], [["m", "b", "a"]]))
     before = bytes_of(tmp_path)
-    with pytest.raises(InputError, match="entry 4 of the log is malformed: item 1: it is no event"):
+    with pytest.raises(InputError, match="entry 4 of the log is malformed: item 1: it is not an event"):
         archive.append(log([event("c"), ["m", "c", "a"]], [event("d"), ["x"]], first=3))
     assert bytes_of(tmp_path) == before
     with pytest.raises(ValueError, match="closed"):
         archive.append(log([event("c")], first=3))
-    with Archive(tmp_path) as anew:
+    with ArchiveWriter(tmp_path) as anew:
         anew.append(log([event("c")], first=3))
     assert content(tmp_path) == (3, [(1, 0, "a", START), (3, 0, "c", START)], {"b": "a"})
 
@@ -184,14 +184,14 @@ def test_a_malformed_entry_leaves_everything_as_it_was(tmp_path: Path) -> None:
 
 def test_many_small_appends_leave_few_files_and_full_ones_stay_as_they_are(tmp_path: Path) -> None:
     full: dict[str, int] = {}
-    with Archive(tmp_path, rows_per_file=64) as archive:
+    with ArchiveWriter(tmp_path, rows_per_file=64) as archive:
         for seq in range(1, 301):
             archive.append(log([event(f"c{seq % 7}")], first=seq))
             names = files(tmp_path)
             assert len(names) <= 1 + seq // 32 + 7
             for name, made in full.items():
                 assert (tmp_path / name).stat().st_mtime_ns == made
-            sizes = read_archive(tmp_path, lambda snapshot: {file.name: file.rows for file in snapshot.commit.events})
+            sizes = read_archive(tmp_path, lambda snapshot: {file.name: file.rows for file in snapshot.manifest.events})
             assert max(sizes.values()) <= 64
             assert sum(sizes.values()) == seq
             full = {name: (tmp_path / name).stat().st_mtime_ns for name, rows in sizes.items() if rows == 64}
@@ -199,15 +199,15 @@ def test_many_small_appends_leave_few_files_and_full_ones_stay_as_they_are(tmp_p
 
 
 def test_an_append_larger_than_a_file_is_one_file_all_the_same(tmp_path: Path) -> None:
-    with Archive(tmp_path, rows_per_file=10) as archive:
+    with ArchiveWriter(tmp_path, rows_per_file=10) as archive:
         archive.append(log([event("a")] * 25, [event("b")]))
         archive.append(log([event("c")], first=3))
-    assert read_archive(tmp_path, lambda snapshot: [file.rows for file in snapshot.commit.events]) == [26, 1]
+    assert read_archive(tmp_path, lambda snapshot: [file.rows for file in snapshot.manifest.events]) == [26, 1]
 
 
 def test_an_erasure_leaves_no_byte_of_the_customer_and_rewrites_only_where_there_was_one(tmp_path: Path) -> None:
     gone, root = "erase-me-17", "root-of-17"
-    with Archive(tmp_path, rows_per_file=2) as archive:
+    with ArchiveWriter(tmp_path, rows_per_file=2) as archive:
         archive.append(log([event("a"), event("b")]))
         archive.append(log([event(gone, text="I am erase-me-17"), event("b")], [["m", gone, root]], first=2))
         archive.append(log([event("c"), event("d")], first=4))
@@ -240,7 +240,7 @@ def test_an_erasure_leaves_no_byte_of_the_customer_and_rewrites_only_where_there
 def test_what_is_not_of_the_archive_is_left_alone(tmp_path: Path) -> None:
     for name in ("notes.txt", "events.parquet", "events-1.parquet.bak"):
         (tmp_path / name).write_text("mine")
-    with Archive(tmp_path) as archive:
+    with ArchiveWriter(tmp_path) as archive:
         archive.append(log([event("a")]))
     assert {"notes.txt", "events.parquet", "events-1.parquet.bak"} <= files(tmp_path)
 
@@ -272,7 +272,7 @@ def killed_at(step: int, *, after: bool) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", stepping("fsync", os.fsync))
-        patch.setattr(Archive, "_copy", stepping("copy", Archive._copy))
+        patch.setattr(ArchiveWriter, "_copy", stepping("copy", ArchiveWriter._copy))
         for name in ("replace", "unlink", "mkdir", "write_bytes"):
             patch.setattr(Path, name, stepping(name, getattr(Path, name)))
         yield steps
@@ -289,20 +289,20 @@ AFTER = (6, [(1, 0, "a", START), (3, 0, "b", START), (4, 0, "c", START), (6, 0, 
 def test_killed_at_any_step_of_an_append_everything_is_there_exactly_once(
     tmp_path: Path, rows_per_file: int, *, after: bool
 ) -> None:
-    with Archive(tmp_path / "first", rows_per_file=rows_per_file) as archive:
+    with ArchiveWriter(tmp_path / "first", rows_per_file=rows_per_file) as archive:
         for entry in FIRST:
             archive.append([entry])
     for step in range(1, 100):
         folder = shutil.copytree(tmp_path / "first", tmp_path / str(step))
         try:
-            with killed_at(step, after=after) as steps, Archive(folder, rows_per_file=rows_per_file) as archive:
+            with killed_at(step, after=after) as steps, ArchiveWriter(folder, rows_per_file=rows_per_file) as archive:
                 archive.append(SECOND)
         except KilledError:
             pass
         else:
             break
         assert content(folder) in (BEFORE, AFTER)
-        with Archive(folder, rows_per_file=rows_per_file) as archive:
+        with ArchiveWriter(folder, rows_per_file=rows_per_file) as archive:
             assert content(folder) == (BEFORE if archive.position == 3 else AFTER)
             assert not any(name.endswith(".tmp") for name in files(folder))
             archive.append([*FIRST, *SECOND])
@@ -312,10 +312,10 @@ def test_killed_at_any_step_of_an_append_everything_is_there_exactly_once(
 
 @pytest.mark.parametrize("name", [".position.json.0123abcd", "position.json.tmp", "events-00000009.parquet.tmp"])
 def test_files_that_a_killed_process_left_unfinished_are_removed(tmp_path: Path, name: str) -> None:
-    with Archive(tmp_path) as archive:
+    with ArchiveWriter(tmp_path) as archive:
         archive.append(FIRST)
     (tmp_path / name).write_text("half of")
-    with Archive(tmp_path):
+    with ArchiveWriter(tmp_path):
         assert name not in files(tmp_path)
     assert content(tmp_path) == BEFORE
 
@@ -325,10 +325,10 @@ def test_killed_at_any_step_of_its_making_an_archive_can_still_be_made(tmp_path:
     for step in range(1, 100):
         folder = tmp_path / str(step)
         try:
-            with killed_at(step, after=after), Archive(folder) as archive:
+            with killed_at(step, after=after), ArchiveWriter(folder) as archive:
                 archive.append(FIRST)
         except KilledError:
-            with Archive(folder) as archive:
+            with ArchiveWriter(folder) as archive:
                 archive.append(FIRST)
             assert content(folder) == BEFORE
         else:
@@ -351,7 +351,7 @@ def test_files_are_on_the_disk_before_the_commit_that_names_them(
         steps.append(f"rename {target.name}")
         return real_replace(path, target)
 
-    with Archive(tmp_path) as archive:
+    with ArchiveWriter(tmp_path) as archive:
         monkeypatch.setattr(os, "fsync", fsync)
         monkeypatch.setattr(Path, "replace", replace)
         archive.append(log([event("a")]))
@@ -369,7 +369,7 @@ def test_files_are_on_the_disk_before_the_commit_that_names_them(
 def test_a_disk_that_fails_is_told_and_the_next_try_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    archive = Archive(tmp_path)
+    archive = ArchiveWriter(tmp_path)
     with monkeypatch.context() as patch:
         if failing == "fsync":
             patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -377,7 +377,7 @@ def test_a_disk_that_fails_is_told_and_the_next_try_goes_on(
             patch.setattr(archive, "_folder", tmp_path / "gone")
         with pytest.raises(InputError, match=r"^archive .* cannot be written: (No space left on device|IOException)$"):
             archive.append(FIRST)
-    with Archive(tmp_path) as anew:
+    with ArchiveWriter(tmp_path) as anew:
         anew.append(FIRST)
     assert content(tmp_path) == BEFORE
 
@@ -386,11 +386,11 @@ def test_a_disk_that_fails_is_told_and_the_next_try_goes_on(
 
 
 def test_only_one_process_may_write(tmp_path: Path) -> None:
-    with Archive(tmp_path) as first:
-        with pytest.raises(InputError, match="open for writing elsewhere: only one process may write it"):
-            Archive(tmp_path)
+    with ArchiveWriter(tmp_path) as first:
+        with pytest.raises(InputError, match="open for writing in another process: only one may write it"):
+            ArchiveWriter(tmp_path)
         first.append(FIRST)
-    Archive(tmp_path).close()
+    ArchiveWriter(tmp_path).close()
 
 
 def test_a_reader_beside_a_writer_sees_one_commit_and_nothing_between_two(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_a_reader_beside_a_writer_sees_one_commit_and_nothing_between_two(tmp_pa
 
     def write() -> None:
         nonlocal written
-        with Archive(tmp_path, rows_per_file=16) as archive:
+        with ArchiveWriter(tmp_path, rows_per_file=16) as archive:
             while written < 2000 and not (written >= 99 and enough.is_set()):
                 written += 1
                 archive.append(log([event("a"), ["d", ["b"]], event("b")], first=written))
@@ -408,13 +408,13 @@ def test_a_reader_beside_a_writer_sees_one_commit_and_nothing_between_two(tmp_pa
 
     calls: list[int] = []
 
-    def use(snapshot: Snapshot) -> tuple[int, list[tuple[Any, ...]]]:
+    def use(snapshot: ArchiveSnapshot) -> tuple[int, list[tuple[Any, ...]]]:
         calls.append(snapshot.position)
         with duckdb.connect() as connection:
             rows = connection.execute(f"SELECT customer_id, seq FROM ({snapshot.events_sql}) ORDER BY ALL").fetchall()
         return snapshot.position, rows
 
-    Archive(tmp_path).close()
+    ArchiveWriter(tmp_path).close()
     writer = threading.Thread(target=write)
     writer.start()
     reads, last = 0, -1
@@ -432,10 +432,10 @@ def test_a_reader_beside_a_writer_sees_one_commit_and_nothing_between_two(tmp_pa
 
 def test_a_reader_whose_file_has_gone_begins_anew_with_the_newer_commit(tmp_path: Path) -> None:
     seen: list[int] = []
-    with Archive(tmp_path) as archive, duckdb.connect() as connection:
+    with ArchiveWriter(tmp_path) as archive, duckdb.connect() as connection:
         archive.append(log([event("a")]))
 
-        def use(snapshot: Snapshot) -> int:
+        def use(snapshot: ArchiveSnapshot) -> int:
             seen.append(snapshot.position)
             if len(seen) < 4:
                 archive.append(log([event("a")] * snapshot.rows, first=snapshot.position + 1))
@@ -450,7 +450,7 @@ def test_a_reader_whose_file_has_gone_begins_anew_with_the_newer_commit(tmp_path
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    with Archive(tmp_path) as archive:
+    with ArchiveWriter(tmp_path) as archive:
         archive.append(FIRST)
     return tmp_path
 
@@ -458,8 +458,8 @@ def kept(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"position": -1}'])
 def test_a_damaged_commit_is_named(kept: Path, text: str) -> None:
     (kept / POSITION_FILE).write_text(text)
-    for use in (lambda: Archive(kept), lambda: content(kept)):
-        with pytest.raises(InputError, match=r"position\.json is damaged or of another release"):
+    for use in (lambda: ArchiveWriter(kept), lambda: content(kept)):
+        with pytest.raises(InputError, match=r"position\.json is damaged or was written by another release"):
             use()
 
 
@@ -474,7 +474,7 @@ def test_without_its_commit_an_archive_is_not_begun_anew(kept: Path) -> None:
     (kept / POSITION_FILE).unlink()
     before = files(kept)
     with pytest.raises(InputError, match=r"position\.json is missing: restore it from a copy"):
-        Archive(kept)
+        ArchiveWriter(kept)
     assert files(kept) == before
 
 
@@ -487,7 +487,7 @@ def test_a_missing_or_torn_file_is_named(kept: Path) -> None:
     with pytest.raises(InputError, match=r"archive .* cannot be read: .*events-\d{8}.parquet"):
         content(kept)
     with pytest.raises(InputError, match=r"events-\d{8}.parquet is missing: restore it from a copy"):
-        Archive(kept)
+        ArchiveWriter(kept)
 
 
 def test_where_no_archive_can_be_the_folder_is_named(tmp_path: Path) -> None:
@@ -496,12 +496,12 @@ def test_where_no_archive_can_be_the_folder_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="holds no archive: name the folder"):
             content(folder)
     with pytest.raises(InputError, match=r"archive .*file cannot be written: "):
-        Archive(tmp_path / "file")
+        ArchiveWriter(tmp_path / "file")
 
 
 def test_the_folder_may_have_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "it's [1] * ?"
-    with Archive(folder) as archive:
+    with ArchiveWriter(folder) as archive:
         archive.append(FIRST)
         archive.append(SECOND)
     assert content(folder) == AFTER

@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from feature_store.archive.writer import Archive
+from feature_store.archive.writer import ArchiveWriter
 from feature_store.bundles import bundle
 from feature_store.config import Source, load_config
 from feature_store.definitions import Feature
@@ -43,7 +43,7 @@ def event(customer_id: str, t: float = START, mark: str = "", **ids: str) -> lis
 
 def archive(folder: Path, *items: list[Any], attributes: str | None = None) -> Source:
     """One more entry in an archive, as a source."""
-    with Archive(folder) as opened:
+    with ArchiveWriter(folder) as opened:
         opened.append([(opened.position + 1, json.dumps(items).encode())])
     return Source(archive=str(folder), attributes=attributes)
 
@@ -63,7 +63,7 @@ def from_archive(shop: Shop) -> Path:
             entries[-1].append(["e", name, *fields, None, None, None, None, "capped"])
     entries += [[["m", alias, name]] for name, alias in other.items()]
     log = [(seq, json.dumps(items).encode()) for seq, items in enumerate(entries, 1)]
-    with Archive(shop.folder / "live", rows_per_file=5_000) as opened:
+    with ArchiveWriter(shop.folder / "live", rows_per_file=5_000) as opened:
         for first in range(0, len(log), 2_000):
             opened.append(log[first : first + 2_000])
     text = shop.config.read_text()
@@ -197,7 +197,7 @@ def refusal(source: Source) -> str:
 def test_an_archive_without_events_is_refused_with_the_mend(tmp_path: Path) -> None:
     assert "none holds no archive: name the folder that live events" in refusal(Source(archive=str(tmp_path / "none")))
     assert "holds no archive" in refusal(Source(archive=str(tmp_path)))
-    assert "live holds no event yet: archive some first" in refusal(archive(tmp_path / "live", ["m", "b", "a"]))
+    assert "live holds no event yet: archive events first" in refusal(archive(tmp_path / "live", ["m", "b", "a"]))
     only_capped = archive(tmp_path / "live", event("a", mark="capped"))
     assert refusal(only_capped).startswith("source.archive: no usable row")
 

@@ -17,7 +17,7 @@ import pytest
 from feature_store import files
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import ECONOMICS, INPUTS, OUTPUTS, BundleError, Manifest
-from feature_store.bundles.onnx_session import Graph, open_bundle
+from feature_store.bundles.onnx_session import Graph, load_graph
 
 if TYPE_CHECKING:
     from tests.conftest import Trained
@@ -32,7 +32,7 @@ def current(registry: Path) -> Path:
 def rewrite(registry: Path, **changes: Any) -> None:
     path = current(registry) / bundle.MANIFEST_FILE
     fields = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(fields | {bundle.OWN_HASH: bundle.own_hash(fields)}))
+    path.write_text(json.dumps(fields | {bundle.MANIFEST_HASH: bundle.manifest_hash(fields)}))
 
 
 def replace_golden(registry: Path, change: Callable[[bundle.Arrays], None]) -> None:
@@ -67,7 +67,7 @@ def test_a_bundle_is_read_as_it_was_written(toy: Trained) -> None:
 
 def test_a_good_bundle_opens_and_gives_its_golden_rows(toy: Trained) -> None:
     found = bundle.read(toy.registry)
-    graph = open_bundle(found)
+    graph = load_graph(found)
     outputs = graph.run(**{name: found.golden[f"input_{name}"] for name in INPUTS})
     for name in OUTPUTS:
         np.testing.assert_allclose(outputs[name], found.golden[f"output_{name}"], rtol=1e-6)
@@ -76,21 +76,21 @@ def test_a_good_bundle_opens_and_gives_its_golden_rows(toy: Trained) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda at: truncate(at / "model.onnx"), "model.onnx is torn or was changed"),
-        (lambda at: truncate(at / "golden.npz"), "golden.npz is torn or was changed"),
-        (lambda at: (at / "golden.npz").write_bytes(b""), "golden.npz is torn or was changed"),
+        (lambda at: truncate(at / "model.onnx"), "model.onnx is damaged or was changed"),
+        (lambda at: truncate(at / "golden.npz"), "golden.npz is damaged or was changed"),
+        (lambda at: (at / "golden.npz").write_bytes(b""), "golden.npz is damaged or was changed"),
         (lambda at: (at / "model.onnx").unlink(), r"model.onnx cannot be read \(FileNotFoundError\)"),
         (lambda at: (at / "golden.npz").unlink(), r"golden.npz cannot be read \(FileNotFoundError\)"),
         (lambda at: (at / "manifest.json").unlink(), r"manifest.json cannot be read \(FileNotFoundError\)"),
         (lambda at: truncate(at / "manifest.json", 2), "manifest.json is not valid"),
         (lambda at: (at / "manifest.json").write_text("{}"), "manifest.json is not valid: version: Field required"),
-        (lambda at: rewrite(at.parent, fingerprint="00000000"), "the fingerprint does not belong to the feature"),
-        (lambda at: rewrite(at.parent, features=[]), "the fingerprint does not belong to the feature"),
+        (lambda at: rewrite(at.parent, fingerprint="00000000"), "the fingerprint does not match the feature"),
+        (lambda at: rewrite(at.parent, features=[]), "the fingerprint does not match the feature"),
         (lambda at: rewrite(at.parent, version="../../etc"), "manifest.json is not valid: version"),
         (lambda at: rewrite(at.parent, outputs=list(OUTPUTS[1:])), "inputs or outputs are not the ones this release"),
         (lambda at: rewrite(at.parent, inputs={"state": ["n", 6]}), "inputs or outputs are not the ones this release"),
-        (lambda at: rewrite(at.parent, model_sha256="0" * 64), "model.onnx is torn or was changed"),
-        (lambda at: edit(at, '"margin": 0.3', '"margin": 0.9'), "manifest.json is torn or was changed"),
+        (lambda at: rewrite(at.parent, model_sha256="0" * 64), "model.onnx is damaged or was changed"),
+        (lambda at: edit(at, '"margin": 0.3', '"margin": 0.9'), "manifest.json is damaged or was changed"),
         (lambda at: edit(at, '"margin": 0.3', '"margin": 1e999'), "manifest.json is not valid: economics.margin"),
         (lambda at: edit(at, '"margin": 0.3', '"margin": -1'), "manifest.json is not valid: economics.margin"),
     ],
@@ -118,7 +118,7 @@ def test_golden_rows_never_run_code(registry: Path) -> None:
     np.savez(file, input_state=np.array([print], dtype=object))
     (current(registry) / bundle.GOLDEN_FILE).write_bytes(file.getvalue())
     rewrite(registry, golden_sha256=bundle.sha256(file.getvalue()))
-    with pytest.raises(BundleError, match=r"golden.npz is no list of arrays \(ValueError\)"):
+    with pytest.raises(BundleError, match=r"golden.npz does not hold arrays \(ValueError\)"):
         bundle.read(registry)
 
 
@@ -130,8 +130,8 @@ def test_an_output_that_differs_from_its_golden_row_is_refused_by_name(registry:
         arrays[f"output_{name}"] = expected
 
     replace_golden(registry, change)
-    with pytest.raises(BundleError, match=f"golden rows came out wrong: {name} is off by"):
-        open_bundle(bundle.read(registry))
+    with pytest.raises(BundleError, match=f"golden rows give other results: {name} is off by"):
+        load_graph(bundle.read(registry))
 
 
 def test_golden_rows_without_an_expectation_are_refused(registry: Path) -> None:
@@ -140,7 +140,7 @@ def test_golden_rows_without_an_expectation_are_refused(registry: Path) -> None:
 
     replace_golden(registry, change)
     with pytest.raises(BundleError, match=r"the golden rows cannot be run \(KeyError\)"):
-        open_bundle(bundle.read(registry))
+        load_graph(bundle.read(registry))
 
 
 def test_a_bundle_without_a_single_golden_row_is_refused(registry: Path) -> None:
@@ -149,20 +149,20 @@ def test_a_bundle_without_a_single_golden_row_is_refused(registry: Path) -> None
 
     replace_golden(registry, change)
     with pytest.raises(BundleError):
-        open_bundle(bundle.read(registry))
+        load_graph(bundle.read(registry))
 
 
 def test_a_graph_that_is_none_is_refused(registry: Path) -> None:
     (current(registry) / bundle.MODEL_FILE).write_bytes(b"not a graph")
     rewrite(registry, model_sha256=bundle.sha256(b"not a graph"))
     with pytest.raises(BundleError, match="the graph cannot be loaded"):
-        open_bundle(bundle.read(registry))
+        load_graph(bundle.read(registry))
 
 
 def test_a_graph_with_other_inputs_than_its_manifest_says_is_refused(registry: Path) -> None:
     rewrite(registry, inputs={"state": ["n", 99], "age": ["n", 1], "economics": ["n", len(ECONOMICS)]})
-    with pytest.raises(BundleError, match="the graph's inputs are not the manifest's"):
-        open_bundle(bundle.read(registry))
+    with pytest.raises(BundleError, match="the graph's inputs are not those of the manifest"):
+        load_graph(bundle.read(registry))
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_publishing_adds_a_version_and_moves_current_to_it(registry: Path) -> No
     folder = bundle.publish(registry, *newer(registry))
     assert contents(registry) == (before | {"29990101T000000-newer"}, "29990101T000000-newer")
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "manifest.json", "golden.npz"}
-    open_bundle(bundle.read(registry))
+    load_graph(bundle.read(registry))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_failed_publish_leaves_neither_a_version_nor_a_changed_current(
         bundle.publish(registry, *next_one)
     monkeypatch.undo()
     assert contents(registry) == before
-    open_bundle(bundle.read(registry))
+    load_graph(bundle.read(registry))
 
 
 def test_a_publish_stopped_half_way_leaves_nothing_that_could_be_served(registry: Path) -> None:

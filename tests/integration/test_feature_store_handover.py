@@ -14,16 +14,17 @@ import duckdb
 import pytest
 
 from feature_store.archive.mover import move
-from feature_store.archive.writer import Archive
+from feature_store.archive.writer import ArchiveWriter
 from feature_store.config import Source
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import InputError
 from feature_store.loading.load import LoadSummary, Verification, load_states, verify_states
 from feature_store.offline.store import OfflineStore
+from feature_store.online.commands import CommandClient, EventLog, StateWriter
 from feature_store.online.customer_store import CustomerStore
-from feature_store.online.store import LogReader, Redis, StateWriter
+from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
-from feature_store.state.folding import Fold, Outcome, Verdict
+from feature_store.state.folding import EventFolder, Outcome, Verdict
 from feature_store.state.layout import StateLayout
 
 FEATURES = [
@@ -117,16 +118,18 @@ class Shop:
     def archive(self) -> int:
         """Move the log into the archive."""
         self.archived = self.folder / "archive"
-        with LogReader(self.url) as log, Archive(self.archived) as into:
-            return move(log, into)
+        with CommandClient(self.url) as client, ArchiveWriter(self.archived) as archive:
+            return move(EventLog(client), archive)
 
     def do(self, use: Callable[[CustomerStore], Awaitable[Result]]) -> Result:
         """Use the store as the server does."""
 
         async def run() -> Result:
-            redis = Redis(self.url, 5.0)
+            redis = RedisStore(self.url, 5.0)
             try:
-                return await use(CustomerStore(redis, Fold(LAYOUT, Interests(), Rules(max_lateness_s=400 * 24 * HOUR))))
+                return await use(
+                    CustomerStore(redis, EventFolder([LAYOUT], Interests(), Rules(max_lateness_s=400 * 24 * HOUR)))
+                )
             finally:
                 await redis.close()
 
@@ -298,13 +301,17 @@ def test_an_archive_that_is_not_named_or_not_the_right_one_is_told(shop: Shop, t
     with pytest.raises(InputError, match="--archive"):
         shop.load()
     other = tmp_path / "other"
-    with Archive(other) as archive:
+    with ArchiveWriter(other) as archive:
         archive.append([(1, b"[]")])
     shop.archived = other
     with pytest.raises(InputError, match="lacks events"):
         shop.load()
-    with LogReader(shop.url) as log, Archive(other) as into, pytest.raises(InputError, match="name the folder"):
-        move(log, into)
+    with (
+        CommandClient(shop.url) as client,
+        ArchiveWriter(other) as into,
+        pytest.raises(InputError, match="name the folder"),
+    ):
+        move(EventLog(client), into)
 
 
 def test_an_archive_is_not_taken_for_that_of_another_redis(shop: Shop) -> None:
@@ -312,7 +319,7 @@ def test_an_archive_is_not_taken_for_that_of_another_redis(shop: Shop) -> None:
     shop.archive()
     with StateWriter(shop.url, LAYOUT) as redis:
         redis._redis.flushdb()
-    with pytest.raises(InputError, match="another Redis's"):
+    with pytest.raises(InputError, match="it belongs to another Redis"):
         shop.archive()
 
 

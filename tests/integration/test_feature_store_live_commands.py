@@ -18,10 +18,11 @@ from feature_store.__main__ import cli
 from feature_store.archive.reader import read_archive
 from feature_store.bundles import bundle
 from feature_store.definitions import Interests
+from feature_store.online.commands import CommandClient, EventLog
 from feature_store.online.customer_store import CustomerStore
-from feature_store.online.store import LogReader, Redis
+from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
-from feature_store.state.folding import Fold
+from feature_store.state.folding import EventFolder
 from feature_store.state.layout import StateLayout
 from tests.conftest import Call, Shop, Trained
 
@@ -30,8 +31,8 @@ def record(url: str, trained: Trained, events: Sequence[Event]) -> None:
     layout = StateLayout(bundle.read(trained.registry).manifest.features)
 
     async def run() -> None:
-        redis = Redis(url, 5.0)
-        await CustomerStore(redis, Fold(layout, Interests(), Rules())).record(events)
+        redis = RedisStore(url, 5.0)
+        await CustomerStore(redis, EventFolder([layout], Interests(), Rules())).record(events)
         await redis.close()
 
     asyncio.run(run())
@@ -56,7 +57,7 @@ def test_the_cost_of_a_config_is_measured_and_follows_its_features(call: Call, s
     features, state = figures(lines["features"]), figures(lines["state"])
     assert features == [6]
     assert state[0] == 24 + 8 * 6
-    record, event, score = figures(lines["record"]), figures(lines["event"]), figures(lines["score, less graph"])
+    record, event, score = figures(lines["profile"]), figures(lines["event"]), figures(lines["score without graph"])
     assert record[1] == 100
     assert all(0 < figure < 5000 for figure in (*record, *event, *score))
     (total, _load) = figures(lines["3 million customers"])
@@ -71,7 +72,7 @@ def test_the_cost_of_candidates_is_that_of_what_training_kept(call: Call, toy: T
     wide.write_text(shop.config.read_text() + "\n[candidates]\n")
     refused = call(cli, "cost", wide)
     assert (refused.code, refused.out) == (2, "")
-    assert "has candidates: fit it, and name with --registry where the bundle is" in refused.err
+    assert "has candidates: fit it, and name the registry of the bundle with --registry" in refused.err
     found = call(cli, "cost", wide, "--registry", toy.registry, "--events-per-month", 0)
     assert found.code == 0, found.err
     assert "features             6" in found.out
@@ -88,9 +89,10 @@ def test_archive_moves_the_log_to_disk_once_and_leaves_nothing_of_it(
     assert rows(folder) == 150
     again = call(cli, "archive", "--redis", clean_redis, "--folder", folder, "--once")
     assert "archived 0 commits" in again.out
-    with LogReader(clean_redis) as log:
-        assert list(log.log(1, log.log_position())) == []
-        assert log.archived() == log.log_position()
+    with CommandClient(clean_redis) as client:
+        log = EventLog(client)
+        assert list(log.entries(1, log.position())) == []
+        assert log.archived() == log.position()
 
 
 def test_archive_goes_on_until_it_is_told_to_stop_and_moves_the_rest_then(
@@ -126,4 +128,4 @@ def test_two_archivers_do_not_write_one_archive(call: Call, clean_redis: str, tm
         finally:
             first.kill()
     assert second.is_bad_input
-    assert "only one process" in second.err
+    assert "only one may write it" in second.err

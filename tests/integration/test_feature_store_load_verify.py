@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from feature_store.bundles import bundle
-from feature_store.online.store import StateWriter
+from feature_store.online.commands import StateWriter
 from feature_store.state.layout import DAY_S, State, StateLayout
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def test_a_second_load_removes_whom_the_source_no_longer_has(store: Store, shop:
     (shop.folder / "customers.csv").write_text("".join(line for line in people if not line.startswith("c0001")))
     assert figures(store("verify", config=shop.config)) == (0, 0, 1)
     loaded = store("load", config=shop.config)
-    assert loaded.out.endswith(", 1 removed of whom nothing is known\n")
+    assert loaded.out.endswith(", 1 removed, about whom nothing is known\n")
     assert figures(store("verify", config=shop.config)) == (0, 0, 0)
 
 

@@ -17,7 +17,7 @@ from feature_store.config import Source
 from feature_store.definitions import Feature
 from feature_store.errors import InputError
 from feature_store.offline import point_in_time
-from feature_store.offline.point_in_time import sampled
+from feature_store.offline.point_in_time import sample_condition
 from feature_store.offline.store import OfflineStates, OfflineStore
 from feature_store.state.events import Event
 from feature_store.state.layout import DAY_S, StateLayout
@@ -137,7 +137,7 @@ def test_states_at_many_cutoffs_are_those_at_each(
 ) -> None:
     with store(history, known) as source, pytest.MonkeyPatch.context() as patch:
         alone = [source.states(LAYOUT, cutoff) for cutoff in cutoffs]
-        patch.setattr(point_in_time, "AT_ONCE", at_once)
+        patch.setattr(point_in_time, "MAX_EVENTS", at_once)
         together = list(source.states_at(LAYOUT, cutoffs))
     for one, other in zip(alone, together, strict=True):
         assert one.customer_ids.tolist() == other.customer_ids.tolist()
@@ -165,7 +165,7 @@ def bits(source: OfflineStore, cutoffs: Sequence[float]) -> str:
 def test_states_are_the_same_to_the_bit_whatever_the_threads_and_the_order_of_rows(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(point_in_time, "AT_ONCE", at_once)
+    monkeypatch.setattr(point_in_time, "MAX_EVENTS", at_once)
     cutoffs = [START + days * DAY_S for days in (10.2, 50.0, 115.74)]
     known = "SELECT 'c1' AS customer_id, 7 AS age, 0.1 AS score"
     found = set()
@@ -200,22 +200,24 @@ def test_events_of_every_type_make_a_customer_known() -> None:
 def test_a_sample_holds_the_states_of_the_same_customers_at_any_time(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(point_in_time, "AT_ONCE", at_once)
+    monkeypatch.setattr(point_in_time, "MAX_EVENTS", at_once)
     cutoffs = [START + 40 * DAY_S, START + 100 * DAY_S]
     ids = [f"c{number}" for number in range(97)]
-    few = sampled(0.3).split("'")[1]
+    few = sample_condition(0.3).split("'")[1]
     expected = sorted(name for name in ids if hashlib.md5(name.encode()).hexdigest() < few)
     assert 10 < len(expected) < 50
     with OfflineStore(
         Source(events=f"{MANY} LIMIT 20000", attributes="SELECT 'c0' AS customer_id, 1 AS age, 2 AS score")
     ) as source:
         everybody = list(source.states_at(LAYOUT, cutoffs))
-        some = list(source.states_at(LAYOUT, cutoffs, customers=sampled(0.3)))
-        assert [len(states.customer_ids) for states in source.states_at(LAYOUT, cutoffs, customers=sampled(0))] == [
+        some = list(source.states_at(LAYOUT, cutoffs, customers=sample_condition(0.3)))
+        assert [
+            len(states.customer_ids) for states in source.states_at(LAYOUT, cutoffs, customers=sample_condition(0))
+        ] == [
             0,
             0,
         ]
-        assert len(next(source.states_at(LAYOUT, cutoffs, customers=sampled(1))).customer_ids) == len(ids)
+        assert len(next(source.states_at(LAYOUT, cutoffs, customers=sample_condition(1))).customer_ids) == len(ids)
     for whole, part in zip(everybody, some, strict=True):
         assert part.customer_ids.tolist() == expected
         rows = np.searchsorted(whole.customer_ids.astype(str), expected)

@@ -16,7 +16,10 @@ import redis
 from feature_store.definitions import Feature
 from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online.store import CHUNK, Keys, Redis, StateReader, StateWriter
+from feature_store.online.commands import StateWriter
+from feature_store.online.keys import CHUNK, Keys
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from feature_store.state.layout import State, StateBatch, StateLayout
 from tests.waiting import PATIENCE_S, until
 
@@ -38,7 +41,7 @@ def writer(clean_redis: str) -> Iterator[StateWriter]:
 
 def read(url: str, customer_ids: list[str], timeout_s: float = PATIENCE_S) -> StateBatch:
     async def ask() -> StateBatch:
-        store = Redis(url, timeout_s)
+        store = RedisStore(url, timeout_s)
         try:
             await store.ping()
             return await StateReader(store, LAYOUT).read(customer_ids)

@@ -14,7 +14,9 @@ import redis
 from feature_store.definitions import Feature
 from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online.store import Redis, StateReader, StateWriter
+from feature_store.online.commands import StateWriter
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from feature_store.state.layout import State, StateLayout
 from tests.waiting import PATIENCE_S
 
@@ -36,9 +38,9 @@ def asked(url: str, question: Callable[[StateReader], Awaitable[T]], timeout_s: 
     return told_by(url, lambda store: question(StateReader(store, LAYOUT)), timeout_s)
 
 
-def told_by(url: str, question: Callable[[Redis], Awaitable[T]], timeout_s: float = PATIENCE_S) -> T:
+def told_by(url: str, question: Callable[[RedisStore], Awaitable[T]], timeout_s: float = PATIENCE_S) -> T:
     async def ask() -> T:
-        store = Redis(url, timeout_s)
+        store = RedisStore(url, timeout_s)
         try:
             return await question(store)
         finally:

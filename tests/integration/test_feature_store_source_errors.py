@@ -31,7 +31,10 @@ def refusal(events: str = GOOD, attributes: str | None = None, layout: StateLayo
             "source.events: column 'event_time' is missing: select the shop's column AS event_time",
         ),
         (GOOD.replace("event_type", "kind"), "source.events: column 'event_type' is missing"),
-        (GOOD + ", 5 AS price", "source.events: unknown column 'price': canonical ones are customer_id, event_time"),
+        (
+            GOOD + ", 5 AS price",
+            "source.events: unknown column 'price': the canonical columns are customer_id, event_time",
+        ),
         (
             GOOD.replace("TIMESTAMP '2024-01-01'", "1704067200"),
             "source.events: event_time is INTEGER, not a TIMESTAMP: cast it, for example with to_timestamp(seconds)",
@@ -67,8 +70,8 @@ def test_a_query_may_end_in_a_comment() -> None:
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        (None, "feature 'age': source.attributes has no column of that name"),
-        ("SELECT 'a' AS customer_id, 1 AS height", "feature 'age': source.attributes has no column of that name"),
+        (None, "feature 'age': source.attributes has no column 'age'"),
+        ("SELECT 'a' AS customer_id, 1 AS height", "feature 'age': source.attributes has no column 'age'"),
         ("SELECT 'a' AS id, 1 AS age", "source.attributes: column 'customer_id' is missing: select the shop's column"),
         (
             "SELECT 'a' AS customer_id, 'old' AS age",

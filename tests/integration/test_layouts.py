@@ -15,11 +15,14 @@ import redis
 from feature_store.definitions import Feature, Interests
 from feature_store.online import active_layouts as layouts
 from feature_store.online.active_layouts import Pruner, announce
-from feature_store.online.commit import Group
+from feature_store.online.commands import CommandClient, StateWriter
+from feature_store.online.commit import CommitResult, Group
 from feature_store.online.customer_store import CustomerStore
-from feature_store.online.store import FOLDED, LAYOUTS, TAG, Committed, Keys, LogReader, Redis, StateReader, StateWriter
+from feature_store.online.keys import ACTIVE_LAYOUTS, LAYOUTS_VERSION, STORED_LAYOUTS, Keys, profile_keys
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
-from feature_store.state.folding import Fold, Verdict
+from feature_store.state.folding import EventFolder, Verdict
 from feature_store.state.layout import State, StateLayout
 from service.batching.event_batcher import EventBatcher
 from tests.waiting import PATIENCE_S
@@ -31,12 +34,12 @@ SPEND = Feature(name="spend", aggregate="sum", event="purchase", field="amount",
 SECOND = StateLayout([SPEND, VISITS])
 THIRD = StateLayout([Feature(name="last", aggregate="latest", event="visit")])
 
-Act = Callable[[Redis], Awaitable[None]]
+Act = Callable[[RedisStore], Awaitable[None]]
 
 
 def run(url: str, act: Act) -> None:
     async def connected() -> None:
-        store = Redis(url, 5.0)
+        store = RedisStore(url, 5.0)
         try:
             await act(store)
         finally:
@@ -45,8 +48,8 @@ def run(url: str, act: Act) -> None:
     asyncio.run(connected())
 
 
-def customers(store: Redis, layout: StateLayout = FIRST) -> CustomerStore:
-    return CustomerStore(store, Fold(layout, Interests(), Rules()), clock=lambda: NOW)
+def customers(store: RedisStore, layout: StateLayout = FIRST) -> CustomerStore:
+    return CustomerStore(store, EventFolder([layout], Interests(), Rules()), clock=lambda: NOW)
 
 
 def visit(name: str) -> Event:
@@ -57,18 +60,18 @@ def purchase(name: str, amount: float) -> Event:
     return Event(name, "purchase", NOW, amount)
 
 
-async def slots(store: Redis, layout: StateLayout, name: str) -> list[float] | None:
+async def slots(store: RedisStore, layout: StateLayout, name: str) -> list[float] | None:
     batch = await StateReader(store, layout).read([name])
     return [float(n) for n in batch.slots[0]] if batch.found[0] else None
 
 
 def add(url: str, layout: StateLayout) -> None:
-    with LogReader(url) as log:
-        announce(log, layout)
+    with CommandClient(url) as client:
+        announce(client, layout)
 
 
 def test_servers_of_different_models_fold_into_each_others_states(clean_redis: str) -> None:
-    async def act(store: Redis) -> None:
+    async def act(store: RedisStore) -> None:
         one, two = customers(store, FIRST), customers(store, SECOND)
         await one.ensure_registered()
         await two.ensure_registered()
@@ -84,15 +87,15 @@ def test_servers_of_different_models_fold_into_each_others_states(clean_redis: s
     run(clean_redis, act)
 
 
-class Interrupted(Redis):
+class Interrupted(RedisStore):
     """Something happens after a change was computed and before it is committed."""
 
     between: list[Callable[[], None]]
 
-    async def commit(self, groups: Sequence[Group], most_waiting: int = 0, **options: Any) -> Committed:
+    async def commit(self, groups: Sequence[Group], max_waiting: int = 0, **options: Any) -> CommitResult:
         while self.between:
             self.between.pop()()
-        return await super().commit(groups, most_waiting, **options)
+        return await super().commit(groups, max_waiting, **options)
 
 
 def interrupted(url: str) -> Interrupted:
@@ -102,7 +105,7 @@ def interrupted(url: str) -> Interrupted:
 
 
 def test_a_layout_that_is_announced_while_an_event_is_recorded_gets_it_all_the_same(clean_redis: str) -> None:
-    async def act(_: Redis) -> None:
+    async def act(_: RedisStore) -> None:
         store = interrupted(clean_redis)
         mine = customers(store)
         await mine.record([visit("a"), visit("c")])
@@ -121,14 +124,15 @@ def test_a_layout_that_is_announced_while_an_event_is_recorded_gets_it_all_the_s
 
 
 def test_a_layout_that_is_pruned_while_an_event_is_recorded_does_not_come_back(clean_redis: str) -> None:
-    async def act(_: Redis) -> None:
+    async def act(_: RedisStore) -> None:
         store = interrupted(clean_redis)
         mine = customers(store)
         add(clean_redis, SECOND)
         await mine.record([visit("a"), visit("b")])
 
         def prune() -> None:
-            with Pruner(clean_redis) as pruner:
+            with CommandClient(clean_redis) as client:
+                pruner = Pruner(client)
                 assert set(pruner.fingerprints()) == {FIRST.fingerprint, SECOND.fingerprint}
                 assert pruner.remove(SECOND.fingerprint) == 2
 
@@ -139,14 +143,14 @@ def test_a_layout_that_is_pruned_while_an_event_is_recorded_does_not_come_back(c
 
     run(clean_redis, act)
     with redis.Redis.from_url(clean_redis) as connection:
-        assert connection.hkeys(FOLDED) == [FIRST.fingerprint.encode()]
-        assert connection.smembers(LAYOUTS) == {FIRST.fingerprint.encode()}
+        assert connection.hkeys(ACTIVE_LAYOUTS) == [FIRST.fingerprint.encode()]
+        assert connection.smembers(STORED_LAYOUTS) == {FIRST.fingerprint.encode()}
         assert not list(connection.scan_iter(f"tm:{SECOND.fingerprint}*"))
-        assert connection.exists(*Keys.records(["a", "b"])) == 2
+        assert connection.exists(*profile_keys(["a", "b"])) == 2
 
 
 def test_a_redis_that_was_lost_hears_of_the_layouts_again(clean_redis: str) -> None:
-    async def act(store: Redis) -> None:
+    async def act(store: RedisStore) -> None:
         mine = customers(store)
         await mine.use(SECOND, Interests())
         with redis.Redis.from_url(clean_redis) as connection:
@@ -154,7 +158,7 @@ def test_a_redis_that_was_lost_hears_of_the_layouts_again(clean_redis: str) -> N
         await mine.record([visit("a")])
         assert await slots(store, SECOND, "a") == [0.0, 1.0]
         with redis.Redis.from_url(clean_redis) as connection:
-            assert connection.hkeys(FOLDED) == [SECOND.fingerprint.encode()]
+            assert connection.hkeys(ACTIVE_LAYOUTS) == [SECOND.fingerprint.encode()]
 
     run(clean_redis, act)
 
@@ -164,17 +168,17 @@ def test_a_state_that_cannot_be_read_in_another_layout_is_left_to_a_load_and_tak
 ) -> None:
     torn = b"torn" + bytes(12)
 
-    async def act(store: Redis) -> None:
+    async def act(store: RedisStore) -> None:
         mine = customers(store)
         add(clean_redis, SECOND)
         with redis.Redis.from_url(clean_redis) as connection:
-            for key in Keys(SECOND.fingerprint).of(["a", "b"]):
+            for key in Keys(SECOND.fingerprint).states(["a", "b"]):
                 connection.set(key, torn)
         assert [outcome.verdict for outcome in await mine.record([visit("a"), visit("b")])] == [Verdict.ACCEPTED] * 2
         await mine.merge("a", "b")
         assert await slots(store, FIRST, "b") == [2.0]
         with redis.Redis.from_url(clean_redis) as connection:
-            assert connection.get(Keys(SECOND.fingerprint).of(["b"])[0])[:4] == b"torn"
+            assert connection.get(Keys(SECOND.fingerprint).states(["b"])[0])[:4] == b"torn"
 
     run(clean_redis, act)
 
@@ -183,11 +187,11 @@ def test_definitions_of_another_release_are_left_out_and_told(
     clean_redis: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with redis.Redis.from_url(clean_redis) as connection:
-        connection.hset(FOLDED, "0badcafe", json.dumps([{"name": "new", "aggregate": "median"}]))
-        connection.hset(FOLDED, "0badcaff", json.dumps([VISITS.model_dump(exclude_none=True)]))
-        connection.set(TAG, "1")
+        connection.hset(ACTIVE_LAYOUTS, "0badcafe", json.dumps([{"name": "new", "aggregate": "median"}]))
+        connection.hset(ACTIVE_LAYOUTS, "0badcaff", json.dumps([VISITS.model_dump(exclude_none=True)]))
+        connection.set(LAYOUTS_VERSION, "1")
 
-    async def act(store: Redis) -> None:
+    async def act(store: RedisStore) -> None:
         mine = customers(store)
         await mine.record([visit("a")])
         assert await slots(store, FIRST, "a") == [1.0]
@@ -199,10 +203,10 @@ def test_definitions_of_another_release_are_left_out_and_told(
 
 
 def test_states_are_ready_when_they_are_loaded_and_kept_up(clean_redis: str) -> None:
-    async def act(store: Redis) -> None:
+    async def act(store: RedisStore) -> None:
         assert not await layouts.is_ready(store, FIRST.fingerprint)
         with StateWriter(clean_redis, FIRST) as writer:
-            announce(writer, FIRST)
+            announce(writer.client, FIRST)
             assert not await layouts.is_ready(store, FIRST.fingerprint)  # the load is under way
             writer.write(["a"], [FIRST.pack(State(NOW, np.array([1.0])))])
             writer.record_load({"as_of": NOW})
@@ -215,8 +219,8 @@ def test_states_are_ready_when_they_are_loaded_and_kept_up(clean_redis: str) -> 
 
 
 def test_many_writers_on_two_layouts_lose_nothing_while_layouts_come_and_go(clean_redis: str) -> None:
-    async def act(store: Redis) -> None:
-        others = Redis(clean_redis, PATIENCE_S)
+    async def act(store: RedisStore) -> None:
+        others = RedisStore(clean_redis, PATIENCE_S)
         writers = [customers(store, FIRST), customers(others, SECOND)]
         recorders = [EventBatcher(writer.record, Rules(max_lateness_s=1e10), clock=lambda: NOW) for writer in writers]
 
@@ -229,7 +233,8 @@ def test_many_writers_on_two_layouts_lose_nothing_while_layouts_come_and_go(clea
             for _ in range(5):
                 await layouts.register(store, THIRD)
                 await asyncio.sleep(0.01)
-                with Pruner(clean_redis) as pruner:
+                with CommandClient(clean_redis) as client:
+                    pruner = Pruner(client)
                     pruner.remove(THIRD.fingerprint)
 
         for writer in writers:

@@ -23,11 +23,13 @@ from feature_store.config import Source
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreUnavailableError
 from feature_store.offline.store import OfflineStore
-from feature_store.online.commit import Group
+from feature_store.online.commit import CommitResult, Group
 from feature_store.online.customer_store import ALREADY, CYCLE, ITSELF, CustomerStore, MergeRefusedError
-from feature_store.online.store import LOG, Committed, Keys, Redis, StateReader
+from feature_store.online.keys import LOG, log_key
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from feature_store.state.events import HOUR_S, Event, Rules
-from feature_store.state.folding import Fold, Outcome, Verdict
+from feature_store.state.folding import EventFolder, Outcome, Verdict
 from feature_store.state.layout import StateLayout
 
 START = 1_750_000_000.0
@@ -46,14 +48,14 @@ NAMES = ["a", "b", "c", "d", "Müller 7"]
 RULES = Rules()
 
 
-class Flaky(Redis):
+class Flaky(RedisStore):
     """Can lose the answer to a commit: it is written, and nobody knows."""
 
     lose_next = False
 
-    async def commit(self, groups: Sequence[Group], most_waiting: int = 0, **options: Any) -> Committed:
-        done = await super().commit(groups, most_waiting, **options)
-        if self.lose_next and not done.overtaken:
+    async def commit(self, groups: Sequence[Group], max_waiting: int = 0, **options: Any) -> CommitResult:
+        done = await super().commit(groups, max_waiting, **options)
+        if self.lose_next and not done.conflicts:
             self.lose_next = False
             raise StoreUnavailableError
         return done
@@ -116,8 +118,8 @@ class Run:
     truth: Truth = field(default_factory=Truth)
     ids: Iterator[str] = field(default_factory=lambda: map(str, count()))
 
-    def store(self, connection: Redis) -> CustomerStore:
-        return CustomerStore(connection, Fold(LAYOUT, Interests(), RULES), clock=lambda: self.truth.now)
+    def store(self, connection: RedisStore) -> CustomerStore:
+        return CustomerStore(connection, EventFolder([LAYOUT], Interests(), RULES), clock=lambda: self.truth.now)
 
     def batch(self, *, with_ids: bool = False) -> list[Event]:
         """New events, late ones, and some that were sent before, under any of the customer's ids."""
@@ -223,7 +225,7 @@ def offline(folder: Path, truth: Truth) -> dict[str, list[float]]:
     return dict(zip(states.customer_ids.tolist(), states.slots.tolist(), strict=True))
 
 
-async def online(store: Redis, truth: Truth) -> dict[str, list[float]]:
+async def online(store: RedisStore, truth: Truth) -> dict[str, list[float]]:
     """The same as the server reads them, under each of a customer's ids."""
     batch = await StateReader(store, LAYOUT).read(NAMES)
     assert (batch.valid == batch.found).all()
@@ -235,7 +237,7 @@ def logged(url: str) -> tuple[list[str], dict[str, str]]:
     """The events that wait for the archive, by what tells them apart; and who is whose alias, by the merges there."""
     with redis.Redis.from_url(url) as connection:
         position = int(connection.get(LOG) or 0)
-        entries = [connection.get(Keys.log(at)) or b"[]" for at in range(1, position + 1)]
+        entries = [connection.get(log_key(at)) or b"[]" for at in range(1, position + 1)]
     events, roots = [], dict[str, str]()
     for kind, *item in (item for entry in entries for item in json.loads(entry)):
         if kind == "e":

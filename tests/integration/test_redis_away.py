@@ -18,13 +18,16 @@ from feature_store.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
+from feature_store.online.commands import StateWriter
 from feature_store.online.commit import Group, Write
 from feature_store.online.customer_store import CustomerStore
-from feature_store.online.stale_cache import RecentStates
-from feature_store.online.store import Keys, Redis, StateReader, StateWriter
+from feature_store.online.keys import Keys
+from feature_store.online.stale_cache import StaleStateCache
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from feature_store.state.events import Rules
-from feature_store.state.folding import Fold
-from feature_store.state.layout import Missing, State, StateLayout
+from feature_store.state.folding import EventFolder
+from feature_store.state.layout import MissingReason, State, StateLayout
 from tests.redis_processes import DATA, Node, await_that
 from tests.waiting import PATIENCE_S
 
@@ -51,9 +54,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
     found.close()
 
 
-def asked(node: Node, question: Callable[[Redis], Awaitable[T]]) -> T:
+def asked(node: Node, question: Callable[[RedisStore], Awaitable[T]]) -> T:
     async def ask() -> T:
-        store = Redis(f"redis://127.0.0.1:{node.port}", TIMEOUT_S)
+        store = RedisStore(f"redis://127.0.0.1:{node.port}", TIMEOUT_S)
         try:
             return await question(store)
         finally:
@@ -62,7 +65,7 @@ def asked(node: Node, question: Callable[[Redis], Awaitable[T]]) -> T:
     return asyncio.run(ask())
 
 
-async def refusal_of(store: Redis) -> tuple[StoreUnavailableError, float]:
+async def refusal_of(store: RedisStore) -> tuple[StoreUnavailableError, float]:
     """The first refusal, and how long it took."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -74,7 +77,7 @@ async def refusal_of(store: Redis) -> tuple[StoreUnavailableError, float]:
             await asyncio.sleep(0.005)
 
 
-async def until_back(store: Redis) -> None:
+async def until_back(store: RedisStore) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
@@ -87,7 +90,7 @@ async def until_back(store: Redis) -> None:
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 def test_after_the_first_failure_refusals_are_immediate_and_recovery_needs_nobody(node: Node, how: str) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         await until_back(store)
         getattr(node, how)()
         await refusal_of(store)
@@ -96,7 +99,7 @@ def test_after_the_first_failure_refusals_are_immediate_and_recovery_needs_nobod
             assert isinstance(error, StoreAwayError)
             assert took < AT_ONCE_S
             await asyncio.sleep(0.02)
-        assert (store.breaker.open, store.breaker.opened) == (True, 1)
+        assert (store.breaker.open, store.breaker.times_opened) == (True, 1)
         await asyncio.to_thread(node.start if how == "kill" else node.resume)
         await until_back(store)
         assert not store.breaker.open
@@ -105,7 +108,7 @@ def test_after_the_first_failure_refusals_are_immediate_and_recovery_needs_nobod
 
 
 def test_who_waits_hears_of_both_ends_of_an_outage(node: Node) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         await until_back(store)
         assert not store.changed.is_set()
         node.kill()
@@ -120,7 +123,7 @@ def test_who_waits_hears_of_both_ends_of_an_outage(node: Node) -> None:
 
 
 def test_a_connection_that_nobody_accepts_is_refused_within_the_time(node: Node) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         node.pause()
         await refusal_of(store)  # no connection was open before: this one hangs
         _, second = await refusal_of(store)
@@ -132,25 +135,25 @@ def test_a_connection_that_nobody_accepts_is_refused_within_the_time(node: Node)
 
 
 def test_one_slow_answer_is_an_outage_of_milliseconds(node: Node) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         await until_back(store)
         node.client.execute_command("CLIENT", "PAUSE", 2500)
         await refusal_of(store)
         await until_back(store)
-        assert store.breaker.opened == 1
+        assert store.breaker.times_opened == 1
 
     asked(node, question)
 
 
 def test_a_read_has_one_budget_however_often_it_asks(node: Node) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         slow = Delayed(store, 0.4 * TIMEOUT_S)
         with pytest.raises(StoreUnavailableError):
             await StateReader(slow, LAYOUT).read(["alias-3"])
 
     node.client.execute_command("SET", "tm:live:alias-0", b"")
     with StateWriter(f"redis://127.0.0.1:{node.port}", LAYOUT) as writer:
-        writer.write_records(
+        writer.write_profiles(
             [f"alias-{at}" for at in range(1, 4)],
             [aliased(f"alias-{at - 1}") for at in range(1, 4)],
         )
@@ -158,15 +161,15 @@ def test_a_read_has_one_budget_however_often_it_asks(node: Node) -> None:
 
 
 def aliased(root: str) -> bytes:
-    from feature_store.state.profile import Record  # noqa: PLC0415
+    from feature_store.state.profile import Profile  # noqa: PLC0415
 
-    return Record(alias_of=root).pack()
+    return Profile(alias_of=root).pack()
 
 
-class Delayed(Redis):
+class Delayed(RedisStore):
     """Answers late, and not at all beyond the budget."""
 
-    def __init__(self, store: Redis, delay_s: float) -> None:
+    def __init__(self, store: RedisStore, delay_s: float) -> None:
         self.__dict__.update(store.__dict__)
         self._delay_s = delay_s
 
@@ -188,7 +191,7 @@ class Delayed(Redis):
 def test_a_redis_that_cannot_answer_counts_as_away(
     node: Node, begin: tuple[str, ...], end: tuple[str, ...] | None, said: str
 ) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         task = asyncio.create_task(asyncio.to_thread(node.client.execute_command, *begin))
         if end is None:
             await task  # a connection that was open before it stays good
@@ -209,7 +212,7 @@ def test_a_redis_that_cannot_answer_counts_as_away(
 def test_a_script_that_runs_for_ever_counts_as_away_until_it_is_killed(node: Node) -> None:
     node.client.config_set("busy-reply-threshold", 50)
 
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         await until_back(store)
         running = asyncio.create_task(asyncio.to_thread(endless, node.port))
         error, _ = await refusal_of(store)
@@ -232,7 +235,7 @@ def endless(port: int) -> None:
 def test_a_redis_that_is_loading_counts_as_away(node: Node) -> None:
     node.client.config_set("key-load-delay", 1_000_000)  # microseconds a key
 
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         await until_back(store)
         loading = asyncio.create_task(asyncio.to_thread(node.client.execute_command, "DEBUG", "LOADAOF"))
         await refusal_of(store)
@@ -254,15 +257,15 @@ def test_a_redis_that_is_loading_counts_as_away(node: Node) -> None:
 def test_a_redis_that_refuses_writes_goes_on_answering_reads(
     node: Node, setting: str, value: str, usual: str, kind: type[Exception]
 ) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         node.client.config_set(setting, value)
-        (key,) = KEYS.of(["b"])
+        (key,) = KEYS.states(["b"])
         with pytest.raises(kind):
             await store.commit([Group([Write(key, None, STATE)])])
         await until_back(store)
-        assert store.breaker.opened == 0
+        assert store.breaker.times_opened == 0
         node.client.config_set(setting, usual)
-        assert (await store.commit([Group([Write(key, None, STATE)])])).overtaken == []
+        assert (await store.commit([Group([Write(key, None, STATE)])])).conflicts == []
 
     asked(node, question)
 
@@ -271,11 +274,11 @@ def test_a_replica_answers_reads_and_refuses_writes(node: Node, tmp_path: Path) 
     replica = Node(tmp_path / "replica", config=f"{DATA}replicaof 127.0.0.1 {node.port}\n")
     await_that(lambda: replica.client.info("replication")["master_link_status"] == "up")
 
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         await until_back(store)
         with pytest.raises(ReadOnlyStoreError):
             await CustomerStore(store, fold()).ensure_registered()
-        assert store.breaker.opened == 0
+        assert store.breaker.times_opened == 0
 
     try:
         asked(replica, question)
@@ -283,16 +286,16 @@ def test_a_replica_answers_reads_and_refuses_writes(node: Node, tmp_path: Path) 
         replica.close()
 
 
-def fold() -> Fold:
+def fold() -> EventFolder:
     rules = Rules(max_lateness_s=1e6)
-    return Fold(LAYOUT, Interests(), rules)
+    return EventFolder([LAYOUT], Interests(), rules)
 
 
 # --- empty --------------------------------------------------------------------------------------------------
 
 
-def missing(node: Node, *ids: str) -> Missing | None:
-    async def question(store: Redis) -> Missing | None:
+def missing(node: Node, *ids: str) -> MissingReason | None:
+    async def question(store: RedisStore) -> MissingReason | None:
         batch = await StateReader(store, LAYOUT).read(ids)
         return None if batch.found.any() else batch.missing
 
@@ -300,16 +303,16 @@ def missing(node: Node, *ids: str) -> Missing | None:
 
 
 def test_in_an_emptied_redis_nobody_is_unknown_for_nothing_is_known(node: Node) -> None:
-    assert missing(node, "nobody") is Missing.UNKNOWN
+    assert missing(node, "nobody") is MissingReason.UNKNOWN
     assert missing(node, "nobody", "a") is None
     node.client.flushall()
-    assert missing(node, "nobody", "a") is Missing.NOT_LOADED
+    assert missing(node, "nobody", "a") is MissingReason.NOT_LOADED
 
 
 def test_where_events_alone_came_in_a_new_visitor_is_unknown(node: Node) -> None:
     node.client.flushall()
     node.client.set("tm:log", 5)
-    assert missing(node, "nobody") is Missing.UNKNOWN
+    assert missing(node, "nobody") is MissingReason.UNKNOWN
 
 
 def test_where_other_definitions_were_loaded_these_still_have_to_be(node: Node) -> None:
@@ -317,16 +320,16 @@ def test_where_other_definitions_were_loaded_these_still_have_to_be(node: Node) 
     with StateWriter(f"redis://127.0.0.1:{node.port}", OTHER) as writer:
         writer.record_load({"as_of": 1e9})
     node.client.set("tm:log", 5)
-    assert missing(node, "nobody") is Missing.NOT_LOADED
+    assert missing(node, "nobody") is MissingReason.NOT_LOADED
 
 
 # --- what was read before -----------------------------------------------------------------------------------
 
 
 def test_what_was_read_is_remembered_and_what_was_withdrawn_is_not(node: Node) -> None:
-    recent = RecentStates(100_000)
+    recent = StaleStateCache(100_000)
 
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         reader = StateReader(store, LAYOUT, recent)
         customers = CustomerStore(store, fold(), forget=recent.forget)
         with StateWriter(f"redis://127.0.0.1:{node.port}", LAYOUT) as writer:
@@ -341,27 +344,27 @@ def test_what_was_read_is_remembered_and_what_was_withdrawn_is_not(node: Node) -
         await reader.read(["c"])
         node.kill()
         await refusal_of(store)
-        batch = reader.recent(everybody, [FOREVER] * 5)
+        batch = reader.read_stale(everybody, [FOREVER] * 5)
         assert batch is not None
         assert batch.stale
-        assert batch.missing is Missing.STORE_AWAY
+        assert batch.missing is MissingReason.STORE_AWAY
         assert batch.found.tolist() == [True, False, True, False, False]
         assert batch.slots[0, 0] == 7.0
-        assert [row for row, told in batch.told.items() if not told.scoring] == [2]
+        assert [row for row, told in batch.profiles.items() if not told.scoring] == [2]
 
     asked(node, question)
 
 
 def test_what_is_withdrawn_while_redis_is_away_is_not_used_either(node: Node) -> None:
-    recent = RecentStates(100_000)
+    recent = StaleStateCache(100_000)
 
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         reader = StateReader(store, LAYOUT, recent)
         await reader.read(["a"])
         node.pause()
         with pytest.raises(StoreUnavailableError):
             await CustomerStore(store, fold(), forget=recent.forget).erase("a")
-        batch = reader.recent(["a"], [FOREVER])
+        batch = reader.read_stale(["a"], [FOREVER])
         assert batch is not None
         assert not batch.found.any()
         node.resume()

@@ -13,16 +13,19 @@ import pytest
 from feature_store.__main__ import cli
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import InputError, NotInClusterError, StoreAwayError, StoreUnavailableError
+from feature_store.online.commands import StateWriter
 from feature_store.online.commit import Group, Write
 from feature_store.online.customer_store import CustomerStore, UnknownCustomerError
-from feature_store.online.store import Keys, Redis, StateReader, StateWriter
+from feature_store.online.keys import Keys
+from feature_store.online.state_reader import StateReader
+from feature_store.online.store import RedisStore
 from feature_store.online.transport.address import parse
 from feature_store.online.transport.cluster import Cluster
 from feature_store.online.transport.connections import slot_of
 from feature_store.state.events import Event, Rules
-from feature_store.state.folding import Fold
-from feature_store.state.layout import Missing, State, StateLayout
-from feature_store.state.profile import Record
+from feature_store.state.folding import EventFolder
+from feature_store.state.layout import MissingReason, State, StateLayout
+from feature_store.state.profile import Profile
 from tests.conftest import Call, Store
 from tests.redis_processes import Node, WatchedFiles, await_that, cluster, watched
 from tests.waiting import PATIENCE_S
@@ -40,9 +43,9 @@ def packed(visits: float) -> bytes:
     return LAYOUT.pack(State(1e9, np.array([visits])))
 
 
-def asked(url: str, question: Callable[[Redis], Awaitable[T]]) -> T:
+def asked(url: str, question: Callable[[RedisStore], Awaitable[T]]) -> T:
     async def ask() -> T:
-        store = Redis(url, TIMEOUT_S)
+        store = RedisStore(url, TIMEOUT_S)
         try:
             return await question(store)
         finally:
@@ -51,7 +54,7 @@ def asked(url: str, question: Callable[[Redis], Awaitable[T]]) -> T:
     return asyncio.run(ask())
 
 
-async def visits(store: Redis, *names: str) -> list[float]:
+async def visits(store: RedisStore, *names: str) -> list[float]:
     batch = await StateReader(store, LAYOUT).read(names)
     return [float(value) for value in batch.slots[:, 0]]
 
@@ -65,8 +68,8 @@ async def until(question: Callable[[], Awaitable[T]]) -> T:
                 await asyncio.sleep(0.01)
 
 
-def customers_of(store: Redis) -> CustomerStore:
-    return CustomerStore(store, Fold(LAYOUT, Interests(), Rules(max_lateness_s=1e10)), clock=lambda: 1e9)
+def customers_of(store: RedisStore) -> CustomerStore:
+    return CustomerStore(store, EventFolder([LAYOUT], Interests(), Rules(max_lateness_s=1e10)), clock=lambda: 1e9)
 
 
 def fill(url: str) -> None:
@@ -86,7 +89,7 @@ def shop(tmp_path: Path) -> Iterator[WatchedFiles]:
 
 
 def test_after_a_failover_the_next_master_is_asked(shop: WatchedFiles) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         assert await visits(store, "c7", "c9") == [7.0, 9.0]
         await asyncio.to_thread(await_that, lambda: shop.replica.client.dbsize() >= len(NAMES))
         shop.master.kill()
@@ -94,7 +97,7 @@ def test_after_a_failover_the_next_master_is_asked(shop: WatchedFiles) -> None:
             await visits(store, "c7")
         assert await until(lambda: visits(store, "c7", "c9")) == [7.0, 9.0]
         assert shop.replica.client.info("replication")["role"] == "master"
-        (key,) = KEYS.of(["new"])
+        (key,) = KEYS.states(["new"])
         await store.commit([Group([Write(key, None, packed(1.0))])])
         assert await visits(store, "new") == [1.0]
 
@@ -104,14 +107,14 @@ def test_after_a_failover_the_next_master_is_asked(shop: WatchedFiles) -> None:
 
 
 def test_a_master_that_another_has_replaced_is_left_before_it_is_demoted(shop: WatchedFiles) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         assert await visits(store, "c7") == [7.0]
         await asyncio.to_thread(await_that, lambda: shop.replica.client.dbsize() >= len(NAMES))
         shop.sentinel.client.sentinel_failover("shop")
         await asyncio.to_thread(await_that, lambda: shop.known_master() == shop.replica.port)
         assert shop.master.client.info("replication")["role"] == "master"  # it will be demoted in some seconds
         await store.follow()
-        (key,) = KEYS.of(["new"])
+        (key,) = KEYS.states(["new"])
         await store.commit([Group([Write(key, None, packed(1.0))])])
         assert shop.replica.client.exists(key)
         assert await visits(store, "c7", "new") == [7.0, 1.0]
@@ -120,7 +123,7 @@ def test_a_master_that_another_has_replaced_is_left_before_it_is_demoted(shop: W
 
 
 def test_a_name_that_the_sentinels_do_not_know_is_unavailable(shop: WatchedFiles) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         with pytest.raises(StoreAwayError, match="MasterNotFoundError"):
             await store.ping()
 
@@ -148,7 +151,7 @@ def cluster_url(nodes: list[Node]) -> str:
 
 
 def test_a_batch_is_one_exchange_with_each_server(nodes: list[Node], cluster_url: str) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         assert await visits(store, *NAMES) == list(range(len(NAMES)))
         links = store._servers._links.values()  # type: ignore[attr-defined]
         assert sorted(len(link._idle) for link in links) == [1, 1, 1]
@@ -159,7 +162,7 @@ def test_a_batch_is_one_exchange_with_each_server(nodes: list[Node], cluster_url
 
 def test_an_alias_leads_to_another_server(cluster_url: str) -> None:
     with StateWriter(cluster_url, LAYOUT) as writer:
-        writer.write_records(["alias"], [Record(alias_of="c5").pack()])
+        writer.write_profiles(["alias"], [Profile(alias_of="c5").pack()])
     assert asked(cluster_url, lambda store: visits(store, "alias", "c6")) == [5.0, 6.0]
 
 
@@ -167,10 +170,10 @@ def test_an_empty_cluster_says_so(nodes: list[Node], cluster_url: str) -> None:
     for node in nodes:
         node.client.flushall()
 
-    async def question(store: Redis) -> Missing:
+    async def question(store: RedisStore) -> MissingReason:
         return (await StateReader(store, LAYOUT).read(["nobody", "c1"])).missing
 
-    assert asked(cluster_url, question) is Missing.NOT_LOADED
+    assert asked(cluster_url, question) is MissingReason.NOT_LOADED
 
 
 def test_load_and_verify_work_in_a_cluster(store: Store, cluster_url: str) -> None:
@@ -190,12 +193,12 @@ def test_there_is_nothing_to_archive_in_a_cluster(call: Call, cluster_url: str, 
 
 
 def test_consent_and_deletion_work_in_a_cluster(cluster_url: str) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         customers = customers_of(store)
         await customers.ensure_registered()
         await customers.consent("c3", scoring=False, automated_response=None)
         batch = await StateReader(store, LAYOUT).read(["c3", "c4"])
-        assert [row for row, told in batch.told.items() if not told.scoring] == [0]
+        assert [row for row, told in batch.profiles.items() if not told.scoring] == [0]
         await customers.erase("c3")
         assert not (await StateReader(store, LAYOUT).read(["c3", "c4"])).found[0]
         with pytest.raises(UnknownCustomerError):
@@ -205,19 +208,19 @@ def test_consent_and_deletion_work_in_a_cluster(cluster_url: str) -> None:
 
 
 def test_of_two_who_change_a_customer_in_a_cluster_one_is_told(cluster_url: str) -> None:
-    async def question(store: Redis) -> None:
-        (key,) = KEYS.of(["c3"])
+    async def question(store: RedisStore) -> None:
+        (key,) = KEYS.states(["c3"])
         (old,) = await store.ask(b"MGET", key)
         change = [Group([Write(key, old, packed(50.0))])]
-        assert (await store.commit(change)).overtaken == []
-        assert (await store.commit(change)).overtaken == [0]
+        assert (await store.commit(change)).conflicts == []
+        assert (await store.commit(change)).conflicts == [0]
         assert await visits(store, "c3") == [50.0]
 
     asked(cluster_url, question)
 
 
 def test_events_and_merges_are_refused_in_a_cluster(cluster_url: str) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         customers = customers_of(store)
         with pytest.raises(NotInClusterError):
             await customers.record([EVENT])
@@ -228,13 +231,13 @@ def test_events_and_merges_are_refused_in_a_cluster(cluster_url: str) -> None:
 
 
 def test_a_slot_that_moves_is_followed(nodes: list[Node], cluster_url: str) -> None:
-    name = next(name for name in NAMES if slot_of(KEYS.of([name])[0]) < 5000)  # the first server's
-    (key,) = KEYS.of([name])
+    name = next(name for name in NAMES if slot_of(KEYS.states([name])[0]) < 5000)  # the first server's
+    (key,) = KEYS.states([name])
     slot = slot_of(key)
     source, target = nodes[0], nodes[1]
     ids = [node.client.execute_command("CLUSTER", "MYID").decode() for node in nodes]
 
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         expected = [float(NAMES.index(name)), 299.0]
         assert await visits(store, name, "c299") == expected
         target.client.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
@@ -255,7 +258,7 @@ def test_a_slot_that_moves_is_followed(nodes: list[Node], cluster_url: str) -> N
 
 
 def test_a_server_of_the_cluster_that_hangs_is_an_outage_until_it_answers(nodes: list[Node], cluster_url: str) -> None:
-    async def question(store: Redis) -> None:
+    async def question(store: RedisStore) -> None:
         assert await visits(store, "c1", "c2", "c3", "c4") == [1.0, 2.0, 3.0, 4.0]
         nodes[2].pause()
         try:
@@ -272,8 +275,8 @@ def test_a_server_of_the_cluster_that_hangs_is_an_outage_until_it_answers(nodes:
 def test_a_server_that_is_in_no_cluster_is_told(tmp_path: Path) -> None:
     alone = Node(tmp_path)
 
-    async def question(store: Redis) -> None:
-        with pytest.raises(StoreAwayError, match="no cluster"):
+    async def question(store: RedisStore) -> None:
+        with pytest.raises(StoreAwayError, match="not a cluster"):
             await store.ping()
 
     try:
@@ -292,7 +295,7 @@ def test_nothing_is_asked_before_it_is_needed() -> None:
     "url", ["redis+sentinel://:secret@one/main?nonsense=1", "redis+cluster://:secret@one?nonsense=1"]
 )
 def test_an_option_that_does_not_exist_is_refused_without_the_url(url: str) -> None:
-    for kind in (lambda: Redis(url, 1.0), lambda: StateWriter(url, LAYOUT)):
+    for kind in (lambda: RedisStore(url, 1.0), lambda: StateWriter(url, LAYOUT)):
         with pytest.raises(InputError) as refused:
             kind()
         assert "secret" not in str(refused.value)

@@ -23,11 +23,11 @@ from feature_store.bundles.registry import (
     ROLLOUT_FILE,
     SERVING,
     Rollout,
-    in_use,
-    linked,
+    linked_version,
+    list_versions,
+    manifests_in_use,
     read_rollout,
     remember_serving,
-    versions,
     write_rollout,
 )
 from feature_store.definitions import fingerprint
@@ -110,7 +110,7 @@ def test_a_refused_version_is_not_tried_again_until_its_files_change(
         for _ in range(3):
             await watch.look()
         assert (serving(watch), read, watch.loader.refusals) == (before, [bad], 1)
-        assert "torn or was changed" in watch.loader.refused[bad].reason
+        assert "damaged or was changed" in watch.loader.refused[bad].reason
         assert watch.loader.latest is watch.loader.refused[bad]
         assert caplog.text.count("refused, the old one goes on") == 1
         graph.write_bytes(whole)
@@ -141,7 +141,7 @@ def test_a_model_is_loaded_with_the_lowest_priority(worker: Worker, monkeypatch:
 def test_a_version_without_states_is_refused_until_they_are_loaded(worker: Worker) -> None:
     async def act(watch: RegistryWatcher) -> None:
         before, other = serving(watch), with_other_features(worker.registry)
-        bundle.point(worker.registry, bundle.CURRENT, other)
+        bundle.set_link(worker.registry, bundle.CURRENT, other)
         await watch.look()
         await watch.look()
         assert (serving(watch), watch.loader.refusals) == (before, 1)
@@ -163,7 +163,7 @@ def test_a_redis_that_does_not_answer_postpones_a_switch_and_leaves_the_current_
         worker.away = True
         with pytest.raises(StoreUnavailableError):
             await watch.activate(later)
-        assert (serving(watch), linked(worker.registry)) == (before, before)
+        assert (serving(watch), linked_version(worker.registry)) == (before, before)
         assert watch.loader.refused == {}
 
     worker.run(act)
@@ -182,7 +182,7 @@ def test_a_registry_that_cannot_be_written_refuses_and_stays(worker: Worker, mon
                 with pytest.raises(RegistryWriteError, match="cannot be written"):
                     await call
         assert (serving(watch), worker.used[-1], watch.rollout) == (before, before, NO_ROLLOUT)
-        bundle.point(worker.registry, bundle.CURRENT, later)
+        bundle.set_link(worker.registry, bundle.CURRENT, later)
         with monkeypatch.context() as patch:
             patch.setattr("tempfile.mkdtemp", fail)
             await watch.look()
@@ -277,10 +277,10 @@ def test_a_start_takes_the_model_that_served_last_if_the_current_one_must_not_be
     async def begin() -> str:
         return (await first_model(worker.registry, worker.is_ready)).version
 
-    first = linked(worker.registry)
+    first = linked_version(worker.registry)
     assert first is not None
     other = with_other_features(worker.registry)
-    bundle.point(worker.registry, bundle.CURRENT, other)
+    bundle.set_link(worker.registry, bundle.CURRENT, other)
     assert asyncio.run(begin()) == other  # nothing is known of before
     remember_serving(worker.registry, first)
     assert asyncio.run(begin()) == first  # there are no states of its features
@@ -292,7 +292,7 @@ def test_a_start_takes_the_model_that_served_last_if_the_current_one_must_not_be
     tear(worker.registry / other / bundle.GOLDEN_FILE)
     assert asyncio.run(begin()) == first
     (worker.registry / SERVING).unlink()
-    with pytest.raises(BundleError, match="torn or was changed"):
+    with pytest.raises(BundleError, match="damaged or was changed"):
         asyncio.run(begin())
 
 
@@ -300,24 +300,24 @@ def test_a_start_takes_the_model_that_served_last_if_the_current_one_must_not_be
 
 
 def test_bundles_are_listed_newest_first_and_nothing_else_is(registry: Path) -> None:
-    first = linked(registry)
+    first = linked_version(registry)
     later = republished(registry, activate=False)
     remember_serving(registry, later)
     write_rollout(registry, Rollout(shadow=later))
     (registry / ".staging-x").mkdir()
     (registry / "notes.txt").write_text("")
-    assert versions(registry) == [later, first]
-    assert [manifest.version for manifest in in_use(registry)] == [first, later]
+    assert list_versions(registry) == [later, first]
+    assert [manifest.version for manifest in manifests_in_use(registry)] == [first, later]
 
 
 def test_a_registry_whose_current_is_a_folder_is_served_and_not_followed(registry: Path) -> None:
     folder = (registry / bundle.CURRENT).resolve()
     (registry / bundle.CURRENT).unlink()
     folder.rename(registry / bundle.CURRENT)
-    assert linked(registry) is None
+    assert linked_version(registry) is None
     assert Model.current(registry).version == folder.name
     with pytest.raises(BundleError):
-        in_use(registry)
+        manifests_in_use(registry)
 
 
 def test_a_folder_copied_under_another_name_is_refused(registry: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_graph_as_wide_as_other_features_is_refused(registry: Path) -> None:
     found["baseline"].pop()
     features = bundle.Manifest.model_validate(found).features
     found["fingerprint"] = fingerprint(features)
-    found[bundle.OWN_HASH] = bundle.own_hash(found)
+    found[bundle.MANIFEST_HASH] = bundle.manifest_hash(found)
     path.write_text(json.dumps(found))
     with pytest.raises(BundleError, match="another number of features"):
         Model.current(registry)

@@ -28,7 +28,7 @@ def test_a_missing_config_is_refused_and_built_in_ones_are_listed(call: Call, tm
     for name in ("nowhere", tmp_path / "nowhere.toml", "../secrets"):
         done = fit(call, name, tmp_path / "registry")
         assert done.is_bad_input
-        assert done.err == f"error: config '{name}' is neither a TOML file nor a built-in one (complete_journey)\n"
+        assert done.err == f"error: config '{name}' is neither a TOML file nor a built-in config (complete_journey)\n"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from feature_store.bundles import bundle
 from feature_store.config import FeatureConfig, load_config
-from feature_store.definitions import Feature, matches
+from feature_store.definitions import Feature, features_match
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
 from tests.conftest import TOY_DAYS, TOY_START, Run, Shop
@@ -38,7 +38,7 @@ def test_sums_get_a_clip_that_hardly_any_event_reaches_and_others_get_none(shop:
     spend, count = learnt(shop, SPEND, COUNT)
     assert spend.clip is not None
     assert count == COUNT
-    assert matches([SPEND, COUNT], [spend, count])
+    assert features_match([SPEND, COUNT], [spend, count])
     with OfflineStore(load_config(FeatureConfig, str(shop.config)).source) as source:
         ((beyond, events),) = source.connection.execute(
             "SELECT count(*) FILTER (amount > ?), count(*) FROM events WHERE event_type = 'purchase'", [spend.clip]
@@ -49,7 +49,7 @@ def test_sums_get_a_clip_that_hardly_any_event_reaches_and_others_get_none(shop:
 def test_a_clip_of_the_config_stays_and_one_that_differs_is_another_feature(shop: Shop) -> None:
     mine = SPEND.model_copy(update={"clip": 12.5})
     assert learnt(shop, mine) == [mine]
-    assert not matches([mine], learnt(shop, SPEND))
+    assert not features_match([mine], learnt(shop, SPEND))
 
 
 def test_nothing_after_the_training_time_has_a_say(shop: Shop) -> None:

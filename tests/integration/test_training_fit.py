@@ -15,10 +15,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 import training.fit
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import ECONOMICS, INPUTS, OFFERS, OUTPUTS, Arrays, Bundle
-from feature_store.bundles.onnx_session import Graph, open_bundle
-from feature_store.bundles.typical_customer import baseline, typical
+from feature_store.bundles.onnx_session import Graph, load_graph
+from feature_store.bundles.typical_customer import typical_customer, typical_state
 from feature_store.config import load_config
-from feature_store.definitions import fingerprint, matches
+from feature_store.definitions import features_match, fingerprint
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import DAY_S, StateLayout
 from training import __main__ as main
@@ -97,7 +97,7 @@ def test_a_manifest_says_what_the_bundle_is_and_where_it_comes_from(made: Bundle
     assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{8}", manifest.version)
     assert abs(datetime.fromisoformat(manifest.created).timestamp() - datetime.now(UTC).timestamp()) < 3600
     assert manifest.config == "shop"
-    assert matches(config.feature, manifest.features)
+    assert features_match(config.feature, manifest.features)
     assert [feature.clip is not None for feature in manifest.features] == [
         feature.aggregate == "sum" for feature in config.feature
     ]
@@ -129,10 +129,10 @@ def test_a_manifest_names_the_cut_offs(made: Bundle) -> None:
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_a_manifest_holds_the_evidence_of_the_contract(made: Bundle, offer: str) -> None:
-    found, baseline = made.manifest.metrics[offer], made.manifest.metrics[offer]["recency_alone"]
+    found, typical_customer = made.manifest.metrics[offer], made.manifest.metrics[offer]["recency_alone"]
     for name in ("auc", "average_precision", "brier", "log_loss", "base_rate"):
         assert 0 <= found[name] <= 1
-        assert 0 <= baseline[name] <= 1
+        assert 0 <= typical_customer[name] <= 1
     assert made.manifest.metrics[f"{offer}_auc"] == found["auc"] > 0.65
     assert set(found["policy"]) >= {
         "alert_share",
@@ -246,7 +246,7 @@ def test_the_typical_customer_is_the_median_of_the_newest_cut_offs(
     newest = blocks["test"].at(sorted(moment(text) for text in made.manifest.cutoffs["test"])[-2:])
     assert config.evaluation.calibration_cutoffs == 2
     layout = StateLayout(made.manifest.features)
-    np.testing.assert_allclose(baseline(made, layout), typical(layout, newest.state), rtol=1e-9)
+    np.testing.assert_allclose(typical_customer(made, layout), typical_state(layout, newest.state), rtol=1e-9)
     assert made.manifest.baseline is not None
 
 
@@ -295,7 +295,7 @@ def test_a_second_fit_adds_a_version_of_the_same_model_and_moves_current(
     # Every test row went through the gate, and what it found is in the manifest.
     assert checked == [manifest.metrics["rows"]["test"]]
     assert set(manifest.metrics["parity"]) == {*OUTPUTS, "segment", "rfm"}
-    open_bundle(bundle.read(registry))
+    load_graph(bundle.read(registry))
     # The command prints the evidence.
     for text in (f"{manifest.metrics['churn_auc']:.4f}", "recency alone", "dynamic", "single", "p·v", second):
         assert text in done.out
@@ -339,7 +339,7 @@ def test_a_fit_that_is_stopped_while_it_makes_the_evidence_leaves_a_bundle_that_
     monkeypatch.setattr(main, "gather_evidence", stopped)
     done = call(main.cli, "fit", toy.shop.config, "--registry", tmp_path / "registry", "--evidence-later")
     assert (done.code, done.err.strip()) == (130, "error: stopped")
-    assert open_bundle(bundle.read(tmp_path / "registry"))
+    assert load_graph(bundle.read(tmp_path / "registry"))
     without = call(main.cli, "report", tmp_path / "registry" / "current")
     assert without.is_bad_input
     assert "If that fit has been stopped, fit again" in without.err

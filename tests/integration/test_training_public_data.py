@@ -11,7 +11,7 @@ import pytest
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import OFFERS
-from feature_store.bundles.onnx_session import open_bundle
+from feature_store.bundles.onnx_session import load_graph
 from training.__main__ import cli
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def test_a_shop_nobody_tuned_for_is_read_whole_and_scored_better_than_by_recency
     done = call(cli, "fit", config, "--registry", registry)
     assert (done.code, done.err) == (0, "")
     found = bundle.read(registry)
-    open_bundle(found)
+    load_graph(found)
     manifest = found.manifest
     assert (manifest.source["events"], manifest.source["customers"]) == size
     for offer in OFFERS:

@@ -12,7 +12,7 @@ import pytest
 from feature_store.__main__ import cli
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import OFFERS, OUTPUTS, Manifest
-from feature_store.bundles.onnx_session import beyond_tolerance, open_bundle
+from feature_store.bundles.onnx_session import beyond_tolerance, load_graph
 
 if TYPE_CHECKING:
     from tests.conftest import Call
@@ -81,7 +81,7 @@ def test_alerts_meet_the_budget_and_pay_better_than_one_threshold_for_all(
 
 
 def test_the_bundle_opens(sample_registry: Path) -> None:
-    open_bundle(bundle.read(sample_registry))
+    load_graph(bundle.read(sample_registry))
 
 
 def test_every_household_in_redis_follows_from_its_purchases(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from feature_store.config import Snapshot
 from feature_store.errors import InputError
-from feature_store.offline.point_in_time import sampled
+from feature_store.offline.point_in_time import sample_condition
 from feature_store.offline.store import OfflineStates, OfflineStore
 from feature_store.sql import identifier
 from feature_store.state.layout import DAY_S, Floats, StateLayout
@@ -134,10 +134,10 @@ def build_rows(
 def _sample_condition(source: OfflineStore, share: float) -> str:
     """SQL condition for a share of the customers, evaluated once per customer rather than once per event."""
     if share == 1:
-        return sampled(share)
+        return sample_condition(share)
     source.connection.execute(
         "CREATE OR REPLACE TABLE sampled_customers AS FROM (SELECT DISTINCT customer_id FROM events) WHERE "
-        f"{sampled(share)}"
+        f"{sample_condition(share)}"
     )
     return "customer_id IN (FROM sampled_customers)"
 

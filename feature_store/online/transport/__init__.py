@@ -1,1 +1,1 @@
-"""Connections to Redis: addresses, Sentinel, Cluster, and the circuit breaker."""
+"""Connections to Redis: addresses, Sentinel, cluster, and the circuit breaker."""

@@ -1,4 +1,4 @@
-"""redis-py's own clients, for commands (synchronous): of a server, of whoever is master now, and of a cluster."""
+"""redis-py's clients for commands (synchronous): of a single server, of the current master, and of a cluster."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from feature_store.online.transport.connections import clear_url_errors, options
 
 CONNECT_S: Final = 5.0
 FAILURES: Final = (RedisError, RedisClusterException, OSError, UnicodeError)
-"""What a client raises where Redis does not answer; UnicodeError for a host name that can be none."""
+"""What a client raises if Redis does not answer; UnicodeError for an invalid host name."""
 
 
 def client_at(address: Address, timeout_s: float) -> Any:
-    """A client; RedisError where it asks at once and is not answered."""
-    patience: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": CONNECT_S}
+    """A client for an address; RedisError if it connects at once and there is no answer."""
+    timeouts: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": CONNECT_S}
     with clear_url_errors():
         if address.kind is Kind.SENTINEL:
-            return _of_master(address, patience)
+            return _of_master(address, timeouts)
         if address.kind is Kind.CLUSTER:
-            return _of_cluster(address, patience)
-        return _checked(redis.Redis.from_url(address.url, **patience))
+            return _of_cluster(address, timeouts)
+        return _checked(redis.Redis.from_url(address.url, **timeouts))
 
 
-def _of_master(address: Address, patience: dict[str, Any]) -> Any:
+def _of_master(address: Address, timeouts: dict[str, Any]) -> Any:
     sentinels = redis.sentinel.Sentinel(())
     options: dict[str, Any] = {"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S}
     sentinels.sentinels += [redis.Redis(**options_of(address.sentinel_at(*host)), **options) for host in address.hosts]
-    return sentinels.master_for(address.name, **_without_place(address), **patience)
+    return sentinels.master_for(address.name, **_without_place(address), **timeouts)
 
 
-def _of_cluster(address: Address, patience: dict[str, Any]) -> Any:
+def _of_cluster(address: Address, timeouts: dict[str, Any]) -> Any:
     nodes = [redis.cluster.ClusterNode(*host) for host in address.hosts]
-    return _ClusterClient(startup_nodes=nodes, **_without_place(address), **patience)
+    return _ClusterClient(startup_nodes=nodes, **_without_place(address), **timeouts)
 
 
 def _without_place(address: Address) -> dict[str, Any]:
@@ -48,17 +48,17 @@ def _without_place(address: Address) -> dict[str, Any]:
 
 
 def _checked(client: Any) -> Any:
-    client.connection_pool.make_connection()  # refuses unknown options only now
+    client.connection_pool.make_connection()  # unknown options are rejected only here
     return client
 
 
 class _ClusterClient(redis.cluster.RedisCluster):
-    """Takes commands for many keys apart, as those of a single server are given."""
+    """Splits commands for many keys by slot, so that they are used as with a single server."""
 
     def mget(self, keys: Any, *args: Any) -> Any:
         """Values in the order of the keys."""
         return self.mget_nonatomic(keys, *args)
 
     def mset(self, mapping: Any) -> Any:
-        """Each key is set, not all at the same time."""
+        """Set every key, not all at the same time."""
         return self.mset_nonatomic(mapping)

@@ -1,8 +1,8 @@
-"""A Redis cluster, on the running event loop: each key is asked of the server that has its slot.
+"""A Redis cluster on the running event loop: each command is sent to the server that has the slot of its key.
 
-One exchange per server for all that is asked together; an MGET is taken apart, because a server answers for keys of one
-slot at a time only. While a slot has no server the whole cluster counts as away, as it does by its own default
-(``cluster-require-full-coverage``).
+Commands that are sent together take one exchange per server. An MGET is split, because a server accepts only keys of
+the same slot. While a slot has no server the whole cluster counts as unavailable, which is also the cluster's own
+default (``cluster-require-full-coverage``).
 """
 
 from __future__ import annotations
@@ -14,23 +14,35 @@ from typing import Any, Final
 
 from feature_store.errors import StoreAwayError, StoreUnavailableError
 from feature_store.online.transport.address import Address, Host
-from feature_store.online.transport.connections import SLOTS, Command, Link, RedisError, Server, refusal, slot_of
+from feature_store.online.transport.connections import (
+    SLOTS,
+    Command,
+    ConnectionPool,
+    RedisError,
+    ServerConnector,
+    refusal,
+    slot_of,
+)
 
 MGET: Final = b"MGET"
 ASKING: Final = (b"ASKING",)
-WHO_HAS: Final = (b"CLUSTER", b"SLOTS")
+CLUSTER_SLOTS: Final = (b"CLUSTER", b"SLOTS")
 FIRST_KEY: Final = {b"EVAL": 3, b"EVALSHA": 3}
-"""Elsewhere it is the word after the command."""
-ROUNDS: Final = 4
-"""A slot moves from one server to another, and perhaps again."""
+"""Index of the key in a command; 1 for other commands."""
+MAX_ROUNDS: Final = 4
+"""Attempts for a slot that has moved to another server, and perhaps again."""
 
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """What is asked of one server: a command, or the keys of an MGET that share a slot.
+    """A command for one server: a whole one, or an MGET of the keys that share a slot.
 
-    at: position of the command that it is of; places: positions of its keys there, none where it is the whole command;
-    asking: the server has the slot only just.
+    Attributes:
+        host: The server.
+        command: The command.
+        at: Index of the original command.
+        places: Indexes of the keys in the original MGET; empty for a whole command.
+        asking: The server is only importing the slot, so that ASKING has to precede the command.
     """
 
     host: Host
@@ -41,59 +53,59 @@ class _Piece:
 
 
 class Cluster:
-    """The servers of a cluster, who has which slot, and questions to them."""
+    """The servers of a cluster and their slots."""
 
     def __init__(self, address: Address, timeout_s: float) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._links: dict[Host, Link] = {}
+        self._pools: dict[Host, ConnectionPool] = {}
         self._owners: list[Host] = []
-        """By slot; empty while that is not known."""
-        self._link(address.hosts[0])  # refuses unknown options only now
+        """Server by slot; empty while it is unknown."""
+        self._pool(address.hosts[0])  # unknown options are rejected only here
 
     async def ask(self, commands: Sequence[Command], budget_s: float, *, once: bool = False) -> list[Any]:
-        """The replies to commands, as :meth:`Link.ask` has them, each from the servers that have its keys."""
+        """The replies to commands, as :meth:`ConnectionPool.ask` returns them."""
         until = asyncio.get_running_loop().time() + budget_s
         if not self._owners:
-            await self._learn(budget_s)
+            await self._read_slots(budget_s)
         replies: list[Any] = [[None] * (len(command) - 1) if command[0] == MGET else None for command in commands]
         todo = [piece for at, command in enumerate(commands) for piece in self._pieces(at, command)]
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ROUNDS):
             left = max(until - asyncio.get_running_loop().time(), 0.0)
             todo, moved = await self._round(todo, replies, left, once=once)
             if not todo:
                 return replies
             if moved:
-                await self._learn(left)
+                await self._read_slots(left)
                 todo = [self._at_owner(piece) for piece in todo]
         raise StoreAwayError("MOVED")
 
     async def probe(self, budget_s: float) -> None:
-        """Return if every slot has a server, and each answers; StoreAwayError where not."""
-        await self._learn(budget_s)
-        await asyncio.gather(*(self._link(host).probe(budget_s) for host in set(self._owners)))
+        """Return if every slot has a server and all servers answer; StoreAwayError otherwise."""
+        await self._read_slots(budget_s)
+        await asyncio.gather(*(self._pool(host).probe(budget_s) for host in set(self._owners)))
 
     async def follow(self) -> None:
-        """Whoever is asked for a slot that it has not any more says so."""
+        """Nothing to do: a server that no longer has a slot says so in its reply."""
 
     def refusal(self, reply: RedisError) -> StoreUnavailableError:
-        """What an error that a server answered with means."""
+        """The exception for an error reply."""
         return refusal(reply, master=True)
 
     async def drop(self) -> None:
-        """Close the connections that nobody uses just now, and forget who has which slot."""
+        """Close idle connections, and forget the slots."""
         self._owners = []
-        for link in self._links.values():
+        for link in self._pools.values():
             await link.drop()
 
     async def close(self) -> None:
         """Close the connections."""
         await self.drop()
 
-    def _link(self, host: Host) -> Link:
-        if host not in self._links:
-            self._links[host] = Link(Server(self._address.at(*host), self._timeout_s))
-        return self._links[host]
+    def _pool(self, host: Host) -> ConnectionPool:
+        if host not in self._pools:
+            self._pools[host] = ConnectionPool(ServerConnector(self._address.at(*host), self._timeout_s))
+        return self._pools[host]
 
     def _pieces(self, at: int, command: Command) -> Iterator[_Piece]:
         if command[0] != MGET:
@@ -115,15 +127,19 @@ class Cluster:
     async def _round(
         self, todo: Sequence[_Piece], replies: list[Any], budget_s: float, *, once: bool
     ) -> tuple[list[_Piece], bool]:
-        """Ask for all pieces and fill in what comes; returns what is to be asked elsewhere, and whether slots moved."""
+        """Send all pieces and fill in the replies.
+
+        Returns:
+            The pieces to send again, to other servers, and whether slots have moved.
+        """
         of_host: dict[Host, list[_Piece]] = {}
         for piece in todo:
             of_host.setdefault(piece.host, []).append(piece)
-        found = await asyncio.gather(
+        results = await asyncio.gather(
             *(self._ask_one(host, pieces, budget_s, once=once) for host, pieces in of_host.items())
         )
         again, moved = [], False
-        for pieces, answers in zip(of_host.values(), found, strict=True):
+        for pieces, answers in zip(of_host.values(), results, strict=True):
             for piece, answer in zip(pieces, answers, strict=True):
                 word, _, where = str(answer).partition(" ") if isinstance(answer, RedisError) else ("", "", "")
                 if word not in ("MOVED", "ASK"):
@@ -139,36 +155,36 @@ class Cluster:
         commands: list[Command] = []
         for piece in pieces:
             commands += (ASKING, piece.command) if piece.asking else (piece.command,)
-        answers = await self._link(host).ask(commands, budget_s, once=once)
+        answers = await self._pool(host).ask(commands, budget_s, once=once)
         return [answer for command, answer in zip(commands, answers, strict=True) if command is not ASKING]
 
-    async def _learn(self, budget_s: float) -> None:
-        """Ask who has which slot: one after the other, for some may be gone."""
-        hosts = list(dict.fromkeys((*self._owners, *self._links, *self._address.hosts)))
+    async def _read_slots(self, budget_s: float) -> None:
+        """Read the slots from a server, trying one after the other because some may be gone."""
+        hosts = list(dict.fromkeys((*self._owners, *self._pools, *self._address.hosts)))
         error = StoreAwayError("no server of the cluster answers")
         for host in hosts:
             try:
-                (reply,) = await self._link(host).ask([WHO_HAS], budget_s / len(hosts))
+                (reply,) = await self._pool(host).ask([CLUSTER_SLOTS], budget_s / len(hosts))
             except StoreAwayError as silent:
                 error = silent
                 continue
             if isinstance(reply, RedisError):
-                error = StoreAwayError("it is no cluster")
+                error = StoreAwayError("it is not a cluster")
                 continue
             if len(owners := _owners(reply, host)) == SLOTS:
                 self._owners = [owners[slot] for slot in range(SLOTS)]
                 return
-            error = StoreAwayError("slots without a server")
+            error = StoreAwayError("a slot has no server")
         raise error
 
 
 def _owners(reply: list[Any], asked: Host) -> dict[int, Host]:
-    """Who has which slot, from what CLUSTER SLOTS says: a server that does not know its own address leaves it out."""
-    found = {}
+    """Server by slot, from a reply to CLUSTER SLOTS; a server that does not know its own address leaves it out."""
+    owners = {}
     for first, last, (host, port, *_), *_ in reply:
         owner = (host.decode() if host else "") or asked[0], int(port)
-        found.update(dict.fromkeys(range(first, last + 1), owner))
-    return found
+        owners.update(dict.fromkeys(range(first, last + 1), owner))
+    return owners
 
 
 def _fill(replies: list[Any], piece: _Piece, answer: Any) -> None:

@@ -1,7 +1,7 @@
-"""Connections to Redis, on the running event loop: opened by redis-py, then asked right over the socket.
+"""Connections to Redis on the running event loop, opened by redis-py and then used directly over the socket.
 
-redis-py's client costs several times as much as the exchange itself (``mget_256_ratio`` in the benchmark), so it only
-connects: addresses, logins, TLS, and asking Sentinels who the master is.
+redis-py's client costs several times as much as the exchange itself (``mget_256_ratio`` in the benchmark), so it is
+used for connecting only: addresses, logins, TLS, and asking Sentinels which server is master.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import redis.asyncio.sentinel
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import RedisError as RedisError  # noqa: PLC0414  # what is answered may be one of these
+from redis.exceptions import RedisError as RedisError  # noqa: PLC0414  # replies may be instances of it
 from redis.exceptions import ResponseError
 
 from feature_store.errors import (
@@ -39,13 +39,18 @@ PING: Final = (b"PING",)
 ROLE: Final = (b"ROLE",)
 MASTER: Final = b"master"
 REFUSING: Final = frozenset(("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "TRYAGAIN"))
-"""Begins an answer by which Redis says that it cannot answer anything just now."""
+"""First words of error replies by which Redis says that it cannot answer anything at the moment."""
 READ_ONLY: Final = frozenset(("READONLY", "MISCONF", "NOREPLICAS"))
 FULL: Final = "OOM"
 
 
 def refusal(reply: RedisError, *, master: bool = False) -> StoreUnavailableError:
-    """What an error that Redis answered with means; ``master``: it was asked as one, and others may be it now."""
+    """The exception for an error reply.
+
+    Args:
+        reply: The reply.
+        master: Whether the server was used as the master; another one may be master now.
+    """
     kind = str(reply).partition(" ")[0]
     if kind in REFUSING or (master and kind == "READONLY"):
         return StoreAwayError(kind)
@@ -58,7 +63,7 @@ def refusal(reply: RedisError, *, master: bool = False) -> StoreUnavailableError
 
 @contextmanager
 def clear_url_errors() -> Iterator[None]:
-    """Turn a bad URL into an error without the URL in it, which may hold a password."""
+    """Turn errors about a URL into an InputError that does not contain the URL, which may hold a password."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -66,22 +71,22 @@ def clear_url_errors() -> Iterator[None]:
 
 
 def packed(commands: Sequence[Command]) -> bytes:
-    """Commands as they are sent together."""
+    """The bytes that send commands together."""
     return b"".join(hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # its stub allows one argument only
 
 
-class Opener(Protocol):
-    """Opens connections to where Redis is now."""
+class Connector(Protocol):
+    """Opens connections to the server that is in charge now."""
 
     master: bool
-    """Whether only a master will do."""
+    """Whether that has to be a master."""
 
-    async def open(self) -> Exchange:
-        """A new connection; StoreAwayError where there is none. The caller bounds the time."""
+    async def open(self) -> Connection:
+        """A new connection; StoreAwayError if there is none. The caller limits the time."""
 
 
-class Server:
-    """One server, by its URL."""
+class ServerConnector:
+    """Connects to one server."""
 
     master = False
 
@@ -90,27 +95,27 @@ class Server:
             self._pool: Any = redis.asyncio.ConnectionPool.from_url(
                 url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=_never()
             )
-            self._pool.make_connection()  # refuses unknown options only now
+            self._pool.make_connection()  # unknown options are rejected only here
 
-    async def open(self) -> Exchange:
+    async def open(self) -> Connection:
         """A new connection."""
         connection = self._pool.make_connection()
         try:
             await connection.connect()
-        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that can be none
+        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
             await connection.disconnect(nowait=True)
             raise StoreAwayError(type(error).__name__) from error
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        if (task := asyncio.current_task()) is not None and task.cancelling():  # redis-py keeps that to itself
+        if (task := asyncio.current_task()) is not None and task.cancelling():  # redis-py swallows the cancellation
             await connection.disconnect(nowait=True)
             raise asyncio.CancelledError
-        return Exchange(connection)
+        return Connection(connection)
 
 
-class Master:
-    """Whoever the Sentinels say is master now, and says so itself."""
+class MasterConnector:
+    """Connects to the server that the Sentinels name as master, and that agrees."""
 
     master = True
 
@@ -118,31 +123,35 @@ class Master:
         self._address = address
         self._timeout_s = timeout_s
         self._at: Host | None = None
-        Server(address.at(*address.hosts[0]), timeout_s)  # refuses unknown options only now
-        patience_s = timeout_s / len(address.hosts)  # they are asked in turn, and some may hang
+        ServerConnector(address.at(*address.hosts[0]), timeout_s)  # unknown options are rejected only here
+        sentinel_timeout_s = timeout_s / len(address.hosts)  # they are asked in turn, and some may hang
         self._sentinels: Any = redis.asyncio.sentinel.Sentinel(())
         for host in address.hosts:
-            options = {**options_of(address.sentinel_at(*host)), "socket_timeout": patience_s, "retry": _never()}
-            self._sentinels.sentinels.append(redis.asyncio.Redis(**options, socket_connect_timeout=patience_s))
+            options = {
+                **options_of(address.sentinel_at(*host)),
+                "socket_timeout": sentinel_timeout_s,
+                "retry": _never(),
+            }
+            self._sentinels.sentinels.append(redis.asyncio.Redis(**options, socket_connect_timeout=sentinel_timeout_s))
 
-    async def open(self) -> Exchange:
+    async def open(self) -> Connection:
         """A new connection to the master."""
-        self._at = await self._found()
-        exchange = await Server(self._address.at(*self._at), self._timeout_s).open()
-        role = await _answer(exchange, ROLE, self._timeout_s)
+        self._at = await self._master()
+        connection = await ServerConnector(self._address.at(*self._at), self._timeout_s).open()
+        role = await _answer(connection, ROLE, self._timeout_s)
         if role[0] != MASTER:
-            await exchange.close()
-            raise StoreAwayError("it is no master any more")
-        return exchange
+            await connection.close()
+            raise StoreAwayError("it is no longer the master")
+        return connection
 
     async def moved(self) -> bool:
-        """Whether another one is master than when a connection was opened last, as far as the Sentinels say so."""
+        """Whether the Sentinels name another master than the one last connected to; False if they do not answer."""
         try:
-            return self._at is not None and await self._found() != self._at
+            return self._at is not None and await self._master() != self._at
         except StoreAwayError:
             return False
 
-    async def _found(self) -> Host:
+    async def _master(self) -> Host:
         try:
             host, port = await self._sentinels.discover_master(self._address.name)
         except (RedisError, OSError, UnicodeError) as error:
@@ -154,90 +163,96 @@ class Master:
         await self._sentinels.aclose()
 
 
-class Link:
-    """The connections to one server (or one master): questions, each on a connection that nobody else uses then."""
+class ConnectionPool:
+    """The connections to one server or master. Each exchange has a connection to itself."""
 
-    def __init__(self, opener: Opener) -> None:
-        self._opener = opener
-        self._idle: list[Exchange] = []
-        self._era = 0
-        """Connections of an earlier one are not used again."""
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+        self._idle: list[Connection] = []
+        self._generation = 0
+        """Connections of an earlier generation are not used again."""
 
     async def ask(self, commands: Sequence[Command], budget_s: float, *, once: bool = False) -> list[Any]:
-        """The replies to commands that are sent together, errors among them; ``once``: never send them a second time.
+        """The replies to commands that are sent together, error replies included.
 
-        StoreAwayError where there is no connection, or no answer within ``budget_s``; StoreUnavailableError where the
-        connection broke and they may be done.
+        Args:
+            commands: Each as its words.
+            budget_s: Seconds it may take.
+            once: Never send the commands a second time.
+
+        Raises:
+            StoreAwayError: There is no connection, or no answer in time.
+            StoreUnavailableError: The connection broke, and the commands may have been executed (``once`` only).
         """
         sent = packed(commands)
         while True:
-            era = self._era
+            generation = self._generation
             reused = bool(self._idle)
             if reused:
-                exchange = self._idle.pop()
+                connection = self._idle.pop()
             else:
-                exchange, budget_s = await self._opened(budget_s)
-            may_be_done = once and not exchange.lost
+                connection, budget_s = await self._open(budget_s)
+            may_be_done = once and not connection.lost
             try:
-                replies = await exchange.ask(sent, len(commands), budget_s)
+                replies = await connection.ask(sent, len(commands), budget_s)
             except (RedisError, OSError) as error:
-                await exchange.close()
+                await connection.close()
                 if not reused or isinstance(error, TimeoutError):
                     raise StoreAwayError(type(error).__name__) from error
-                # A connection that died while idle is no outage: ask again until a fresh one fails.
+                # A connection that broke while idle is not an outage: try again until a new one fails.
                 if may_be_done:
                     raise StoreUnavailableError(type(error).__name__) from error
             except BaseException:
-                await exchange.close()  # a reply may still come, and must not meet another question
+                await connection.close()  # a late reply must not be taken for that of another command
                 raise
             else:
-                if era == self._era:
-                    self._idle.append(exchange)
+                if generation == self._generation:
+                    self._idle.append(connection)
                 else:
-                    await exchange.close()
+                    await connection.close()
                 return replies
 
     async def probe(self, budget_s: float) -> None:
-        """Return if a new connection is answered on; StoreAwayError where it is not."""
-        exchange, budget_s = await self._opened(budget_s)
-        await _answer(exchange, PING, budget_s)
-        self._idle.append(exchange)
+        """Return if Redis answers on a new connection; StoreAwayError if it does not."""
+        connection, budget_s = await self._open(budget_s)
+        await _answer(connection, PING, budget_s)
+        self._idle.append(connection)
 
     def refusal(self, reply: RedisError) -> StoreUnavailableError:
-        """What an error that it answered with means."""
-        return refusal(reply, master=self._opener.master)
+        """The exception for an error reply."""
+        return refusal(reply, master=self._connector.master)
 
     async def follow(self) -> None:
-        """Leave a master who is none any more, though it may answer as one for a while."""
-        if isinstance(self._opener, Master) and await self._opener.moved():
+        """Disconnect from a server that is no longer the master, although it may still answer as one for a while."""
+        if isinstance(self._connector, MasterConnector) and await self._connector.moved():
             await self.drop()
 
     async def drop(self) -> None:
-        """Close the connections, as soon as nobody uses them: they may lead to where Redis was."""
-        self._era += 1
+        """Close all connections, those in use after their exchange: they may lead to a server that was replaced."""
+        self._generation += 1
         while self._idle:
             await self._idle.pop().close()
 
     async def close(self) -> None:
         """Close the connections."""
         await self.drop()
-        if isinstance(self._opener, Master):
-            await self._opener.close()
+        if isinstance(self._connector, MasterConnector):
+            await self._connector.close()
 
-    async def _opened(self, budget_s: float) -> tuple[Exchange, float]:
-        """A new connection, and what is left of the time."""
+    async def _open(self, budget_s: float) -> tuple[Connection, float]:
+        """A new connection, and the rest of the time."""
         loop = asyncio.get_running_loop()
         until = loop.time() + budget_s
         try:
             async with asyncio.timeout_at(until):
-                exchange = await self._opener.open()
+                connection = await self._connector.open()
         except TimeoutError as error:
             raise StoreAwayError(type(error).__name__) from error
-        return exchange, max(until - loop.time(), 0.0)
+        return connection, max(until - loop.time(), 0.0)
 
 
-class Exchange(asyncio.Protocol):
-    """An open connection of redis-py's, taken over: one question at a time, answered in the callback of its socket."""
+class Connection(asyncio.Protocol):
+    """A connection taken over from redis-py: one exchange at a time, completed in the callback of the socket."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -246,12 +261,12 @@ class Exchange(asyncio.Protocol):
         self._replies: list[Any] = []
         self._wanted = 0
         self.lost = False
-        """Whether it is known to be closed."""
-        self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001  # nothing public leads to it
+        """Whether it was closed by the other side."""
+        self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001  # there is no public way to it
         self._transport.set_protocol(self)
 
     async def ask(self, packed: bytes, wanted: int, timeout_s: float) -> list[Any]:
-        """The replies to ``wanted`` commands; ConnectionError or TimeoutError where they do not come."""
+        """The replies to ``wanted`` packed commands; ConnectionError or TimeoutError if they do not come."""
         if self.lost:
             raise ConnectionResetError
         loop = asyncio.get_running_loop()
@@ -265,20 +280,20 @@ class Exchange(asyncio.Protocol):
             timer.cancel()
 
     async def close(self) -> None:
-        """Close without a word."""
+        """Close immediately."""
         await self._connection.disconnect(nowait=True)
 
     def data_received(self, data: bytes) -> None:
-        """Hand over the replies when they are whole."""
+        """Return the replies once they are complete."""
         self._reader.feed(data)
-        while (found := self._reader.gets()) is not NOT_YET:
-            if not isinstance(found, hiredis.PushNotification):
-                self._replies.append(found)
+        while (reply := self._reader.gets()) is not NOT_YET:
+            if not isinstance(reply, hiredis.PushNotification):
+                self._replies.append(reply)
         if len(self._replies) >= self._wanted and self._answer is not None and not self._answer.done():
             self._answer.set_result(self._replies)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """End the waiting."""
+        """Fail the exchange under way."""
         self.lost = True
         self._fail(ConnectionResetError())
 
@@ -287,24 +302,24 @@ class Exchange(asyncio.Protocol):
             self._answer.set_exception(error)
 
 
-async def _answer(exchange: Exchange, command: Command, budget_s: float) -> Any:
-    """What a new connection is answered; StoreAwayError where it is not, or with an error."""
+async def _answer(connection: Connection, command: Command, budget_s: float) -> Any:
+    """The reply to a command on a new connection; StoreAwayError if there is none, or it is an error."""
     try:
-        (reply,) = await exchange.ask(packed([command]), 1, budget_s)
+        (reply,) = await connection.ask(packed([command]), 1, budget_s)
     except OSError as error:
-        await exchange.close()
+        await connection.close()
         raise StoreAwayError(type(error).__name__) from error
     except BaseException:
-        await exchange.close()
+        await connection.close()
         raise
     if isinstance(reply, RedisError):
-        await exchange.close()
+        await connection.close()
         raise StoreAwayError(str(reply).partition(" ")[0])
     return reply
 
 
 def options_of(url: str) -> dict[str, Any]:
-    """What redis-py's clients take for a server's URL."""
+    """redis-py's options for the URL of a server."""
     with clear_url_errors():
         options = dict(redis.asyncio.connection.parse_url(url))
     if options.pop("connection_class", None) is not None:
@@ -312,10 +327,11 @@ def options_of(url: str) -> dict[str, Any]:
     return options
 
 
-def link_to(address: Address, timeout_s: float) -> Link:
-    """Connections to a server, or to the master that Sentinels know."""
-    opener = Master(address, timeout_s) if address.kind is Kind.SENTINEL else Server(address.url, timeout_s)
-    return Link(opener)
+def pool_for(address: Address, timeout_s: float) -> ConnectionPool:
+    """Connections to a single server, or to the master that Sentinels name."""
+    if address.kind is Kind.SENTINEL:
+        return ConnectionPool(MasterConnector(address, timeout_s))
+    return ConnectionPool(ServerConnector(address.url, timeout_s))
 
 
 def _never() -> Retry:

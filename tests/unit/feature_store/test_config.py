@@ -38,16 +38,16 @@ def test_sections_of_others_are_left_to_them() -> None:
         (
             "events =",
             "paths = {} #",
-            "corner.toml: source: give 'events' (SQL) or 'archive' (a folder), one of the two",
+            "corner.toml: source: give either 'events' (SQL) or 'archive' (a folder)",
         ),
         (
             '"SELECT 1"',
             '"SELECT 1"\narchive = "live"',
-            "corner.toml: source: give 'events' (SQL) or 'archive' (a folder)",
+            "corner.toml: source: give either 'events' (SQL) or 'archive' (a folder)",
         ),
         ('events = "SELECT 1"', 'archive = ""', "corner.toml: source.archive: String should have at least 1 character"),
         ('"SELECT 1"', '"SELECT 1"\nattribute = "SELECT 2"', "corner.toml: source.attribute: Extra inputs"),
-        ("[[feature]]", "[[features]]", "corner.toml: feature: give [[feature]] lines"),
+        ("[[feature]]", "[[features]]", "corner.toml: feature: give [[feature]] sections"),
         ("half_life_days = 7", "", "corner.toml: feature.0: aggregate 'count' needs 'half_life_days'"),
         ("half_life_days = 7", "half_life_days = -7", "corner.toml: feature.0.half_life_days: Input should be greater"),
         ("half_life_days = 7", "halflife = 7", "corner.toml: feature.0.halflife: Extra inputs"),
@@ -68,7 +68,7 @@ def test_a_bad_config_is_named_by_file_key_and_mend_in_one_line(old: str, new: s
 
 
 def test_a_config_without_features_is_refused() -> None:
-    with pytest.raises(InputError, match=r"corner.toml: feature: give .*feature.* lines"):
+    with pytest.raises(InputError, match=r"corner.toml: feature: give .*feature.* sections"):
         parse("feature = []\n[source]\nevents = 'SELECT 1'")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from feature_store.definitions import Feature, Interests, check_unique_names, fingerprint, matches
+from feature_store.definitions import Feature, Interests, check_unique_names, features_match, fingerprint
 
 SPEND: dict[str, Any] = {
     "name": "spend",
@@ -39,17 +39,17 @@ def test_each_aggregate_can_be_defined(line: dict[str, Any]) -> None:
     [
         (VISITS | {"half_life_days": None}, "aggregate 'count' needs 'half_life_days'"),
         (VISITS | {"event": None}, "aggregate 'count' needs 'event'"),
-        (VISITS | {"field": "amount"}, "aggregate 'count' has no use for 'field': remove it"),
+        (VISITS | {"field": "amount"}, "aggregate 'count' does not use 'field': remove it"),
         (SPEND | {"field": None}, "aggregate 'sum' needs 'field'"),
         (SPEND | {"half_life_days": None}, "aggregate 'sum' needs 'half_life_days'"),
         (LAST | {"event": None}, "aggregate 'latest' needs 'event'"),
-        (LAST | {"half_life_days": 7}, "aggregate 'latest' has no use for 'half_life_days': remove it"),
-        (FIRST | {"field": "amount"}, "aggregate 'earliest' has no use for 'field': remove it"),
-        (AGE | {"event": "visit"}, "aggregate 'attribute' has no use for 'event': remove it"),
-        (AGE | {"half_life_days": 7}, "aggregate 'attribute' has no use for 'half_life_days': remove it"),
-        (VISITS | {"clip": 1.0}, "aggregate 'count' has no use for 'clip': remove it"),
-        (LAST | {"clip": 1.0}, "aggregate 'latest' has no use for 'clip': remove it"),
-        (AGE | {"clip": 1.0}, "aggregate 'attribute' has no use for 'clip': remove it"),
+        (LAST | {"half_life_days": 7}, "aggregate 'latest' does not use 'half_life_days': remove it"),
+        (FIRST | {"field": "amount"}, "aggregate 'earliest' does not use 'field': remove it"),
+        (AGE | {"event": "visit"}, "aggregate 'attribute' does not use 'event': remove it"),
+        (AGE | {"half_life_days": 7}, "aggregate 'attribute' does not use 'half_life_days': remove it"),
+        (VISITS | {"clip": 1.0}, "aggregate 'count' does not use 'clip': remove it"),
+        (LAST | {"clip": 1.0}, "aggregate 'latest' does not use 'clip': remove it"),
+        (AGE | {"clip": 1.0}, "aggregate 'attribute' does not use 'clip': remove it"),
     ],
 )
 def test_an_aggregate_names_the_key_it_lacks_or_has_no_use_for(line: dict[str, Any], message: str) -> None:
@@ -131,9 +131,9 @@ def test_a_fingerprint_changes_with_order_and_length() -> None:
 
 
 def test_a_config_may_leave_the_clip_of_a_sum_to_training() -> None:
-    assert matches(features(VISITS, SPEND), features(VISITS, SPEND))
-    assert matches(features(VISITS, SPEND), features(VISITS, SPEND | {"clip": 99.0}))
-    assert matches(features(SPEND | {"clip": 99.0}), features(SPEND | {"clip": 99.0}))
+    assert features_match(features(VISITS, SPEND), features(VISITS, SPEND))
+    assert features_match(features(VISITS, SPEND), features(VISITS, SPEND | {"clip": 99.0}))
+    assert features_match(features(SPEND | {"clip": 99.0}), features(SPEND | {"clip": 99.0}))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_config_may_leave_the_clip_of_a_sum_to_training() -> None:
 def test_a_bundle_of_any_other_features_is_not_that_of_the_config(
     configured: list[dict[str, Any]], fitted: list[dict[str, Any]]
 ) -> None:
-    assert not matches(features(*configured), features(*fitted))
+    assert not features_match(features(*configured), features(*fitted))
 
 
 def test_interests_are_there_without_a_line_in_the_config() -> None:

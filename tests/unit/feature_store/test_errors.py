@@ -38,7 +38,7 @@ def ended(
         (
             StoreUnavailableError("TimeoutError"),
             2,
-            "error: Redis is away: TimeoutError. Check --redis and that the server runs.\n",
+            "error: Redis does not answer (TimeoutError): check --redis, and that Redis is running\n",
         ),
         (click.Abort(), 130, "error: stopped\n"),
         (KeyboardInterrupt(), 130, "\nerror: stopped\n"),  # the terminal shows ^C on the line before

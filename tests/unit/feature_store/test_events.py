@@ -12,19 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.definitions import MAX_ID_BYTES, MAX_NAME_BYTES
-from feature_store.state.events import (
-    CAPPED,
-    HOUR_S,
-    MAX_AMOUNT,
-    MAX_TEXT,
-    Event,
-    Rules,
-    erase_item,
-    event_item,
-    merge_item,
-    problem,
-    text_fault,
-)
+from feature_store.state.events import HOUR_S, MAX_AMOUNT, MAX_TEXT, Event, Rules, problem, text_fault
+from feature_store.state.log_entries import CAPPED, encode_erasure, encode_event, encode_merge
 
 NOW = 1_800_000_000.0
 RULES = Rules()
@@ -141,7 +130,7 @@ def test_whatever_is_sent_is_taken_or_refused_with_a_mend(event: Event) -> None:
     assert NOW - RULES.max_lateness_s <= event.event_time <= NOW + RULES.max_future_s
     assert event.customer_id.isprintable()
     assert 0 < len(event.customer_id.encode()) <= MAX_ID_BYTES
-    assert json.loads(event_item(event, "", keep_text=True))[1] == event.customer_id
+    assert json.loads(encode_event(event, "", keep_text=True))[1] == event.customer_id
 
 
 @pytest.mark.parametrize(
@@ -171,7 +160,7 @@ def test_no_reason_repeats_what_was_sent(changes: dict[str, Any]) -> None:
         ("", 8, "is empty"),
         ("x" * 9, 8, "is longer than 8 bytes"),
         ("é" * 5, 8, "is longer than 8 bytes"),
-        ("\n", 8, "has characters that cannot be printed"),
+        ("\n", 8, "contains unprintable characters"),
         ("é" * 4, 8, None),
         ("xx", 8, None),
     ],
@@ -184,23 +173,23 @@ def test_a_fault_of_a_text_is_the_end_of_a_sentence(text: str, most: int, end: s
 
 
 def test_an_item_of_the_log_says_all_that_is_known_of_an_event() -> None:
-    item = json.loads(event_item(GOOD, "", keep_text=True))
+    item = json.loads(encode_event(GOOD, "", keep_text=True))
     assert item == ["e", "c1", NOW - 60, "purchase", 12.5, 3.0, "lamp", "web", "e1", "nice", ""]
 
 
 def test_what_is_unknown_is_null() -> None:
-    item = json.loads(event_item(Event("c1", "visit", NOW), CAPPED, keep_text=True))
+    item = json.loads(encode_event(Event("c1", "visit", NOW), CAPPED, keep_text=True))
     assert item == ["e", "c1", NOW, "visit", None, None, None, None, None, None, "capped"]
 
 
 def test_a_text_is_logged_only_where_it_is_to_be_kept() -> None:
-    assert "nice" not in event_item(GOOD, "", keep_text=False)
-    assert json.loads(event_item(GOOD, "", keep_text=False))[9] is None
+    assert "nice" not in encode_event(GOOD, "", keep_text=False)
+    assert json.loads(encode_event(GOOD, "", keep_text=False))[9] is None
 
 
 def test_merges_and_erasures_name_the_customers() -> None:
-    assert json.loads(merge_item("cookie", 'a "b"')) == ["m", "cookie", 'a "b"']
-    assert json.loads(erase_item(["a", "客户"])) == ["d", ["a", "客户"]]
+    assert json.loads(encode_merge("cookie", 'a "b"')) == ["m", "cookie", 'a "b"']
+    assert json.loads(encode_erasure(["a", "客户"])) == ["d", ["a", "客户"]]
 
 
 printable = st.text(st.characters(codec="utf-8").filter(str.isprintable), min_size=1, max_size=64)
@@ -221,7 +210,7 @@ printable = st.text(st.characters(codec="utf-8").filter(str.isprintable), min_si
     )
 )
 def test_every_item_is_one_line_of_json_that_gives_the_event_back_exactly(event: Event) -> None:
-    item = event_item(event, "", keep_text=True)
+    item = encode_event(event, "", keep_text=True)
     assert "\n" not in item
     # In the log it stands among others.
     kind, customer_id, t, event_type, amount, duration_s, *texts, mark = json.loads(f"[{item},{item}]".encode())[1]

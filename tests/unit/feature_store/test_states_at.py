@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from feature_store.definitions import Feature
 from feature_store.offline import point_in_time
-from feature_store.offline.point_in_time import STEP_S, Fold, sampled, step_ends
+from feature_store.offline.point_in_time import STEP_S, StateAccumulator, sample_condition, step_ends
 from feature_store.state.layout import DAY_S, StateLayout
 
 SPEND = Feature(name="spend", aggregate="sum", event="b", field="amount", half_life_days=1, clip=10)
@@ -46,7 +46,7 @@ def test_a_step_holds_no_more_events_than_fit_unless_an_hour_does(hours: dict[in
     starts = np.array(sorted(hours), dtype=np.float64) * STEP_S
     events = np.array([hours[hour] for hour in sorted(hours)], dtype=np.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(point_in_time, "AT_ONCE", 12)
+        patch.setattr(point_in_time, "MAX_EVENTS", 12)
         found = step_ends(starts, events, list(map(float, cutoffs)))
     assert [ends[-1] for ends in found] == cutoffs
     bounds = [-math.inf, *(end for ends in found for end in ends)]
@@ -58,7 +58,7 @@ def test_a_step_holds_no_more_events_than_fit_unless_an_hour_does(hours: dict[in
 
 
 def test_events_of_later_steps_are_added_to_decayed_states() -> None:
-    fold = Fold(LAYOUT, 2)
+    fold = StateAccumulator(LAYOUT, 2)
     fold.advance(DAY_S)
     fold.add(columns((0, 0, 0.0, 0.0), (0, 0, DAY_S, 0.0), (0, 1, 0.0, 0.0), (1, 0, 0.0, 8.0), (1, 0, DAY_S, -50.0)))
     fold.advance(3 * DAY_S)
@@ -72,7 +72,7 @@ def test_events_of_later_steps_are_added_to_decayed_states() -> None:
 
 
 def test_reading_states_does_not_change_them() -> None:
-    fold = Fold(LAYOUT, 2)
+    fold = StateAccumulator(LAYOUT, 2)
     fold.advance(DAY_S)
     fold.add(columns((0, 0, 5.0, 0.0), (1, 1, 5.0, 2.0)))
     before = fold.states(ALL)
@@ -81,14 +81,14 @@ def test_reading_states_does_not_change_them() -> None:
 
 
 def test_who_has_no_events_has_the_identity_at_any_time() -> None:
-    fold = Fold(LAYOUT, 2)
+    fold = StateAccumulator(LAYOUT, 2)
     fold.advance(5.0)
     fold.advance(1e9)
     np.testing.assert_array_equal(fold.states(ALL), np.tile(LAYOUT.identity, (2, 1)))
 
 
 def test_a_sum_beyond_all_numbers_counts_as_nothing() -> None:
-    fold = Fold(StateLayout([SPEND.model_copy(update={"clip": None})]), 1)
+    fold = StateAccumulator(StateLayout([SPEND.model_copy(update={"clip": None})]), 1)
     fold.advance(0.0)
     fold.add(columns((0, 0, 0.0, 1.7e308), (0, 0, 0.0, 1.7e308)))
     fold.advance(1e9)
@@ -96,8 +96,8 @@ def test_a_sum_beyond_all_numbers_counts_as_nothing() -> None:
 
 
 def test_an_attribute_that_is_no_finite_number_is_missing() -> None:
-    fold = Fold(LAYOUT, 2)
-    fold.know(4, np.array([3.0, np.inf]))
+    fold = StateAccumulator(LAYOUT, 2)
+    fold.set_attribute(4, np.array([3.0, np.inf]))
     fold.advance(1e9)
     np.testing.assert_array_equal(fold.states(ALL)[:, 4], [3.0, np.nan])
 
@@ -105,12 +105,12 @@ def test_an_attribute_that_is_no_finite_number_is_missing() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
 def test_a_share_is_between_none_and_all(share: float) -> None:
     with pytest.raises(ValueError, match="share"):
-        sampled(share)
+        sample_condition(share)
 
 
 def test_a_sample_is_told_by_the_beginning_of_an_ids_hash() -> None:
-    assert sampled(1.0) == "true"
-    bound = sampled(0.3).split("'")[1]
+    assert sample_condition(1.0) == "true"
+    bound = sample_condition(0.3).split("'")[1]
     inside = [name for name in map(str, range(2000)) if hashlib.md5(name.encode()).hexdigest() < bound]
     assert len(inside) == pytest.approx(600, abs=60)
-    assert sampled(0.1).split("'")[1] < bound
+    assert sample_condition(0.1).split("'")[1] < bound

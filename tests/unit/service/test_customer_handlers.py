@@ -27,7 +27,7 @@ from feature_store.online.customer_store import (
     UnknownCustomerError,
 )
 from feature_store.state.layout import DAY_S, State, StateLayout
-from feature_store.state.profile import Interest, Record, UnreadableRecordError
+from feature_store.state.profile import Interest, Profile, UnreadableProfileError
 from service.api.customers import MERGE_REFUSALS, Customers
 from service.call_context import NO_CONTEXT, CallContext
 from service.errors import Code, Reason, RequestError
@@ -75,9 +75,9 @@ class FakeStore:
     async def erase(self, customer_id: str) -> None:
         await self._ask("erase", customer_id)
 
-    async def consent(self, customer_id: str, scoring: bool | None, response: bool | None) -> Record:
+    async def consent(self, customer_id: str, scoring: bool | None, response: bool | None) -> Profile:
         await self._ask("consent", customer_id, scoring, response)
-        return Record(scoring=scoring is not False, automated_response=response is not False)
+        return Profile(scoring=scoring is not False, automated_response=response is not False)
 
 
 def customers(store: FakeStore) -> Customers:
@@ -91,7 +91,7 @@ def call(method: Callable[[bytes, CallContext], Awaitable[bytes]], request: Any)
     return asyncio.run(ask())
 
 
-def shown(state: State | None, record: Record) -> customers_pb2.GetCustomerResponse:
+def shown(state: State | None, record: Profile) -> customers_pb2.GetCustomerResponse:
     value = None if state is None else LAYOUT.pack(state)
     store = FakeStore(Customer("root", LAYOUT.unpack([value]), record, LAYOUT))
     found = call(customers(store).get, customers_pb2.GetCustomerRequest(customer_id="alias"))
@@ -104,7 +104,7 @@ def shown(state: State | None, record: Record) -> customers_pb2.GetCustomerRespo
 
 def test_features_are_shown_as_of_now_and_times_in_days() -> None:
     state = State(NOW - 7 * DAY_S, np.array([4.0, -DAY_S, -3 * DAY_S, math.nan]))
-    reply = shown(state, Record())
+    reply = shown(state, Profile())
     assert reply.customer_id == "root"
     assert {f.name: f.value if f.HasField("value") else None for f in reply.features} == {
         "visits": 2.0,
@@ -115,7 +115,7 @@ def test_features_are_shown_as_of_now_and_times_in_days() -> None:
 
 
 def test_what_never_happened_has_no_value() -> None:
-    reply = shown(State(NOW, LAYOUT.identity), Record())
+    reply = shown(State(NOW, LAYOUT.identity), Profile())
     assert [(f.name, f.HasField("value")) for f in reply.features] == [
         *(("visits", True), ("last", False), ("first", False), ("income", False))
     ]
@@ -124,7 +124,7 @@ def test_what_never_happened_has_no_value() -> None:
 
 
 def test_who_has_no_state_is_shown_as_somebody_new() -> None:
-    reply = shown(None, Record(scoring=False))
+    reply = shown(None, Profile(scoring=False))
     assert [f.value for f in reply.features] == [0.0] * 4
     assert [f.HasField("value") for f in reply.features] == [True, False, False, False]
     assert (reply.consent.scoring, reply.consent.automated_response) == (False, True)
@@ -133,19 +133,19 @@ def test_who_has_no_state_is_shown_as_somebody_new() -> None:
 @pytest.mark.parametrize(
     ("record", "first", "last"),
     [
-        (Record(), NOW - 10 * DAY_S, NOW - DAY_S),
-        (Record(first_seen=NOW - 5 * DAY_S, last_seen=NOW - 5.5), NOW - 10 * DAY_S, NOW - 5.5),
-        (Record(first_seen=NOW - 20 * DAY_S, last_seen=NOW - 2 * DAY_S), NOW - 20 * DAY_S, NOW - DAY_S),
+        (Profile(), NOW - 10 * DAY_S, NOW - DAY_S),
+        (Profile(first_seen=NOW - 5 * DAY_S, last_seen=NOW - 5.5), NOW - 10 * DAY_S, NOW - 5.5),
+        (Profile(first_seen=NOW - 20 * DAY_S, last_seen=NOW - 2 * DAY_S), NOW - 20 * DAY_S, NOW - DAY_S),
     ],
 )
-def test_first_and_last_seen_are_those_of_state_and_record_together(record: Record, first: float, last: float) -> None:
+def test_first_and_last_seen_are_those_of_state_and_record_together(record: Profile, first: float, last: float) -> None:
     reply = shown(State(NOW, np.array([1.0, -DAY_S, -10 * DAY_S, 3.0])), record)
     assert reply.first_seen_time == Timestamp(seconds=int(first), nanos=int(first % 1 * 1e9))
     assert reply.last_seen_time == Timestamp(seconds=int(last), nanos=int(last % 1 * 1e9))
 
 
 def test_channels_come_with_the_most_first_and_aliases_all() -> None:
-    reply = shown(None, Record(channels={"app": 2, "web": 9, "mail": 2}, aliases=["x", "y"]))
+    reply = shown(None, Profile(channels={"app": 2, "web": 9, "mail": 2}, aliases=["x", "y"]))
     assert [(c.channel, c.events) for c in reply.channels] == [("web", 9), ("app", 2), ("mail", 2)]
     assert list(reply.aliases) == ["x", "y"]
 
@@ -158,7 +158,7 @@ def test_interests_are_those_that_were_not_bought_and_have_not_faded() -> None:
         Interest("older", 1, 1.0, NOW - 5.1 * half_life_s),
         Interest("bought", 0, 0.0, NOW),
     ]
-    reply = shown(None, Record(interests=interests))
+    reply = shown(None, Profile(interests=interests))
     assert [(i.item_id, i.views) for i in reply.interests] == [("lamp", 3), ("old", 1)]
     assert reply.interests[0] == scoring_pb2.Interest(
         item_id="lamp", views=3, last_view_time=Timestamp(seconds=int(NOW) - 61, nanos=500_000_000)
@@ -256,7 +256,7 @@ def test_bytes_that_are_no_request_are_malformed(name: str) -> None:
         (StoreFullError("OOM"), Reason.FEATURE_STORE_FULL, Code.RESOURCE_EXHAUSTED, None),
         (NotInClusterError(), Reason.NOT_IN_CLUSTER, Code.FAILED_PRECONDITION, None),
         (UnknownCustomerError(), Reason.CUSTOMER_UNKNOWN, Code.NOT_FOUND, "customer_id"),
-        (UnreadableRecordError(), Reason.STATE_UNREADABLE, Code.DATA_LOSS, "customer_id"),
+        (UnreadableProfileError(), Reason.STATE_UNREADABLE, Code.DATA_LOSS, "customer_id"),
         (ConflictError(), Reason.CONFLICT, Code.ABORTED, None),
         (MergeRefusedError(ITSELF), Reason.MERGE_WITH_ITSELF, Code.INVALID_ARGUMENT, "source_customer_id"),
         (MergeRefusedError(CYCLE), Reason.MERGE_CYCLE, Code.FAILED_PRECONDITION, "target_customer_id"),

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from feature_store.online.transport.circuit_breaker import Breaker
+from feature_store.online.transport.circuit_breaker import CircuitBreaker
 from service.api.scoring import METHODS
 from service.app.components import Components
 from service.app.metric_catalog import expose
@@ -40,7 +40,7 @@ class Shown:
             score_batcher=self.batcher,
             event_batcher=EventBatcher(cast("Any", None), cast("Any", None)),
             scorers=SimpleNamespace(counts=Counter[str](), spikes=0, cached_states=0, cached_bytes=0),
-            redis=SimpleNamespace(breaker=Breaker()),
+            redis=SimpleNamespace(breaker=CircuitBreaker()),
             router=self.router,
             watcher=SimpleNamespace(switches=0, loader=SimpleNamespace(refusals=0)),
             access=None,
@@ -76,7 +76,7 @@ def test_who_is_refused_is_told_under_the_names_of_the_reasons(shown: Shown) -> 
 
 def test_a_redis_that_is_away_and_what_is_kept_for_that_are_told(shown: Shown) -> None:
     assert shown.told("tidemark_breaker_open") == {(): False}
-    shown.components.redis.breaker.failed(0, "gone")
+    shown.components.redis.breaker.record_failure(0, "gone")
     shown.components.scorers.cached_states, shown.components.scorers.cached_bytes = 7, 4096
     shown.components.scorers.counts.update(stale=5, explained=6)
     assert shown.told("tidemark_breaker_open") == {(): True}

@@ -12,8 +12,8 @@ import pytest
 from feature_store.bundles.bundle import OFFERS
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreUnavailableError
-from feature_store.state.layout import Floats, Missing, State, StateBatch, StateLayout
-from feature_store.state.profile import Told
+from feature_store.state.layout import Floats, MissingReason, State, StateBatch, StateLayout
+from feature_store.state.profile import ProfileSummary
 from service.errors import Reason, RequestError
 from service.scoring.model import Model
 from service.scoring.scorer import Scorer
@@ -21,7 +21,7 @@ from service.scoring.types import ScoreRequest, Scores
 from tidemark.explanation import Explanation
 
 NOW = 1_800_000_000.0
-WITHHELD = Told(scoring=False, automated_response=True, top=None)
+WITHHELD = ProfileSummary(scoring=False, automated_response=True, top=None)
 LAYOUT = StateLayout([Feature(name="visits", event="visit", aggregate="count", half_life_days=7)])
 
 
@@ -31,7 +31,7 @@ class FakeStore:
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
         return LAYOUT.unpack([self._value(customer_id) for customer_id in customer_ids])
 
-    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+    def read_stale(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
         raise NotImplementedError
 
     def _value(self, customer_id: str) -> bytes | None:
@@ -142,11 +142,11 @@ class Remembering(FakeStore):
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
         raise StoreUnavailableError(f"{len(customer_ids)} are asked for")
 
-    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+    def read_stale(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
         pairs = zip(customer_ids, within_s, strict=True)
         batch = LAYOUT.unpack([self._value(name) if bound >= 10.0 else None for name, bound in pairs])
-        batch.told = {at: WITHHELD for at, name in enumerate(customer_ids) if name == "known-2" and batch.found[at]}
-        batch.missing, batch.stale = Missing.STORE_AWAY, True
+        batch.profiles = {at: WITHHELD for at, name in enumerate(customer_ids) if name == "known-2" and batch.found[at]}
+        batch.missing, batch.stale = MissingReason.STORE_AWAY, True
         return batch
 
 
@@ -189,7 +189,7 @@ def test_an_empty_store_is_reported_as_not_loaded_rather_than_as_unknown_custome
     class Empty(FakeStore):
         async def read(self, customer_ids: Sequence[str]) -> StateBatch:
             batch = LAYOUT.unpack([None for _ in customer_ids])
-            batch.missing = Missing.NOT_LOADED
+            batch.missing = MissingReason.NOT_LOADED
             return batch
 
     scorer = Scorer(Empty(), cast("Model", FakeModel()))

@@ -13,7 +13,7 @@ import pytest
 
 from feature_store.definitions import Feature, Interests
 from feature_store.state.layout import Floats, State, StateBatch, StateLayout
-from feature_store.state.profile import LEAST_WEIGHT, Interest, Told
+from feature_store.state.profile import MIN_INTEREST_WEIGHT, Interest, ProfileSummary
 from service.errors import Code, Reason, RequestError
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
@@ -26,17 +26,17 @@ RULES = Interests(half_life_days=7, repeated_views=3)
 LAMP = Interest("lamp", 3, 2.5, NOW - 60)
 ONCE = Interest("sofa", 1, 1.0, NOW - 60)
 
-TOLD: Mapping[str, Told] = {
-    "lamp": Told(scoring=True, automated_response=True, top=LAMP),
-    "lamp-calm": Told(scoring=True, automated_response=True, top=LAMP),
-    "once": Told(scoring=True, automated_response=True, top=ONCE),
-    "once-calm": Told(scoring=True, automated_response=True, top=ONCE),
-    "off": Told(scoring=True, automated_response=False, top=None),
-    "off-lamp": Told(scoring=True, automated_response=False, top=LAMP),
-    "withheld": Told(scoring=False, automated_response=True, top=LAMP),
-    "withheld-off": Told(scoring=False, automated_response=False, top=None),
-    "withheld-unknown": Told(scoring=False, automated_response=True, top=None),
-    "torn-lamp": Told(scoring=True, automated_response=True, top=LAMP),
+TOLD: Mapping[str, ProfileSummary] = {
+    "lamp": ProfileSummary(scoring=True, automated_response=True, top=LAMP),
+    "lamp-calm": ProfileSummary(scoring=True, automated_response=True, top=LAMP),
+    "once": ProfileSummary(scoring=True, automated_response=True, top=ONCE),
+    "once-calm": ProfileSummary(scoring=True, automated_response=True, top=ONCE),
+    "off": ProfileSummary(scoring=True, automated_response=False, top=None),
+    "off-lamp": ProfileSummary(scoring=True, automated_response=False, top=LAMP),
+    "withheld": ProfileSummary(scoring=False, automated_response=True, top=LAMP),
+    "withheld-off": ProfileSummary(scoring=False, automated_response=False, top=None),
+    "withheld-unknown": ProfileSummary(scoring=False, automated_response=True, top=None),
+    "torn-lamp": ProfileSummary(scoring=True, automated_response=True, top=LAMP),
 }
 
 
@@ -45,10 +45,10 @@ class FakeStore:
 
     async def read(self, customer_ids: Sequence[str]) -> StateBatch:
         batch = LAYOUT.unpack([self._value(customer_id) for customer_id in customer_ids])
-        batch.told = {row: TOLD[name] for row, name in enumerate(customer_ids) if name in TOLD}
+        batch.profiles = {row: TOLD[name] for row, name in enumerate(customer_ids) if name in TOLD}
         return batch
 
-    def recent(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
+    def read_stale(self, customer_ids: Sequence[str], within_s: Sequence[float]) -> StateBatch | None:
         raise NotImplementedError
 
     def _value(self, customer_id: str) -> bytes | None:
@@ -198,8 +198,10 @@ def test_an_interest_that_has_faded_is_not_returned(
     monkeypatch: pytest.MonkeyPatch, half_lives: float, *, counts: bool
 ) -> None:
     top = Interest("lamp", 9, 1.0, NOW - half_lives * RULES.half_life_s)
-    assert (top.weight_at(NOW, RULES.half_life_s) >= LEAST_WEIGHT) is counts
-    monkeypatch.setitem(cast("dict[str, Told]", TOLD), "faded", Told(scoring=True, automated_response=True, top=top))
+    assert (top.weight_at(NOW, RULES.half_life_s) >= MIN_INTEREST_WEIGHT) is counts
+    monkeypatch.setitem(
+        cast("dict[str, ProfileSummary]", TOLD), "faded", ProfileSummary(scoring=True, automated_response=True, top=top)
+    )
     assert (top_interest("faded"), flags("faded")[1]) == ((top, True) if counts else (None, False))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_store.bundles.typical_customer import told, typical
+from feature_store.bundles.typical_customer import to_manifest, typical_state
 from feature_store.definitions import Feature
 from feature_store.state.layout import StateLayout
 
@@ -31,14 +31,14 @@ def test_it_is_the_median_of_each_slot_and_the_most_frequent_category() -> None:
             [-np.inf, np.inf, 0.0, 20.0, 1.0],
         ]
     )
-    np.testing.assert_array_equal(typical(LAYOUT, states), [-30.0, -80.0, 1.0, 30.0, 2.0])
+    np.testing.assert_array_equal(typical_state(LAYOUT, states), [-30.0, -80.0, 1.0, 30.0, 2.0])
 
 
 def test_what_most_customers_have_not_the_typical_one_has_not() -> None:
     nothing = LAYOUT.identity
     some = np.array([-10.0, -90.0, 1.0, 30.0, 2.0])
-    np.testing.assert_array_equal(typical(LAYOUT, np.array([nothing, some, nothing])), nothing)
-    assert told(nothing) == [None, None, 0.0, None, None]
+    np.testing.assert_array_equal(typical_state(LAYOUT, np.array([nothing, some, nothing])), nothing)
+    assert to_manifest(nothing) == [None, None, 0.0, None, None]
 
 
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
@@ -48,7 +48,7 @@ def test_each_value_is_one_that_some_customer_has(rows: int, seed: int) -> None:
     states[:, 4] = random.integers(0, 4, rows)
     states[random.random((rows, 5)) < 0.3] = np.nan
     states = np.where(np.isnan(states), LAYOUT.identity, states)
-    found = typical(LAYOUT, states)
+    found = typical_state(LAYOUT, states)
     same = (states == found) | (np.isnan(states) & np.isnan(found)) | np.isnan(found)
     assert same.any(axis=0).all()
 
@@ -56,4 +56,4 @@ def test_each_value_is_one_that_some_customer_has(rows: int, seed: int) -> None:
 @pytest.mark.parametrize("rows", [1, 2])
 def test_one_customer_is_typical_of_himself(rows: int) -> None:
     state = np.array([-10.0, -90.0, 1.0, 30.0, 3.0])
-    np.testing.assert_array_equal(typical(LAYOUT, np.tile(state, (rows, 1))), state)
+    np.testing.assert_array_equal(typical_state(LAYOUT, np.tile(state, (rows, 1))), state)

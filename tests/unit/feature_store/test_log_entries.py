@@ -23,13 +23,14 @@ def entry(*items: Any) -> bytes:
 
 def test_an_event_becomes_a_row_under_its_entry_and_its_index() -> None:
     found = replay([(7, entry(EVENT)), (9, entry(["m", "bob", "ann"], changed(3, "view")))], Aliases({}))
-    assert found.rows == [(7, 0, *EVENT[1:]), (9, 1, *changed(3, "view")[1:])]
+    assert [row.values for row in found.rows] == [(7, 0, *EVENT[1:]), (9, 1, *changed(3, "view")[1:])]
     assert not found.erased
 
 
 def test_whole_numbers_become_floats() -> None:
     (row,) = replay([(1, entry([*changed(2, 1700000000)[:4], 5, 3, *EVENT[6:]]))], Aliases({})).rows
-    assert [type(row[at]) for at in (3, 5, 6)] == [float, float, float]
+    event = row.event
+    assert [type(number) for number in (event.t, event.amount, event.duration_s)] == [float, float, float]
 
 
 def test_an_erasure_takes_what_came_before_it_and_leaves_what_comes_after() -> None:
@@ -37,7 +38,7 @@ def test_an_erasure_takes_what_came_before_it_and_leaves_what_comes_after() -> N
     found = replay(
         [(1, entry(EVENT, bob)), (2, entry(EVENT, ["d", ["ann", "cleo"]], EVENT)), (3, entry(EVENT))], Aliases({})
     )
-    assert [row[:3] for row in found.rows] == [(1, 1, "bob"), (2, 2, "ann"), (3, 0, "ann")]
+    assert [row.values[:3] for row in found.rows] == [(1, 1, "bob"), (2, 2, "ann"), (3, 0, "ann")]
     assert found.erased == {"ann", "cleo"}
 
 

@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 from feature_store.definitions import Interests
 from feature_store.state.profile import (
     ALIAS,
-    FLAGS,
-    LEAST_WEIGHT,
-    MOST_CHANNELS,
+    FLAGS_AT,
+    MAX_CHANNELS,
+    MIN_INTEREST_WEIGHT,
     OTHER,
-    Counted,
+    CountedEvents,
     Interest,
-    Record,
-    Told,
-    UnreadableRecordError,
+    Profile,
+    ProfileSummary,
+    UnreadableProfileError,
     alias_of,
-    hashed,
-    hashed_type,
+    hash_event_id,
+    hash_event_type,
     hour_of,
-    told,
+    read_summary,
 )
 
 NOW = 1_800_000_000.0
@@ -49,24 +49,24 @@ looked_at = st.builds(
 bought = st.builds(lambda item_id, at: Interest(item_id, 0, 0.0, at), ids, moments)
 interests = st.lists(looked_at | bought, max_size=6, unique_by=lambda interest: interest.item_id)
 counts = st.integers(1, 2**32 - 1)
-channels = st.dictionaries(st.text(min_size=1, max_size=16), counts, max_size=MOST_CHANNELS)
+channels = st.dictionaries(st.text(min_size=1, max_size=16), counts, max_size=MAX_CHANNELS)
 entries = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**16 - 1), st.integers(0, 2**48 - 1))
 
 
-def counted(found: Sequence[tuple[int, int, int]]) -> Counted:
-    made = Counted()
+def counted(found: Sequence[tuple[int, int, int]]) -> CountedEvents:
+    made = CountedEvents()
     for entry in found:
         made.add(*entry)
     return made
 
 
-def entries_of(found: Counted) -> list[tuple[int, int, int]]:
+def entries_of(found: CountedEvents) -> list[tuple[int, int, int]]:
     return [(hour, tag >> 48, tag & 2**48 - 1) for hour, tag in zip(found.hours, found.tags, strict=True)]
 
 
 seen = st.just((math.inf, -math.inf)) | st.tuples(moments, moments).map(lambda pair: (min(pair), max(pair)))
 records = st.builds(
-    lambda scoring, response, first_last, *rest: Record(scoring, response, None, *first_last, *rest),
+    lambda scoring, response, first_last, *rest: Profile(scoring, response, None, *first_last, *rest),
     st.booleans(),
     st.booleans(),
     seen,
@@ -75,38 +75,38 @@ records = st.builds(
     st.lists(ids, max_size=4, unique=True),
     st.lists(entries, max_size=5, unique_by=lambda entry: entry[2]).map(counted),
 )
-aliases = ids.map(lambda name: Record(alias_of=name))
+aliases = ids.map(lambda name: Profile(alias_of=name))
 
 
 # --- packing --------------------------------------------------------------------------------------------------------
 
 
 @given(records | aliases)
-def test_the_round_trip_is_exact(record: Record) -> None:
-    assert Record.unpack(record.pack()) == record
+def test_the_round_trip_is_exact(record: Profile) -> None:
+    assert Profile.unpack(record.pack()) == record
 
 
 @given(records | aliases, st.binary(min_size=8, max_size=8))
-def test_the_position_of_a_commit_stands_at_bytes_8_to_15_and_changes_nothing(record: Record, stamp: bytes) -> None:
+def test_the_position_of_a_commit_stands_at_bytes_8_to_15_and_changes_nothing(record: Profile, stamp: bytes) -> None:
     value = record.pack()
     assert value[8:16] == bytes(8)
-    assert Record.unpack(value[:8] + stamp + value[16:]) == record
+    assert Profile.unpack(value[:8] + stamp + value[16:]) == record
 
 
 @given(records | aliases)
-def test_a_score_is_told_what_the_whole_record_says(record: Record) -> None:
-    found = told(record.pack())
+def test_a_score_is_told_what_the_whole_record_says(record: Profile) -> None:
+    found = read_summary(record.pack())
     if record.alias_of is not None:
         assert found == record.alias_of
         return
     top = record.interests[0] if record.interests and record.interests[0].views else None
     allowed = record.scoring and record.automated_response
-    said = None if allowed and top is None else Told(record.scoring, record.automated_response, top)
+    said = None if allowed and top is None else ProfileSummary(record.scoring, record.automated_response, top)
     assert found == said
 
 
 @given(records | aliases)
-def test_only_an_alias_names_the_customer_it_belongs_to(record: Record) -> None:
+def test_only_an_alias_names_the_customer_it_belongs_to(record: Profile) -> None:
     assert alias_of(record.pack()) == record.alias_of
 
 
@@ -114,7 +114,7 @@ def test_nothing_stored_is_no_alias() -> None:
     assert alias_of(None) is None
 
 
-READERS = [Record.unpack, told, alias_of]
+READERS = [Profile.unpack, read_summary, alias_of]
 
 flips = st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_size=1, max_size=4)
 
@@ -144,61 +144,64 @@ damaged = st.one_of(
 @example(value=b"tr\2\0" + bytes(32) + b"\1\0\0\0")
 @example(value=b"tr\2\4" + bytes(34) + b"\1\0" + b"\2\0\xff\xfe")
 def test_what_is_no_record_is_one_kind_of_error(reader: Callable[[bytes], object], value: bytes) -> None:
-    with suppress(UnreadableRecordError):
+    with suppress(UnreadableProfileError):
         reader(value)
 
 
 @given(records | aliases)
-def test_a_record_that_was_cut_or_lengthened_is_none(record: Record) -> None:
+def test_a_record_that_was_cut_or_lengthened_is_none(record: Profile) -> None:
     value = record.pack()
     for torn in (*(value[:size] for size in range(len(value))), value + b"\0"):
-        with pytest.raises(UnreadableRecordError):
-            Record.unpack(torn)
+        with pytest.raises(UnreadableProfileError):
+            Profile.unpack(torn)
 
 
 @given(damaged, records)
-def test_what_is_taken_for_a_record_can_be_worked_with(value: bytes, other: Record) -> None:
+def test_what_is_taken_for_a_record_can_be_worked_with(value: bytes, other: Profile) -> None:
     try:
-        record = Record.unpack(value)
-    except UnreadableRecordError:
+        record = Profile.unpack(value)
+    except UnreadableProfileError:
         return
     for interest in record.interests[:2]:
-        record.view(interest.item_id, NOW, HALF_LIFE)
+        record.add_view(interest.item_id, NOW, HALF_LIFE)
     for channel in list(record.channels):
-        record.came_from(channel)
-    record.tidy(RULES, NOW, LATENESS)
-    assert Record.unpack(record.pack()).channels == record.channels
+        record.add_channel(channel)
+    record.prune_interests(RULES, NOW, LATENESS)
+    assert Profile.unpack(record.pack()).channels == record.channels
     for both in (record.merged(other, RULES, NOW, LATENESS), other.merged(record, RULES, NOW, LATENESS)):
-        assert Record.unpack(both.pack()).aliases == both.aliases
+        assert Profile.unpack(both.pack()).aliases == both.aliases
 
 
 @pytest.mark.parametrize("at", [math.nan, math.inf, -math.inf, -1.0, 1e15])
 def test_a_time_that_no_event_can_have_is_unreadable(at: float) -> None:
-    for record in (Record(interests=[Interest("lamp", 2, 1.5, at)]), Record(interests=[Interest("lamp", 0, 0.0, at)])):
-        with pytest.raises(UnreadableRecordError):
-            Record.unpack(record.pack())
-    with pytest.raises(UnreadableRecordError):
-        told(Record(interests=[Interest("lamp", 2, 1.5, at)]).pack())
+    for record in (
+        Profile(interests=[Interest("lamp", 2, 1.5, at)]),
+        Profile(interests=[Interest("lamp", 0, 0.0, at)]),
+    ):
+        with pytest.raises(UnreadableProfileError):
+            Profile.unpack(record.pack())
+    with pytest.raises(UnreadableProfileError):
+        read_summary(Profile(interests=[Interest("lamp", 2, 1.5, at)]).pack())
     if not math.isinf(at):
-        for record in (Record(first_seen=at, last_seen=NOW), Record(first_seen=NOW, last_seen=at)):
-            with pytest.raises(UnreadableRecordError):
-                Record.unpack(record.pack())
+        for record in (Profile(first_seen=at, last_seen=NOW), Profile(first_seen=NOW, last_seen=at)):
+            with pytest.raises(UnreadableProfileError):
+                Profile.unpack(record.pack())
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, 0.0, -1.0, 1e6])
 def test_a_weight_that_no_views_can_have_is_unreadable(weight: float) -> None:
-    value = Record(interests=[Interest("lamp", 2, weight, NOW)]).pack()
-    for reader in (Record.unpack, told):
-        with pytest.raises(UnreadableRecordError):
+    value = Profile(interests=[Interest("lamp", 2, weight, NOW)]).pack()
+    for reader in (Profile.unpack, read_summary):
+        with pytest.raises(UnreadableProfileError):
             reader(value)
 
 
 def test_a_customer_is_no_alias_because_a_bit_flipped() -> None:
     # Else the customer would be the alias of one of its own aliases.
-    value = bytearray(Record(first_seen=NOW, last_seen=NOW, aliases=["cookie"]).pack())
-    value[FLAGS] |= ALIAS
+    value = bytearray(Profile(first_seen=NOW, last_seen=NOW, aliases=["cookie"]).pack())
+    value[FLAGS_AT] |= ALIAS
     for reader in (*READERS[:2], alias_of):
-        with pytest.raises(UnreadableRecordError):
+        with pytest.raises(UnreadableProfileError):
             reader(bytes(value))
 
 
@@ -208,13 +211,13 @@ def test_a_customer_is_no_alias_because_a_bit_flipped() -> None:
 steps = st.tuples(st.integers(0, 20).map(lambda n: NOW - 20 * DAY + n * DAY), st.sampled_from("abc"), st.booleans())
 
 
-def happened(history: Sequence[tuple[float, str, bool]], record: Record | None = None) -> Record:
-    record = Record() if record is None else record
+def happened(history: Sequence[tuple[float, str, bool]], record: Profile | None = None) -> Profile:
+    record = Profile() if record is None else record
     for at, item, is_purchase in history:
         if is_purchase:
-            record.buy(item, at)
+            record.add_purchase(item, at)
         else:
-            record.view(item, at, HALF_LIFE)
+            record.add_view(item, at, HALF_LIFE)
     return record
 
 
@@ -231,7 +234,7 @@ def weight(times: Sequence[float], now: float) -> float:
     return sum(2 ** (-(now - at) / HALF_LIFE) for at in times)
 
 
-def shown(record: Record) -> dict[str, Interest]:
+def shown(record: Profile) -> dict[str, Interest]:
     return {interest.item_id: interest for interest in record.interests if interest.views}
 
 
@@ -244,7 +247,7 @@ def test_interests_in_the_order_of_time_are_the_views_since_the_last_purchase(
     record = happened(history)
     expected = plain(history)
     assert shown(record).keys() == expected.keys()
-    for item, interest in shown(Record.unpack(record.pack())).items():
+    for item, interest in shown(Profile.unpack(record.pack())).items():
         assert (interest.views, interest.at) == (len(expected[item]), max(expected[item]))
         assert interest.weight_at(NOW, HALF_LIFE) == pytest.approx(weight(expected[item], NOW), rel=1e-6)
 
@@ -292,8 +295,8 @@ def test_a_purchase_is_done_with_the_views_before_it(history: list[tuple[float, 
 def test_the_best_comes_first_and_stays_there_while_nothing_happens(
     mine: list[Interest], later_days: list[float]
 ) -> None:
-    record = Record(interests=mine)
-    record.tidy(RULES, NOW, LATENESS)
+    record = Profile(interests=mine)
+    record.prune_interests(RULES, NOW, LATENESS)
     views = [interest.views > 0 for interest in record.interests]
     assert views == sorted(views, reverse=True)
     best = [interest for interest in record.interests if interest.views]
@@ -304,27 +307,27 @@ def test_the_best_comes_first_and_stays_there_while_nothing_happens(
 
 @given(st.data(), interests)
 def test_the_order_does_not_depend_on_the_order_of_arrival(data: st.DataObject, mine: list[Interest]) -> None:
-    one, two = Record(interests=mine), Record(interests=data.draw(st.permutations(mine)))
-    one.tidy(RULES, NOW, LATENESS)
-    two.tidy(RULES, NOW, LATENESS)
+    one, two = Profile(interests=mine), Profile(interests=data.draw(st.permutations(mine)))
+    one.prune_interests(RULES, NOW, LATENESS)
+    two.prune_interests(RULES, NOW, LATENESS)
     assert one.interests == two.interests
 
 
 @given(interests, st.integers(0, 4))
 def test_no_more_than_the_best_are_kept(mine: list[Interest], keep: int) -> None:
-    every, some = Record(interests=mine), Record(interests=mine)
-    every.tidy(RULES, NOW, LATENESS)
-    some.tidy(RULES.model_copy(update={"keep": keep}), NOW, LATENESS)
+    every, some = Profile(interests=mine), Profile(interests=mine)
+    every.prune_interests(RULES, NOW, LATENESS)
+    some.prune_interests(RULES.model_copy(update={"keep": keep}), NOW, LATENESS)
     assert some.interests == every.interests[:keep]
 
 
 @given(interests)
 def test_what_has_faded_is_forgotten_and_nothing_else(mine: list[Interest]) -> None:
-    record = Record(interests=mine)
-    record.tidy(RULES, NOW, LATENESS)
+    record = Profile(interests=mine)
+    record.prune_interests(RULES, NOW, LATENESS)
     kept = {interest.item_id for interest in record.interests}
     for interest in mine:
-        faded = interest.weight_at(NOW, HALF_LIFE) < LEAST_WEIGHT
+        faded = interest.weight_at(NOW, HALF_LIFE) < MIN_INTEREST_WEIGHT
         over = NOW - interest.at > LATENESS  # no view from before the purchase comes any more
         assert (interest.item_id in kept) is not (faded if interest.views else over)
 
@@ -332,7 +335,7 @@ def test_what_has_faded_is_forgotten_and_nothing_else(mine: list[Interest]) -> N
 def test_a_look_is_forgotten_after_five_half_lives() -> None:
     for half_lives, views in ((4.999, 1), (5.001, 0)):
         record = happened([(NOW - half_lives * HALF_LIFE, "lamp", False)])
-        record.tidy(RULES, NOW, LATENESS)
+        record.prune_interests(RULES, NOW, LATENESS)
         assert len(record.interests) == views
 
 
@@ -343,12 +346,12 @@ def test_an_event_of_a_clock_that_is_ahead_weighs_no_more_than_one_of_now() -> N
 # --- merging --------------------------------------------------------------------------------------------------------
 
 
-def merged(a: Record, b: Record) -> Record:
+def merged(a: Profile, b: Profile) -> Profile:
     return a.merged(b, RULES, NOW, LATENESS)
 
 
 @given(records, records)
-def test_merging_does_not_care_who_stays(a: Record, b: Record) -> None:
+def test_merging_does_not_care_who_stays(a: Profile, b: Profile) -> None:
     ab, ba = merged(a, b), merged(b, a)
     assert (ab.scoring, ab.automated_response, ab.alias_of) == (ba.scoring, ba.automated_response, None)
     assert (ab.first_seen, ab.last_seen) == (ba.first_seen, ba.last_seen)
@@ -360,15 +363,15 @@ def test_merging_does_not_care_who_stays(a: Record, b: Record) -> None:
 
 
 @given(records)
-def test_merging_with_somebody_new_changes_nothing_but_what_has_faded(a: Record) -> None:
-    kept = Record.unpack(a.pack())
-    kept.tidy(RULES, NOW, LATENESS)
-    for both in (merged(a, Record()), merged(Record(), a)):
+def test_merging_with_somebody_new_changes_nothing_but_what_has_faded(a: Profile) -> None:
+    kept = Profile.unpack(a.pack())
+    kept.prune_interests(RULES, NOW, LATENESS)
+    for both in (merged(a, Profile()), merged(Profile(), a)):
         assert both == kept
 
 
 @given(records, records)
-def test_the_stricter_consent_wins_and_all_that_was_seen_stays(a: Record, b: Record) -> None:
+def test_the_stricter_consent_wins_and_all_that_was_seen_stays(a: Profile, b: Profile) -> None:
     both = merged(a, b)
     assert both.scoring is (a.scoring and b.scoring)
     assert both.automated_response is (a.automated_response and b.automated_response)
@@ -383,7 +386,7 @@ def test_the_views_of_two_are_those_of_one_who_looked_at_all_of_it(
     mine: list[tuple[float, str, bool]], yours: list[tuple[float, str, bool]]
 ) -> None:
     both, one = merged(happened(mine), happened(yours)), happened([*mine, *yours])
-    one.tidy(RULES, NOW, LATENESS)
+    one.prune_interests(RULES, NOW, LATENESS)
     assert [i.item_id for i in both.interests if i.views] == [i.item_id for i in one.interests if i.views]
     for a, b in zip(both.interests, one.interests, strict=True):
         assert (a.views, a.at) == (b.views, b.at)
@@ -399,7 +402,7 @@ def test_what_one_of_two_bought_is_done_with_for_both(bought_at: float, views: i
 
 
 @given(records, records)
-def test_merging_leaves_its_arguments_as_they_were(a: Record, b: Record) -> None:
+def test_merging_leaves_its_arguments_as_they_were(a: Profile, b: Profile) -> None:
     before = a.pack(), b.pack()
     both = merged(a, b)
     for interest in both.interests:
@@ -407,9 +410,9 @@ def test_merging_leaves_its_arguments_as_they_were(a: Record, b: Record) -> None
     both.channels.clear()
     both.aliases.append("x")
     both.counted.add(1, 2, 3)
-    assert Record.unpack(before[0]) == a
-    assert [(c, n) for c, n in b.channels.items()] == list(Record.unpack(before[1]).channels.items())
-    assert len(b.counted) == len(Record.unpack(before[1]).counted)
+    assert Profile.unpack(before[0]) == a
+    assert [(c, n) for c, n in b.channels.items()] == list(Profile.unpack(before[1]).channels.items())
+    assert len(b.counted) == len(Profile.unpack(before[1]).counted)
 
 
 # --- channels -------------------------------------------------------------------------------------------------------
@@ -417,25 +420,25 @@ def test_merging_leaves_its_arguments_as_they_were(a: Record, b: Record) -> None
 
 @given(st.lists(st.integers(0, 40).map(str), max_size=200))
 def test_channels_are_counted_and_beyond_a_few_counted_as_one(came_from: list[str]) -> None:
-    record = Record()
+    record = Profile()
     for channel in came_from:
-        record.came_from(channel)
-    first = list(dict.fromkeys(came_from))[:MOST_CHANNELS]
+        record.add_channel(channel)
+    first = list(dict.fromkeys(came_from))[:MAX_CHANNELS]
     expected = Counter(channel if channel in first else OTHER for channel in came_from)
     assert record.channels == expected
 
 
 def test_a_customer_of_many_identities_has_no_more_channels_than_any_other() -> None:
     # Each count is one byte of the packed value.
-    found = Record()
+    found = Profile()
     for identity in range(40):
-        one = Record()
-        for channel in range(MOST_CHANNELS):
-            one.came_from(f"{identity}-{channel}")
+        one = Profile()
+        for channel in range(MAX_CHANNELS):
+            one.add_channel(f"{identity}-{channel}")
         found = merged(found, one) if identity % 2 else merged(one, found)
-    assert len(found.channels) <= MOST_CHANNELS + 1
-    assert sum(found.channels.values()) == 40 * MOST_CHANNELS
-    assert Record.unpack(found.pack()) == found
+    assert len(found.channels) <= MAX_CHANNELS + 1
+    assert sum(found.channels.values()) == 40 * MAX_CHANNELS
+    assert Profile.unpack(found.pack()) == found
 
 
 # --- events counted -------------------------------------------------------------------------------------------------
@@ -446,7 +449,7 @@ def test_what_is_too_old_to_come_again_is_forgotten_and_nothing_else(
     found: list[tuple[int, int, int]], hour: int
 ) -> None:
     remembered = counted(found)
-    remembered.forget_before(hour)
+    remembered.drop_before(hour)
     kept = [entry for entry in found if entry[0] >= hour]
     assert entries_of(remembered) == kept
     assert len(remembered) == len(kept)
@@ -463,12 +466,12 @@ def test_an_event_that_both_have_counted_stands_once_and_those_without_an_id_all
 
 @given(st.text(max_size=100))
 def test_ids_and_types_are_small_numbers_and_an_id_is_never_that_of_none(text: str) -> None:
-    assert 0 < hashed(text) < 2**48
-    assert 0 <= hashed_type(text) < 2**16
+    assert 0 < hash_event_id(text) < 2**48
+    assert 0 <= hash_event_type(text) < 2**16
 
 
 def test_ids_that_differ_in_a_letter_differ() -> None:
-    assert len({hashed(f"order-{n}") for n in range(100_000)}) == 100_000
+    assert len({hash_event_id(f"order-{n}") for n in range(100_000)}) == 100_000
 
 
 @pytest.mark.parametrize(("t", "hour"), [(0.0, 0), (3599.9, 0), (3600.0, 1), (1e300, 2**32 - 1)])

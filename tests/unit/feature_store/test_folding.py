@@ -15,10 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.definitions import Feature, Interests
-from feature_store.state.events import CAPPED, HOUR_S, Event, Rules
-from feature_store.state.folding import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, Change, Fold, Known, Outcome, Verdict
+from feature_store.state.events import HOUR_S, Event, Rules
+from feature_store.state.folding import (
+    ACCEPTED,
+    DUPLICATE,
+    UNREADABLE,
+    WITHHELD,
+    CustomerChange,
+    EventFolder,
+    Outcome,
+    StoredCustomer,
+    Verdict,
+)
 from feature_store.state.layout import DAY_S, State, StateBatch, StateLayout
-from feature_store.state.profile import Interest, Record
+from feature_store.state.log_entries import CAPPED
+from feature_store.state.profile import Interest, Profile
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout(
@@ -46,23 +57,25 @@ class Shop:
     def __call__(self, *events: Event, now: float = NOW) -> list[Outcome]:
         """What becomes of events that arrive together, in their order."""
         ids = list(dict.fromkeys(event.customer_id for event in events))
-        known = [Known(name, self.states.get(name), self.records.get(name)) for name in ids]
+        known = [StoredCustomer(name, [self.states.get(name)], self.records.get(name)) for name in ids]
         mine = [[event for event in events if event.customer_id == name] for name in ids]
-        changes = Fold(LAYOUT, self.interests, self.rules)(known, mine, now)
+        changes = EventFolder([LAYOUT], self.interests, self.rules).fold(known, mine, now)
         for name, change in zip(ids, changes, strict=True):
             self._store(name, change)
         left = {name: iter(change.outcomes) for name, change in zip(ids, changes, strict=True)}
         return [next(left[event.customer_id]) for event in events]
 
-    def _store(self, name: str, change: Change) -> None:
-        assert (change.state is None) is (change.record is None)
-        if change.state is not None and change.record is not None:
+    def _store(self, name: str, change: CustomerChange) -> None:
+        assert len(change.states) == (change.profile is not None)
+        if change.profile is not None:
+            (state,) = change.states
             assert change.log
-            self.states[name], self.records[name] = change.state, change.record
+            assert state is not None
+            self.states[name], self.records[name] = state, change.profile
         self.log += [json.loads(item) for item in change.log]
 
-    def record(self, name: str = "c") -> Record:
-        return Record.unpack(self.records[name])
+    def record(self, name: str = "c") -> Profile:
+        return Profile.unpack(self.records[name])
 
     def state(self, name: str = "c") -> StateBatch:
         return LAYOUT.unpack([self.states.get(name)])
@@ -328,7 +341,7 @@ def test_only_what_is_clipped_is_told_as_such() -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_without_consent_nothing_is_recorded_or_logged(*, known: bool) -> None:
-    shop = Shop(records={"c": Record(scoring=False).pack()})
+    shop = Shop(records={"c": Profile(scoring=False).pack()})
     if known:
         shop.states["c"] = LAYOUT.pack(State(NOW, LAYOUT.identity))
     before = dict(shop.states), dict(shop.records)
@@ -337,7 +350,7 @@ def test_without_consent_nothing_is_recorded_or_logged(*, known: bool) -> None:
 
 
 def test_events_are_recorded_where_only_automated_responses_are_not_allowed() -> None:
-    shop = Shop(records={"c": Record(automated_response=False).pack()})
+    shop = Shop(records={"c": Profile(automated_response=False).pack()})
     assert shop(visit()) == [ACCEPTED]
     assert shop.record().automated_response is False
 
@@ -349,9 +362,9 @@ UNUSABLE = [
     pytest.param(LAYOUT.pack(State(NOW, np.full(4, np.nan))), None, id="state of no numbers"),
     pytest.param(None, b"torn", id="torn record"),
     pytest.param(None, b"", id="empty record"),
-    pytest.param(LAYOUT.pack(State(NOW, LAYOUT.identity)), Record().pack() + b"\0", id="record too long"),
+    pytest.param(LAYOUT.pack(State(NOW, LAYOUT.identity)), Profile().pack() + b"\0", id="record too long"),
     pytest.param(b"torn", b"torn", id="both"),
-    pytest.param(None, Record(interests=[Interest("x", 1, math.nan, NOW)]).pack(), id="weight that is no number"),
+    pytest.param(None, Profile(interests=[Interest("x", 1, math.nan, NOW)]).pack(), id="weight that is no number"),
 ]
 
 
@@ -366,7 +379,7 @@ def test_what_cannot_be_read_is_refused_and_left_as_it_is(state: bytes | None, r
     assert (shop.states, shop.records, shop.log) == (*before, [])
 
 
-@pytest.mark.parametrize(("state", "record"), [*UNUSABLE, pytest.param(None, Record(scoring=False).pack(), id="no")])
+@pytest.mark.parametrize(("state", "record"), [*UNUSABLE, pytest.param(None, Profile(scoring=False).pack(), id="no")])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_customer_who_is_refused_disturbs_nobody_else(state: bytes | None, record: bytes | None, place: int) -> None:
     good = [visit(-5, "a", name="new"), purchase(7.0, name="old")]
