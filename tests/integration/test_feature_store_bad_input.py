@@ -40,7 +40,7 @@ def test_a_config_that_does_not_fit_is_refused(
 def test_a_config_of_other_features_is_told_the_mend(store: Store) -> None:
     done = store("load", config="complete_journey")
     assert done.is_bad_input
-    assert "fit it first, or name the config the bundle was made with" in done.err
+    assert "fit it first, or name the config that the bundle was made with" in done.err
     assert store.keys() == []
 
 

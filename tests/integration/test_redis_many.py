@@ -153,8 +153,8 @@ def cluster_url(nodes: list[Node]) -> str:
 def test_a_batch_is_one_exchange_with_each_server(nodes: list[Node], cluster_url: str) -> None:
     async def question(store: RedisStore) -> None:
         assert await visits(store, *NAMES) == list(range(len(NAMES)))
-        links = store._servers._links.values()  # type: ignore[attr-defined]
-        assert sorted(len(link._idle) for link in links) == [1, 1, 1]
+        pools = store._servers._pools.values()  # type: ignore[attr-defined]
+        assert sorted(len(pool._idle) for pool in pools) == [1, 1, 1]
 
     asked(cluster_url, question)
     assert all(node.client.dbsize() > len(NAMES) / 5 for node in nodes)
