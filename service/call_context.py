@@ -35,7 +35,7 @@ class CallContext(NamedTuple):
         """Charge units to the caller's quota.
 
         Raises:
-            QuotaExceededError: The quota does not allow so many units now; none are charged.
+            QuotaExceededError: The quota does not allow these units now; none are charged.
         """
         if self.quota is not None:
             self.quota.charge(units)

@@ -45,7 +45,7 @@ OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 NO_RETRIES: Final = ("grpc.enable_retries", 0)
-"""For streams of requests. Where gRPC's C core repeats one, also of its own accord, it may leave out messages and
+"""For streams of requests. Where gRPC's C core repeats one, also without a retry policy, it may leave out messages and
 report OK, or end the process (grpc#40283, seen with grpcio 1.81.1 and 1.85.1). Clients resume streams themselves."""
 
 

@@ -22,7 +22,7 @@ def typical_state(layout: StateLayout, slots: Floats) -> Floats:
 
     Args:
         layout: The layout.
-        slots: ``[n, slots]`` with n of at least 1, each row as of its own reference time.
+        slots: ``[n, slots]`` with n of at least 1, each row as of that customer's reference time.
     """
     ordered = np.sort(slots, axis=0)  # NaN is sorted last
     known = np.count_nonzero(~np.isnan(slots), axis=0)

@@ -332,7 +332,7 @@ def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _checked(source: OfflineStore, as_of: float) -> float:
-    if source.summary.events and as_of < source.summary.start:  # a snapshot has no times of its own
+    if source.summary.events and as_of < source.summary.start:  # a snapshot has no event times
         start = utc_text(source.summary.start)
         raise InputError(f"no customer is known as of {utc_text(as_of)}: the source begins {start}")
     return as_of

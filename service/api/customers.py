@@ -38,7 +38,7 @@ MERGE_REFUSALS: Final = {
     ),
     Reason.TOO_MANY_ALIASES: (
         "target_customer_id",
-        "the target has too many aliases: an id that so many others share does not belong to one customer",
+        "the target has too many aliases: an id with that many aliases does not belong to one customer",
     ),
 }
 """The wrong field and the message for each reason to refuse a merge."""

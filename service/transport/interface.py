@@ -64,7 +64,7 @@ class Transport(Protocol):
         """Set the status of the health service, and send it to those who watch it."""
 
     async def stop(self, grace_s: float) -> None:
-        """Take no new calls, give running calls so many seconds to finish, and close all connections."""
+        """Take no new calls, give running calls that many seconds to finish, and close all connections."""
 
     def expose(self, metrics: Metrics) -> None:
         """Register the metrics that only this transport has."""

@@ -179,7 +179,7 @@ class _Stream:
     async def _draw(self) -> None:
         """Add the next batch to the line.
 
-        It is drawn in a task of its own: if the call breaks meanwhile, the source must not be cancelled with it.
+        It is drawn in a separate task: if the call breaks meanwhile, the source must not be cancelled with it.
         """
         if self._drawing is None:
             self._drawing = asyncio.create_task(self._drawn())

@@ -34,7 +34,7 @@ class Batch:
 
     @property
     def request(self) -> events_pb2.RecordEventsRequest:
-        """The batch as a call of its own."""
+        """The batch as one RecordEvents call."""
         return events_pb2.RecordEventsRequest(events=self.events)
 
     @property

@@ -47,7 +47,7 @@ class Action(Enum):
     LEAVE = auto()
     """Send GOAWAY and a ping, by :meth:`Lifetime.leave`."""
     DRAIN = auto()
-    """Send the final GOAWAY and end the streams that have no end of their own."""
+    """Send the final GOAWAY and end the streams that would otherwise never end."""
     HALF_CLOSE = auto()
     """Write what is left and close the sending side."""
     CLOSE = auto()
