@@ -132,7 +132,7 @@ def test_a_renewed_certificate_is_shown_to_new_connections_and_a_torn_one_never(
         assert score(open_before) == KNOWN
         assert same(shown(server), first)
         pki.issue("server")  # its key comes later
-        server.wait_for("TLS: what is new cannot be used, the old ones stay in use.*KEY_VALUES_MISMATCH")
+        server.wait_for("TLS: the new contents cannot be used, the old ones stay in use.*KEY_VALUES_MISMATCH")
         assert same(shown(server), first)
         (pki.folder / "key.pem").write_bytes((pki.folder / "key.pem").read_bytes()[:100])
         server.wait_for(r"the old ones stay in use(.|\n)*the old ones stay in use")
