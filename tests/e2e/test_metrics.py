@@ -190,7 +190,7 @@ def test_openmetrics_is_spoken_to_those_who_ask_for_it(watched: Seen) -> None:
 
 @pytest.mark.both_fronts
 def test_the_readme_lists_what_is_exposed(watched: Seen, front: str) -> None:
-    rows = re.findall(r"^\| `(tidemark_\w+)` \| (\w+) \| ([^|]+) \| (.*) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:tidemark|process)_\w+)` \| (\w+) \| ([^|]+) \| (.*) \|$", README, re.MULTILINE)
     told = {name: (kind, set(re.findall(r"\w+", labels)), meaning) for name, kind, labels, meaning in rows}
     assert len(told) == len(rows)
     exposed = watched.families()

@@ -77,7 +77,8 @@ def free_port() -> int:
 
 def workers(server: ServerProcess) -> set[int]:
     children = psutil.Process(server.process.pid).children()
-    return {child.pid for child in children if any("spawn_main" in word for word in child.cmdline())}
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return {child.pid for child in alive if any("spawn_main" in word for word in child.cmdline())}
 
 
 # --- a stop ---------------------------------------------------------------------------------------------------------

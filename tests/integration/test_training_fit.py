@@ -342,4 +342,4 @@ def test_a_fit_that_is_stopped_while_it_makes_the_evidence_leaves_a_bundle_that_
     assert load_graph(bundle.read(tmp_path / "registry"))
     without = call(main.cli, "report", tmp_path / "registry" / "current")
     assert without.is_bad_input
-    assert "If that fit has been stopped, fit again" in without.err
+    assert "if that fit was stopped, fit again" in without.err

@@ -105,9 +105,14 @@ class Handled(Unary):
         """Send the outcome of the handler to the client."""
         if task.cancelled():
             return
-        try:
-            self.reply(task.result())
-        except Exception as error:  # whatever it is, the call ends with a status
+        # The error is not raised again here: its traceback would then hold this frame, which holds the task, which holds
+        # the error and with it the parsed request, until the garbage collector finds that cycle.
+        if (error := task.exception()) is None:
+            try:
+                self.reply(task.result())
+            except Exception as problem:  # whatever it is, the call ends with a status
+                self.connection.fail(self.stream, problem)
+        elif isinstance(error, Exception):
             self.connection.fail(self.stream, error)
 
     def close(self) -> None:
@@ -154,12 +159,15 @@ class Streamed(Call):
         self.task = None
         if task.cancelled():
             return
-        try:
-            self.send_message(task.result())
-        except Exception as error:  # whatever it is, the call ends with a status
+        if (error := task.exception()) is None:  # not raised again: see Handled.deliver
+            try:
+                self.send_message(task.result())
+            except Exception as problem:  # whatever it is, the call ends with a status
+                self.connection.fail(self.stream, problem)
+            else:
+                self.connection.resume(self.stream)
+        elif isinstance(error, Exception):
             self.connection.fail(self.stream, error)
-        else:
-            self.connection.resume(self.stream)
 
     def close(self) -> None:
         """Stop the handling of a message if it is still running."""
