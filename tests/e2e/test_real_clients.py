@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -157,23 +157,34 @@ async def _aio_call(channel: Any, path: str, request: Message, round_: Round) ->
     streams = path.endswith(REPLIES_MANY)
     data: Any = request.SerializeToString()
     method = channel.unary_stream(path) if streams else channel.unary_unary(path)
-    if path.endswith("StreamEvents"):
-        method, data = channel.stream_stream(path), [data] * STREAMED
-    call = method(data, timeout=round_.timeout_ms / 1000, metadata=round_.metadata)
+    events = path.endswith("StreamEvents")
+    options = {"timeout": round_.timeout_ms / 1000, "metadata": round_.metadata}
+    call = channel.stream_stream(path)(**options) if events else method(data, **options)
     if round_.cancel_ms:
         asyncio.get_running_loop().call_later(round_.cancel_ms / 1000, call.cancel)
     replies: list[bytes] = []
     try:
+        if events:
+            # One message at a time: grpc.aio hides the status of a call that ends while a message is being written.
+            for _ in range(STREAMED):
+                await call.write(data)
+                replies.append(await call.read())
+            await call.done_writing()
+        elif not streams:
+            replies.append(await call)
         if streams:
-            async for reply in call:
+            async for reply in _replies(call):
                 replies.append(reply)
                 if len(replies) == round_.cancel_after:
                     call.cancel()
-        else:
-            replies.append(await call)
     except (grpc.RpcError, asyncio.CancelledError):
         pass  # its code tells
     return _outcome(await call.code(), await call.details(), await call.trailing_metadata(), replies)
+
+
+async def _replies(call: Any) -> AsyncIterator[bytes]:
+    while (reply := await call.read()) is not grpc.aio.EOF:
+        yield reply
 
 
 def _outcome(code: grpc.StatusCode, message: str | None, trailers: Any, replies: list[bytes]) -> Outcome:

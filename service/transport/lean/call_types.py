@@ -105,8 +105,8 @@ class Handled(Unary):
         """Send the outcome of the handler to the client."""
         if task.cancelled():
             return
-        # The error is not raised again here: its traceback would then hold this frame, which holds the task, which holds
-        # the error and with it the parsed request, until the garbage collector finds that cycle.
+        # The error is not raised again here: its traceback would then hold this frame, which holds the task, which
+        # holds the error and with it the parsed request, until the garbage collector finds that cycle.
         if (error := task.exception()) is None:
             try:
                 self.reply(task.result())
