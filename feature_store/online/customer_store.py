@@ -29,6 +29,8 @@ MAX_ATTEMPTS: Final = 100
 """Attempts to commit before a conflict is reported. Each lost race means that another commit succeeded."""
 PAUSE_S: Final = 0.002
 """Unit of the random pause before the next attempt, which grows up to ten times this."""
+EVENTS_PER_TURN: Final = 16
+"""Events that are read, folded and packed in one turn of the event loop. Larger batches yield between these steps."""
 PAGE: Final = 200
 """Log entries searched at a time."""
 UNKNOWN_VERSION: Final = b"unknown"
@@ -142,7 +144,9 @@ class CustomerStore:
             view = self._view
             customers, of_customer = await self._group(view, [events[at].customer_id for at in waiting], waiting)
             their_events = [[events[at] for at in indexes] for indexes in of_customer]
+            await self._yield_turn(waiting)
             changes = view.folder.fold(customers, their_events, self._clock())
+            await self._yield_turn(waiting)
             groups, committing = [], []
             for customer, change, indexes in zip(customers, changes, of_customer, strict=True):
                 for at, outcome in zip(indexes, change.outcomes, strict=True):
@@ -163,6 +167,12 @@ class CustomerStore:
         else:
             raise ConflictError
         return [outcome for outcome in outcomes if outcome is not None]
+
+    @staticmethod
+    async def _yield_turn(waiting: Sequence[int]) -> None:
+        """Give other calls a turn of the event loop if a batch is large."""
+        if len(waiting) > EVENTS_PER_TURN:
+            await asyncio.sleep(0)
 
     async def merge(self, given_up: str, stays: str) -> str:
         """Merge a customer into another.

@@ -105,6 +105,8 @@ def call_all(channel: grpc.Channel) -> None:
     live.stream([[event(SECRET)]])
     live.get(SECRET)
     live.score(KNOWN)
+    # One that fails: a family whose counts are all zero has no samples.
+    assert bytes_call(channel, f"/{SCORE}", asked_for("nobody")) is grpc.StatusCode.NOT_FOUND
 
 
 def bytes_call(channel: grpc.Channel, path: str, request: bytes = b"", **more: Any) -> grpc.StatusCode:
