@@ -225,6 +225,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "both_fronts: the subject is the front, so the test runs on lean and on grpcio",
         "one_front: the test runs on the lean front alone, also with --full",
+        "any_front: in a module about the fronts, a test of something else, which runs on both with --full alone",
         "full: the test repeats at full size what another one shows, and runs only with --full",
     ):
         config.addinivalue_line("markers", marker)

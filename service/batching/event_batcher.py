@@ -57,10 +57,8 @@ class RecordingResult:
     Attributes:
         accepted: Number of events that were recorded.
         duplicates: Number of events that had been recorded before.
-        rejected: The events that were not recorded, and why; a stream keeps only the first of them.
-        guarded: The events that were recorded, but limited by a rule; a stream keeps only the first of them.
-        rejected_count: Number of events that were not recorded.
-        guarded_count: Number of events that were limited.
+        rejected: The events that were not recorded, and why.
+        guarded: The events that were recorded, but limited by a rule.
     """
 
     accepted: int = 0

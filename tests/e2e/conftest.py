@@ -63,9 +63,10 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise the front: both where it is the subject of a test (``both_fronts``) or with ``--full``, else lean."""
-    both = metafunc.config.getoption("--full") or metafunc.definition.get_closest_marker("both_fronts")
-    once = metafunc.definition.get_closest_marker("one_front")
-    metafunc.parametrize("front", FRONTS if both and not once else FRONTS[:1], indirect=True, scope="session")
+    markers = {marker.name for marker in metafunc.definition.iter_markers()}
+    subject = "both_fronts" in markers and "any_front" not in markers
+    both = (subject or metafunc.config.getoption("--full")) and "one_front" not in markers
+    metafunc.parametrize("front", FRONTS if both else FRONTS[:1], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session", autouse=True)

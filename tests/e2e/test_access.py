@@ -289,6 +289,7 @@ def test_a_changed_file_counts_for_calls_on_open_connections_and_a_bad_one_does_
         (["--callers", "bad.toml"], "bad.toml"),
     ],
 )
+@pytest.mark.any_front
 def test_what_cannot_be_meant_ends_in_one_line(
     options: list[str], said: str, tmp_path: Path, small_registry: Path, run_service: Run
 ) -> None:

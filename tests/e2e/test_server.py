@@ -130,6 +130,7 @@ def test_redis_that_hangs_is_unavailable_within_its_timeout(fragile: tuple[Serve
         await_health(channel, SERVING)
 
 
+@pytest.mark.any_front
 def test_the_client_retries_unavailable_until_redis_is_back(fragile: tuple[ServerProcess, RedisProcess]) -> None:
     server, redis = fragile
     with ScoringClient(server.target, timeout_s=PATIENCE_S) as client, ThreadPoolExecutor(1) as pool:
@@ -152,6 +153,7 @@ def scored_in_the_end(client: ScoringClient) -> str:
                 raise
 
 
+@pytest.mark.any_front
 def test_a_server_without_redis_starts_and_is_not_serving(small_registry: Path, tmp_path: Path) -> None:
     options = ["--registry", str(small_registry), "--redis", f"unix://{tmp_path}/none.sock", "--port", "0"]
     with ServerProcess(tmp_path, *options) as server, grpc.insecure_channel(server.target) as channel:
@@ -161,6 +163,7 @@ def test_a_server_without_redis_starts_and_is_not_serving(small_registry: Path, 
 
 
 @pytest.mark.parametrize("damage", ["torn model", "torn golden", "no margin", "no bundle"])
+@pytest.mark.any_front
 def test_a_bundle_that_must_not_be_served_stops_the_start(
     damage: str, small_registry: Path, tmp_path: Path, run_service: Run
 ) -> None:
@@ -190,12 +193,14 @@ def test_a_bundle_that_must_not_be_served_stops_the_start(
         (["--registry", "nowhere", "--redis", "redis://x"], "nowhere"),
     ],
 )
+@pytest.mark.any_front
 def test_bad_options_end_in_one_line_and_exit_code_2(options: list[str], said: str, run_module: Run) -> None:
     ended = run_module("service", *options)
     assert ended.is_bad_input, ended
     assert said in ended.err
 
 
+@pytest.mark.any_front
 def test_a_bad_redis_url_is_refused_without_repeating_it(small_registry: Path, run_service: Run) -> None:
     ended = run_service("--registry", small_registry, "--redis", "http://u:secret@x", "--port", "0")
     assert ended.is_bad_input, ended
@@ -209,6 +214,7 @@ def test_a_port_in_use_ends_in_one_line(server: ServerProcess, small_registry: P
     assert port in ended.err
 
 
+@pytest.mark.any_front
 def test_settings_come_from_the_environment_too(loaded_redis: str, small_registry: Path, tmp_path: Path) -> None:
     environment = {"TIDEMARK_REGISTRY": str(small_registry), "TIDEMARK_REDIS": loaded_redis, "TIDEMARK_PORT": "0"}
     with ServerProcess(tmp_path, environment=environment, cold=True) as server:

@@ -233,6 +233,7 @@ def test_workers_are_replaced_under_load_and_nothing_is_lost(start: Start, count
     assert "Traceback" not in server.log
 
 
+@pytest.mark.any_front
 def test_where_a_new_worker_cannot_start_the_old_ones_go_on(
     small_registry: Path, loaded_redis: str, tmp_path: Path
 ) -> None:
@@ -258,6 +259,7 @@ def test_where_a_new_worker_cannot_start_the_old_ones_go_on(
     assert "Traceback" not in server.log
 
 
+@pytest.mark.any_front
 def test_a_stop_amid_a_restart_leaves_nobody_behind(start: Start) -> None:
     server = start("--workers", "2")
     server.process.send_signal(signal.SIGHUP)

@@ -245,6 +245,7 @@ def test_a_stop_over_tls_ends_idle_connections_in_time(start: Start, files: File
         ({"client_ca": "ca"}, "tls_certificate"),
     ],
 )
+@pytest.mark.any_front
 def test_what_cannot_work_ends_in_one_line(
     options: dict[str, str], said: str, files: Files, small_registry: Path, run_service: Run
 ) -> None:

@@ -13,7 +13,8 @@ from feature_store.config import FeatureConfig, load_config
 from feature_store.definitions import Feature, features_match
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
-from tests.conftest import TOY_DAYS, TOY_START, Run, Shop
+from tests.conftest import TOY_DAYS, TOY_START, Call, Run, Shop
+from training.__main__ import cli
 from training.data.clipping import learn_clips, rounded_up
 
 END = TOY_START + TOY_DAYS * 86_400.0
@@ -93,6 +94,6 @@ def test_the_bundle_keeps_what_was_learnt_and_its_states_are_loaded_with_it(
 
 
 @pytest.mark.parametrize("clip", [0, -1, "nan"])
-def test_a_clip_that_is_none_is_refused(shop: Shop, run_module: Run, clip: object) -> None:
+def test_a_clip_that_is_none_is_refused(shop: Shop, call: Call, clip: object) -> None:
     config = shop.edited(('field = "amount"\n', f'field = "amount"\nclip = {clip}\n'))
-    assert run_module("training", "fit", config, "--registry", shop.folder / "models").is_bad_input
+    assert call(cli, "fit", config, "--registry", shop.folder / "models").is_bad_input

@@ -123,7 +123,10 @@ SHOPS = {
 }
 
 
-@pytest.mark.parametrize(("name", "size"), [("cdnow", (69_659, 23_570)), ("retailrocket", (97_381, 2_174))])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [pytest.param("cdnow", (69_659, 23_570), marks=pytest.mark.full), ("retailrocket", (97_381, 2_174))],
+)
 def test_a_shop_nobody_tuned_for_is_read_whole_and_scored_better_than_by_recency(
     call: Call, tmp_path: Path, clean_redis: str, name: str, size: tuple[int, int]
 ) -> None:
