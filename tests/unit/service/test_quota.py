@@ -202,7 +202,7 @@ def test_a_stream_waits_until_it_can_pay_and_too_many_at_once_are_refused() -> N
         for _ in range(3):
             reply = events_pb2.StreamEventsResponse.FromString(await stream.answer(events_request(10)))
             assert reply.accepted == 10
-        assert asyncio.get_running_loop().time() - start == pytest.approx(0.1, abs=0.08)
+        assert asyncio.get_running_loop().time() - start > 0.05  # 10 at once, then 200 a second
         waiting = [asyncio.ensure_future(begin(context).answer(events_request(10))) for _ in range(MAX_WAITING_STREAMS)]
         await asyncio.sleep(0)
         with pytest.raises(QuotaExceededError):
