@@ -19,7 +19,7 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-full test-slow-machine check format bench protos baseline lock clean
+.PHONY: help run test test-full test-slow-machine check format bench docs protos baseline lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ format: $(DEV) ## put the code into the project's format
 
 bench: $(DEV) $(WHEEL) ## measure the figures of the README; writes build/bench.json
 	$(BIN)/python -m tests.benchmarks --registry $(REGISTRY)
+
+docs: $(DEV) $(WHEEL) ## build the documentation into build/docs, check its links; prints docs_build_seconds
+	$(BIN)/python -P docs/build.py
 
 protos: $(RUN) ## build the Python stubs of the contract into client/tidemark
 	$(BIN)/python client/build_stubs.py

@@ -51,7 +51,7 @@ def test_the_config_of_the_readme_fits_loads_and_verifies(tmp_path: Path, redis_
 
 def test_every_make_target_that_the_readme_names_exists() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    for target in ("run", "test", "check", "bench", "format", "protos", "lock", "clean"):
+    for target in ("run", "test", "check", "bench", "docs", "format", "protos", "lock", "clean"):
         assert re.search(rf"^{target}:.* ## ", makefile, re.MULTILINE)
 
 
