@@ -22,6 +22,8 @@ templates_path: list[str] = []
 nitpicky = True
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+# Options such as --redis keep their hyphens.
+smartquotes = False
 myst_heading_anchors = 4
 # A test executes the code blocks and the notebook; the site shows the outputs that are stored.
 nb_execution_mode = "off"

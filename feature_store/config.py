@@ -111,6 +111,13 @@ class FeatureConfig(BaseModel):
     """The part of a config that the feature store reads: where the data is, and which features to keep.
 
     A ``[snapshot]`` takes the place of ``[source]``, and all its columns are candidates.
+
+    Attributes:
+        source: Where the events and attributes come from.
+        snapshot: One row per customer with a label, for a shop without events.
+        interests: Which events are views and purchases of items.
+        candidates: Features to select from. Without it every ``[[feature]]`` is used.
+        feature: Features by name, at most 512.
     """
 
     model_config = ConfigDict(extra="ignore")

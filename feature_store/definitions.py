@@ -98,8 +98,8 @@ class Candidates(BaseModel):
 
     Attributes:
         half_lives_days: Half-lives of counts and sums.
-        events: Event types to try; None for all types of the source that are not rare.
-        attributes: Attributes to try; None for all columns of the source that can be used.
+        events: Event types to try; without it, all types of the source that are not rare.
+        attributes: Attributes to try; without it, all columns of the source that can be used.
         most_slots: Maximum number of slots to select.
     """
 

@@ -24,6 +24,11 @@ class Churn(_Section):
     """``[churn]``: a customer churns who has no event of the type within the horizon.
 
     Only customers with such an event in the ``active_days`` before are considered.
+
+    Attributes:
+        event: The event type, usually that of purchases.
+        horizon_days: Days after a cut-off in which a customer who stays has such an event.
+        active_days: Days before a cut-off in which a customer must have such an event to be considered.
     """
 
     event: str = "purchase"
@@ -32,7 +37,12 @@ class Churn(_Section):
 
 
 class Propensity(_Section):
-    """``[propensity]``: at least one event of the type within the horizon, for the same customers as churn."""
+    """``[propensity]``: at least one event of the type within the horizon, for the same customers as churn.
+
+    Attributes:
+        event: The event type, usually that of purchases.
+        horizon_days: Days after a cut-off that are counted. They must not be more than those of churn.
+    """
 
     event: str = "purchase"
     horizon_days: Days = 7
@@ -63,11 +73,19 @@ NEVER: Final = Offer(contact_cost=0, offer_cost=0, success_rate=0, redemption_ra
 class Economics(_Section):
     """``[economics]``: the value of a customer, and the costs of acting.
 
-    ``value``: spend of every customer over the horizon, for a snapshot without a column for it.
+    Attributes:
+        event: The event type whose amounts are spend.
+        horizon_days: The value horizon: for how many days the spend of a customer who stays is counted. It may be
+            longer than the horizon of churn.
+        margin: Share of spend that is profit.
+        value: Spend of every customer who is won, for a snapshot without a column of it.
+        threshold_min: Lower bound of all thresholds.
+        churn: The offer that is meant to keep a customer.
+        propensity: The offer that is meant to win one more purchase.
     """
 
     event: str = "purchase"
-    field: Literal["amount"] = "amount"
+    field: Annotated[Literal["amount"], Field(description="The field of these events that is spend.")] = "amount"
     horizon_days: Days = 28
     margin: Share
     value: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
@@ -93,6 +111,11 @@ class Overdue(_Section):
     """``[[overdue]]``: time since a customer's last event, in units of the usual interval of that customer.
 
     It is the number of days since ``latest``, multiplied by the events per day that the decayed count ``rate`` implies.
+
+    Attributes:
+        name: Name of the feature.
+        latest: A feature with the aggregate ``latest``: the time of the last event.
+        rate: A feature with the aggregate ``count`` of the same events.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
@@ -121,9 +144,9 @@ class Evaluation(_Section):
         warm_up_days: Days at the beginning of the history without cut-offs.
         folds: Number of cross-validation folds in time, for choosing models and features.
         most_rows: Maximum number of rows for fitting; above it, customers are sampled at random.
-        selection_rows: The same for selecting models and features.
+        selection_rows: Maximum number of rows for selecting models and features.
         bootstrap: Number of bootstrap resamples.
-        seed: Of all random numbers.
+        seed: Seed of all random numbers.
     """
 
     step_days: Days = 14
@@ -158,7 +181,16 @@ class Treatment(_Section):
 
 
 class TrainingConfig(FeatureConfig):
-    """A complete config file."""
+    """A complete config file.
+
+    Attributes:
+        churn: What churn means.
+        propensity: What a purchase propensity is about.
+        economics: What customers are worth, and what acting costs.
+        evaluation: How models are trained and tested.
+        overdue: Features that compare the time since the last event with the customer's usual interval.
+        treatment: A randomised offer, if there was one.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

@@ -36,18 +36,36 @@ COLUMNS: Final = {
     "text": "VARCHAR",
     "mark": "VARCHAR",
 }
-"""DuckDB types of the events' columns.
-
-``seq`` and ``n`` are the position of the log entry and the index in it. ``t`` is the exact time in unix seconds;
-``event_time`` is the same in UTC to the microsecond, for other tools. It has no time zone, because DuckDB converts
-times with a zone to Python only if pytz is installed."""
+"""DuckDB types of the events' columns."""
+COLUMN_MEANINGS: Final = {
+    "seq": "Position of the log entry that the event was in.",
+    "n": "Index of the event in its log entry.",
+    "customer_id": "Id of the customer, as the event had it.",
+    "t": "Exact time of the event in unix seconds.",
+    "event_time": "The same time in UTC to the microsecond, without a time zone, for other tools.",
+    "event_type": "Type of the event.",
+    "amount": "Money; negative for a return.",
+    "duration_s": "Duration in seconds.",
+    "item_id": "Id of the item.",
+    "channel": "Channel on which it happened.",
+    "event_id": "Identity of the event among the customer's events.",
+    "text": "Feedback in words. Kept only if the server has the setting `keep_text`.",
+    "mark": "Empty, or why the event is not counted: `capped` if its customer had too many events.",
+}
+# event_time has no zone because DuckDB converts times with a zone to Python only if pytz is installed.
 ALIAS_COLUMNS: Final = {"alias": "VARCHAR", "root": "VARCHAR"}
+ALIAS_MEANINGS: Final = {"alias": "An id that was merged.", "root": "Id of the customer that it belongs to."}
 
 Result = TypeVar("Result")
 
 
 class EventFile(BaseModel):
-    """A Parquet file of events and its number of rows."""
+    """A Parquet file of events.
+
+    Attributes:
+        name: Name of the file.
+        rows: Number of its rows.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,6 +77,8 @@ class ArchiveManifest(BaseModel):
     """``position.json``: the files that hold exactly the log up to ``position``.
 
     Attributes:
+        format: Version of the format.
+        position: Log position up to which the archive goes.
         events: Files of events, in the order of the log.
         next_file: A number that no file has had yet.
         aliases: File of the aliases; None if there are none.

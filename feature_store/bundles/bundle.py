@@ -61,7 +61,32 @@ class BundleError(Exception):
 
 
 class Manifest(BaseModel):
-    """``manifest.json``: what a bundle contains, how it was made, and how well it predicted later data."""
+    """``manifest.json``: what a bundle contains, how it was made, and how well it predicted later data.
+
+    Attributes:
+        format: Format of the bundle. A server reads only the format of its release.
+        version: Version of the bundle, which is also the name of its folder.
+        created: Time of the fit.
+        config: Name of the config.
+        fingerprint: Fingerprint of the features. Only states with the same fingerprint are read.
+        features: The features, each a slot of the state, with all that training has learnt about them.
+        interests: Which events are views and purchases of items.
+        derived: Names of the model features that the graph computes from the slots.
+        inputs: Shapes of the graph's inputs by name.
+        outputs: Names of the graph's outputs.
+        segments: Names of the customer segments, in the order of the output ``segment``.
+        segment_edges: Bounds of the fifths of recency, frequency and monetary value.
+        labels: Definitions of the training labels, in words.
+        cutoffs: Cut-offs of training, calibration and test.
+        metrics: How well the models predicted the test rows.
+        economics: The economics that thresholds use unless a call sends others.
+        own_figures: Figures of the economics that each customer has an amount for.
+        baseline: Slots of the typical customer, with which explanations compare; null for a slot without a value.
+        model_sha256: Hash of ``model.onnx``.
+        golden_sha256: Hash of ``golden.npz``.
+        libraries: Versions of the libraries that the models were fitted with.
+        source: What was read: numbers of events and customers, the time span, and rows that were left out.
+    """
 
     model_config = ConfigDict(frozen=True)
 

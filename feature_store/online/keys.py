@@ -1,27 +1,9 @@
-"""Names of the keys in Redis.
-
-========================== ==================================================================================
-key                        value
-========================== ==================================================================================
-``tm:<fingerprint>:<id>``  a customer's state (``feature_store.state.layout``) under one layout
-``tm:<fingerprint>``       hash: facts about the last load of that layout
-``tm:layouts``             set: fingerprints of the layouts that have states
-``{tm:layouts}:folded``    hash: the active layouts, into which live events are folded: features by fingerprint
-``{tm:layouts}:tag``       version of that hash, replaced whenever it changes
-``tm:live:<id>``           a customer's profile (``feature_store.state.profile``), or whose alias this id is
-``tm:log``                 position of the newest commit; every commit that changes customers increments it
-``tm:log:<position>``      log entry of a commit (``feature_store.state.log_entries``), until it is archived
-``tm:archived``            position up to which everything is archived; missing if there is no archive
-``tm:held``                position after which log entries are kept although archived, while a load is running
-========================== ==================================================================================
-
-States and profiles are stored with a checksum (``feature_store.state.checksum``).
-"""
+"""Names of the keys in Redis, and what is stored under them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 LOG: Final = b"tm:log"
 ARCHIVED: Final = b"tm:archived"
@@ -33,6 +15,115 @@ LAYOUTS_VERSION: Final = b"{tm:layouts}:tag"
 PROFILE_PREFIX: Final = b"tm:live:"
 CHUNK: Final = 1000
 """Keys per command."""
+
+
+class StoredItem(NamedTuple):
+    """A kind of key in Redis.
+
+    Attributes:
+        key: Pattern of the key.
+        kind: Type of the value in Redis.
+        content: What the value holds.
+        purpose: What it is needed for.
+        lifetime: When it is removed.
+        personal: Whether it holds data about a customer.
+    """
+
+    key: str
+    kind: str
+    content: str
+    purpose: str
+    lifetime: str
+    personal: bool
+
+
+STORED_ITEMS: Final = (
+    StoredItem(
+        "tm:<fingerprint>:<id>",
+        "string",
+        "A customer's state under the features of this fingerprint, packed.",
+        "A score is computed from it.",
+        "Until the customer is deleted or merged into another, or `tidemark prune` removes the features. A load "
+        "replaces it, and removes it if nothing is known about the customer any more.",
+        personal=True,
+    ),
+    StoredItem(
+        "tm:live:<id>",
+        "string",
+        "A customer's profile, packed: consent, first and last event, channels, interests, ids that were merged into "
+        "it, and hashes of recent events. For an id that was merged: the customer that it belongs to.",
+        "It enforces consent, counts each event once, and answers GetCustomer.",
+        "Until the customer is deleted. Hashes of events are dropped once the events are older than "
+        "`max_lateness_hours`.",
+        personal=True,
+    ),
+    StoredItem(
+        "tm:log:<position>",
+        "string",
+        "The log entry of a commit: events, merges and erasures, as JSON.",
+        "The archiver reads it, and so do loads.",
+        "Until the archiver has moved it into the archive. Events of a customer who is deleted are removed at once; "
+        "the erasure, which names the customer's ids, waits for the archiver.",
+        personal=True,
+    ),
+    StoredItem(
+        "tm:log",
+        "string",
+        "Position of the newest commit. Every commit that changes customers increments it.",
+        "It orders commits, and shows a load what has changed.",
+        "Kept.",
+        personal=False,
+    ),
+    StoredItem(
+        "tm:archived",
+        "string",
+        "Position up to which everything is archived; missing if there is no archive.",
+        "The server refuses events if too many commits wait for the archiver.",
+        "Kept.",
+        personal=False,
+    ),
+    StoredItem(
+        "tm:held",
+        "string",
+        "Position after which log entries are kept although they are archived.",
+        "A load reads them.",
+        "Until the load ends. It expires by itself if the load was killed.",
+        personal=False,
+    ),
+    StoredItem(
+        "tm:<fingerprint>",
+        "hash",
+        "Facts about the last load of these features.",
+        "`tidemark verify` repeats the load's computation, and a server sees whether the features are loaded.",
+        "Until `tidemark prune` removes the features.",
+        personal=False,
+    ),
+    StoredItem(
+        "tm:layouts",
+        "set",
+        "Fingerprints of the features that have states.",
+        "A server switches to a model only if its features are loaded.",
+        "A fingerprint is removed by `tidemark prune`.",
+        personal=False,
+    ),
+    StoredItem(
+        "{tm:layouts}:folded",
+        "hash",
+        "The active features by fingerprint: those that live events are counted in.",
+        "Every server updates the states of all active features.",
+        "A fingerprint is removed by `tidemark prune`.",
+        personal=False,
+    ),
+    StoredItem(
+        "{tm:layouts}:tag",
+        "string",
+        "Version of the active features, replaced whenever they change.",
+        "A commit that was computed for other features is refused.",
+        "Kept.",
+        personal=False,
+    ),
+)
+"""All kinds of keys. ``<id>`` is a customer id, ``<fingerprint>`` that of a list of features."""
 
 
 class Keys:

@@ -32,12 +32,21 @@ import numpy.typing as npt
 
 from feature_store.definitions import STATE_FORMAT, Feature, fingerprint
 from feature_store.state.events import Event
+from feature_store.state.packed import PackedField
 from feature_store.state.profile import ProfileSummary
 
 Floats = npt.NDArray[np.float64]
 
 DAY_S: Final = 86_400.0
 MAGIC: Final = b"tm"
+HEADER_FIELDS: Final = (
+    PackedField("magic", "S2", "The letters tm."),
+    PackedField("version", "<u2", "Version of the format."),
+    PackedField("fingerprint", "V4", "Fingerprint of the features, in Redis combined with the checksum."),
+    PackedField("position", "<u8", "Position of the commit that wrote the value."),
+    PackedField("as_of", "<f8", "Reference time of the slots in unix seconds."),
+)
+"""What precedes the slots, one ``<f8`` per feature, in a packed state."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +137,7 @@ class StateLayout:
             [self._latest, self._earliest, self.is_attribute], [-np.inf, np.inf, np.nan], default=0.0
         )
         self.dtype: Final = np.dtype(
-            [
-                ("magic", "S2"),
-                ("version", "<u2"),
-                ("fingerprint", "V4"),
-                ("position", "<u8"),
-                ("as_of", "<f8"),
-                ("slots", "<f8", (len(self.features),)),
-            ]
+            [*((field.name, field.kind) for field in HEADER_FIELDS), ("slots", "<f8", (len(self.features),))]
         )
         self.header: Final = MAGIC + STATE_FORMAT.to_bytes(2, "little") + bytes.fromhex(self.fingerprint)
         self.clips: Final = _clips(self.features)

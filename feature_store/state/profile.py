@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from feature_store.definitions import Interests
 from feature_store.state.events import HOUR_S
+from feature_store.state.packed import PackedField, struct_format
 
 VERSION: Final = 2
 NO_SCORING: Final = 1
@@ -45,10 +46,35 @@ ID_MASK: Final = (1 << ID_BITS) - 1
 COUNTED_BYTES: Final = 12
 """Size of a counted event. A profile holds one per event within the allowed lateness, so they are packed tightly."""
 
-_HEAD: Final = struct.Struct("<2sBB4s8sddIBBH")
-_INTEREST: Final = struct.Struct("<HHfd")
-_CHANNEL: Final = struct.Struct("<BI")
-_ALIAS: Final = struct.Struct("<H")
+HEAD_FIELDS: Final = (
+    PackedField("magic", "S2", "The letters tr."),
+    PackedField("version", "u1", "Version of the format."),
+    PackedField("flags", "u1", "Bit 0: scoring is not allowed. Bit 1: automated responses are not. Bit 2: an alias."),
+    PackedField("zeros", "V4", "Zeros, in Redis the checksum."),
+    PackedField("position", "V8", "Position of the commit that wrote the value."),
+    PackedField("first_event", "<f8", "Time of the first event in unix seconds."),
+    PackedField("last_event", "<f8", "Time of the last event in unix seconds."),
+    PackedField("counted", "<u4", "Number of counted events."),
+    PackedField("interests", "u1", "Number of interests."),
+    PackedField("channels", "u1", "Number of channels."),
+    PackedField("names", "<u2", "Number of aliases, or 1 if the value is an alias: the id that it belongs to."),
+)
+INTEREST_FIELDS: Final = (
+    PackedField("size", "<u2", "Length of the item's id in bytes; the id follows these fields."),
+    PackedField("views", "<u2", "Number of views since the last purchase of the item."),
+    PackedField("weight", "<f4", "Sum of the decayed views."),
+    PackedField("at", "<f8", "Time of the latest view or purchase in unix seconds."),
+)
+CHANNEL_FIELDS: Final = (
+    PackedField("size", "u1", "Length of the channel's name in bytes; the name follows these fields."),
+    PackedField("events", "<u4", "Number of events on the channel."),
+)
+ALIAS_FIELDS: Final = (PackedField("size", "<u2", "Length of the id in bytes; the id follows."),)
+
+_HEAD: Final = struct.Struct(struct_format(HEAD_FIELDS))
+_INTEREST: Final = struct.Struct(struct_format(INTEREST_FIELDS))
+_CHANNEL: Final = struct.Struct(struct_format(CHANNEL_FIELDS))
+_ALIAS: Final = struct.Struct(struct_format(ALIAS_FIELDS))
 MAGIC: Final = b"tr"
 FLAGS_AT: Final = 3
 INTERESTS_AT: Final = 36

@@ -1,4 +1,4 @@
-"""The catalog of metrics: each one's name, help text, and where its value is read. The README has the same table."""
+"""The catalog of metrics: each one's name, help text, and where its value is read."""
 
 from __future__ import annotations
 
@@ -25,6 +25,23 @@ STATM: Final = Path("/proc/self/statm")
 CAUSES: Final = ("shed", "refused", "expired", "cancelled")
 """Why a call is dropped: overload, a deadline that cannot be met or has passed, or a cancellation by its client."""
 ACCESS_REASONS: Final = (Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_INVALID, Reason.SCOPE_MISSING)
+LABELS: Final = {
+    "worker": "Number of the worker process, from 0. Every sample has it, except those of `tidemark_workers`.",
+    "method": "`package.Service/Method`; `unknown` for every path that is no method.",
+    "code": "Status code of gRPC, by name.",
+    "reason": "The reason of the error.",
+    "outcome": "What came of it: of customers `scored` or the reason why not; of events `accepted`, `duplicates` or "
+    "the reason; of the shadow's customers `compared`, `unscored` or `dropped`.",
+    "stage": "`queue` (the wait of the oldest call of a batch), `redis`, `graph`, `explain` or `encode`.",
+    "lane": "`small` for calls with up to 64 customers, `large`, or `explained`.",
+    "queue": "`scoring` or `events`.",
+    "cause": "`shed` (overload), `refused` (the deadline cannot be met), `expired`, or `cancelled` by the client.",
+    "version": "Version of a model.",
+    "fingerprint": "Fingerprint of the model's features.",
+    "role": "`active`, `canary` or `shadow`.",
+    "offer": "`churn` or `propensity`.",
+}
+"""What each label holds. No label holds anything that a caller makes up."""
 NO_DIFFERENCES: Final = {offer: Differences() for offer in OFFERS}
 
 

@@ -172,6 +172,11 @@ class Metrics:
             raise ValueError(f"there is a metric {family.name} already")
         self._families[family.name] = family
 
+    @property
+    def families(self) -> Sequence[Family]:
+        """All metric families, in the order in which they were added."""
+        return tuple(self._families.values())
+
     def calls(self) -> dict[tuple[str, ...], Value]:
         """Calls by method and code."""
         return {

@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # the process that asks needs neither numpy nor grpcio
 SCRAPE: Final = b"?"
 SCRAPE_TIMEOUT_S: Final = 2.0
 """Time for all workers together to answer; a scrape shows the workers that did."""
+WORKERS: Final = ("tidemark_workers", "Worker processes that answered this scrape.")
+"""Name and help text of the only metric that no worker counts itself."""
 WORKER: Final = "worker"
 """The label with the number of the worker, from 0."""
 
@@ -90,7 +92,7 @@ class WorkerCollector(Collector):
         """The metric families of all workers, each sample with the number of its worker."""
         with self._scraping:  # one scrape at a time, or an answer would be read by another scrape
             snapshots = _snapshots(self._pipes())
-        workers = GaugeMetricFamily("tidemark_workers", "Worker processes that answered this scrape.")
+        workers = GaugeMetricFamily(*WORKERS)
         workers.add_metric([], len(snapshots))
         yield workers
         yield from families(snapshots).values()

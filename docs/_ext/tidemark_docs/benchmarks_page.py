@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from tests.benchmarks.figures import FIGURES, GROUPS
 from tidemark_docs.markdown import block, code, prose, table
 
 RESULTS: Final = Path(__file__).parents[3] / "build" / "bench.json"
@@ -63,6 +62,8 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _figures() -> Iterator[tuple[Mapping[str, str], Callable[..., Any]]]:
     """Goals by name, and the function that measures them, of the figures that are measured together."""
+    from tests.benchmarks.figures import FIGURES, GROUPS  # noqa: PLC0415  # slow, and of the checkout, not the wheel
+
     for name, goal, measure in FIGURES:
         yield {name: goal}, measure
     yield from GROUPS

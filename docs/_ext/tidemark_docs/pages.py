@@ -7,13 +7,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tidemark_docs import benchmarks_page, settings_page
+from tidemark_docs import (
+    api_pages,
+    audit_page,
+    benchmarks_page,
+    commands_page,
+    config_page,
+    metrics_page,
+    settings_page,
+    storage_pages,
+)
 
 Pages = Mapping[str, str]
 """Markdown by path, relative to the source folder."""
 
 GENERATORS: Final[tuple[Callable[[], Pages], ...]] = (
     settings_page.pages,
+    config_page.pages,
+    commands_page.pages,
+    api_pages.pages,
+    metrics_page.pages,
+    storage_pages.pages,
+    audit_page.pages,
     benchmarks_page.pages,
 )
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_settings import CLI_SUPPRESS
 
 from service.settings import PREFIX, REMOVED, RENAMED, Settings
+from tidemark_docs.limits import limits
 from tidemark_docs.markdown import code, prose, table, target
 from tidemark_docs.types import type_name
 
@@ -20,8 +18,6 @@ uses the default. A bad value ends the command with exit code 2 and a line that 
 
 Names ending in `_s` are in seconds, `_hours` in hours, and `_bytes` in bytes.
 """
-
-BOUNDS: Final = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
 
 
 def pages() -> dict[str, str]:
@@ -40,21 +36,6 @@ def _section(name: str, field: FieldInfo) -> str:
     heading = target(f"setting-{name.replace('_', '-')}", f"## {code(name)}")
     required = "Required. " if field.is_required() else ""
     return "\n".join([heading, f"{required}{prose(field.description or '')}\n", *(f"- {line}" for line in lines), ""])
-
-
-def limits(field: FieldInfo) -> str:
-    """The range of values that a field allows, as text."""
-    return ", ".join(filter(None, map(_limit, field.metadata)))
-
-
-def _limit(rule: object) -> str:
-    for kind, key, words in BOUNDS:
-        if isinstance(rule, kind):
-            return f"{words} {getattr(rule, key):,}"
-    if isinstance(rule, MinLen):
-        return "not empty"
-    pattern = getattr(rule, "pattern", None)
-    return f"matches `{pattern}`" if pattern else ""
 
 
 def _former_names() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 NAMES: Final[dict[object, str]] = {
     bool: "true or false",
@@ -31,7 +31,12 @@ def type_name(annotation: Any) -> str:
     if origin in {Union, UnionType}:
         return " or ".join(type_name(argument) for argument in arguments if argument is not NoneType)
     if origin in LISTS:
-        return f"list of {type_name(arguments[0])}"
+        return "sections" if is_model(arguments[0]) else f"list of {type_name(arguments[0])}"
     if origin is dict:
         return f"table of {type_name(arguments[1])} by name"
-    return NAMES.get(annotation) or f"section {annotation.__name__}"
+    return NAMES.get(annotation) or "section"
+
+
+def is_model(annotation: Any) -> bool:
+    """Whether a type is a pydantic model."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
