@@ -19,10 +19,12 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-full test-slow-machine check format bench docs protos baseline lock clean
+.PHONY: help install run test test-full test-slow-machine check format bench docs protos baseline lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(WHEEL) ## make the environment in .venv, with the command tidemark
 
 run: $(WHEEL) ## train on the sample, load Redis, serve on 127.0.0.1:$PORT and show first answers; Ctrl-C stops it
 	@exec $(BIN)/tidemark demo $(CONFIG) --registry $(REGISTRY) --port $(PORT)

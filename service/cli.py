@@ -49,6 +49,7 @@ SECTIONS: Final[dict[str, dict[str, Command]]] = {
     "Serve scores": {
         "serve": Command("service.cli:serve", "service", "Serve scores over gRPC."),
         "tokens": Command("service.tokens:cli", "service", "Create tokens for callers."),
+        "score": Command("service.score:score", "service", "Ask a running server for scores."),
         "healthcheck": Command("service.healthcheck:healthcheck", "service", "Check whether the local server serves."),
     },
     "Try it out": {

@@ -54,7 +54,14 @@ POLL_S: Final = 0.2
 @click.option(
     "--redis", "url", metavar="URL", envvar="REDIS_URL", help="Your Redis, or REDIS_URL [default: an embedded one]."
 )
-@click.option("--port", default=50051, show_default=True, type=click.IntRange(1, 65535), help="Port of the server.")
+@click.option(
+    "--port",
+    envvar="TIDEMARK_PORT",
+    default=50051,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Port of the server.",
+)
 def demo(config: str, registry: Path, url: str | None, port: int) -> None:
     """Train on CONFIG unless there is a bundle, load Redis, serve, and show the first answers.
 
