@@ -32,6 +32,7 @@ from tests.benchmarks import (
     explain,
     front,
     garbage,
+    hillstrom,
     load,
     loop_holds,
     memory,
@@ -224,6 +225,7 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
     ({"switch_failed": "<= 0", "switch_p99": "<= 1.5"}, models.switches),
     ({"states_ratio": "<= 3", "states_ratio_wide": "", "states_gib": "<= 8"}, states.states),
     ({"test_seconds": "<= 360", "slow_machine": "<= 0"}, suite.latest_runs),
+    ({"hillstrom_policy": ""}, hillstrom.hillstrom_policy),
     (dict.fromkeys(("peer_tidemark_64", "peer_mosec_64", "peer_empty_cpp_64"), ""), front.peers),
 )
 """Figures that are found together; those without a goal are there to compare with, where the peer is at hand."""

@@ -79,7 +79,7 @@ def crossfit(
     for number in range(folds):
         inside = fold == number
         predicted[:, inside] = _outcomes(features, data, ~inside, inside)
-        uplift[inside] = _uplift(features, data, ~inside, seed).predict(features[inside])
+        uplift[inside] = fit_uplift(features, data, ~inside, seed).predict(features[inside])
     return predicted, uplift, fold
 
 
@@ -142,8 +142,18 @@ def _outcomes(
     return np.stack([_ridge().fit(features[arm], data.outcome[arm]).predict(features[predicting]) for arm in arms])
 
 
-def _uplift(features: Floats, data: Experiment, training: npt.NDArray[np.bool_], seed: int) -> Any:
-    """The uplift model of the ``training`` rows, from pseudo-outcomes by outcome models of the other half of them."""
+def fit_uplift(features: Floats, data: Experiment, training: npt.NDArray[np.bool_], seed: int) -> Any:
+    """Fit the uplift model, on pseudo-outcomes by outcome models of the other half of the training rows.
+
+    Args:
+        features: ``[n, k]``, NaN where unknown.
+        data: The randomised offer.
+        training: Which rows to learn from ``[n]``.
+        seed: Of the halves and of the trees.
+
+    Returns:
+        A scikit-learn regressor of the uplift before costs, in the unit of the outcome.
+    """
     half = _folds(data.customer, 2, seed + 1) == 0
     pseudo = np.zeros(len(data))
     for part in (training & half, training & ~half):

@@ -21,6 +21,9 @@ Numbers = npt.NDArray[np.int64]
 JOINING_SHARE: Final = 0.9
 """Customers join in this first part of the history."""
 
+_STREAM: Final = 0x73686F70
+"""Seeds of shops are a stream apart: the caller's own generator of the same seed must not repeat the shop's numbers."""
+
 _SAME_MOMENT_DAYS: Final = 1e-9
 """Moments are whole milliseconds; a smaller difference is a rounding error."""
 
@@ -164,7 +167,7 @@ def simulate(design: ShopDesign | None = None, seed: int = 0) -> SimulatedShop:
         seed: The same design and seed give the same shop.
     """
     design = ShopDesign() if design is None else design
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([_STREAM, seed])
     customers, risk = _draw_customers(design, random)
     purchases = _draw_purchases(design, customers, random)
     return SimulatedShop(design, seed, customers, purchases, _attributes(design, customers, risk, random))
