@@ -25,7 +25,9 @@ from feature_store.errors import InputError
 from feature_store.loading.load import REMEMBER_S, TOLERANCE, load_states, verify_states
 from feature_store.offline.store import OfflineStore, SourceSummary
 from feature_store.online.active_layouts import Pruner
-from feature_store.online.commands import CommandClient, EventLog, StateWriter
+from feature_store.online.command_client import CommandClient
+from feature_store.online.event_log import EventLog
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.events import HOUR_S
 from feature_store.state.layout import StateLayout
 from feature_store.timestamps import utc_text
@@ -62,6 +64,13 @@ registry_option = click.option(
 )
 
 
+accept_missing_option = click.option(
+    "--accept-missing",
+    is_flag=True,
+    help="Go on although entries of the log in Redis are missing. The events in them are lost.",
+)
+
+
 def common(command: Callable[..., None]) -> Callable[..., None]:
     """Arguments of commands about states: CONFIG, --registry, --bundle, --redis and --archive."""
     for decorate in (
@@ -95,6 +104,7 @@ def cli() -> None:
 
 @cli.command()
 @common
+@accept_missing_option
 @click.option("--as-of", type=Time(), help="Load states as of this time [default: the newest event].")
 @click.option("--shift-to-now", is_flag=True, help="Shift all times so that --as-of becomes now (for old data sets).")
 @click.option(
@@ -115,6 +125,7 @@ def load(
     as_of: float | None,
     shift_to_now: bool,
     max_lateness_hours: float,
+    accept_missing: bool,
 ) -> None:
     """Load the states of all customers into Redis.
 
@@ -122,7 +133,7 @@ def load(
     twice or lost.
     """
     settings, layout = _open(config, registry, version)
-    with StateWriter(url, layout) as redis, OfflineStore(settings.source) as source:
+    with StateWriter(url, layout, accept_missing=accept_missing) as redis, OfflineStore(settings.source) as source:
         _say_left_out(source.summary)
         done = load_states(
             source,
@@ -155,6 +166,7 @@ def load(
 
 @cli.command()
 @common
+@accept_missing_option
 @click.option("--sample", type=click.IntRange(min=1), help="Compare only this many customers, chosen at random.")
 @click.option("--as-of", type=Time(), help="Compare with the source alone up to this time, for example after a replay.")
 def verify(
@@ -166,6 +178,7 @@ def verify(
     archive: Path | None,
     sample: int | None,
     as_of: float | None,
+    accept_missing: bool,
 ) -> None:
     """Compare the states in Redis with recomputed ones.
 
@@ -173,7 +186,7 @@ def verify(
     --as-of is given.
     """
     settings, layout = _open(config, registry, version)
-    with StateWriter(url, layout) as redis, OfflineStore(settings.source) as source:
+    with StateWriter(url, layout, accept_missing=accept_missing) as redis, OfflineStore(settings.source) as source:
         folder = archive or settings.source.archive_folder
         result = verify_states(source, redis, layout, sample=sample, as_of=as_of, archive=folder)
     click.echo(f"compared            {result.compared:,} of {result.customers:,} customers")
@@ -191,17 +204,19 @@ def verify(
 @click.option("--folder", required=True, type=click.Path(path_type=Path), help="Folder of the archive.")
 @click.option("--every", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between moves.")
 @click.option("--once", is_flag=True, help="Move what there is, and exit.")
-def archive(url: str, folder: Path, every: float, once: bool) -> None:
+@accept_missing_option
+def archive(*, url: str, folder: Path, every: float, once: bool, accept_missing: bool) -> None:
     """Move live events from Redis into Parquet files until stopped.
 
     `tidemark fit` reads them with `[source] archive = "FOLDER"`. Run one process per archive.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     with CommandClient(url) as client, ArchiveWriter(folder) as into:
-        log = EventLog(client)
+        log = EventLog(client, accept_missing=accept_missing)
         if client.is_cluster:
             raise InputError("a Redis cluster accepts no live events, so nothing can be archived: use a single Redis")
         if once:
+            log.remove_archived()
             click.echo(f"archived {move(log, into):,} commits in {folder}, up to {into.position:,}")
             return
         stopping = threading.Event()

@@ -14,9 +14,9 @@ import numpy as np
 
 from feature_store.definitions import Interests
 from feature_store.embedded_redis import embedded_redis
-from feature_store.online.commands import StateWriter
 from feature_store.online.customer_store import CustomerStore
 from feature_store.online.state_reader import StateReader
+from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.events import HOUR_S, Event, Rules
 from feature_store.state.folding import EventFolder, StoredCustomer

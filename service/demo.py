@@ -38,7 +38,7 @@ from feature_store.bundles import bundle
 from feature_store.cli import run_cli
 from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.layout import StateLayout
 from tidemark import Alert, CustomerClient, Event, EventClient, Problem, Score, ScoringClient
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from feature_store.archive.writer import ArchiveWriter
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online.commands import EventLog
+from feature_store.online.event_log import EventLog
 
 logger: Final = logging.getLogger("tidemark")
 
@@ -26,7 +26,7 @@ def move(log: EventLog, archive: ArchiveWriter) -> int:
         The number of entries moved.
 
     Raises:
-        InputError: This is not the archive that earlier entries were moved to.
+        InputError: This is not the archive that earlier entries were moved to, or entries are missing.
         StoreUnavailableError: Redis does not answer.
     """
     log.announce_archive()
@@ -48,7 +48,7 @@ def move(log: EventLog, archive: ArchiveWriter) -> int:
         first, end = archive.position + 1, min(archive.position + MAX_ENTRIES, last)
         entries = list(log.entries(first, end))
         moved += len(entries)
-        # Some commits log nothing: an empty entry moves the archive's position past them.
+        # Earlier releases wrote no entry for some commits: an empty one moves the archive's position past them.
         archive.append(entries if entries and entries[-1][0] == end else [*entries, (end, b"[]")])
         log.forget(first, end)
     return moved
@@ -56,6 +56,8 @@ def move(log: EventLog, archive: ArchiveWriter) -> int:
 
 def move_until_stopped(log: EventLog, archive: ArchiveWriter, every_s: float, stopping: threading.Event) -> None:
     """Move entries every ``every_s`` seconds until ``stopping`` is set, then once more; Redis may fail meanwhile."""
+    if removed := log.remove_archived():
+        logger.info("removed %d entries that were archived before", removed)
     is_last = False
     while not is_last:
         is_last = stopping.wait(every_s)

@@ -20,7 +20,7 @@ from feature_store.archive.replay import Aliases, EventRow, replay
 from feature_store.errors import InputError
 from feature_store.offline.source import LOG_ID
 from feature_store.offline.store import OfflineStore
-from feature_store.online.commands import EventLog
+from feature_store.online.event_log import EventLog
 from feature_store.sql import fill_table
 from feature_store.state.layout import Floats, StateLayout
 

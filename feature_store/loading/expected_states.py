@@ -9,7 +9,7 @@ import numpy as np
 
 from feature_store.errors import InputError
 from feature_store.loading.event_history import EventHistory, LoadPoint
-from feature_store.online.commands import EventLog
+from feature_store.online.event_log import EventLog
 from feature_store.state.events import Event
 from feature_store.state.layout import Floats, State, StateLayout
 from feature_store.state.log_entries import LoggedErasure, LoggedEvent, LoggedMerge, LogItem, decode_entry

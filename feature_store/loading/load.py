@@ -22,9 +22,9 @@ from feature_store.loading.event_history import EventHistory, LoadPoint
 from feature_store.loading.expected_states import ExpectedStates
 from feature_store.offline.store import OfflineStore
 from feature_store.online.active_layouts import announce
-from feature_store.online.commands import StateWriter
 from feature_store.online.commit import Group, Write, position_of
 from feature_store.online.keys import Keys, profile_keys
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.events import HOUR_S
 from feature_store.state.layout import Floats, StateBatch, StateLayout
 from feature_store.state.profile import Profile, UnreadableProfileError, hash_event_id, hash_event_type, hour_of

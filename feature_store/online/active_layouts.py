@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from feature_store.definitions import Feature
-from feature_store.online.commands import CommandClient
+from feature_store.online.command_client import CommandClient
 from feature_store.online.keys import ACTIVE_LAYOUTS, CHUNK, LAYOUTS_VERSION, STORED_LAYOUTS, Keys
 from feature_store.online.store import RedisStore
 from feature_store.state.layout import StateLayout

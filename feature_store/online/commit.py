@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from feature_store.errors import ArchiveBehindError, LayoutsChangedError, NotInClusterError
-from feature_store.online.keys import ARCHIVED, LAYOUTS_VERSION, LOG
+from feature_store.online.keys import ARCHIVED, LAYOUTS_VERSION, LOG, LOG_EPOCHS, LOG_RUN
 from feature_store.state.checksum import with_checksum
 
 POSITION: Final = slice(8, 16)
@@ -26,18 +26,23 @@ ANY: Final = b"any"
 """Expected position of an unconditional write."""
 
 SCRIPT: Final = b"""
-local position = tonumber(redis.call('GET', KEYS[1]) or 0)
-local max_waiting = tonumber(ARGV[1])
-if max_waiting > 0 and position - tonumber(redis.call('GET', KEYS[2]) or 0) >= max_waiting then
+local stored = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+local position, max_waiting = tonumber(stored[1] or 0), tonumber(ARGV[1])
+if max_waiting > 0 and position - tonumber(stored[2] or 0) >= max_waiting then
     return {-1}
 end
-if ARGV[2] ~= '' and (redis.call('GET', KEYS[3]) or '') ~= ARGV[2] then
+if ARGV[2] ~= '' and (stored[3] or '') ~= ARGV[2] then
     return {-2}
 end
 position = redis.call('INCR', KEYS[1])
+if not stored[1] or stored[4] ~= ARGV[3] then
+    local now = redis.call('TIME')
+    redis.call('RPUSH', KEYS[5], position .. ' ' .. redis.sha1hex(ARGV[3] .. ' ' .. now[1] .. ' ' .. now[2]))
+    redis.call('SET', KEYS[4], ARGV[3])
+end
 local stamp, result, logs, sets = struct.pack('<I8', position), {position}, {}, {}
-local key, arg = 4, 4
-for group = 1, tonumber(ARGV[3]) do
+local key, arg = 6, 5
+for group = 1, tonumber(ARGV[4]) do
     local writes, log = tonumber(ARGV[arg]), ARGV[arg + 1]
     arg = arg + 2
     local meant = true
@@ -65,20 +70,17 @@ for group = 1, tonumber(ARGV[3]) do
     end
     key, arg = key + writes, arg + 3 * writes
 end
-if #logs > 0 then
-    sets[#sets + 1] = KEYS[1] .. ':' .. position
-    sets[#sets + 1] = '[' .. table.concat(logs, ',') .. ']'
-end
-if #sets > 0 then
-    redis.call('MSET', unpack(sets))
-end
+sets[#sets + 1] = KEYS[1] .. ':' .. position
+sets[#sets + 1] = '[' .. table.concat(logs, ',') .. ']'
+redis.call('MSET', unpack(sets))
 return result
 """
-"""KEYS: log, archived, version of the layouts, then one key per write. ARGV: the maximum number of commits waiting for
-the archive (0: no limit), the expected version of the layouts (empty: any), the number of groups; per group the number
-of its writes and its log items; per write the expected position, and the value before and after the position (both
-empty to delete the key). Returns the commit's position followed by the groups that were not written; only -1 if too
-many commits wait for the archive, only -2 if the version differs. One command sets all values, because each command
+"""KEYS: log, archived, version of the layouts, newest run, epochs, then one key per write. ARGV: the maximum number of
+commits waiting for the archive (0: no limit), the expected version of the layouts (empty: any), the run of Redis, the
+number of groups; per group the number of its writes and its log items; per write the expected position, and the value
+before and after the position (both empty to delete the key). Returns the commit's position followed by the groups that
+were not written; only -1 if too many commits wait for the archive, only -2 if the version differs. Every position gets
+an entry, if only an empty one, so that a missing entry is noticed. One command sets all values, because each command
 that a script calls costs a microsecond; Lua can pass about 8,000 arguments, which is more than a thousand customers."""
 SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 
@@ -153,10 +155,11 @@ def commit_result(reply: list[int]) -> CommitResult:
 
 
 def keys_and_arguments(
-    groups: Sequence[Group], max_waiting: int = 0, layouts_version: bytes = b""
+    groups: Sequence[Group], max_waiting: int = 0, layouts_version: bytes = b"", run: bytes = b""
 ) -> tuple[list[bytes], list[bytes]]:
     """KEYS and ARGV of the script."""
-    keys, arguments = [LOG, ARCHIVED, LAYOUTS_VERSION], [b"%d" % max_waiting, layouts_version, b"%d" % len(groups)]
+    keys = [LOG, ARCHIVED, LAYOUTS_VERSION, LOG_RUN, LOG_EPOCHS]
+    arguments = [b"%d" % max_waiting, layouts_version, run, b"%d" % len(groups)]
     for group in groups:
         arguments += (b"%d" % len(group.writes), ",".join(group.log).encode())
         for write in group.writes:

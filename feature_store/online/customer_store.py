@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,12 +17,13 @@ from feature_store.definitions import Interests
 from feature_store.errors import LayoutsChangedError, NotInClusterError, StoreUnavailableError
 from feature_store.online import active_layouts
 from feature_store.online.commit import CommitResult, Group, Write
-from feature_store.online.keys import ARCHIVED, STORED_LAYOUTS, Keys, log_key, profile_keys
+from feature_store.online.erasure import erase_from_log
+from feature_store.online.keys import STORED_LAYOUTS, Keys, profile_keys
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Event
 from feature_store.state.folding import CustomerChange, EventFolder, Outcome, StoredCustomer, Verdict
 from feature_store.state.layout import State, StateBatch, StateLayout
-from feature_store.state.log_entries import encode_erasure, encode_merge, without_customers
+from feature_store.state.log_entries import encode_erasure, encode_merge
 from feature_store.state.profile import MAX_ALIASES, Profile, UnreadableProfileError, alias_of
 
 MAX_ATTEMPTS: Final = 100
@@ -31,8 +32,6 @@ PAUSE_S: Final = 0.002
 """Unit of the random pause before the next attempt, which grows up to ten times this."""
 EVENTS_PER_TURN: Final = 16
 """Events that are read, folded and packed in one turn of the event loop. Larger batches yield between these steps."""
-PAGE: Final = 200
-"""Log entries searched at a time."""
 UNKNOWN_VERSION: Final = b"unknown"
 """Version of the active layouts before they were read: it makes the first commit fail, and then they are read."""
 
@@ -253,22 +252,9 @@ class CustomerStore:
             self._forget(ids)
             if position is not None:
                 if log:
-                    await self._scrub_log(set(ids), position)
+                    await erase_from_log(self._store, set(ids), position)
                 return
         raise ConflictError
-
-    async def _scrub_log(self, ids: Collection[str], erased: int) -> None:
-        """Remove customers from the entries that wait for the archive, before the entry at ``erased``."""
-        start = int(await self._store.ask(b"GET", ARCHIVED) or 0) + 1
-        for first in range(start, erased, PAGE):
-            positions = range(first, min(first + PAGE, erased))
-            entries = await self._store.ask(b"MGET", *map(log_key, positions))
-            for position, entry in zip(positions, entries, strict=True):
-                if entry is not None and (scrubbed := without_customers(position, entry, ids)) is not None:
-                    # XX: if it was archived in the meantime, the archive erases the customers itself
-                    await self._store.ask(b"SET", log_key(position), scrubbed, b"XX")
-        # Without an archive the erasure needs no entry. An archiver announces itself before it reads the log.
-        await self._store.ask(b"EVAL", FORGET_UNLESS_ARCHIVED, b"2", ARCHIVED, log_key(erased))
 
     async def consent(self, customer_id: str, scoring: bool | None, automated_response: bool | None) -> Profile:
         """Store what a customer allows.
@@ -363,9 +349,6 @@ class CustomerStore:
                     customers[customer_id] = StoredCustomer(name, states, profile)
             names = aliases
         return customers
-
-
-FORGET_UNLESS_ARCHIVED: Final = b"if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('UNLINK', KEYS[2]) end"
 
 
 def _changed(view: _View, customer: StoredCustomer, change: CustomerChange) -> list[Write]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 LOG: Final = b"tm:log"
+LOG_RUN: Final = b"tm:log:run"
+LOG_EPOCHS: Final = b"tm:log:epochs"
 ARCHIVED: Final = b"tm:archived"
 HELD: Final = b"tm:held"
 STORED_LAYOUTS: Final = b"tm:layouts"
@@ -71,6 +73,22 @@ STORED_ITEMS: Final = (
         "string",
         "Position of the newest commit. Every commit that changes customers increments it.",
         "It orders commits, and shows a load what has changed.",
+        "Kept.",
+        personal=False,
+    ),
+    StoredItem(
+        "tm:log:run",
+        "string",
+        "The run of Redis (its `run_id`) that made the newest commit.",
+        "A commit in another run begins a new epoch of the log.",
+        "Kept.",
+        personal=False,
+    ),
+    StoredItem(
+        "tm:log:epochs",
+        "list",
+        "Epochs of the log: the position at which each begins, and its random name.",
+        "They identify the history that a position belongs to.",
         "Kept.",
         personal=False,
     ),

@@ -18,9 +18,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import scoring_pb2
 
 from feature_store.embedded_redis import embedded_redis
-from feature_store.online.commands import StateWriter
 from feature_store.online.keys import Keys, profile_keys
 from feature_store.online.state_reader import StateReader
+from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.layout import StateLayout
 from service.api.scoring import encode_batch

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 from tidemark.v1 import scoring_pb2
 
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from service.scoring.model import Model
 from tests.benchmarks import million, peer_cpp, peer_mosec, raw_load
 from tests.benchmarks.setting import (

@@ -18,7 +18,7 @@ import redis
 
 from feature_store.bundles import bundle
 from feature_store.embedded_redis import embedded_redis
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from service.scoring.model import Model
 from tests.benchmarks.garbage_made import FED, SURE, TIMEOUT_S, Tally
 from tests.benchmarks.garbage_requests import Oracle, Requests

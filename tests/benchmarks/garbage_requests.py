@@ -13,7 +13,7 @@ import grpc.aio
 import numpy as np
 from tidemark.v1 import scoring_pb2
 
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.layout import Floats, StateBatch
 from service.api.scoring import decode_batch, decode_score
 from service.scoring.model import Model

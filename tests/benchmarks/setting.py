@@ -24,7 +24,7 @@ from rich.console import Console
 from tidemark.v1 import scoring_pb2
 
 from feature_store.bundles.bundle import Bundle
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.layout import StateLayout
 
 Measured = tuple[float, str]

@@ -15,7 +15,7 @@ import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.layout import State, StateLayout
 from service.scoring.model import Model
 from tests.conftest import Trained

@@ -22,7 +22,7 @@ from tidemark.rpc import error_details_pb2, status_pb2
 from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 
 from feature_store.bundles import bundle
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.layout import StateLayout
 from service.errors import PUSHBACK
 from tests.benchmarks import open_load

@@ -18,7 +18,7 @@ from tidemark.v1 import scoring_pb2, scoring_pb2_grpc
 from feature_store.bundles import bundle
 from feature_store.config import FeatureConfig, load_config
 from feature_store.offline.store import OfflineStore
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.layout import StateBatch, StateLayout
 from service.scoring.model import Model
 from tests.conftest import Trained

@@ -20,8 +20,10 @@ from feature_store.definitions import Feature, Interests
 from feature_store.errors import InputError
 from feature_store.loading.load import LoadSummary, Verification, load_states, verify_states
 from feature_store.offline.store import OfflineStore
-from feature_store.online.commands import CommandClient, EventLog, StateWriter
+from feature_store.online.command_client import CommandClient
 from feature_store.online.customer_store import CustomerStore
+from feature_store.online.event_log import EventLog
+from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder, Outcome, Verdict

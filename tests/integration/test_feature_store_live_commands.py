@@ -18,8 +18,9 @@ from feature_store.__main__ import cli
 from feature_store.archive.reader import read_archive
 from feature_store.bundles import bundle
 from feature_store.definitions import Interests
-from feature_store.online.commands import CommandClient, EventLog
+from feature_store.online.command_client import CommandClient
 from feature_store.online.customer_store import CustomerStore
+from feature_store.online.event_log import EventLog
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder

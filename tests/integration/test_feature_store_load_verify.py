@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from feature_store.bundles import bundle
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from feature_store.state.layout import DAY_S, State, StateLayout
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import redis
 from feature_store.definitions import Feature
 from feature_store.embedded_redis import embedded_redis
 from feature_store.errors import InputError, StoreUnavailableError
-from feature_store.online.commands import StateWriter
 from feature_store.online.state_reader import StateReader
+from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.layout import State, StateLayout
 from tests.waiting import PATIENCE_S

@@ -15,11 +15,12 @@ import redis
 from feature_store.definitions import Feature, Interests
 from feature_store.online import active_layouts as layouts
 from feature_store.online.active_layouts import Pruner, announce
-from feature_store.online.commands import CommandClient, StateWriter
+from feature_store.online.command_client import CommandClient
 from feature_store.online.commit import CommitResult, Group
 from feature_store.online.customer_store import CustomerStore
 from feature_store.online.keys import ACTIVE_LAYOUTS, LAYOUTS_VERSION, STORED_LAYOUTS, Keys, profile_keys
 from feature_store.online.state_reader import StateReader
+from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder, Verdict

@@ -18,12 +18,12 @@ from feature_store.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
-from feature_store.online.commands import StateWriter
 from feature_store.online.commit import Group, Write
 from feature_store.online.customer_store import CustomerStore
 from feature_store.online.keys import Keys
 from feature_store.online.stale_cache import StaleStateCache
 from feature_store.online.state_reader import StateReader
+from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Rules
 from feature_store.state.folding import EventFolder

@@ -13,11 +13,11 @@ import pytest
 from feature_store.__main__ import cli
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import InputError, NotInClusterError, StoreAwayError, StoreUnavailableError
-from feature_store.online.commands import StateWriter
 from feature_store.online.commit import Group, Write
 from feature_store.online.customer_store import CustomerStore, UnknownCustomerError
 from feature_store.online.keys import Keys
 from feature_store.online.state_reader import StateReader
+from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.online.transport.address import parse
 from feature_store.online.transport.cluster import Cluster

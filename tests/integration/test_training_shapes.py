@@ -15,7 +15,7 @@ import pytest
 
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles.bundle import OUTPUTS
-from feature_store.online.commands import StateWriter
+from feature_store.online.state_writer import StateWriter
 from service.scoring.model import Model
 from training.__main__ import cli
 from training.evidence import read_evidence

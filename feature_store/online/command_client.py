@@ -1,0 +1,53 @@
+"""Access to Redis for commands (synchronous)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
+
+from feature_store.errors import StoreUnavailableError
+from feature_store.online.transport.address import Kind, parse
+from feature_store.online.transport.clients import FAILURES, client_at
+
+TIMEOUT_S: Final = 30.0
+
+
+class CommandClient:
+    """A connection of a command, to use in a ``with`` block. Every call may raise StoreUnavailableError."""
+
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+        address = parse(url)
+        self.is_cluster: Final = address.kind is Kind.CLUSTER
+        self.redis: Final[Any] = _with_clear_errors(client_at, address, timeout_s)
+        """redis-py's client; call its methods through :meth:`call`."""
+
+    def __enter__(self) -> Self:
+        self.call(self.redis.ping)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.redis.close()
+
+    def call(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What a method of the client returns; StoreUnavailableError if Redis does not answer."""
+        return _with_clear_errors(method, *args, **options)
+
+    def evaluate(self, script: bytes, keys: Sequence[bytes], *arguments: bytes) -> Any:
+        """What a script returns."""
+        return self.call(self.redis.eval, script, len(keys), *keys, *arguments)
+
+    def busy_us(self) -> float:
+        """Microseconds that Redis has spent on the server's commands (those called by a script included)."""
+        stats = self.call(self.redis.info, "commandstats")
+        return float(sum(stats.get(f"cmdstat_{name}", {}).get("usec", 0) for name in ("mget", "eval", "evalsha")))
+
+    def used_memory(self) -> int:
+        """Bytes of memory that Redis uses in total."""
+        return int(self.call(self.redis.info, "memory")["used_memory"])
+
+
+def _with_clear_errors(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return method(*args, **options)
+    except FAILURES as error:
+        raise StoreUnavailableError(type(error).__name__) from error

@@ -1,0 +1,137 @@
+"""The log in Redis, for commands (synchronous): entries of commits that wait for the archive.
+
+Every commit has an entry, if only an empty one. So an entry that is missing although it was not archived was lost,
+for example deleted, evicted, or never replicated, and the events in it are in no archive. Reading the log then fails
+instead of going on without them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from feature_store.errors import InputError
+from feature_store.online.command_client import CommandClient
+from feature_store.online.epochs import Epoch, parse_epochs
+from feature_store.online.keys import ARCHIVED, CHUNK, HELD, LOG, LOG_EPOCHS, log_key
+
+HOLD_S: Final = 600
+"""A running load renews its hold on the log; after a killed one, the hold ends after this time."""
+FORGET: Final = b"""
+local first, last, held = tonumber(ARGV[1]), tonumber(ARGV[2]), redis.call('GET', KEYS[2])
+if held then
+    last = math.min(last, tonumber(held))
+end
+for position = first, last do
+    redis.call('UNLINK', KEYS[3] .. ':' .. position)
+end
+if last > tonumber(redis.call('GET', KEYS[1]) or 0) then
+    redis.call('SET', KEYS[1], string.format('%d', last))
+end
+"""
+"""KEYS: archived, held, log. ARGV: the first and the last position. The mark and the entries change together: whoever
+is killed leaves neither an entry below the mark, at which nobody looks again, nor a gap above it."""
+MAX_RANGES: Final = 5
+"""Ranges of missing positions that a message names."""
+
+
+class EventLog:
+    """The log entries in Redis that wait for the archive."""
+
+    def __init__(self, client: CommandClient, *, accept_missing: bool = False) -> None:
+        """Give access to the log.
+
+        Args:
+            client: Redis.
+            accept_missing: Go on although entries are missing. The events in them are lost.
+        """
+        self._client = client
+        self._redis = client.redis
+        self._accept_missing = accept_missing
+
+    def position(self) -> int:
+        """Position of the newest commit; 0 if there was none."""
+        return int(self._client.call(self._redis.get, LOG) or 0)
+
+    def epochs(self) -> list[Epoch]:
+        """The epochs of the log, oldest first."""
+        return parse_epochs(self._client.call(self._redis.lrange, LOG_EPOCHS, 0, -1))
+
+    def entries(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """The entries from ``first`` to ``last`` that are not archived yet, as (position, JSON), in order.
+
+        Raises:
+            InputError: Entries are missing that are not archived.
+        """
+        for start in range(first, last + 1, CHUNK):
+            positions = range(start, min(start + CHUNK, last + 1))
+            entries = self._client.call(self._redis.mget, [log_key(position) for position in positions])
+            if None in entries and not self._accept_missing:
+                self._check([at for at, entry in zip(positions, entries, strict=True) if entry is None])
+            yield from ((at, entry) for at, entry in zip(positions, entries, strict=True) if entry is not None)
+
+    def archived(self) -> int | None:
+        """Position up to which everything is archived; None if there is no archive."""
+        position = self._client.call(self._redis.get, ARCHIVED)
+        return None if position is None else int(position)
+
+    def announce_archive(self) -> None:
+        """Declare that there is an archive, so that later erasures are logged for it."""
+        self._client.call(self._redis.set, ARCHIVED, 0, nx=True)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep entries of later commits although they are archived; :meth:`hold` renews it."""
+        self.hold(self.position())
+        try:
+            yield
+        finally:
+            self._client.call(self._redis.delete, HELD)
+
+    def hold(self, position: int) -> None:
+        """Keep entries after ``position`` for the next HOLD_S seconds."""
+        self._client.call(self._redis.set, HELD, position, ex=HOLD_S)
+
+    def forget(self, first: int, last: int) -> None:
+        """Note that everything up to ``last`` is archived, and remove the entries from ``first`` that are not held."""
+        for start in range(first, last + 1, CHUNK):
+            end = min(start + CHUNK - 1, last)
+            self._client.evaluate(FORGET, [ARCHIVED, HELD, LOG], b"%d" % start, b"%d" % end)
+
+    def remove_archived(self) -> int:
+        """Remove entries that are archived although they are still there, and return their number.
+
+        Releases before 0.2.0 could leave some behind when they were killed.
+        """
+        archived, removed = self.archived() or 0, 0
+        pattern = re.compile(re.escape(LOG) + rb":([0-9]+)")
+        scan = self._redis.scan_iter(LOG + b":*", CHUNK)
+        while (key := self._client.call(next, scan, None)) is not None:
+            if (match := pattern.fullmatch(key)) and int(match[1]) <= archived:
+                removed += int(self._client.call(self._redis.unlink, key))
+        return removed
+
+    def _check(self, missing: list[int]) -> None:
+        """Raise InputError if positions are neither archived nor from before every position had an entry."""
+        epochs = self.epochs()  # before the mark, which may move on meanwhile
+        start = max(self.archived() or 0, epochs[0].first - 1 if epochs else self.position())
+        if lost := [position for position in missing if position > start]:
+            raise InputError(
+                f"the log in Redis lacks the entries of {len(lost):,} commits that are not archived ({_ranges(lost)}): "
+                "they were deleted or evicted, or Redis lost data. Restore Redis from a copy that has them, or go on "
+                "without their events with --accept-missing"
+            )
+
+
+def _ranges(positions: list[int]) -> str:
+    """Ascending positions as text: ``3 to 5, 9``."""
+    ranges: list[list[int]] = []
+    for position in positions:
+        if ranges and ranges[-1][-1] == position - 1:
+            ranges[-1][1:] = [position]
+        else:
+            ranges.append([position])
+    parts = [" to ".join(f"{position:,}" for position in ends) for ends in ranges[:MAX_RANGES]]
+    return ", ".join([*parts, "…"] if len(ranges) > MAX_RANGES else parts)
