@@ -709,6 +709,11 @@ def test_a_batch_without_aliases_is_one_question(shop: Shop) -> None:
 # --- commits --------------------------------------------------------------------------------------------------------
 
 
+def redis_list(shop: Shop, key: bytes) -> list[bytes]:
+    with redis.Redis.from_url(shop.url) as connection:
+        return connection.lrange(key, 0, -1)
+
+
 def test_a_commit_writes_a_group_whole_or_not_at_all(shop: Shop) -> None:
     old, new = b"head0000" + bytes(8) + b"old", b"head1111" + bytes(8) + b"new"
 
@@ -729,8 +734,14 @@ def test_a_commit_writes_a_group_whole_or_not_at_all(shop: Shop) -> None:
         Group([Write(b"d", new, None)], ['"lost as well"']),
     ]
     assert asyncio.run(commit(groups)) == [0, 3]
-    assert shop.contents() == {
+    contents = shop.contents()
+    (epoch,) = redis_list(shop, LOG_EPOCHS)
+    assert epoch.startswith(b"1 ")
+    assert contents == {
         LOG: b"2",
+        LOG_RUN: contents[LOG_RUN],
+        LOG_EPOCHS: contents[LOG_EPOCHS],
+        log_key(1): b"[]",
         b"a": with_checksum(b"a", b"head1111" + (2).to_bytes(8, "little") + b"new"),
         b"c": with_checksum(b"c", b"head1111" + (2).to_bytes(8, "little") + b"new"),
         log_key(2): b'["kept","too"]',
