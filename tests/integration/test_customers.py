@@ -711,7 +711,7 @@ def test_a_batch_without_aliases_is_one_question(shop: Shop) -> None:
 
 def redis_list(shop: Shop, key: bytes) -> list[bytes]:
     with redis.Redis.from_url(shop.url) as connection:
-        return connection.lrange(key, 0, -1)
+        return list(connection.lrange(key, 0, -1))
 
 
 def test_a_commit_writes_a_group_whole_or_not_at_all(shop: Shop) -> None:
