@@ -51,7 +51,7 @@ format: $(DEV) ## put the code into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(DEV) $(WHEEL) ## measure the figures of the README; writes build/bench.json
+bench: $(DEV) $(WHEEL) ## measure all figures; writes build/bench.json
 	$(BIN)/python -m tests.benchmarks --registry $(REGISTRY)
 
 docs: $(DEV) $(WHEEL) ## build the documentation into build/docs, check its links; prints docs_build_seconds

@@ -15,6 +15,7 @@ from feature_store.errors import InputError
 from tidemark import Alert, CallFailedError, Problem, Score, ScoringClient
 from tidemark.channel import DEFAULT_TARGET
 
+TIMEOUT_S: Final = 10.0
 HEADINGS: Final = ("customer", "churn", "threshold", "alert", "propensity", "threshold", "alert", "expected spend")
 
 
@@ -47,7 +48,7 @@ def score(customer_ids: Sequence[str], target: str, ca: Path | None, token_file:
     token = os.environ.get("TIDEMARK_TOKEN") if token_file is None else token_file.read_text().strip()
     credentials = None if ca is None else grpc.ssl_channel_credentials(ca.read_bytes())
     try:
-        with ScoringClient(target, token=token, credentials=credentials, timeout_s=10.0) as client:
+        with ScoringClient(target, token=token, credentials=credentials, timeout_s=TIMEOUT_S) as client:
             results = client.score_many(customer_ids, explain=explain)
     except ValueError as error:
         raise InputError(f"{'TIDEMARK_TOKEN' if token_file is None else '--token-file'}: {error}") from error

@@ -104,6 +104,13 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def commands_to_first_score() -> int:
+    """Number of commands in the tutorial about one's own shop, up to and with the one that prints first scores."""
+    steps = [step for step in blocks(DOCS / "tutorials" / "your-own-shop.md") if step.language == "bash"]
+    commands = [line for step in steps for line in step.text.replace("\\\n", " ").splitlines() if line.strip()]
+    return next(number for number, line in enumerate(commands, 1) if line.startswith("tidemark demo"))
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on."""
     with ExitStack() as stack:

@@ -28,6 +28,7 @@ from service.scoring.types import ScoreRequest, Scores, rows_of
 from service.transport.lean.framing import HEAD, OK
 from service.transport.lean.http2 import Http2
 from tests.benchmarks import (
+    documents,
     events,
     explain,
     front,
@@ -226,6 +227,15 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
     ({"states_ratio": "<= 3", "states_ratio_wide": "", "states_gib": "<= 8"}, states.states),
     ({"test_seconds": "<= 360", "slow_machine": "<= 0"}, suite.latest_runs),
     ({"hillstrom_policy": ""}, hillstrom.hillstrom_policy),
+    (
+        {
+            "readme_lines": "<= 200",
+            "docs_examples": ">= 1",
+            "first_score_commands": "<= 5",
+            "docs_build_seconds": "<= 60",
+        },
+        documents.documents,
+    ),
     (dict.fromkeys(("peer_tidemark_64", "peer_mosec_64", "peer_empty_cpp_64"), ""), front.peers),
 )
 """Figures that are found together; those without a goal are there to compare with, where the peer is at hand."""

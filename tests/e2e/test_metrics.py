@@ -1,4 +1,4 @@
-"""What a server says of itself: each call counted once, under the names that README and dashboard have."""
+"""What a server says of itself: each call counted once, under the names that catalog and dashboard have."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 import grpc
 import promql_parser
@@ -26,6 +27,10 @@ from tidemark.v1 import scoring_pb2
 import service
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles import bundle
+from service.app.metric_catalog import expose
+from service.telemetry.metrics import Family, Metrics
+from service.telemetry.prometheus import WORKERS
+from service.transport.lean.server import LeanServer
 from tests.conftest import Call, Run, Shop
 from tests.e2e.conftest import RedisProcess
 from tests.e2e.live import ALONE, Live, event
@@ -34,7 +39,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.waiting import PATIENCE_S, until
 from tidemark import CallFailedError, ScoringClient
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
 DASHBOARD = json.loads((Path(service.__file__).parent / "dashboard.json").read_text())
 SECRET = "secret-customer"
 SCORE, BATCH = "tidemark.v1.ScoringService/ScoreCustomer", "tidemark.v1.ScoringService/BatchScoreCustomers"
@@ -191,12 +195,15 @@ def test_openmetrics_is_spoken_to_those_who_ask_for_it(watched: Seen) -> None:
 
 
 @pytest.mark.both_fronts
-def test_the_readme_lists_what_is_exposed(watched: Seen, front: str) -> None:
-    rows = re.findall(r"^\| `((?:tidemark|process)_\w+)` \| (\w+) \| ([^|]+) \| (.*) \|$", README, re.MULTILINE)
-    told = {name: (kind, set(re.findall(r"\w+", labels)), meaning) for name, kind, labels, meaning in rows}
-    assert len(told) == len(rows)
+def test_what_is_exposed_is_what_the_catalog_declares(watched: Seen, front: str) -> None:
+    declared = Metrics([])
+    expose(declared, MagicMock())
+    LeanServer.expose(MagicMock(), declared)
+    families = [Family("gauge", *WORKERS, (), lambda: 0.0), *declared.families]
+    catalog = {family.name: (family.kind, set(family.labels), family.help_text) for family in families}
+    assert len(catalog) == len(families) > 20
     exposed = watched.families()
-    found = {
+    seen = {
         name: (
             family.type,
             {label for sample in family.samples for label in sample.labels} - {"worker", "le"},
@@ -205,7 +212,7 @@ def test_the_readme_lists_what_is_exposed(watched: Seen, front: str) -> None:
         for name, family in exposed.items()
     }
     assert all(family.samples for family in exposed.values())
-    assert found == {name: row for name, row in told.items() if front == "lean" or name not in LEAN_ONLY}
+    assert seen == {name: row for name, row in catalog.items() if front == "lean" or name not in LEAN_ONLY}
 
 
 def expressions() -> list[str]:

@@ -15,7 +15,19 @@ import redis
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.embedded_redis import embedded_redis
 from tests.conftest import Trained
-from tests.docs_pages import DOCS, LANGUAGES, PORTS, ROOT, Block, Reader, blocks, free_ports, pages, reading
+from tests.docs_pages import (
+    DOCS,
+    LANGUAGES,
+    PORTS,
+    ROOT,
+    Block,
+    Reader,
+    blocks,
+    commands_to_first_score,
+    free_ports,
+    pages,
+    reading,
+)
 from tests.integration.test_training_shapes import write_campaign, write_crm, write_log, write_orders
 
 IN_EVERY_RUN: Final = ("how-to/record-events.md", "how-to/score-from-python.md", "tutorials/your-own-shop.md")
@@ -101,12 +113,15 @@ def serve(reader: Reader) -> None:
     reader.follow([Block("bash", "tidemark serve --registry models --redis redis://localhost:6379\n", 0)])
 
 
-def test_the_tutorials_on_the_sample_run_as_they_stand(desk: Desk, tmp_path: Path, sample_registry: Path) -> None:
+def test_the_tutorials_on_the_sample_and_the_code_of_the_readme_run_as_they_stand(
+    desk: Desk, tmp_path: Path, sample_registry: Path
+) -> None:
     shared_clone(tmp_path)
     shutil.copytree(sample_registry, tmp_path / "build" / "registry", symlinks=True)
     with reading(tmp_path, desk.ports, PATIENT | desk.variables) as reader:
         for page in ON_SAMPLE:
             reader.follow(blocks(DOCS / page))
+        reader.follow([block for block in blocks(ROOT / "README.md") if block.language == "python"])
 
 
 def test_every_code_block_is_run_or_is_the_output_of_one_that_is() -> None:
@@ -121,17 +136,9 @@ def test_every_code_block_is_run_or_is_the_output_of_one_that_is() -> None:
     assert {name(page) for page in pages() if blocks(page)} >= {*IN_EVERY_RUN, *ON_SAMPLE}
 
 
-def test_the_own_shop_has_its_first_score_after_five_commands() -> None:
-    """The figure ``first_score_commands``: commands up to and with the one that prints the first scores."""
-    commands = [
-        line
-        for step in blocks(DOCS / "tutorials" / "your-own-shop.md")
-        if step.language == "bash"
-        for line in step.text.replace("\\\n", " ").splitlines()
-        if line.strip()
-    ]
-    first = next(number for number, line in enumerate(commands, 1) if line.startswith("tidemark demo"))
-    assert first <= 5
+def test_the_own_shop_has_its_first_scores_after_five_commands() -> None:
+    """The figure ``first_score_commands``."""
+    assert commands_to_first_score() <= 5
 
 
 def test_pages_do_not_depend_on_the_machine() -> None:

@@ -1,4 +1,4 @@
-"""Every shape of table that a shop may have, from config to served scores; the configs are the README's examples."""
+"""Every shape of table that a shop may have, from config to served scores; the configs are the guides' own."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ half_lives_days = [14, 56]
 )
 
 SNAPSHOT = """
-[snapshot] # one row per customer: no cut-offs, so the test customers are drawn by lot
+[snapshot] # one row per customer: no cut-offs, so the test customers are drawn at random
 paths = { data = "." }
 table = "SELECT * FROM read_csv('${data}/crm.csv')"
 label = "left"
@@ -104,7 +104,7 @@ budget_share = 0.2
 """
 
 TREATMENT = """
-[snapshot] # a campaign whose letters went out by lot
+[snapshot] # a campaign whose letters were sent at random
 paths = { data = "." }
 table = "SELECT * FROM read_csv('${data}/campaign.csv')"
 label = "bought"
@@ -128,7 +128,7 @@ redemption_rate = 0
 budget_share = 0.3
 """
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+GUIDES = "".join(path.read_text() for path in (Path(__file__).parents[2] / "docs" / "how-to").glob("*.md"))
 SMALL = "[evaluation]\nbootstrap = 100\nfolds = 2\nselection_rows = 1000\n"
 
 
@@ -284,8 +284,8 @@ def write_tags(path: Path, customers: int = 1000) -> None:
 
 
 @pytest.mark.parametrize("example", [EVENTS, PURCHASES, SNAPSHOT, TREATMENT])
-def test_the_examples_are_those_of_the_readme(example: str) -> None:
-    assert example.removesuffix(ECONOMICS).strip() in README
+def test_the_examples_are_those_of_the_guides(example: str) -> None:
+    assert example.removesuffix(ECONOMICS).strip() in GUIDES
 
 
 def test_an_event_log_with_views_carts_dwell_returns_and_missing_ids(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from pathlib import Path
 from typing import get_args
 
@@ -70,12 +69,9 @@ def test_toml_and_json_say_the_same() -> None:
     assert load(GOOD) == load(as_json, "callers.json") == {"shop": {"score"}}
 
 
-def test_the_file_of_the_readme_is_one() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    shown = re.search(r"```\n(\[\[caller\]\]\n.*?)```", readme, re.DOTALL)
-    assert shown is not None
-    found = load(shown[1].replace("e3b0c442…", HASH))
-    assert found == {"checkout": {"score", "events"}, "nightly": {"customers"}}
+def test_a_caller_is_identified_by_a_token_or_by_a_certificate() -> None:
+    certificate = '[[caller]]\nname = "nightly"\ncertificate = "nightly.shop.internal"\nscopes = ["customers"]\n'
+    assert load(f"{GOOD}\n{certificate}") == {"shop": {"score"}, "nightly": {"customers"}}
 
 
 @pytest.mark.parametrize(

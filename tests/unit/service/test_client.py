@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -85,13 +83,6 @@ def test_a_replay_sends_its_token_nowhere_else_either(call: Call, tmp_path: Path
     assert done.is_bad_input
     assert "in the clear" in done.err
     assert "secret" not in done.err
-
-
-def test_the_retry_policy_of_the_readme_is_the_clients() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    found = re.search(r"```json\n(\{\n  \"methodConfig\".*?)```", readme, re.DOTALL)
-    assert found is not None
-    assert json.loads(found[1]) == RETRY_POLICY
 
 
 @dataclass

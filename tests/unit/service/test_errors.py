@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import grpc
 import pytest
 from tidemark.rpc import error_details_pb2, status_pb2
@@ -61,6 +64,14 @@ def status(error: RequestError) -> status_pb2.Status:
 
 def test_the_table_covers_every_reason() -> None:
     assert {reason.value for reason in Reason} == set(TABLE)
+
+
+def test_the_comments_of_the_contract_list_every_reason_with_its_code() -> None:
+    files = (Path(__file__).parents[3] / "protos" / "tidemark" / "v1").glob("*.proto")
+    codes = "|".join(code.name for code in grpc.StatusCode)
+    comments = "".join(path.read_text() for path in files)
+    listed = set(re.findall(rf"^//   ({codes}) +([A-Z_]+) ", comments, re.MULTILINE))
+    assert listed == {(code, reason) for reason, code in TABLE.items()}
 
 
 def test_every_status_code_of_grpc_is_there() -> None:
