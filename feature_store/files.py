@@ -9,7 +9,9 @@ from pathlib import Path
 from feature_store.errors import InputError
 
 
-def write_atomically(path: Path, content: str | bytes, *, durable: bool = False, overwrite: bool = True) -> None:
+def write_atomically(
+    path: Path, content: str | bytes, *, durable: bool = False, overwrite: bool = True, mode: int | None = None
+) -> None:
     """Write a file in one step: readers see the old content or the new one, never a part.
 
     The content goes to a hidden file in the same folder first (``.NAME.<8 hex digits>``); only a killed process leaves
@@ -20,6 +22,7 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False,
         content: Text is written as UTF-8.
         durable: Return only once content and name are on disk.
         overwrite: Replace a file that exists.
+        mode: Permissions of the file, set before it has any content; by default those of any new file.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is false.
@@ -28,6 +31,8 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False,
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        if mode is not None:
+            temporary.touch(mode, exist_ok=False)
         temporary.write_bytes(data)
         if durable:
             sync(temporary)

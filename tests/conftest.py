@@ -30,6 +30,7 @@ from feature_store.cli import run_cli
 from feature_store.embedded_redis import embedded_redis
 from tests.small_shop import write_small_shop
 from tests.waiting import FIT_S, until
+from training.customer_key import default_key_path
 
 ROOT = Path(__file__).parents[1]
 NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREACH|E5\d\d)\b"
@@ -380,7 +381,8 @@ def shop(toy: Trained, tmp_path: Path) -> Shop:
 
 @pytest.fixture
 def registry(toy: Trained, tmp_path: Path) -> Path:
-    """A copy of the small shop's registry, to be changed."""
+    """A copy of the small shop's registry and of its key, to be changed."""
+    shutil.copy(default_key_path(toy.registry), default_key_path(tmp_path / "registry"))
     return Path(shutil.copytree(toy.registry, tmp_path / "registry", symlinks=True))
 
 

@@ -12,18 +12,20 @@ import click
 from rich.console import Console
 
 from feature_store.bundles import bundle
+from feature_store.bundles.registry import list_versions
 from feature_store.cli import run_cli
 from feature_store.config import load_config
 from feature_store.errors import InputError
 from feature_store.files import write_output
 from feature_store.offline.store import OfflineStore
 from training.config import TrainingConfig
+from training.customer_key import default_key_path, read_key, read_or_create_key
 from training.fit import Fitted, gather_evidence, workers_for
 from training.fit import fit as fit_bundle
 from training.models.export import ParityError
 from training.parallel import WorkerLostError
 from training.progress import StepLines, progress_on, steps_of
-from training.report.console import print_summary
+from training.report.console import print_summary, print_warnings
 
 PIPED_WIDTH = 160
 """Width in characters of a table that is written to a file or a pipe."""
@@ -50,7 +52,14 @@ def cli() -> None:
     is_flag=True,
     help="Publish as soon as the models are ready, and add evidence and report to the bundle afterwards.",
 )
-def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool) -> None:
+@click.option(
+    "--customer-key",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Key of the hashes of customer ids in the evidence; a missing file is created. Never copy it to servers.  "
+    "[default: REGISTRY.key]",
+)
+def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool, customer_key: Path | None = None) -> None:
     """Fit the models of CONFIG, evaluate them on later data, and publish the bundle REGISTRY/<version>/.
 
     CONFIG is a TOML file or the name of a built-in config. The bundle is written completely or not at all. Unless
@@ -60,6 +69,8 @@ def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool) ->
     settings = load_config(TrainingConfig, config)
     if registry.exists() and not registry.is_dir():
         raise InputError(f"--registry {registry} is a file: give a folder")
+    key_path = customer_key or default_key_path(registry)
+    key_is_new = read_key(key_path) is None
     console = Console()
     with ExitStack() as stack:
         evidence: Mapping[str, bytes] = {}
@@ -72,16 +83,25 @@ def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool) ->
                 with workers_for(source) as pool:
                     fitted = fit_bundle(settings, Path(config).stem, source, steps, pool)
                     if not evidence_later:
-                        evidence = gather_evidence(fitted, source, steps, pool)
+                        evidence = gather_evidence(fitted, source, steps, read_or_create_key(key_path), pool)
             except (ParityError, WorkerLostError) as error:
                 sys.exit(f"error: {error}")
         # Before the bundle is published: a command that waits for it may use the terminal from then on.
         print_summary(console, fitted.manifest)
+        print_warnings(console, fitted.findings)
+        if key_is_new and registry.exists() and list_versions(registry):
+            console.print(
+                f"{key_path} did not exist and was created: the new bundle cannot be compared with earlier ones",
+                highlight=False,
+                soft_wrap=True,
+            )
         folder = _published(registry, fitted, evidence, activate=activate)
         console.print(f"bundle {folder} ({fitted.manifest.fingerprint})", highlight=False, soft_wrap=True)
         if evidence_later:
             # In this process alone, so that a server has the other core, and in lines: others use the terminal now.
-            _add_evidence(folder, gather_evidence(fitted, source, steps_of(StepLines(console))))
+            _add_evidence(
+                folder, gather_evidence(fitted, source, steps_of(StepLines(console)), read_or_create_key(key_path))
+            )
             console.print(f"evidence and report added to {folder}", highlight=False, soft_wrap=True)
 
 

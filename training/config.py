@@ -168,7 +168,10 @@ class Treatment(_Section):
     All columns are in the snapshot's table or in ``source.attributes``.
 
     Attributes:
-        column: The column that is 1 if the offer was made, otherwise 0.
+        column: The column that is 1 if the offer was made, 0 if it was withheld, and NULL for customers who were not
+            part of the experiment.
+        time: The column with the time of the offer, also for customers from whom it was withheld: TIMESTAMP, DATE or
+            unix seconds. Required with events, where customers are described as of then; a snapshot must be of then.
         probability: The probability with which it was made: a number, or a column.
         outcome: The column that the offer is meant to raise.
         cost: Cost of one offer.
@@ -177,6 +180,7 @@ class Treatment(_Section):
     column: Annotated[str, Field(min_length=1)]
     probability: Annotated[float, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1)]
     outcome: Annotated[str, Field(min_length=1)]
+    time: Annotated[str | None, Field(min_length=1)] = None
     cost: Amount = 0.0
 
 
@@ -244,6 +248,22 @@ class TrainingConfig(FeatureConfig):
             raise ValueError(
                 "snapshot.value: name the column with the value of a customer, or give economics.value for all "
                 "customers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offer_has_time(self) -> Self:
+        if self.treatment is None:
+            return self
+        if self.snapshot is None and self.treatment.time is None:
+            raise ValueError(
+                "treatment.time: name the column with the time of the offer: customers must be described as they were "
+                "then, because what they did afterwards may be an effect of the offer"
+            )
+        if self.snapshot is not None and self.treatment.time is not None:
+            raise ValueError(
+                "treatment.time: a snapshot has no events from which customers could be described as of a time: remove "
+                "the key, and let the table hold what was known before the offer"
             )
         return self
 

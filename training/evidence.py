@@ -1,15 +1,16 @@
 """The evidence of a fit: two files of the bundle, from which report and comparison are made.
 
 ``evidence.json`` has tables, ``evidence.npz`` the scored rows of the test cut-offs. Neither has the ids of customers:
-rows are identified by a hash of the id.
+rows are identified by a keyed hash of the id (``training.customer_key``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,6 +24,11 @@ from feature_store.state.layout import Floats
 
 TABLES_FILE: Final = "evidence.json"
 ROWS_FILE: Final = "evidence.npz"
+
+LEAK: Final = "leak"
+WITHOUT_TIMES: Final = "attributes without times"
+OPTIMISTIC: Final = (WITHOUT_TIMES, LEAK)
+"""Checks of the audit whose findings mean that quality on past data may be too optimistic; a fit repeats them."""
 
 Severity = Literal["fatal", "warning", "note"]
 
@@ -216,7 +222,11 @@ class BinaryAttribute(_Table):
 
 
 class Evidence(_Table):
-    """All tables. An empty table does not apply; ``notes`` say why."""
+    """All tables. An empty table does not apply; ``notes`` say why.
+
+    ``customer_key`` identifies the key of the hashes in the rows file without telling it; bundles of release 0.2 and
+    earlier have none.
+    """
 
     audit: list[Finding] = []
     optimism: list[Optimism] = []
@@ -234,6 +244,7 @@ class Evidence(_Table):
     tags_cost: dict[str, float] = {}
     costs: dict[str, float] = {}
     notes: list[str] = []
+    customer_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,7 @@ class HoldoutRows:
     """An offer's test rows as scored by the evaluation models, each array ``[n]``.
 
     Attributes:
-        customer: Hash of the id, uint64.
+        customer: Hash of the id, uint64; in a file, a keyed hash.
         cutoff: Unix seconds; 0 for a snapshot.
         label: The observed outcome.
         probability: Calibrated.
@@ -268,13 +279,28 @@ class HoldoutRows:
 
 
 def hashed_ids(customer_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """Hashes of ids, uint64; an id has the same hash in every bundle. Without a key, known ids can be recognised."""
+    """Hashes of ids, uint64, to group rows by customer in memory.
+
+    Without a key anyone can recompute them, so they must not be written to a file (:func:`with_keyed_ids`).
+    """
     digests = [hashlib.blake2b(name.encode(), digest_size=8, person=b"tidemark").digest() for name in customer_ids]
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
+def with_keyed_ids(rows: HoldoutRows, key: bytes) -> HoldoutRows:
+    """The rows with keyed hashes of the customers: HMAC-SHA256 of the hash, cut to 64 bits."""
+    hashes, index = np.unique(rows.customer, return_inverse=True)
+    digests = [hmac.digest(key, number.to_bytes(8, "little"), "sha256")[:8] for number in hashes.tolist()]
+    return replace(rows, customer=np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)[index])
+
+
+def key_name(key: bytes) -> str:
+    """Identifies a key without telling it: 16 hexadecimal digits."""
+    return hmac.digest(key, b"name of this key", "sha256")[:8].hex()
+
+
 def pack_rows(rows: Mapping[str, HoldoutRows]) -> bytes:
-    """The contents of the rows file."""
+    """The contents of the rows file, for rows with keyed hashes."""
     arrays = {f"{offer}_{name}": column for offer, table in rows.items() for name, column in vars(table).items()}
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)

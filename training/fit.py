@@ -14,13 +14,14 @@ from feature_store.bundles.bundle import Manifest, sha256
 from feature_store.bundles.onnx_session import Graph
 from feature_store.bundles.typical_customer import to_manifest, typical_state
 from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import DAY_S
 from feature_store.timestamps import iso8601
 from training.audit.findings import audit, stop_on_fatal
 from training.config import TrainingConfig
 from training.data.training_table import Progress, TrainingTable
 from training.evaluation.evaluate import evaluate, gather_tables
 from training.evaluation.scorer import EvaluationScorer
-from training.evidence import ROWS_FILE, TABLES_FILE, Finding, HoldoutRows, pack_rows
+from training.evidence import ROWS_FILE, TABLES_FILE, Finding, HoldoutRows, key_name, pack_rows, with_keyed_ids
 from training.graph.customer_costs import own_figures, terms_of
 from training.graph.features import filled_matrix
 from training.graph.thresholds import budget_price
@@ -31,6 +32,7 @@ from training.models.export import (
     golden_rows,
     graph_inputs,
     library_versions,
+    parity_ages,
 )
 from training.models.model_set import EVALUATION, FINAL, Models, fit_models
 from training.parallel import IN_PROCESS, WorkerPool
@@ -113,7 +115,7 @@ def fit(
 
 
 def gather_evidence(
-    fitted: Fitted, source: OfflineStore, progress: Progress, pool: WorkerPool = IN_PROCESS
+    fitted: Fitted, source: OfflineStore, progress: Progress, key: bytes, pool: WorkerPool = IN_PROCESS
 ) -> dict[str, bytes]:
     """Make the files of a bundle that servers do not read: the evidence and the report.
 
@@ -121,6 +123,7 @@ def gather_evidence(
         fitted: The result of ``fit``.
         source: The same source, still open.
         progress: Called when a step begins.
+        key: Of the hashes of customers in the evidence.
         pool: Worker processes; the result does not depend on their number.
 
     Returns:
@@ -142,6 +145,8 @@ def gather_evidence(
             progress,
             pool,
         )
+        evidence = evidence.model_copy(update={"customer_key": key_name(key)})
+        scored = {offer: with_keyed_ids(rows, key) for offer, rows in scored.items()}
         done = progress("report", 1)
         report = render_report(fitted.manifest, evidence, scored)
         done()
@@ -187,14 +192,17 @@ def _scorer(config: TrainingConfig, table: TrainingTable, models: Models) -> Eva
 
 
 def _served(config: TrainingConfig, table: TrainingTable, models: Models, done: Callable[[], None]) -> _Served:
-    """Export the models to serve, and check the graph against scikit-learn on all test rows."""
+    """Export the models to serve, and check the graph against scikit-learn on all test rows, at various ages."""
     figures = _figures(config, table, models, FINAL)
     model = build_graph(models, config)
     graph = Graph(model)
     done()
     test = table.rows.take(np.unique(np.concatenate([split.test for split in table.splits.values()])))
-    inputs = graph_inputs(test.state, figures, own_figures(config, table.spec.layout))
-    parity = check_parity(graph, inputs, expected_outputs(models, test.state, config, figures))
+    layout = table.spec.layout
+    ages = parity_ages(len(test), config.evaluation.seed)
+    inputs = graph_inputs(test.state, figures, own_figures(config, layout), ages)
+    aged = layout.advance(test.state, ages * DAY_S)
+    parity = check_parity(graph, inputs, expected_outputs(models, aged, config, figures))
     golden = golden_rows(graph, inputs)
     done()
     return _Served(models, figures, model, graph, golden, parity, len(test))

@@ -17,7 +17,7 @@ counterpart; tests hold the two equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -139,8 +139,11 @@ def states_at(
     *,
     customers: str | None = None,
     events: str = "events",
+    attributes_at: Callable[[float], str] | None = None,
 ) -> Iterator[tuple[Names, Floats]]:
     """States of the customers known at each cut-off.
+
+    A customer is known from the first event, or the first attributes, on.
 
     Args:
         connection: Has the tables of ``feature_store.offline.source``.
@@ -149,23 +152,28 @@ def states_at(
         attributes: SQL expressions over the table ``attributes``, by slot.
         customers: SQL condition on ``customer_id``; None for all customers.
         events: The table or view to read events from.
+        attributes_at: SQL for the attributes that held at a time; None for the table ``attributes`` at every cut-off.
 
     Yields:
         Ids ``[n]`` and slots ``[n, slots]``, per cut-off.
     """
     with connection.cursor() as cursor:  # a cursor has its own temporary tables
-        everybody = _everybody(cursor, cutoffs[-1], attributes, customers or "true", events)
+        newest = "attributes" if attributes_at is None else attributes_at(cutoffs[-1])
+        everybody = _everybody(cursor, cutoffs[-1], newest if attributes else None, customers or "true", events)
         names, since = np.asarray(everybody["customer_id"], dtype=object), everybody["since"]
         accumulator = StateAccumulator(layout, len(names))
-        for slot in attributes:
-            accumulator.set_attribute(slot, np.ma.filled(everybody[f"s{slot}"], np.nan))
+        with_attributes = np.zeros(len(names), dtype=np.bool_)
+        if attributes and attributes_at is None:
+            with_attributes = _set_attributes(cursor, accumulator, attributes, newest, len(names))
         reader, start = _EventReader(cursor, layout, events), -np.inf
         for cutoff, ends in zip(cutoffs, reader.steps(cutoffs, all_customers=customers is None), strict=True):
             for end in ends:
                 accumulator.advance(end)
                 accumulator.add(reader.read(start, end))
                 start = end
-            known = since <= cutoff
+            if attributes and attributes_at is not None:
+                with_attributes = _set_attributes(cursor, accumulator, attributes, attributes_at(cutoff), len(names))
+            known = (since <= cutoff) | with_attributes
             yield names[known], accumulator.states(known)
 
 
@@ -193,26 +201,48 @@ def step_ends(starts: Floats, events: Floats, cutoffs: Sequence[float]) -> list[
 
 
 def _everybody(
-    connection: duckdb.DuckDBPyConnection, last: float, attributes: Mapping[int, str], customers: str, events: str
+    connection: duckdb.DuckDBPyConnection, last: float, attributes: str | None, customers: str, events: str
 ) -> Columns:
-    """Create and return the table ``everybody``: customer_id, customer (index), since (first event), attributes."""
-    known, columns = "FROM seen", ""
-    if attributes:
-        columns = "".join(f", {value} AS s{slot}" for slot, value in attributes.items())
-        values = f"SELECT customer_id, '-inf'::DOUBLE AS always{columns} FROM attributes"
-        known = f"FROM seen FULL JOIN ({values}) USING (customer_id)"
-        columns = "".join(f", s{slot}" for slot in attributes)
+    """Create and return the table ``everybody``: customer_id, customer (index), since (first event, or infinity).
+
+    ``attributes`` is SQL for those that count as known without events; None for nobody.
+    """
+    known = (
+        "seen" if attributes is None else f"seen FULL JOIN (SELECT customer_id FROM {attributes}) USING (customer_id)"
+    )
     # The condition is evaluated once per customer, not once per event.
     connection.execute(
         f"""CREATE TEMP TABLE everybody AS
             WITH seen AS MATERIALIZED (SELECT customer_id, min(t) AS since FROM {events} WHERE t <= $last
                 GROUP BY customer_id)
             SELECT customer_id, (row_number() OVER (ORDER BY customer_id) - 1)::INTEGER AS customer,
-                {"coalesce(always, since)" if attributes else "since"} AS since {columns}
-            FROM ({known}) WHERE {customers}""",
+                coalesce(since, 'inf') AS since
+            FROM {known} WHERE {customers}""",
         {"last": last},
     )
     return connection.execute("FROM everybody ORDER BY customer").fetchnumpy()
+
+
+def _set_attributes(
+    connection: duckdb.DuckDBPyConnection,
+    accumulator: StateAccumulator,
+    attributes: Mapping[int, str],
+    table: str,
+    customers: int,
+) -> npt.NDArray[np.bool_]:
+    """Set the attributes of everybody from a table; returns which customers ``[customers]`` are in it."""
+    columns = ", ".join(f"{value} AS s{slot}" for slot, value in attributes.items())
+    values = connection.execute(
+        f"FROM (SELECT customer_id, {columns} FROM {table}) JOIN everybody USING (customer_id)"
+    ).fetchnumpy()
+    rows = values["customer"].astype(np.intp)
+    for slot in attributes:
+        slots = np.full(customers, np.nan)
+        slots[rows] = np.ma.filled(values[f"s{slot}"], np.nan)
+        accumulator.set_attribute(slot, slots)
+    with_attributes = np.zeros(customers, dtype=np.bool_)
+    with_attributes[rows] = True
+    return with_attributes
 
 
 class _EventReader:

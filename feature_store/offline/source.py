@@ -1,14 +1,16 @@
 """Canonical events and attributes: the result of a source's SQL, or its archive, as DuckDB tables of a fixed form.
 
-============== =======================================================================================
+============== =========================================================================================================
 table          content
-============== =======================================================================================
+============== =========================================================================================================
 ``read``       all rows: customer_id, t (unix seconds), event_type, amount, duration_s, item_id, event_id
 ``events``     view of the usable rows of ``read``
 ``unusable``   unusable ids: customer_id, rows
-``attributes`` customer_id and the source's columns
+``attributes`` customer_id and the source's columns, one row per customer: the newest values
+``changes``    only if attributes have times: customer_id, source_customer_id, valid_from (unix seconds,
+               -inf for always) and the source's columns
 ``aliases``    alias, root; has rows only for an archive. Customer ids in the other tables are roots
-============== =======================================================================================
+============== =========================================================================================================
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ NO_EVENTS: Final = (
     "NULL::DOUBLE AS duration_s, NULL::VARCHAR AS item_id, NULL::VARCHAR AS event_id"
 )
 """Columns of ``read`` for a source without events."""
+
+VALID_FROM: Final = "valid_from"
+"""Column of ``source.attributes``: the time from which the values of a row hold, until the customer's next row."""
 
 LOG_ID: Final = "'tm:log:' || seq || ':' || n"
 """SQL for the id of an event that was sent without one: its place in the event log."""
@@ -74,14 +79,28 @@ def count_left_out(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return {reason: number for reason, number in zip([UNUSABLE_ID, *by_row], rows, strict=True) if number}
 
 
-def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, str]:
-    """Create the table of attributes, if the source has any, and return the DuckDB types of its columns by name."""
+def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> tuple[dict[str, str], bool]:
+    """Create the tables of attributes, if the source has any.
+
+    Returns:
+        The DuckDB types of the columns by name, and whether the attributes have times (the column ``valid_from``).
+
+    Raises:
+        InputError: The query fails, or its rows are not what they should be.
+    """
     if source.attributes is None:
-        return {}
+        return {}, False
     query = source.sql(source.attributes)
     columns = _columns(connection, "source.attributes", query)
     if "customer_id" not in columns:
         raise InputError("source.attributes: column 'customer_id' is missing: select the shop's column AS customer_id")
+    has_events = source.events is not None or source.archive is not None  # otherwise it is a snapshot, without time
+    if has_events and VALID_FROM in columns:
+        _read_changes(connection, query, columns.pop(VALID_FROM))
+        if source.archive is not None:
+            merge_changes(connection)
+        create_newest(connection, columns)
+        return columns, True
     _execute(
         connection,
         "source.attributes",
@@ -91,10 +110,66 @@ def read_attributes(connection: duckdb.DuckDBPyConnection, source: Source) -> di
     )
     ((repeated,),) = connection.execute("SELECT count(*) - count(DISTINCT customer_id) FROM attributes").fetchall()
     if repeated:
-        raise InputError(f"source.attributes: {repeated:,} rows repeat a customer_id: select one row per customer")
+        raise InputError(
+            f"source.attributes: {repeated:,} rows repeat a customer_id: select one row per customer, or if these are "
+            f"changes, their time AS {VALID_FROM}"
+        )
     if source.archive is not None:
         merge_attributes(connection, columns)
-    return columns
+    return columns, False
+
+
+def attributes_as_of(columns: Mapping[str, str], moment: str, changes: str = "changes") -> str:
+    """SQL for the attributes that held at a time: customer_id and ``columns``, one row per customer.
+
+    Args:
+        columns: DuckDB types of the columns, by name.
+        moment: SQL for the time, unix seconds; it may use columns of ``changes``.
+        changes: The table of changes, or SQL in its place.
+    """
+    newest = f"""SELECT DISTINCT ON (customer_id, source_customer_id) * FROM {changes} WHERE valid_from <= {moment}
+        ORDER BY customer_id, source_customer_id, valid_from DESC"""
+    return f"SELECT {_merged(columns)} FROM ({newest}) GROUP BY customer_id"
+
+
+def merge_changes(connection: duckdb.DuckDBPyConnection) -> None:
+    """Assign the changes of aliases to their customers; as of any time they are merged as states are."""
+    connection.execute(
+        "UPDATE changes SET customer_id = root FROM aliases WHERE aliases.alias = changes.source_customer_id"
+    )
+
+
+def create_newest(connection: duckdb.DuckDBPyConnection, columns: Mapping[str, str]) -> None:
+    """Create the table ``attributes`` from the newest changes; changes of the future are left out."""
+    moment = "epoch(now()) + 86400"
+    connection.execute(f"CREATE OR REPLACE TABLE attributes AS {attributes_as_of(columns, moment)}")
+
+
+def _read_changes(connection: duckdb.DuckDBPyConnection, query: str, kind: str) -> None:
+    """Create the table ``changes``."""
+    if not kind.startswith(("TIMESTAMP", "DATE")):
+        raise InputError(
+            f"source.attributes: {VALID_FROM} is {kind}, not a TIMESTAMP or DATE: cast it, or give the column another "
+            "name if it does not say from when the row is valid"
+        )
+    # NULL: always; infinity: never.
+    time = f"coalesce(CASE WHEN isfinite({VALID_FROM}) THEN epoch({VALID_FROM}) ELSE {VALID_FROM}::VARCHAR::DOUBLE END"
+    _execute(
+        connection,
+        "source.attributes",
+        f"""CREATE TABLE changes AS
+            FROM (SELECT * REPLACE (customer_id::VARCHAR AS customer_id, {time}, '-inf'::DOUBLE) AS {VALID_FROM}),
+                customer_id::VARCHAR AS source_customer_id FROM ({query}\n))
+            WHERE NOT ({LEFT_OUT[UNUSABLE_ID]})""",
+    )
+    ((repeated,),) = connection.execute(
+        f"SELECT count(*) - count(DISTINCT (customer_id, {VALID_FROM})) FROM changes"
+    ).fetchall()
+    if repeated:
+        raise InputError(
+            f"source.attributes: {repeated:,} rows repeat a customer_id and a {VALID_FROM}: select one row per "
+            "customer and time"
+        )
 
 
 def _read_query(connection: duckdb.DuckDBPyConnection, query: str) -> None:
@@ -164,16 +239,23 @@ def merge_attributes(connection: duckdb.DuckDBPyConnection, columns: Mapping[str
     connection.execute(
         "UPDATE attributes SET customer_id = aliases.root FROM aliases WHERE aliases.alias = attributes.customer_id"
     )
+    connection.execute(
+        f"CREATE OR REPLACE TABLE attributes AS SELECT {_merged(columns)} FROM attributes GROUP BY customer_id"
+    )
+
+
+def _merged(columns: Mapping[str, str]) -> str:
+    """SQL for customer_id and the attributes of one customer's rows, merged."""
     merged = ["customer_id"]
-    for name in columns.keys() - {"customer_id"}:
+    for name in columns:
+        if name == "customer_id":
+            continue
         column = identifier(name)
         value = f"max({column}) FILTER (isfinite({column}::DOUBLE))"
         if not NUMERIC.fullmatch(columns[name]):  # not the attribute of a numeric feature
             value = f"any_value({column})"
         merged.append(f"{value} AS {column}")
-    connection.execute(
-        f"CREATE OR REPLACE TABLE attributes AS SELECT {', '.join(merged)} FROM attributes GROUP BY customer_id"
-    )
+    return ", ".join(merged)
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, where: str, query: str) -> dict[str, str]:

@@ -21,8 +21,17 @@ from feature_store.config import Source
 from feature_store.definitions import Feature
 from feature_store.errors import InputError
 from feature_store.offline.point_in_time import states_at
-from feature_store.offline.source import NUMERIC, count_left_out, merge_attributes, read_attributes, read_events
-from feature_store.sql import identifier, literal
+from feature_store.offline.source import (
+    NUMERIC,
+    attributes_as_of,
+    count_left_out,
+    create_newest,
+    merge_attributes,
+    merge_changes,
+    read_attributes,
+    read_events,
+)
+from feature_store.sql import fill_table, identifier, literal
 from feature_store.state.layout import Floats, StateLayout
 
 
@@ -62,7 +71,7 @@ class OfflineStore:
         self.connection.execute("SET TimeZone = 'UTC'")
         try:
             read_events(self.connection, source)
-            self.attribute_columns: Final = read_attributes(self.connection, source)
+            self.attribute_columns, self.attributes_have_times = read_attributes(self.connection, source)
             self.summary: Final = self._summarise(source)
         except BaseException:
             self.connection.close()
@@ -85,26 +94,38 @@ class OfflineStore:
 
     def apply_aliases(self) -> None:
         """Assign the attributes of aliases (table ``aliases``) to the customers they belong to."""
-        if self.attribute_columns:
+        if self.attributes_have_times:
+            merge_changes(self.connection)
+            create_newest(self.connection, self.attribute_columns)
+        elif self.attribute_columns:
             merge_attributes(self.connection, self.attribute_columns)
+
+    def attributes_at(self, moment: float) -> str:
+        """SQL for the attributes that held at a time; without times, for the newest ones. One row per customer."""
+        if self.attributes_have_times:
+            return f"({attributes_as_of(self.attribute_columns, f'{moment!r}::DOUBLE')})"
+        return "attributes"
 
     def states(self, layout: StateLayout, as_of: float, events: str = "events") -> OfflineStates:
         """States of every customer known by ``as_of`` (unix seconds); no later event is read.
+
+        Attributes are the newest ones, whatever ``as_of``, as they are online.
 
         Args:
             layout: Which states.
             as_of: The time.
             events: The table or view to read events from.
         """
-        (states,) = self.states_at(layout, [as_of], events=events)
-        return states
+        ((ids, slots),) = states_at(self.connection, layout, [as_of], self._attributes(layout), events=events)
+        return OfflineStates(ids, slots)
 
     def states_at(
         self, layout: StateLayout, cutoffs: Sequence[float], *, customers: str | None = None, events: str = "events"
     ) -> Iterator[OfflineStates]:
         """States at each of several times, at about the cost of reading the events once.
 
-        The same events give bit-identical states, whatever their order and the number of threads.
+        Attributes with times are those that held at each time; without times they are the newest ones. The same events
+        give bit-identical states, whatever their order and the number of threads.
 
         Args:
             layout: Which states.
@@ -117,9 +138,60 @@ class OfflineStore:
         """
         if not cutoffs or any(later <= before for before, later in pairwise(cutoffs)):
             raise ValueError("cut-offs must be ascending")
-        attributes = {i: self._attribute_sql(f) for i, f in enumerate(layout.features) if f.aggregate == "attribute"}
-        states = states_at(self.connection, layout, cutoffs, attributes, customers=customers, events=events)
+        states = states_at(
+            self.connection,
+            layout,
+            cutoffs,
+            self._attributes(layout),
+            customers=customers,
+            events=events,
+            attributes_at=self.attributes_at if self.attributes_have_times else None,
+        )
         return (OfflineStates(ids, slots) for ids, slots in states)
+
+    def states_at_own_times(self, layout: StateLayout, customer_ids: Sequence[str], moments: Sequence[float]) -> Floats:
+        """States of customers, each as of a time of its own.
+
+        Attributes without times are missing, because their values may be later than the time of the customer.
+
+        Args:
+            layout: Which states.
+            customer_ids: Ids ``[n]``, each once.
+            moments: Unix seconds ``[n]``.
+
+        Returns:
+            Slots ``[n, slots]``; a customer without events before has the empty state.
+
+        Raises:
+            InputError: As ``states_at``.
+        """
+        rows = list(zip(customer_ids, map(float, moments), strict=True))
+        fill_table(self.connection, "moments", {"customer_id": "VARCHAR", "moment": "DOUBLE"}, rows)
+        # Times relative to each customer's own, so that one pass gives the states of all.
+        self.connection.execute(
+            """CREATE OR REPLACE VIEW before AS SELECT events.* REPLACE (t - moment AS t)
+            FROM events JOIN moments USING (customer_id) WHERE t <= moment"""
+        )
+        held = attributes_as_of(self.attribute_columns, "moment", "changes JOIN moments USING (customer_id)")
+        ((ids, slots),) = states_at(
+            self.connection,
+            layout,
+            [0.0],
+            self._attributes(layout) if self.attributes_have_times else {},
+            customers="customer_id IN (SELECT customer_id FROM moments)",
+            events="before",
+            attributes_at=(lambda _: f"({held})") if self.attributes_have_times else None,
+        )
+        place = {name: at for at, name in enumerate(ids)}
+        states = np.tile(layout.identity, (len(rows), 1))
+        for row, (name, _) in enumerate(rows):
+            if name in place:
+                states[row] = slots[place[name]]
+        return states
+
+    def _attributes(self, layout: StateLayout) -> dict[int, str]:
+        """SQL for the values of the layout's attributes, by slot."""
+        return {i: self._attribute_sql(f) for i, f in enumerate(layout.features) if f.aggregate == "attribute"}
 
     def _attribute_sql(self, feature: Feature) -> str:
         """SQL for the value of an attribute: the number, or the index of a text among its categories."""

@@ -344,3 +344,87 @@ def test_a_summary_says_what_was_read() -> None:
         assert (source.summary.events, source.summary.customers) == (3, 2)
         assert (source.summary.start, source.summary.end) == (START, START + 9)
         assert source.summary.left_out == {}
+
+
+CHANGES = """SELECT * FROM (VALUES
+    ('a', TIMESTAMP '1970-01-01' + to_seconds({start}), 1, 'x'),
+    ('a', TIMESTAMP '1970-01-01' + to_seconds({start} + 200), 2, NULL),
+    ('b', NULL, 5, 'y'),
+    ('c', TIMESTAMP '1970-01-01' + to_seconds({start} + 100), 7, 'x'),
+    ('a', TIMESTAMP '2999-01-01', 9, 'z')
+) AS changes(customer_id, valid_from, age, town)""".format(start=int(START))
+TIMED = StateLayout(
+    [
+        Feature(name="age", aggregate="attribute"),
+        Feature(name="town", aggregate="attribute", categories=("x", "y")),
+        Feature(name="latest", aggregate="latest", event="buy"),
+    ]
+)
+
+
+def event_at(customer_id: str, seconds: float) -> str:
+    moment = f"TIMESTAMP '1970-01-01' + to_milliseconds({int((START + seconds) * 1000)})"
+    return f"SELECT '{customer_id}' AS customer_id, {moment} AS event_time, 'buy' AS event_type"
+
+
+def states_by_name(states: OfflineStates) -> dict[str, list[float]]:
+    return dict(zip(states.customer_ids.tolist(), states.slots.tolist(), strict=True))
+
+
+def test_attributes_with_times_are_those_that_held_at_each_cut_off() -> None:
+    with OfflineStore(Source(events=event_at("d", 150), attributes=CHANGES)) as source:
+        assert source.attributes_have_times
+        assert set(source.attribute_columns) == {"customer_id", "age", "town"}
+        cutoffs = [START - 1, START, START + 99, START + 150, START + 200]
+        before, start, still, later, last = map(states_by_name, source.states_at(TIMED, cutoffs))
+        nan = float("nan")
+        none = -np.inf
+        np.testing.assert_equal(before, {"b": [5, 1, none]})
+        np.testing.assert_equal(start, {"a": [1, 0, none], "b": [5, 1, none]})
+        np.testing.assert_equal(still, start)
+        assert set(later) == {"a", "b", "c", "d"}
+        np.testing.assert_equal(later["c"], [7, 0, none])
+        np.testing.assert_equal(later["d"], [nan, nan, 0])
+        np.testing.assert_equal(last["a"], [2, nan, none])  # the newest row holds as a whole
+        # Online and in the audit: the newest values, none of the future.
+        newest = states_by_name(source.states(TIMED, START))
+        np.testing.assert_equal(newest["a"], [2, nan, none])
+        rows = source.connection.execute("SELECT customer_id, age FROM attributes ORDER BY ALL").fetchall()
+        assert rows == [("a", 2), ("b", 5), ("c", 7)]
+
+
+def test_each_customer_can_have_a_time_of_its_own() -> None:
+    events = " UNION ALL ".join([event_at("a", 10), event_at("a", 50), event_at("b", 10), event_at("d", 60)])
+    names, moments = ["d", "b", "a", "nobody"], [START + 59, START + 10, START + 200, START]
+    with OfflineStore(Source(events=events, attributes=CHANGES)) as source:
+        own = source.states_at_own_times(TIMED, names, moments)
+        for name, moment, slots in zip(names, moments, own, strict=True):
+            at_that_time = states_by_name(next(source.states_at(TIMED, [moment])))
+            np.testing.assert_allclose(slots, at_that_time.get(name, TIMED.identity), atol=1e-6)
+        assert own[2].tolist()[::2] == [2, -150]
+    with OfflineStore(Source(events=events, attributes="SELECT 'a' AS customer_id, 1 AS age, 'x' AS town")) as source:
+        # Values without a time may be later than the customer's own.
+        assert np.isnan(source.states_at_own_times(TIMED, names, moments)[:, :2]).all()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ("SELECT 'a' AS customer_id, 5 AS valid_from", "valid_from is INTEGER, not a TIMESTAMP or DATE"),
+        ("SELECT 'a' AS customer_id, DATE '2020-01-01' AS valid_from FROM range(2)", "1 rows repeat a customer_id and"),
+        ("SELECT 'a' AS customer_id FROM range(2)", "or if these are changes, their time AS valid_from"),
+    ],
+)
+def test_changes_that_cannot_be_used_are_refused(attributes: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        OfflineStore(Source(events=event_at("a", 1), attributes=attributes))
+
+
+def test_changes_of_an_alias_count_for_the_customer() -> None:
+    with OfflineStore(Source(events=event_at("a", 10), attributes=CHANGES)) as source:
+        source.connection.execute("INSERT INTO aliases VALUES ('c', 'a')")
+        source.apply_aliases()
+        early, late = map(states_by_name, source.states_at(TIMED, [START + 150, START + 250]))
+        assert early["a"][0] == 7  # the larger one, as states merge
+        assert late["a"][0] == 7
+        assert "c" not in late

@@ -32,8 +32,9 @@ def shop(tmp_path: Path) -> Shop:
 def test_a_healthy_shop_ends_well_and_its_findings_are_in_the_file(call: Call, shop: Shop, tmp_path: Path) -> None:
     done = call(cli, "audit", shop.config, "--json", tmp_path / "found.json")
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[-1] == "0 fatal, 0 warnings, 1 note"
-    (found,) = [Finding.model_validate(row) for row in json.loads((tmp_path / "found.json").read_text())]
+    assert done.out.splitlines()[-1] == "0 fatal, 1 warning, 1 note"
+    undated, found = [Finding.model_validate(row) for row in json.loads((tmp_path / "found.json").read_text())]
+    assert (undated.severity, undated.check) == ("warning", "attributes without times")
     assert (found.severity, found.where) == ("note", "attributes.income")
     assert found.share == pytest.approx(1 / 7, abs=0.01)
 

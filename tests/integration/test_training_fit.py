@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +26,9 @@ from feature_store.state.layout import DAY_S, StateLayout
 from training import __main__ as main
 from training.__main__ import cli
 from training.config import TrainingConfig
+from training.customer_key import default_key_path, read_key
 from training.data.dataset import Rows, build_rows
-from training.evidence import HoldoutRows, hashed_ids, read_evidence
+from training.evidence import HoldoutRows, hashed_ids, read_evidence, with_keyed_ids
 from training.fit import gather_evidence
 from training.graph.thresholds import threshold
 from training.models.export import check_parity, graph_inputs
@@ -144,11 +147,15 @@ def test_a_manifest_holds_the_evidence_of_the_contract(made: Bundle, offer: str)
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_the_figures_are_those_of_the_test_cut_offs_rows_as_the_evaluations_models_scored_them(
-    made: Bundle, blocks: dict[str, Rows], scored: dict[str, HoldoutRows], offer: str
+    toy: Trained, made: Bundle, blocks: dict[str, Rows], scored: dict[str, HoldoutRows], offer: str
 ) -> None:
     test, found = blocks[TESTS[offer]], scored[offer]
     # Row by row the customers of the source at these cut-offs, with the outcomes that came.
-    np.testing.assert_array_equal(found.customer, hashed_ids(test.customer_id.tolist()))
+    key = read_key(default_key_path(toy.registry))
+    assert key is not None
+    plain = replace(found, customer=hashed_ids(test.customer_id.tolist()))
+    np.testing.assert_array_equal(found.customer, with_keyed_ids(plain, key).customer)
+    assert not np.isin(found.customer, plain.customer).any()
     np.testing.assert_array_equal(found.cutoff, test.cutoff)
     np.testing.assert_array_equal(found.label, test.label(offer) > 0)
     np.testing.assert_array_equal(found.recency_days, test.recency_days)
@@ -177,6 +184,42 @@ def test_no_file_of_a_bundle_contains_a_customer_id(toy: Trained) -> None:
         assert not re.search(rb"\bc0[0-3]\d\d\b", path.read_bytes()), path.name
     with np.load(folder / "evidence.npz", allow_pickle=False) as arrays:
         assert {column.dtype.kind for column in arrays.values()} <= {"f", "b", "u"}
+
+
+def test_the_key_of_the_customers_is_in_no_bundle_and_not_in_the_registry(toy: Trained) -> None:
+    path = default_key_path(toy.registry)
+    assert path.stat().st_mode & 0o777 == 0o600
+    key = path.read_text().strip()
+    files = [file for file in toy.registry.rglob("*") if file.is_file()]
+    assert len(files) >= 6
+    for file in files:
+        content = file.read_bytes()
+        assert key.encode() not in content
+        assert bytes.fromhex(key) not in content
+
+
+def test_a_key_that_others_can_read_stops_a_fit_before_it_begins(toy: Trained, call: Call, registry: Path) -> None:
+    default_key_path(registry).chmod(0o644)
+    before = versions_in(registry)
+    done = call(main.cli, "fit", toy.shop.config, "--registry", registry)
+    assert done.is_bad_input
+    assert done.err.startswith(f"error: the key of customer ids {default_key_path(registry)} can be read by other")
+    assert versions_in(registry) == before
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_without_the_key_a_new_one_is_made_and_older_bundles_cannot_be_compared(
+    toy: Trained, call: Call, registry: Path
+) -> None:
+    (old,) = versions_in(registry)
+    default_key_path(registry).unlink()
+    done = call(main.cli, "fit", toy.shop.config, "--registry", registry)
+    assert done.code == 0
+    assert f"{default_key_path(registry)} did not exist and was created" in done.out.replace("\n", "")
+    (new,) = versions_in(registry) - {old}
+    compared = call(main.cli, "compare", registry / old, registry / new)
+    assert compared.is_bad_input
+    assert "identify customers with different keys" in compared.err
 
 
 def test_every_test_row_of_either_offer_went_into_the_count(made: Bundle, blocks: dict[str, Rows]) -> None:
@@ -234,10 +277,16 @@ def test_a_customer_gets_the_same_scores_alone_and_among_others(made: Bundle, bl
             assert alone[name][0] == pytest.approx(together[name][row], rel=1e-6)
 
 
-def test_golden_rows_are_customers_of_the_test_cut_offs(made: Bundle, blocks: dict[str, Rows]) -> None:
+def test_golden_rows_are_customers_of_the_test_cut_offs_at_ages_up_to_sixty_days(
+    made: Bundle, blocks: dict[str, Rows]
+) -> None:
     real = {row.tobytes() for block in TESTS.values() for row in blocks[block].state}
     assert len(made.golden["input_state"]) >= 50
     assert all(row.tobytes() in real for row in made.golden["input_state"])
+    age = made.golden["input_age"]
+    assert (age == 0).any()
+    assert (age > 50).any()
+    assert age.max() <= 60
 
 
 def test_the_typical_customer_is_the_median_of_the_newest_cut_offs(
@@ -305,6 +354,7 @@ def test_a_bundle_can_be_published_before_its_evidence_is_made(
     toy: Trained, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = tmp_path / "registry"
+    shutil.copy(default_key_path(toy.registry), default_key_path(registry))
     seen: list[set[str]] = []
 
     def watched(*arguments: Any) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ from tests.waiting import FIT_S
 from training import __main__ as main
 from training.arrays import Features
 from training.config import TrainingConfig
+from training.customer_key import KEY_BYTES, default_key_path
 from training.data.candidate_features import candidates, overdue
 from training.data.clipping import learn_clips
 from training.data.cutoffs import CutoffPlan, lay_out
@@ -95,6 +96,8 @@ def test_candidates_fitted_on_one_core_and_on_two_are_the_same_model_to_the_last
     made, rows = [], []
     for processes, registry in ((1, tmp_path / "one"), (2, tmp_path / "two")):
         monkeypatch.setattr(main, "workers_for", partial(workers_for, processes=processes))
+        default_key_path(registry).write_text("5a" * KEY_BYTES)
+        default_key_path(registry).chmod(0o600)
         done = call(main.cli, "fit", config, "--registry", registry)
         assert (done.code, done.err) == (0, "")
         folder = registry / "current"

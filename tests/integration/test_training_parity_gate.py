@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 
 import training.fit
+import training.models.export
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import OUTPUTS, Arrays
 from feature_store.bundles.onnx_session import Graph
+from feature_store.state.layout import StateLayout
 from training.__main__ import cli
 from training.graph.builder import GraphBuilder
+from training.graph.features import FeatureSpec, add_features
 from training.models.export import ParityError, check_parity, expected_outputs
 from training.models.spend import MIN_SPEND, SpendModel
 
@@ -78,6 +82,26 @@ def test_a_fit_whose_graph_is_off_on_the_last_test_row_publishes_nothing(
 
     monkeypatch.setattr(training.fit, "expected_outputs", off)
     with pytest.raises(SystemExit, match=r"error: .*churn_probability is off by 0\.0001; no bundle was written"):
+        cli.main(["fit", str(toy.shop.config), "--registry", str(untouched)], standalone_mode=False)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_graph_that_is_off_only_for_older_states_publishes_nothing(
+    toy: Trained, untouched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgets_slowly(graph: GraphBuilder, spec: FeatureSpec) -> str:
+        rates = {line.rate for line in spec.overdue}  # with another half-life, these are off at age 0 too
+        lines = [
+            line.model_copy(update={"half_life_days": 2 * line.half_life_days})
+            if line.half_life_days and line.name not in rates
+            else line
+            for line in spec.layout.features
+        ]
+        assert lines != list(spec.layout.features)
+        return add_features(graph, replace(spec, layout=StateLayout(lines)))
+
+    monkeypatch.setattr(training.models.export, "add_features", forgets_slowly)
+    with pytest.raises(SystemExit, match=r"the exported graph differs from scikit-learn: .*churn_probability is off"):
         cli.main(["fit", str(toy.shop.config), "--registry", str(untouched)], standalone_mode=False)
 
 

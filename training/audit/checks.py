@@ -130,10 +130,19 @@ CHECKS: Final[Mapping[str, Check]] = {
         "They are scored, and not used for training.",
         "There is nothing to do if these are the customers to score.",
     ),
+    "attributes without times": Check(
+        "The attributes beside events have no valid_from, so today's values are used at every past cut-off.",
+        "An attribute that changed after a cut-off may tell what happened then, and quality on past data is too "
+        "optimistic.",
+        "Select the time from which each row is valid as valid_from, with one row per change, or keep only attributes "
+        "that never change.",
+    ),
     "leak": Check(
-        "A column of a snapshot predicts the label almost perfectly.",
+        "A column of a snapshot, or an attribute beside events, predicts the label almost perfectly. With events, the "
+        "labels are those of the newest training cut-off.",
         "It was probably written after the outcome, so the model would fail on customers whose outcome is open.",
-        "Add it to snapshot.leave_out, unless it was known before the outcome.",
+        "Unless it was known before the outcome, add it to snapshot.leave_out. With events, do not select it, or "
+        "select its valid_from.",
     ),
     "treatment probability": Check(
         "The stated probabilities of treatment do not fit the customers who were treated.",

@@ -36,13 +36,15 @@ def treatment_columns(treatment: Treatment | None) -> list[tuple[str, str]]:
     named = [("treatment.column", treatment.column), ("treatment.outcome", treatment.outcome)]
     if isinstance(treatment.probability, str):
         named.append(("treatment.probability", treatment.probability))
+    if treatment.time is not None:
+        named.append(("treatment.time", treatment.time))
     return named
 
 
-def sample_rows(rows: int) -> str:
-    """SQL for the table, or for a deterministic sample of about SAMPLE_ROWS of its ``rows`` rows."""
+def sample_rows(rows: int, table: str = "attributes") -> str:
+    """SQL for a table, or for a deterministic sample of about SAMPLE_ROWS of its ``rows`` rows."""
     parts = -(-rows // SAMPLE_ROWS)
-    return "attributes" if parts <= 1 else f"(FROM attributes WHERE hash(customer_id) % {parts} = 0)"
+    return table if parts <= 1 else f"(FROM {table} WHERE hash(customer_id) % {parts} = 0)"
 
 
 def audit_columns(

@@ -14,7 +14,9 @@ from training.audit.columns import audit_columns, treatment_columns
 from training.audit.event_times import Days, audit_times, count_days
 from training.audit.event_types import audit_types, count_types
 from training.audit.event_values import audit_values
+from training.audit.leaks import audit_attribute_times
 from training.config import TrainingConfig
+from training.data.candidate_features import excluded_columns
 from training.data.columns import columns_of, text_list
 from training.data.cutoffs import lay_out
 from training.evidence import Finding
@@ -79,7 +81,7 @@ def audit_events(config: TrainingConfig, source: OfflineStore) -> list[Finding]:
             _duplicates(connection, sample),
             audit_times(days),
             audit_values(connection, config.economics.event, types, sample),
-            _attributes(config, connection),
+            _attributes(config, source),
         )
     )
 
@@ -188,8 +190,9 @@ def _customers(connection: duckdb.DuckDBPyConnection, purchase: str) -> Iterator
         )
 
 
-def _attributes(config: TrainingConfig, connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    learnt = {feature.name for feature in config.feature if feature.aggregate == "attribute"}
+def _attributes(config: TrainingConfig, source: OfflineStore) -> Iterator[Finding]:
+    connection = source.connection
+    learnt = {feature.source_column for feature in config.feature if feature.aggregate == "attribute"}
     candidates = () if config.candidates is None else config.candidates.attributes or ()
     named = [(f"feature '{name}'", name) for name in sorted(learnt)]
     named += [("candidates.attributes", name) for name in candidates]
@@ -208,8 +211,10 @@ def _attributes(config: TrainingConfig, connection: duckdb.DuckDBPyConnection) -
         return
     yield from _without_attributes(connection)
     if config.candidates is not None:
-        learnt |= set(candidates or columns)
-    yield from audit_columns(connection, {name: columns[name] for name in columns if name in learnt}, "attributes")
+        learnt |= set(candidates or columns) - set(excluded_columns(config))
+    learnt_columns = {name: columns[name] for name in columns if name in learnt}
+    yield from audit_columns(connection, learnt_columns, "attributes")
+    yield from audit_attribute_times(config, source, learnt_columns)
 
 
 def _without_attributes(connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:

@@ -6,22 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import duckdb
-import numpy as np
 
 from feature_store.config import Snapshot
-from feature_store.definitions import MAX_CATEGORIES
 from feature_store.sql import identifier
-from training.audit.columns import audit_columns, sample_rows, treatment_columns
+from training.audit.columns import audit_columns, treatment_columns
 from training.audit.events import FEW_CUSTOMERS, MIN_CUSTOMERS
+from training.audit.leaks import find_leaks
 from training.config import Treatment
-from training.data.columns import columns_of, is_number, is_text, text_list
-from training.evidence import Finding
+from training.data.columns import columns_of, is_number, text_list
+from training.evidence import LEAK, Finding
 
 MIN_OUTCOMES: Final = 20
 """Minimum number of customers with the rarer label, so that every part of a split has some to test on."""
-
-LEAK_AUC: Final = 0.98
-"""No single fact about a customer predicts this well; a column that does was written when the outcome was known."""
 
 LEAVE_OUT: Final = "add it to snapshot.leave_out"
 
@@ -48,30 +44,14 @@ def audit_snapshot(
     learnt = {name: kind for name, kind in columns.items() if name not in excluded}
     findings += audit_columns(connection, learnt, "snapshot", LEAVE_OUT)
     if label is not None and not any(finding.check == "label" for finding in findings):
-        findings += [_leak(name, auc) for name, auc in leaks(connection, snapshot.label, learnt).items()]
+        findings += [_leak(name, auc) for name, auc in find_leaks(connection, snapshot.label, learnt).items()]
     return findings
-
-
-def leaks(connection: duckdb.DuckDBPyConnection, label: str, columns: Mapping[str, str]) -> dict[str, float]:
-    """Columns that predict the label on their own, with their AUC.
-
-    Args:
-        connection: Holds the table ``attributes``.
-        label: The label's column: a number or BOOLEAN without NULL.
-        columns: DuckDB types of the columns to check, by name.
-
-    Returns:
-        The AUC of each column with more than LEAK_AUC, by name.
-    """
-    rows = connection.execute("SELECT count(*) FROM attributes").fetchall()[0][0]
-    aucs = {name: _auc(connection, name, kind, label, sample_rows(rows)) for name, kind in columns.items()}
-    return {name: auc for name, auc in aucs.items() if auc > LEAK_AUC}
 
 
 def _leak(name: str, auc: float) -> Finding:
     return Finding(
         severity="warning",
-        check="leak",
+        check=LEAK,
         where=f"snapshot.{name}",
         message=f"it predicts the label almost perfectly (AUC {auc:.3f}), as if it had been written afterwards",
         fix=f"{LEAVE_OUT}, unless it was known before the outcome",
@@ -164,30 +144,3 @@ def _label(connection: duckdb.DuckDBPyConnection, name: str, kind: str) -> Itera
 
 def _bad_label(message: str, fix: str, share: float | None = None) -> Finding:
     return Finding(severity="fatal", check="label", where="snapshot.label", message=message, fix=fix, share=share)
-
-
-def _auc(connection: duckdb.DuckDBPyConnection, name: str, kind: str, label: str, table: str) -> float:
-    """AUC of one column for the label, in whichever direction is better; a missing value counts as the lowest.
-
-    Values of a text column are ranked by their rate of the label if there are at most MAX_CATEGORIES of them; otherwise
-    only whether there is a value counts. The AUC is the Mann-Whitney statistic, with ties counted half.
-    """
-    column = identifier(name)
-    if is_number(kind):
-        value = f"{column}::DOUBLE"
-    elif kind.startswith(("DATE", "TIMESTAMP")):
-        value = f"epoch({column})"
-    elif is_text(kind):
-        distinct = connection.execute(f"SELECT count(DISTINCT {column}) FROM {table}").fetchall()[0][0]
-        value = f"{column}::VARCHAR" if distinct <= MAX_CATEGORIES else f"({column} IS NOT NULL)"
-    else:
-        return 0.5
-    counts = connection.execute(
-        f"""SELECT count(*) AS n, sum({identifier(label)}::DOUBLE) AS ones FROM {table}
-            GROUP BY {value} ORDER BY {"ones / n" if is_text(kind) else f"{value} NULLS FIRST"}"""
-    ).fetchnumpy()
-    ones = np.asarray(counts["ones"], dtype=np.float64)
-    zeros = np.asarray(counts["n"], dtype=np.float64) - ones
-    below = np.cumsum(zeros) - zeros
-    auc = float(ones @ (below + zeros / 2) / max(ones.sum() * zeros.sum(), 1.0))
-    return max(auc, 1 - auc)

@@ -30,7 +30,7 @@ def candidates(config: TrainingConfig, source: OfflineStore, until: float) -> li
     Args:
         config: With or without ``[candidates]``.
         source: The open source.
-        until: Unix seconds; later events are not read.
+        until: Unix seconds; later events, and later attributes if they have times, are not read.
 
     Raises:
         InputError: If there is no feature at all.
@@ -40,7 +40,7 @@ def candidates(config: TrainingConfig, source: OfflineStore, until: float) -> li
     if wide is None:
         return lines
     names = {line.name for line in lines}
-    for feature in [*_of_events(wide, source, until), *_of_attributes(config, wide, source)]:
+    for feature in [*_of_events(wide, source, until), *_of_attributes(config, wide, source, until)]:
         name = _unique(feature.name, names)
         names.add(name)
         lines.append(feature.model_copy(update={"name": name}))
@@ -98,7 +98,7 @@ def _of_events(wide: Candidates, source: OfflineStore, until: float) -> Iterator
                     )
 
 
-def _of_attributes(config: TrainingConfig, wide: Candidates, source: OfflineStore) -> Iterator[Feature]:
+def _of_attributes(config: TrainingConfig, wide: Candidates, source: OfflineStore, until: float) -> Iterator[Feature]:
     taken = excluded_columns(config)
     for column, kind in source.attribute_columns.items():
         if column in taken or (wide.attributes is not None and column not in wide.attributes):
@@ -106,7 +106,7 @@ def _of_attributes(config: TrainingConfig, wide: Candidates, source: OfflineStor
         feature = Feature(name=slug(column), aggregate="attribute", column=None if slug(column) == column else column)
         if NUMERIC.fullmatch(kind):
             yield feature
-        elif TEXT.fullmatch(kind) and (categories := _categories(source, column)):
+        elif TEXT.fullmatch(kind) and (categories := _categories(source, column, until)):
             yield feature.model_copy(update={"categories": categories})
 
 
@@ -117,7 +117,8 @@ def excluded_columns(config: TrainingConfig) -> Collection[str]:
         snapshot = config.snapshot
         taken |= {snapshot.label, *snapshot.leave_out, *(c for c in (snapshot.group, snapshot.value) if c)}
     if config.treatment is not None:
-        taken |= {config.treatment.column, config.treatment.outcome, str(config.treatment.probability)}
+        treatment = config.treatment
+        taken |= {treatment.column, treatment.outcome, str(treatment.probability), treatment.time or treatment.column}
     return taken
 
 
@@ -127,10 +128,13 @@ def cost_columns(config: TrainingConfig) -> set[str]:
     return {column for column in (snapshot.contact_cost, snapshot.offer_cost) if column} if snapshot else set()
 
 
-def _categories(source: OfflineStore, column: str) -> tuple[str, ...]:
-    """The texts that enough customers have, at most MAX_CATEGORIES of them, the most frequent ones."""
+def _categories(source: OfflineStore, column: str, until: float) -> tuple[str, ...]:
+    """The texts that enough customers have, at most MAX_CATEGORIES of them, the most frequent ones.
+
+    Without times of the attributes, the texts are those of the newest values, whatever ``until``.
+    """
     query = f"""
-        SELECT {identifier(column)}::VARCHAR AS value, count(*) AS customers FROM attributes
+        SELECT {identifier(column)}::VARCHAR AS value, count(*) AS customers FROM {source.attributes_at(until)}
         WHERE value IS NOT NULL GROUP BY value HAVING customers >= {MIN_CATEGORY_CUSTOMERS}
         ORDER BY customers DESC, value LIMIT {MAX_CATEGORIES}"""
     return tuple(sorted(value for value, _ in source.connection.execute(query).fetchall()))

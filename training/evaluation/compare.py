@@ -80,7 +80,12 @@ class Comparison:
 
 def compare(first: Path, second: Path) -> Comparison:
     """Compare the bundles in two folders; InputError if they cannot be compared."""
-    (manifest_a, rows_a), (manifest_b, rows_b) = _read(first), _read(second)
+    (manifest_a, key_a, rows_a), (manifest_b, key_b, rows_b) = _read(first), _read(second)
+    if key_a != key_b:
+        raise InputError(
+            f"{manifest_a.version} and {manifest_b.version} identify customers with different keys, so their rows "
+            "cannot be matched: fit both with the same --customer-key"
+        )
     return compare_rows(manifest_a, rows_a, manifest_b, rows_b)
 
 
@@ -199,9 +204,11 @@ def _economics_note(name: str, a: Manifest, b: Manifest) -> str:
     return f"economics differ ({', '.join(different)}): both profits are computed with those of A" if different else ""
 
 
-def _read(folder: Path) -> tuple[Manifest, dict[str, HoldoutRows]]:
+def _read(folder: Path) -> tuple[Manifest, str, dict[str, HoldoutRows]]:
+    """Manifest, name of the key of customer ids, and rows."""
     try:
         manifest = bundle.read(folder.parent, folder.name).manifest
     except BundleError as error:
         raise InputError(str(error)) from error
-    return manifest, read_evidence(folder)[1]
+    evidence, rows = read_evidence(folder)
+    return manifest, evidence.customer_key, rows

@@ -29,6 +29,7 @@ from training.evaluation.robustness import DAMAGES, robustness
 from training.evaluation.scorer import EvaluationScorer
 from training.evaluation.treatment import evaluate_randomised_offer
 from training.evidence import (
+    OPTIMISTIC,
     Cell,
     Evidence,
     Finding,
@@ -214,13 +215,13 @@ def gather_tables(
         treatment=treatment,
         tags=selected.attributes,
         tags_cost=dict(selected.attribute_losses),
-        notes=_notes(scorer, selected),
+        notes=_notes(scorer, selected, findings),
     )
     return evidence, completed
 
 
-def _notes(scorer: EvaluationScorer, selected: SelectedFeatures) -> list[str]:
-    notes = []
+def _notes(scorer: EvaluationScorer, selected: SelectedFeatures, findings: Sequence[Finding]) -> list[str]:
+    notes = [f"{finding.where}: {finding.message}" for finding in findings if finding.check in OPTIMISTIC]
     if scorer.table.plan is None:
         notes.append(
             f"a snapshot cannot be split by time: the test customers were chosen {scorer.config.test_rows}, so expect "

@@ -23,6 +23,8 @@ from training.models.probability import add_probabilities
 from training.models.segments import add_segments
 
 GOLDEN_ROWS: Final = 64
+MAX_AGE_DAYS: Final = 60.0
+"""Maximum age of a state in the parity check and the golden rows, in days."""
 BELOW_ONE: Final = np.array([np.nextafter(np.float32(1), np.float32(0))], dtype=np.float64)
 LIBRARIES: Final = ("numpy", "scikit-learn", "skl2onnx", "onnx", "onnxruntime", "duckdb")
 
@@ -86,16 +88,30 @@ def expected_outputs(models: Models, state: Floats, config: TrainingConfig, figu
     return outputs | models.segments.predict(features)
 
 
-def graph_inputs(state: Floats, figures: Mapping[str, float], per_customer: Collection[str] = ()) -> Arrays:
-    """Inputs for states at age 0 and with the same economics for all customers.
+def graph_inputs(
+    state: Floats, figures: Mapping[str, float], per_customer: Collection[str] = (), age_days: Floats | None = None
+) -> Arrays:
+    """Inputs with the same economics for all customers.
 
     Args:
         state: States ``[n, slots]``.
         figures: The economics by name.
         per_customer: Figures that are NaN, so that the graph takes them from the state.
+        age_days: Time since the states were current ``[n]``, in days; None for 0.
     """
     row = np.array([np.nan if name in per_customer else figures[name] for name in ECONOMICS])
-    return {"state": state, "age": np.zeros((len(state), 1)), "economics": np.tile(row, (len(state), 1))}
+    age = np.zeros(len(state)) if age_days is None else age_days
+    return {"state": state, "age": age[:, np.newaxis], "economics": np.tile(row, (len(state), 1))}
+
+
+def parity_ages(rows: int, seed: int) -> Floats:
+    """Ages in days ``[rows]`` for the parity check: 0 to MAX_AGE_DAYS, because served states are seldom current.
+
+    Every fourth row has age 0, as in training.
+    """
+    ages = np.random.default_rng(seed).uniform(0, MAX_AGE_DAYS, rows)
+    ages[::4] = 0
+    return ages
 
 
 def check_parity(graph: Graph, inputs: Arrays, expected: Arrays) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_store.bundles.bundle import OFFERS, Manifest
+from training.evidence import OPTIMISTIC, Finding
 
 
 def print_summary(console: Console, manifest: Manifest) -> None:
@@ -61,6 +62,13 @@ def print_summary(console: Console, manifest: Manifest) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_warnings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print those findings of the audit that mean that the quality printed may be too optimistic, one per line."""
+    for finding in findings:
+        if finding.check in OPTIMISTIC:
+            console.print(f"warning: {finding.where}: {finding.message}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _source(manifest: Manifest) -> str:

@@ -12,6 +12,7 @@ import duckdb
 
 from feature_store.config import Source, parse_config
 from feature_store.errors import InputError
+from feature_store.offline.source import VALID_FROM
 from feature_store.offline.store import OfflineStore
 from feature_store.sql import identifier, literal
 from feature_store.timestamps import utc_date
@@ -21,7 +22,7 @@ from training.scaffold import toml_text
 from training.scaffold.cadence import Cadence, HorizonProposal, measure, propose_horizons
 from training.scaffold.column_roles import ColumnRoles, find_roles
 from training.scaffold.formats import time_format
-from training.scaffold.synonyms import BUYING, CARTING, NAMES, VIEWING, parts, plain, selected, snake
+from training.scaffold.synonyms import BUYING, CARTING, NAMES, VALID_FROM_NAMES, VIEWING, parts, plain, selected, snake
 from training.scaffold.tables import InputTable, read_table
 
 PURCHASE: Final = "purchase"
@@ -108,7 +109,7 @@ def events_sql(table: InputTable, roles: ColumnRoles) -> str:
 
 
 def attributes_sql(connection: duckdb.DuckDBPyConnection, table: InputTable, roles: ColumnRoles) -> str:
-    """SQL for the attributes, renamed to valid feature names."""
+    """SQL for the attributes, renamed to valid feature names, and for the time from which they are valid, if any."""
     ids = [name for name in table.columns if plain(name) in NAMES["customer_id"]]
     same = [name for name in table.columns if roles.words["customer_id"].split(" (")[0] == name]
     if not ids and not same:
@@ -117,11 +118,32 @@ def attributes_sql(connection: duckdb.DuckDBPyConnection, table: InputTable, rol
             "SELECT that names one AS customer_id"
         )
     customer = (same or sorted(ids, key=lambda name: NAMES["customer_id"].index(plain(name))))[0]
-    lines, names = [selected(_whole(table, customer), "customer_id")], {"customer_id"}
-    for name, kind in table.columns.items():
-        if name == customer:
+    lines, names = [selected(_whole(table, customer), "customer_id")], {"customer_id", VALID_FROM}
+    times = {
+        name: form
+        for name, kind in table.columns.items()
+        if name != customer and (form := time_format(connection, table.name, name, kind)) is not None
+    }
+    since = min(
+        (name for name in times if plain(name) in VALID_FROM_NAMES),
+        key=lambda name: VALID_FROM_NAMES.index(plain(name)),
+        default=None,
+    )
+    if since is not None:
+        lines.append(selected(_escaped(times[since].sql), VALID_FROM))
+        roles.unsure.append(
+            f"attribute '{since}' is taken as the time from which the row is valid ({VALID_FROM}): before it, the "
+            "attributes of a customer are unknown"
+        )
+    else:
+        roles.unsure.append(
+            "attributes have no time from which they are valid: today's values are used at every past cut-off, so keep "
+            f"only what does not change, or select the time of each change AS {VALID_FROM}"
+        )
+    for name in table.columns:
+        if name in (customer, since):
             continue
-        if time_format(connection, table.name, name, kind) is not None:
+        if name in times:
             roles.unsure.append(
                 f"attribute '{name}' is a time and is left out: make it a number in SQL, such as days since then"
             )

@@ -86,6 +86,12 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Usual names, without case and separators, the most specific first."""
 
+VALID_FROM_NAMES: Final = (
+    *("validfrom", "validsince", "effectivefrom", "effectivedate", "effectivesince", "dbtvalidfrom", "startdate"),
+    *("changedat", "changed", "modifiedat", "modified", "lastmodified", "updatedat", "updated", "lastupdated"),
+)
+"""Usual names of the time from which a row of attributes is valid, the most specific first."""
+
 PARTS: Final[dict[str, frozenset[str]]] = {
     "event_time": frozenset({"time", "timestamp", "date", "ts", "datetime"}),
     "amount": frozenset({"amount", "revenue", "total", "dollar", "dollars", "sales", "price", "spend", "paid"}),

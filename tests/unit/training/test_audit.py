@@ -16,6 +16,7 @@ from training.audit.events import SAMPLE_EVENTS, sample_of_customers
 from training.audit.findings import audit, is_fatal, print_findings, stop_on_fatal, totals
 from training.audit.snapshot import audit_snapshot
 from training.config import TrainingConfig, Treatment
+from training.data.cutoffs import lay_out
 from training.evidence import Finding
 
 CLEAN = """
@@ -36,7 +37,11 @@ WITH drawn AS (
 ATTRIBUTES = """SELECT 'c' || i AS customer_id, 20 + hash(i) % 60 AS age, 'town' || hash(i, 1) % 9 AS town
     FROM range(600) AS rows(i)"""
 
+DATED = f"SELECT *, TIMESTAMP '2020-01-01' AS valid_from FROM ({ATTRIBUTES})"
+
 ONE_DEAR = "event_id = (SELECT min(event_id) FROM clean WHERE amount > 100)"
+
+OFFERED = {"column": "age", "probability": 0.5, "outcome": "age", "time": "age"}
 
 OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
 
@@ -79,7 +84,7 @@ def only(found: list[Finding], check: str) -> Finding:
 
 
 def test_clean_data_has_no_findings() -> None:
-    assert findings(attributes=ATTRIBUTES) == []
+    assert findings(attributes=DATED) == []
 
 
 @pytest.mark.parametrize(
@@ -326,7 +331,31 @@ def test_problems_in_attributes_are_found(attributes: str, severity: str, check:
 
 def test_unused_attributes_are_not_checked() -> None:
     told = findings(attributes=f"SELECT *, 'DE' AS country FROM ({ATTRIBUTES})", candidates={"attributes": ["age"]})
-    assert told == []
+    assert brief(told) == [("warning", "attributes without times", "source.attributes")]
+    assert told[0].message.startswith("age: these are today's values")
+
+
+def test_attributes_with_times_need_no_warning() -> None:
+    assert findings(attributes=DATED, candidates={"attributes": ["age"]}) == []
+    latest = {"name": "latest", "aggregate": "latest", "event": "purchase"}  # no attribute is learnt from
+    assert findings(attributes=ATTRIBUTES, candidates=None, feature=[latest]) == []
+
+
+def test_an_attribute_that_was_written_after_the_cut_off_is_a_leak() -> None:
+    with OfflineStore(config().source) as source:
+        plan = lay_out(config(), source.summary.start, source.summary.end)
+    cutoff = plan.newest_known
+    later = f"""{CLEAN} SELECT customer_id, count(*) FILTER (event_type = 'purchase' AND epoch(event_time) > {cutoff}
+        AND epoch(event_time) <= {cutoff} + 28 * 86400) AS orders, hash(customer_id) % 7 AS age{{time}}
+        FROM clean GROUP BY customer_id"""
+    today = findings(attributes=later.format(time=""))
+    leak = only(today, "leak")
+    assert (leak.severity, leak.where) == ("warning", "attributes.orders")
+    assert leak.message.startswith("it predicts churn after ")
+    only(today, "attributes without times")
+    # With the time when it was written, it is not yet there at the cut-off, and cannot leak.
+    written = f", to_timestamp({cutoff} + 28 * 86400) AS valid_from"
+    assert "leak" not in [finding.check for finding in findings(attributes=later.format(time=written))]
 
 
 @pytest.mark.parametrize(
@@ -334,8 +363,12 @@ def test_unused_attributes_are_not_checked() -> None:
     [
         ({"feature": [{"name": "income", "aggregate": "attribute"}]}, "feature 'income'"),
         ({"candidates": {"attributes": ["age", "income"]}}, "candidates.attributes"),
-        ({"treatment": {"column": "sent", "probability": 0.5, "outcome": "age"}}, "treatment.column"),
-        ({"treatment": {"column": "age", "probability": "chance", "outcome": "age"}}, "treatment.probability"),
+        ({"treatment": {"column": "sent", "probability": 0.5, "outcome": "age", "time": "age"}}, "treatment.column"),
+        (
+            {"treatment": {"column": "age", "probability": "chance", "outcome": "age", "time": "age"}},
+            "treatment.probability",
+        ),
+        ({"treatment": {"column": "age", "probability": 0.5, "outcome": "age", "time": "at"}}, "treatment.time"),
     ],
 )
 def test_missing_attributes_are_fatal(sections: Any, where: str) -> None:

@@ -386,6 +386,28 @@ def test_attributes_get_feature_names_and_times_are_left_out() -> None:
     assert any("'joined' is a time" in line for line in proposal.unsure)
 
 
+@pytest.mark.parametrize("name", ["valid_from", "Valid From", "updated_at", "dbt_valid_from"])
+def test_the_time_from_which_attributes_are_valid_is_proposed(name: str) -> None:
+    events = (
+        "SELECT i % 50 AS customer_id, TIMESTAMP '2024-01-01' + to_hours(i) AS at, 9 AS amount FROM range(9000) t(i)"
+    )
+    changes = f"""SELECT i % 50 AS customer_id, TIMESTAMP '2024-01-01' + to_hours(i) AS "{name}", i % 3 AS tier,
+        DATE '2020-01-01' AS birthday FROM range(200) t(i)"""
+    scaffold = scaffold_events(events, changes, Path())
+    with OfflineStore(Source.model_validate(tomllib.loads(scaffold.text)["source"])) as store:
+        assert store.attributes_have_times
+        assert set(store.attribute_columns) == {"customer_id", "tier"}
+    assert any("is taken as the time from which the row is valid" in line for line in scaffold.unsure)
+
+
+def test_attributes_without_a_time_are_named_as_todays() -> None:
+    events = (
+        "SELECT i % 50 AS customer_id, TIMESTAMP '2024-01-01' + to_hours(i) AS at, 9 AS amount FROM range(9000) t(i)"
+    )
+    scaffold = scaffold_events(events, "SELECT i AS customer_id, i % 3 AS tier FROM range(50) t(i)", Path())
+    assert any("today's values are used at every past cut-off" in line for line in scaffold.unsure)
+
+
 def test_attributes_without_an_id_are_refused() -> None:
     with pytest.raises(InputError, match="--attributes: no column looks like the customer's id"):
         scaffold_events(SQL_SHOP, "SELECT 1 AS age", Path())
