@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 END = 1_700_006_400 + 365 * 86_400
 
-pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning"),
+    pytest.mark.usefixtures("without_pictures"),
+]
 
 
 def fit(call: Call, config: object, registry: Path) -> Outcome:

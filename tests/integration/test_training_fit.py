@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 TESTS = {"churn": "test", "propensity": "propensity_test"}
 
 # onnx 1.19 with protobuf 6 on skl2onnx's trees; mended in neither yet.
-pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning"),
+    pytest.mark.usefixtures("without_pictures"),
+]
 
 
 @pytest.fixture(scope="module")

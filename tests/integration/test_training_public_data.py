@@ -22,6 +22,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there"),
     pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning"),
+    pytest.mark.usefixtures("without_pictures"),
 ]
 
 # 18 months of a CD shop: people come back after months, so horizons are twice as long as a grocer's.

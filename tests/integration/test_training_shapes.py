@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 Names = npt.NDArray[np.str_]
 Floats = npt.NDArray[np.float64]
 
-pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning"),
+    pytest.mark.usefixtures("without_pictures"),
+]
 
 ECONOMICS = """
 [economics]

@@ -118,17 +118,17 @@ def load(
             raise InputError("there are no customers to ask for: add --ids FILE")
         ids = read_ids(ids_file)
     console, started = Console(stderr=True), datetime.now(UTC)
-    results, found = _run(plan, ids.ids, console)
-    words = verdict(plan, results, found)
-    shown = _shown(results, found)
+    results, outcome = _run(plan, ids.ids, console)
+    words = verdict(plan, results, outcome)
+    shown = _shown(results, outcome)
     print_result(Console(), plan, shown)
     click.echo(words)
-    document = report.Report(plan, ids.description, started, results, found, words, shown)
+    document = report.Report(plan, ids.description, started, results, outcome, words, shown)
     if json_file:
         report.write(json_file, report.as_json(document))
     if html_file:
         report.write(html_file, report.as_html(document))
-    context.exit(0 if _passed(plan, shown, found) else 1)
+    context.exit(0 if _passed(plan, shown, outcome) else 1)
 
 
 def main() -> NoReturn:
@@ -186,15 +186,15 @@ def _run(plan: Plan, ids: Sequence[str], console: Console) -> tuple[list[Result]
     return results, None
 
 
-def _shown(results: Sequence[Result], found: SearchResult | None) -> Result:
+def _shown(results: Sequence[Result], outcome: SearchResult | None) -> Result:
     """The step that the report is about: the one with the highest rate that held, or else the last one."""
-    best = [result for result in results if found is not None and result.rate == found.held]
+    best = [result for result in results if outcome is not None and result.rate == outcome.held]
     return (best or list(results))[-1]
 
 
-def _passed(plan: Plan, shown: Result, found: SearchResult | None) -> bool:
-    if found is not None:
-        return found.held is not None
+def _passed(plan: Plan, shown: Result, outcome: SearchResult | None) -> bool:
+    if outcome is not None:
+        return outcome.held is not None
     return shown.valid and (plan.p99_ms is None or shown.holds)
 
 

@@ -67,11 +67,11 @@ def only_message(body: bytes | bytearray, encoding: bytes, max_bytes: int) -> by
     """The message of a body that has ended; CallError if it is not exactly one message."""
     if len(body) >= PREFIX and not body[0] and int.from_bytes(body[1:PREFIX]) == len(body) - PREFIX <= max_bytes:
         return bytes(body[PREFIX:])  # as nearly all requests are
-    if (found := next_message(body, encoding, max_bytes)) is None:
+    if (first := next_message(body, encoding, max_bytes)) is None:
         if body:
             raise CallError(Code.INTERNAL, "the request ended within a message")
         raise CallError(Code.UNIMPLEMENTED, "the request has no message: this method takes exactly one")
-    message, size = found
+    message, size = first
     if size != len(body):
         raise CallError(Code.UNIMPLEMENTED, "the request goes on after its message: this method takes exactly one")
     return message
@@ -82,16 +82,16 @@ def _decompressed(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
         raise CallError(Code.INTERNAL, "a message is marked as compressed, and grpc-encoding does not say how")
     unpack = zlib.decompressobj(WINDOW_BITS[encoding])
     try:
-        found = unpack.decompress(message, max_bytes + 1)
+        unpacked = unpack.decompress(message, max_bytes + 1)
     except zlib.error:
-        found = b""
-    if len(found) > max_bytes:
+        unpacked = b""
+    if len(unpacked) > max_bytes:
         whole = int.from_bytes(message[-4:], "little") if encoding == GZIP else 0  # gzip states it at the end
         raise message_too_large(str(max(whole, max_bytes + 1)), max_bytes)
     if not unpack.eof or unpack.unused_data:
         name = encoding.decode()
         raise CallError(Code.INTERNAL, f"Unexpected error decompressing data for algorithm {name}")
-    return found
+    return unpacked
 
 
 def check_encoding(encoding: bytes) -> None:
