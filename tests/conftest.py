@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.cli import run_cli
+from feature_store.config import BUILT_IN
 from feature_store.embedded_redis import embedded_redis
 from tests.small_shop import write_small_shop
 from tests.waiting import FIT_S, until
@@ -37,6 +38,9 @@ NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREA
 DAY_S = 86_400
 TOY_START = 1_700_006_400  # 2023-11-15 00:00 UTC
 TOY_DAYS = 365
+
+FEWER_RESAMPLES = "folds = 2\nselection_rows = 6000\nbootstrap = 100\n"
+"""Settings with which the sample is fitted in a third of the time: all of its events, fewer repetitions of choices."""
 
 TOY_CONFIG = '''
 [source]
@@ -330,14 +334,18 @@ def sample_fit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """
     with once(tmp_path_factory, "sample") as (folder, first):
         wanted = any("sample_registry" in getattr(item, "fixturenames", ()) for item in request.session.items)
-        fit = _start_sample_fit(folder) if first and wanted else None
+        fit = _start_sample_fit(folder, full=request.config.getoption("--full")) if first and wanted else None
     yield folder
     if fit is not None:
         fit.wait()  # another process may need it still; Ctrl-C at the tests ends it as well
 
 
-def _start_sample_fit(folder: Path) -> subprocess.Popen[bytes]:
+def _start_sample_fit(folder: Path, *, full: bool) -> subprocess.Popen[bytes]:
     """The command that users call; a shell keeps its exit code for other processes."""
+    if not full:  # A file of the built-in config's name is read instead of it.
+        text = (BUILT_IN / "complete_journey.toml").read_text()
+        assert "[evaluation]\n" in text
+        (folder / "complete_journey").write_text(text.replace("[evaluation]\n", f"[evaluation]\n{FEWER_RESAMPLES}"))
     fit = [sys.executable, "-m", "training", "fit", "complete_journey", "--registry", str(folder / "registry")]
     script = f"{shlex.join(fit)} > said.txt 2>&1; echo $? > code; mv code exit_code"
     return subprocess.Popen(["sh", "-c", script], cwd=folder)
@@ -400,16 +408,27 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     if int(version.removeprefix("v").partition(".")[0]) < 20:
         pytest.skip(f"node is older than 20: {version.strip()}")
-    folder = Path(shutil.copytree(ROOT / "tests" / "clients", tmp_path_factory.mktemp("node") / "clients"))
+    with once(tmp_path_factory, "node") as (folder, first):
+        clients = folder / "clients"
+        if first:
+            shutil.copytree(ROOT / "tests" / "clients", clients)
+            (folder / "skip").write_text(_install_packages(clients))
+    if reason := (folder / "skip").read_text():
+        pytest.skip(reason)
+    return clients
+
+
+def _install_packages(folder: Path) -> str:
+    """Install the packages of the lock file; why that is not possible, or nothing."""
     command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "--fetch-retries=1"]
     try:
         ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     except subprocess.TimeoutExpired:
-        pytest.skip("the npm registry did not answer in time")
+        return "the npm registry did not answer in time"
     if silent := re.search(NO_ANSWER, ended.stderr):
-        pytest.skip(f"the npm registry does not answer: {silent[1]}")
+        return f"the npm registry does not answer: {silent[1]}"
     assert ended.returncode == 0, ended.stderr
-    return folder
+    return ""
 
 
 def _fit(folder: Path, shop: Shop, registry: Path) -> None:

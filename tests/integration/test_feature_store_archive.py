@@ -412,6 +412,8 @@ def test_a_reader_beside_a_writer_sees_one_commit_and_nothing_between_two(tmp_pa
             while written < 2000 and not (written >= 99 and enough.is_set()):
                 written += 1
                 archive.append(log([event("a"), ["d", ["b"]], event("b")], first=written))
+                # A slow reader gets its time too, and not ever more events to read.
+                enough.wait(0 if written < 99 else 0.05)
         done.set()
 
     calls: list[int] = []

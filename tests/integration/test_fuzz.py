@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.waiting import FIT_S
 
-CASES = 10_000
+CASES = 4_000
 
 
 def test_mutated_captures_of_real_traffic_find_nothing(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_report_is_written_beside_the_model_and_leaves_the_bundle_whole(folder: 
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.html"} == before
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_report_takes_the_current_version_and_another_place(folder: Path, tmp_path: Path, call: Call) -> None:
     done = call(cli, "report", folder.parent / "current", "--output", tmp_path / "seen.html")
     assert done.code == 0
@@ -53,6 +54,7 @@ def test_report_takes_the_current_version_and_another_place(folder: Path, tmp_pa
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_report_says_what_is_missing(folder: Path, tmp_path: Path, call: Call) -> None:
     nowhere = call(cli, "report", tmp_path / "nowhere")
     assert nowhere.is_bad_input
