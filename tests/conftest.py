@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
 
 from feature_store.__main__ import cli as feature_store_cli
+from feature_store.bundles.registry import SERVING
 from feature_store.cli import run_cli
 from feature_store.config import BUILT_IN
 from feature_store.embedded_redis import embedded_redis
@@ -389,9 +390,10 @@ def shop(toy: Trained, tmp_path: Path) -> Shop:
 
 @pytest.fixture
 def registry(toy: Trained, tmp_path: Path) -> Path:
-    """A copy of the small shop's registry and of its key, to be changed."""
+    """A copy of the small shop's registry and of its key, to be changed, without what servers of other tests left."""
     shutil.copy(default_key_path(toy.registry), default_key_path(tmp_path / "registry"))
-    return Path(shutil.copytree(toy.registry, tmp_path / "registry", symlinks=True))
+    ignored = shutil.ignore_patterns(SERVING)
+    return Path(shutil.copytree(toy.registry, tmp_path / "registry", symlinks=True, ignore=ignored))
 
 
 @pytest.fixture
