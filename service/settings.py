@@ -233,6 +233,14 @@ class Settings(BaseSettings):
     trace_share: Annotated[
         float, Field(ge=0, le=1, description="Share of calls to trace among those that arrive without a trace.")
     ] = 0.0
+    docs_url: Annotated[
+        str,
+        Field(
+            pattern=r"^(https?://\S+)?$",
+            description="Address of this documentation on a web server, to which errors link; without it, errors name "
+            "the path of their page.",
+        ),
+    ] = ""
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Minimum severity of log lines.")
     ] = "INFO"

@@ -31,6 +31,8 @@ class Problem:
         retry_after: Time after which another attempt may succeed, None if the server does not recommend one.
         customer_id: The customer that the problem is about, if it is about one.
         is_retryable: Whether the same call may succeed later.
+        help_url: Address of the documentation's page about the reason, or its path in the documentation; None if the
+            server did not send one.
     """
 
     code: grpc.StatusCode
@@ -40,6 +42,7 @@ class Problem:
     retry_after: timedelta | None = None
     customer_id: str | None = None
     is_retryable: bool = False
+    help_url: str | None = None
 
 
 class CallFailedError(Exception):
@@ -51,7 +54,8 @@ class CallFailedError(Exception):
 
     def __init__(self, problem: Problem) -> None:
         """Wrap a problem."""
-        super().__init__(f"{problem.code.name} {problem.reason}: {problem.message}")
+        page = f" ({problem.help_url})" if problem.help_url else ""
+        super().__init__(f"{problem.code.name} {problem.reason}: {problem.message}{page}")
         self.problem: Final = problem
 
     @property
@@ -70,10 +74,11 @@ def problem_of_status(status: status_pb2.Status, customer_id: str | None = None)
     Returns:
         The problem. A code that this version does not know becomes ``UNKNOWN``.
     """
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    info, retry, pages = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.Help()
     retry_after = None
     for detail in status.details:
         detail.Unpack(info)
+        detail.Unpack(pages)
         if detail.Unpack(retry):
             retry_after = retry.retry_delay.ToTimedelta()
     return Problem(
@@ -84,6 +89,7 @@ def problem_of_status(status: status_pb2.Status, customer_id: str | None = None)
         retry_after=retry_after,
         customer_id=customer_id,
         is_retryable=retry_after is not None,
+        help_url=pages.links[0].url if pages.links else None,
     )
 
 

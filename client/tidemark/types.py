@@ -160,12 +160,14 @@ class RejectedEvent:
         field: Name of the field that is wrong.
         reason: Code such as ``EVENT_TOO_LATE``.
         message: Explanation, with a way to correct the event.
+        help_url: Address of the documentation's page about the reason, or its path in the documentation.
     """
 
     index: int
     field: str
     reason: str
     message: str
+    help_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,12 +179,14 @@ class GuardedEvent:
         field: Name of the field that the guard checks.
         reason: Code such as ``EVENT_CAPPED`` or ``AMOUNT_CLIPPED``.
         message: Explanation.
+        help_url: Address of the documentation's page about the reason, or its path in the documentation.
     """
 
     index: int
     field: str
     reason: str
     message: str
+    help_url: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from feature_store.definitions import MAX_ID_BYTES, MAX_NAME_BYTES
@@ -30,17 +31,42 @@ class Event:
     text: str = ""
 
 
+class EventReason(StrEnum):
+    """Why an event is rejected, or what a guard did to an accepted one."""
+
+    CUSTOMER_ID_INVALID = "CUSTOMER_ID_INVALID"
+    EVENT_TYPE_INVALID = "EVENT_TYPE_INVALID"
+    EVENT_TIME_INVALID = "EVENT_TIME_INVALID"
+    EVENT_TOO_LATE = "EVENT_TOO_LATE"
+    EVENT_IN_FUTURE = "EVENT_IN_FUTURE"
+    AMOUNT_INVALID = "AMOUNT_INVALID"
+    DURATION_INVALID = "DURATION_INVALID"
+    ITEM_ID_INVALID = "ITEM_ID_INVALID"
+    CHANNEL_INVALID = "CHANNEL_INVALID"
+    EVENT_ID_INVALID = "EVENT_ID_INVALID"
+    TEXT_TOO_LONG = "TEXT_TOO_LONG"
+    CONSENT_WITHHELD = "CONSENT_WITHHELD"
+    STATE_UNREADABLE = "STATE_UNREADABLE"
+    EVENT_CAPPED = "EVENT_CAPPED"
+    AMOUNT_CLIPPED = "AMOUNT_CLIPPED"
+    DURATION_CLIPPED = "DURATION_CLIPPED"
+
+
+GUARDS: Final = frozenset({EventReason.EVENT_CAPPED, EventReason.AMOUNT_CLIPPED, EventReason.DURATION_CLIPPED})
+"""Reasons of events that are accepted."""
+
+
 class Problem(NamedTuple):
     """What is wrong with an event, or what a guard did to it.
 
     Attributes:
         field: Name of the field of :class:`Event`.
-        reason: Code in UPPER_SNAKE_CASE, which callers may rely on.
+        reason: The reason, which callers may rely on.
         message: The same in words, with a way to correct the event. It never repeats a value of the event.
     """
 
     field: str
-    reason: str
+    reason: EventReason
     message: str
 
 
@@ -82,14 +108,18 @@ def problem(event: Event, rules: Rules, now: float) -> Problem | None:
 
 def _bad_time(t: float, rules: Rules, now: float) -> Problem | None:
     if not 0.0 <= t < math.inf:
-        return Problem("event_time", "EVENT_TIME_INVALID", "the time is missing or before 1970: send when it happened")
+        return Problem(
+            "event_time", EventReason.EVENT_TIME_INVALID, "the time is missing or before 1970: send when it happened"
+        )
     if t < now - rules.max_lateness_s:
         late = f"{rules.max_lateness_s / HOUR_S:g} h"
-        return Problem("event_time", "EVENT_TOO_LATE", f"the event is more than {late} old: load older events instead")
+        return Problem(
+            "event_time", EventReason.EVENT_TOO_LATE, f"the event is more than {late} old: load older events instead"
+        )
     if t > now + rules.max_future_s:
         bound = f"{rules.max_future_s:g} s"
         return Problem(
-            "event_time", "EVENT_IN_FUTURE", f"the time is more than {bound} ahead: check clock and time zone"
+            "event_time", EventReason.EVENT_IN_FUTURE, f"the time is more than {bound} ahead: check clock and time zone"
         )
     return None
 
@@ -97,20 +127,20 @@ def _bad_time(t: float, rules: Rules, now: float) -> Problem | None:
 def _bad_number(event: Event) -> Problem | None:
     if event.amount is not None and not abs(event.amount) <= MAX_AMOUNT:
         message = f"the amount is not finite or beyond {MAX_AMOUNT:g}: send the event's money"
-        return Problem("amount", "AMOUNT_INVALID", message)
+        return Problem("amount", EventReason.AMOUNT_INVALID, message)
     if event.duration_s is not None and not 0 <= event.duration_s <= MAX_AMOUNT:
         message = f"the duration is negative, out of range or beyond {MAX_AMOUNT:g} s: send how long it took"
-        return Problem("duration_s", "DURATION_INVALID", message)
+        return Problem("duration_s", EventReason.DURATION_INVALID, message)
     return None
 
 
 def _bad_text(event: Event) -> Problem | None:
     if bad := text_fault(event.customer_id, MAX_ID_BYTES):
         wanted = f"send 1 to {MAX_ID_BYTES} bytes of printable text"
-        return Problem("customer_id", "CUSTOMER_ID_INVALID", f"the customer id {bad}: {wanted}")
+        return Problem("customer_id", EventReason.CUSTOMER_ID_INVALID, f"the customer id {bad}: {wanted}")
     if bad := text_fault(event.event_type, MAX_NAME_BYTES):
         wanted = f"send 1 to {MAX_NAME_BYTES} bytes of printable text"
-        return Problem("event_type", "EVENT_TYPE_INVALID", f"the event type {bad}: {wanted}")
+        return Problem("event_type", EventReason.EVENT_TYPE_INVALID, f"the event type {bad}: {wanted}")
     return None
 
 
@@ -119,9 +149,9 @@ def _bad_detail(event: Event) -> Problem | None:
         text = getattr(event, name)
         if text and (bad := text_fault(text, limit)):
             message = f"{name} {bad}: send at most {limit} bytes of printable text"
-            return Problem(name, f"{name.upper()}_INVALID", message)
+            return Problem(name, EventReason[f"{name.upper()}_INVALID"], message)
     if len(event.text) > MAX_TEXT:
-        return Problem("text", "TEXT_TOO_LONG", f"the text has more than {MAX_TEXT} characters: shorten it")
+        return Problem("text", EventReason.TEXT_TOO_LONG, f"the text has more than {MAX_TEXT} characters: shorten it")
     return None
 
 

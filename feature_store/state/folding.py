@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from feature_store.definitions import Interests
-from feature_store.state.events import HOUR_S, Event, Problem, Rules
+from feature_store.state.events import HOUR_S, Event, EventReason, Problem, Rules
 from feature_store.state.layout import StateLayout
 from feature_store.state.log_entries import CAPPED, encode_event
 from feature_store.state.profile import (
@@ -30,10 +30,12 @@ from feature_store.state.profile import (
 )
 
 WITHHELD: Final = Problem(
-    "customer_id", "CONSENT_WITHHELD", "the customer does not allow scoring: ask for consent first"
+    "customer_id", EventReason.CONSENT_WITHHELD, "the customer does not allow scoring: ask for consent first"
 )
 UNREADABLE: Final = Problem(
-    "customer_id", "STATE_UNREADABLE", "the stored data of this customer cannot be read: load its features again"
+    "customer_id",
+    EventReason.STATE_UNREADABLE,
+    "the stored data of this customer cannot be read: load its features again",
 )
 MAX_CACHED_TYPES: Final = 10_000
 """Callers choose the event types, so there may be any number of them."""
@@ -207,7 +209,7 @@ class EventFolder:
         """The outcome of an accepted event whose type has clipped fields."""
         for name, clip in self._clips[event.event_type].items():
             if abs(getattr(event, name) or 0.0) > clip:
-                reason = f"{name.removesuffix('_s').upper()}_CLIPPED"
+                reason = EventReason[f"{name.removesuffix('_s').upper()}_CLIPPED"]
                 message = f"the value is beyond the range of the training data: it is counted as {clip:g}"
                 return Outcome(Verdict.ACCEPTED, Problem(name, reason, message))
         return ACCEPTED
@@ -215,7 +217,7 @@ class EventFolder:
 
 def _capped(limit: str) -> Problem:
     return Problem(
-        "customer_id", "EVENT_CAPPED", f"there are more than {limit}: the event is archived, but not counted"
+        "customer_id", EventReason.EVENT_CAPPED, f"there are more than {limit}: the event is archived, but not counted"
     )
 
 

@@ -15,6 +15,7 @@ from service.api.encoding import field, varint
 from service.api.messages import duration_s, parsed, timestamp_s
 from service.batching.event_batcher import EventBatcher, IndexedProblem, RecordingResult
 from service.call_context import CallContext
+from service.error_pages import ERROR_PAGES
 from service.errors import Reason, RequestError
 from tidemark.limits import MAX_EVENTS_PER_MESSAGE
 
@@ -178,4 +179,5 @@ def _details(number: int, kind: Any, problems: Iterable[IndexedProblem]) -> Iter
 @lru_cache(maxsize=1024)
 def _encoded_problem(kind: Any, problem: Problem) -> bytes:
     name = _FIELDS.get(problem.field, problem.field)
-    return bytes(kind(field=name, reason=problem.reason, message=problem.message).SerializeToString())
+    address = ERROR_PAGES.address(problem.reason)
+    return bytes(kind(field=name, reason=problem.reason, message=problem.message, help_url=address).SerializeToString())

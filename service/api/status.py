@@ -7,6 +7,7 @@ from functools import lru_cache
 from tidemark.rpc import error_details_pb2, status_pb2
 
 from service.api.messages import duration
+from service.error_pages import ERROR_PAGES
 from service.errors import DOMAIN, Code, QuotaExceededError, Reason, RequestError
 
 
@@ -20,17 +21,34 @@ def encoded_status(error: RequestError, field: str | None = None) -> bytes:
 
     Returns:
         The bytes of a Status with an ErrorInfo. A BadRequest follows where the caller can correct a field, a RetryInfo
-        where another attempt may succeed, and a QuotaFailure where a quota is used up.
+        where another attempt may succeed, and a QuotaFailure where a quota is used up. The last detail is a Help with
+        the address of the documentation's page about the reason.
     """
     caller = error.caller if isinstance(error, QuotaExceededError) else None
     # The waiting time of a quota differs from call to call. All other errors are few, whatever the number of customers.
     encode = _encoded if caller is None else _encoded.__wrapped__
-    return encode(error.code, error.reason, error.message, field or error.field, error.retry_after_s, caller)
+    address = ERROR_PAGES.address(error.reason)
+    return encode(error.code, error.reason, error.message, field or error.field, error.retry_after_s, caller, address)
+
+
+@lru_cache(maxsize=1024)
+def _encoded_help(address: str) -> bytes:
+    """The field of a Status with a Help that links to a page. Encoded messages may be joined field by field."""
+    result = status_pb2.Status()
+    link = error_details_pb2.Help.Link(description="Cause and fix", url=address)
+    result.details.add().Pack(error_details_pb2.Help(links=[link]))
+    return bytes(result.SerializeToString())
 
 
 @lru_cache(maxsize=1024)
 def _encoded(
-    code: Code, reason: Reason, message: str, field: str | None, retry_after_s: float | None, caller: str | None
+    code: Code,
+    reason: Reason,
+    message: str,
+    field: str | None,
+    retry_after_s: float | None,
+    caller: str | None,
+    address: str,
 ) -> bytes:
     result = status_pb2.Status(code=code, message=message)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"field": field} if field else None)
@@ -43,4 +61,4 @@ def _encoded(
     if caller is not None:
         violation = error_details_pb2.QuotaFailure.Violation(subject=caller, description=message)
         result.details.add().Pack(error_details_pb2.QuotaFailure(violations=[violation]))
-    return bytes(result.SerializeToString())
+    return bytes(result.SerializeToString()) + _encoded_help(address)

@@ -27,6 +27,7 @@ from service.app.model_scorers import ModelScorers
 from service.auth.access import Access
 from service.batching.event_batcher import EventBatcher
 from service.batching.score_batcher import ScoreBatcher
+from service.error_pages import ERROR_PAGES
 from service.file_watch import WatchedFiles
 from service.scoring.model import Model
 from service.scoring.model_loader import ModelLoader, first_model
@@ -79,6 +80,7 @@ async def build(settings: Settings) -> Components:
         InputError: A setting or a file that it names cannot be used.
         OSError: The registry cannot be read.
     """
+    ERROR_PAGES.use(settings.docs_url)
     certificates, access = tls.watched(settings), Access.of(settings)
     redis = RedisStore(settings.redis, settings.redis_timeout_s)
     if redis.is_cluster and settings.durable_events:

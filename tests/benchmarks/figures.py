@@ -28,6 +28,7 @@ from service.scoring.types import ScoreRequest, Scores, rows_of
 from service.transport.lean.framing import HEAD, OK
 from service.transport.lean.http2 import Http2
 from tests.benchmarks import (
+    documentation,
     documents,
     events,
     explain,
@@ -226,6 +227,10 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
     ({"switch_failed": "<= 0", "switch_p99": "<= 1.5"}, models.switches),
     ({"states_ratio": "<= 3", "states_ratio_wide": "", "states_gib": "<= 8"}, states.states),
     ({"test_seconds": "<= 360", "slow_machine": "<= 0"}, suite.latest_runs),
+    (
+        {"docs_build_seconds": "<= 60", "readme_lines": "<= 200", "docs_reference_by_hand": "<= 0"},
+        documentation.documentation,
+    ),
     ({"hillstrom_policy": ""}, hillstrom.hillstrom_policy),
     (
         {

@@ -1,21 +1,9 @@
 // Opens a report in a real browser: a plan on stdin, what was found on stdout. See tests/integration/test_training_report.py.
 
-import { writeFileSync } from "node:fs";
 import { text } from "node:stream/consumers";
-import { join } from "node:path";
+import { launch } from "./browser.mjs";
 
 const plan = JSON.parse(await text(process.stdin));
-
-// The package unpacks the browser, its libraries and fonts into the temporary folder, which is the test's own. It brings
-// the libraries only where it takes the machine for the one that it was made for.
-process.env.TMPDIR = plan.folder;
-process.env.AWS_LAMBDA_JS_RUNTIME = "nodejs20.x";
-const fonts = join(plan.folder, "fonts.xml");
-writeFileSync(fonts, `<fontconfig><dir>${plan.folder}/fonts</dir><cachedir>${plan.folder}/cache</cachedir></fontconfig>`);
-process.env.FONTCONFIG_FILE = fonts;
-const { default: chromium } = await import("@sparticuz/chromium");
-const { default: puppeteer } = await import("puppeteer-core");
-chromium.setGraphicsMode = false;
 
 function look() {
   const box = (element) => {
@@ -35,11 +23,7 @@ function look() {
   };
 }
 
-const browser = await puppeteer.launch({
-  executablePath: await chromium.executablePath(),
-  args: ["--no-sandbox", "--disable-gpu"],
-  headless: "shell",
-});
+const browser = await launch(plan.folder);
 const page = await browser.newPage();
 const found = { console: [], requests: [], looks: {} };
 page.on("console", (message) => found.console.push(message.text()));

@@ -1,4 +1,4 @@
-"""What a server says of itself: each call counted once, under the names that catalog and dashboard have."""
+"""What a server says of itself: each call counted once, under the names that the reference and the dashboard have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import MagicMock
 
 import grpc
 import promql_parser
@@ -27,10 +26,6 @@ from tidemark.v1 import scoring_pb2
 import service
 from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles import bundle
-from service.app.metric_catalog import expose
-from service.telemetry.metrics import Family, Metrics
-from service.telemetry.prometheus import WORKERS
-from service.transport.lean.server import LeanServer
 from tests.conftest import Call, Run, Shop
 from tests.e2e.conftest import RedisProcess
 from tests.e2e.live import ALONE, Live, event
@@ -38,6 +33,7 @@ from tests.e2e.models import Models, republished
 from tests.e2e.server_process import ServerProcess
 from tests.waiting import PATIENCE_S, until
 from tidemark import CallFailedError, ScoringClient
+from tidemark_docs.metrics_page import families
 
 DASHBOARD = json.loads((Path(service.__file__).parent / "dashboard.json").read_text())
 SECRET = "secret-customer"
@@ -195,13 +191,8 @@ def test_openmetrics_is_spoken_to_those_who_ask_for_it(watched: Seen) -> None:
 
 
 @pytest.mark.both_fronts
-def test_what_is_exposed_is_what_the_catalog_declares(watched: Seen, front: str) -> None:
-    declared = Metrics([])
-    expose(declared, MagicMock())
-    LeanServer.expose(MagicMock(), declared)
-    families = [Family("gauge", *WORKERS, (), lambda: 0.0), *declared.families]
-    catalog = {family.name: (family.kind, set(family.labels), family.help_text) for family in families}
-    assert len(catalog) == len(families) > 20
+def test_the_reference_lists_what_is_exposed(watched: Seen, front: str) -> None:
+    listed = {family.name: (family.kind, set(family.labels), family.help_text) for family in families()}
     exposed = watched.families()
     seen = {
         name: (
@@ -212,7 +203,7 @@ def test_what_is_exposed_is_what_the_catalog_declares(watched: Seen, front: str)
         for name, family in exposed.items()
     }
     assert all(family.samples for family in exposed.values())
-    assert seen == {name: row for name, row in catalog.items() if front == "lean" or name not in LEAN_ONLY}
+    assert seen == {name: row for name, row in listed.items() if front == "lean" or name not in LEAN_ONLY}
 
 
 def expressions() -> list[str]:

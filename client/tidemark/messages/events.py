@@ -127,7 +127,10 @@ class Outcome:
 
 
 def _details(kind: type[_Detail], batch: Batch, details: Iterable[Any]) -> Iterator[_Detail]:
-    return (kind(batch.start + detail.index, detail.field, detail.reason, detail.message) for detail in details)
+    return (
+        kind(batch.start + detail.index, detail.field, detail.reason, detail.message, detail.help_url)
+        for detail in details
+    )
 
 
 class Unacknowledged:

@@ -19,6 +19,8 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 
+from service.error_catalog import ERRORS
+from tidemark_docs import error_pages
 from tidemark_docs.markdown import code, paragraphs, prose, table, target
 
 PROTOS: Final = Path(__file__).parents[3] / "protos"
@@ -85,7 +87,7 @@ def _comments(file: FileDescriptorProto) -> dict[tuple[int, ...], str]:
 
 def _page(file: _File) -> str:
     service = file.descriptor.service[0]
-    parts = [f"# {service.name}\n", paragraphs(file.comment(SERVICE, 0)), "## Methods\n"]
+    parts = [f"# {service.name}\n", _with_reasons(file.comment(SERVICE, 0)), "## Methods\n"]
     for i, method in enumerate(service.method):
         takes, returns = ("stream " * method.client_streaming, "stream " * method.server_streaming)
         signature = f"{takes}{_link(method.input_type)} → {returns}{_link(method.output_type)}"
@@ -94,6 +96,25 @@ def _page(file: _File) -> str:
     parts.append("## Messages\n")
     parts += [_message(file, i, message) for i, message in enumerate(file.descriptor.message_type)]
     parts += [_enum(file, i, enum) for i, enum in enumerate(file.descriptor.enum_type)]
+    return "\n".join(parts)
+
+
+def _with_reasons(comment: str) -> str:
+    """The comment of a service, whose indented lists of reasons become tables with links."""
+    parts = []
+    for part in comment.split("\n\n"):
+        if not part.startswith("  "):
+            parts.append(paragraphs(part))
+        elif all(line.split()[0] in ERRORS for line in part.splitlines()):
+            lines = [line.split(maxsplit=1) for line in part.splitlines()]
+            is_list = any(words[1].split()[0] in ERRORS for words in lines)
+            names = ", ".join(error_pages.link(name, "../errors/") for name in part.split()) if is_list else ""
+            rows = [[error_pages.link(name, "../errors/"), prose(meaning)] for name, meaning in lines]
+            parts.append(f"{names}.\n" if is_list else table(["reason", "when"], rows))
+        else:
+            rows = [line.split(maxsplit=2) for line in part.splitlines() if line.split()[1] in ERRORS]
+            linked = [[code(status), error_pages.link(name, "../errors/"), prose(when)] for status, name, when in rows]
+            parts.append(table(["code", "reason", "when"], linked))
     return "\n".join(parts)
 
 

@@ -12,15 +12,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import events_pb2
 
-from feature_store.state.events import Event, Problem, Rules, problem
+from feature_store.state.events import Event, EventReason, Problem, Rules, problem
 from service.api import events
 from service.api.events import encode_acknowledged, encode_recorded, recorded_messages, streamed_messages
 from service.batching.event_batcher import IndexedProblem, RecordingResult
+from service.error_pages import page_path
 from service.errors import Reason, RequestError
 from tidemark.limits import MAX_EVENTS_PER_MESSAGE
 
 NOW = 1_800_000_000
-LATE, CLIPPED = Problem("event_time", "EVENT_TOO_LATE", "late"), Problem("duration_s", "DURATION_CLIPPED", "much")
+LATE = Problem("event_time", EventReason.EVENT_TOO_LATE, "late")
+CLIPPED = Problem("duration_s", EventReason.DURATION_CLIPPED, "much")
 
 
 def request(*events: events_pb2.Event) -> bytes:
@@ -138,10 +140,10 @@ def outcome() -> RecordingResult:
     return RecordingResult(5, 2, [IndexedProblem(0, LATE), IndexedProblem(7, LATE)], [IndexedProblem(3, CLIPPED)])
 
 
-REJECTED = [
-    events_pb2.RejectedEvent(index=at, field="event_time", reason="EVENT_TOO_LATE", message="late") for at in (0, 7)
-]
-GUARDED = [events_pb2.GuardedEvent(index=3, field="duration", reason="DURATION_CLIPPED", message="much")]
+LATE_FIELDS = {"field": "event_time", "reason": "EVENT_TOO_LATE", "message": "late"}
+MUCH_FIELDS = {"field": "duration", "reason": "DURATION_CLIPPED", "message": "much"}
+REJECTED = [events_pb2.RejectedEvent(index=at, **LATE_FIELDS, help_url=page_path("EVENT_TOO_LATE")) for at in (0, 7)]
+GUARDED = [events_pb2.GuardedEvent(index=3, **MUCH_FIELDS, help_url=page_path("DURATION_CLIPPED"))]
 
 
 def test_the_outcome_of_a_request_is_told_event_by_event() -> None:

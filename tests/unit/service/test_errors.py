@@ -10,6 +10,7 @@ import pytest
 from tidemark.rpc import error_details_pb2, status_pb2
 
 from service.api.status import encoded_status
+from service.error_pages import ERROR_PAGES
 from service.errors import Code, Reason, RequestError, message_too_large
 from service.transport.grpcio.server import GRPC_CODES
 
@@ -111,6 +112,20 @@ def test_a_status_carries_one_error_info_and_says_when_to_retry(reason: Reason) 
     assert bool(retries) == (may_help and reason is not Reason.MESSAGE_TOO_LARGE)
     if retries:
         assert 0 < retry.retry_delay.ToTimedelta().total_seconds() <= 5
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+@pytest.mark.parametrize("docs_url", ["", "https://docs.shop.example", "https://docs.shop.example/"])
+def test_every_error_links_to_the_page_of_its_reason(
+    reason: Reason, docs_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ERROR_PAGES, "site", "")
+    ERROR_PAGES.use(docs_url)
+    pages = error_details_pb2.Help()
+    unpacked = [detail for detail in status(RequestError(reason, "what is wrong")).details if detail.Unpack(pages)]
+    assert len(unpacked) == 1
+    site = "https://docs.shop.example/" if docs_url else ""
+    assert [link.url for link in pages.links] == [f"{site}reference/errors/{reason.lower().replace('_', '-')}.html"]
 
 
 @pytest.mark.parametrize("reason", list(Reason))

@@ -21,7 +21,7 @@ from feature_store.errors import (
     StoreUnavailableError,
 )
 from feature_store.online.customer_store import ConflictError
-from feature_store.state.events import Event, Problem, Rules
+from feature_store.state.events import Event, EventReason, Problem, Rules
 from feature_store.state.folding import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
 from service.api.events import EventStream
 from service.batching.event_batcher import BATCH_ROWS, WORKERS, EventBatcher, IndexedProblem, RecordingResult
@@ -30,7 +30,7 @@ from service.errors import Code, Reason, RequestError
 from tests.waiting import PATIENCE_S, settle
 
 NOW = 1_800_000_000.0
-CLIPPED = Problem("amount", "AMOUNT_CLIPPED", "counted as 100")
+CLIPPED = Problem("amount", EventReason.AMOUNT_CLIPPED, "counted as 100")
 OUTCOMES = {
     "dup": DUPLICATE,
     "clip": Outcome(Verdict.ACCEPTED, CLIPPED),
