@@ -18,6 +18,9 @@ An error has a status code of gRPC and a reason, in a `google.rpc.ErrorInfo` wit
 clients show it as `problem.reason`. Each error also carries the address of its page here, in a `google.rpc.Help`: below
 the setting [`docs_url`](#setting-docs-url) if the server has it, otherwise as a path in this documentation.
 """
+ORPHAN: Final = "---\norphan: true\n---\n"
+"""Keeps a page out of the navigation: with all of them on every page, the site would take twice as long to build."""
+ALL: Final = "See also [all errors](index.md).\n"
 EVENTS: Final = """\
 ## Reasons of single events
 
@@ -30,7 +33,7 @@ def pages() -> dict[str, str]:
     """A page for each reason, and ``reference/errors/index.md`` with the list of them."""
     names = sorted({*map(str, Reason), *map(str, EventReason)})
     result = {_path(name): _page(name, ERRORS[name]) for name in names}
-    return {"reference/errors/index.md": _index(names)} | result
+    return {"reference/errors/index.md": _index()} | result
 
 
 def _path(reason: str) -> str:
@@ -42,18 +45,15 @@ def link(reason: str, folder: str) -> str:
     return f"[{reason}]({folder}{_path(reason).rpartition('/')[2]})"
 
 
-def _index(names: list[str]) -> str:
+def _index() -> str:
     calls = [[link(reason, ""), reason.code.name, prose(ERRORS[reason].cause)] for reason in sorted(Reason)]
     events = [[link(reason, ""), _kind(reason), prose(ERRORS[reason].cause)] for reason in sorted(EventReason)]
-    toctree = "\n".join(
-        ["```{toctree}", ":hidden:", "", *(_path(name).split("/")[-1].removesuffix(".md") for name in names)]
-    )
     parts = [
         INTRODUCTION,
         "## Reasons of calls, and of customers in a batch\n",
         table(["reason", "code", "cause"], calls),
     ]
-    parts += [EVENTS, table(["reason", "the event is", "cause"], events), f"{toctree}\n```\n"]
+    parts += [EVENTS, table(["reason", "the event is", "cause"], events)]
     return "\n".join(parts)
 
 
@@ -62,7 +62,14 @@ def _kind(reason: EventReason) -> str:
 
 
 def _page(name: str, entry: ErrorEntry) -> str:
-    parts = [f"# {name}\n", *(f"- {line}" for line in _facts(name)), "", f"## Cause\n\n{prose(entry.cause)}\n"]
+    parts = [
+        ORPHAN,
+        f"# {name}\n",
+        *(f"- {line}" for line in _facts(name)),
+        "",
+        ALL,
+        f"## Cause\n\n{prose(entry.cause)}\n",
+    ]
     parts += [f"## Fix\n\n{prose(entry.fix)}\n", "## Example\n", *_example(entry)]
     return "\n".join(parts)
 

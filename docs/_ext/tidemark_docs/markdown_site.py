@@ -15,6 +15,7 @@ from tidemark_docs.markdown import block
 
 TOCTREE: Final = re.compile(r"^(```+|:::+)\{toctree\}.*?^\1$\n?", re.MULTILINE | re.DOTALL)
 TARGET: Final = re.compile(r"^\([\w-]+\)=\n\n?", re.MULTILINE)
+FRONT_MATTER: Final = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
 SUMMARY: Final = "Scores the customers of a shop over gRPC: churn, purchase propensity, and whether it pays to act now."
 
 
@@ -48,7 +49,7 @@ def _plain(env: BuildEnvironment, page: str, text: str) -> str:
     children = env.toctree_includes.get(page, [])
     links = "".join(f"- [{_title(env, name)}]({posixpath.relpath(name, start)}.md)\n" for name in children)
     text = TOCTREE.sub(lambda _match: links, text, count=1)
-    return TARGET.sub("", TOCTREE.sub("", text))
+    return FRONT_MATTER.sub("", TARGET.sub("", TOCTREE.sub("", text)))
 
 
 def _list_of_pages(env: BuildEnvironment) -> Iterator[str]:
@@ -61,10 +62,14 @@ def _list_of_pages(env: BuildEnvironment) -> Iterator[str]:
 
 
 def _pages_below(env: BuildEnvironment, page: str) -> Iterator[str]:
-    """A page and all pages below it in the table of contents."""
+    """A page, all pages below it in the table of contents, and those beside an index that are in none."""
     yield page
     for child in env.toctree_includes.get(page, []):
         yield from _pages_below(env, child)
+    folder, _, name = page.rpartition("/")
+    if name == "index":
+        listed = {child for children in env.toctree_includes.values() for child in children}
+        yield from sorted(other for other in env.found_docs - listed if other.rpartition("/")[0] == folder != "")
 
 
 def _entry(env: BuildEnvironment, page: str) -> str:
