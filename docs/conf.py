@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import sys
 from pathlib import Path
 
@@ -40,6 +39,3 @@ html_show_copyright = False
 html_show_sphinx = False
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
-
-# Sections that have no page yet are no fault.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda record: "glob pattern" not in record.getMessage())
