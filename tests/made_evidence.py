@@ -29,6 +29,7 @@ from training.evidence import (
     Policy,
     Quality,
     Segment,
+    SlotStability,
     Trial,
     Value,
     hashed_ids,
@@ -141,6 +142,14 @@ def made_evidence(seed: int = 1) -> Evidence:
             }.items()
         ],
         ladder=_ladder(random),
+        stability=[
+            SlotStability(
+                slot="spend_28d", group="purchase amount sum", chosen=True, frequency=0.45, group_frequency=0.95
+            ),
+            SlotStability(
+                slot="spend_7d", group="purchase amount sum", chosen=False, frequency=0.6, group_frequency=0.95
+            ),
+        ],
         candidates=180,
         earned_nothing=0.86,
         importance=[

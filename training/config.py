@@ -138,6 +138,8 @@ class Evaluation(_Section):
     Attributes:
         step_days: Distance between training cut-offs.
         test_cutoffs: Number of cut-offs for the test, the latest ones.
+        test_step_days: Distance between test cut-offs. It is not ``step_days``, so that a denser training grid does not
+            shorten the time that the test covers, and bundles with different grids can be compared on the same rows.
         calibration_cutoffs: Number of cut-offs before the test for calibrating probabilities.
         least_cutoffs: Minimum number of training cut-offs.
         most_cutoffs: Maximum number of training cut-offs.
@@ -151,6 +153,7 @@ class Evaluation(_Section):
 
     step_days: Days = 14
     test_cutoffs: Annotated[int, Field(ge=1, le=50)] = 3
+    test_step_days: Days = 14
     calibration_cutoffs: Annotated[int, Field(ge=1, le=50)] = 2
     least_cutoffs: Annotated[int, Field(ge=3)] = 12
     most_cutoffs: Annotated[int, Field(ge=3, le=1000)] = 104

@@ -109,6 +109,24 @@ class FeatureSubset(_Table):
     chosen: bool = False
 
 
+class SlotStability(_Table):
+    """How often a slot is chosen when slots are ranked on random halves of the customers.
+
+    Attributes:
+        slot: Name of the slot.
+        group: Its group: decayed sums of the same event and field with different half-lives are one.
+        chosen: Whether the models have it.
+        frequency: Share of the halves in which it is among as many slots as were chosen.
+        group_frequency: Share of the halves in which any slot of its group is.
+    """
+
+    slot: str
+    group: str
+    chosen: bool
+    frequency: float
+    group_frequency: float
+
+
 class Importance(_Table):
     """Permutation importance (Breiman, 2001): AUC (spend: deviance) lost on the test rows when a slot is shuffled.
 
@@ -232,6 +250,7 @@ class Evidence(_Table):
     optimism: list[Optimism] = []
     trials: list[Trial] = []
     ladder: list[FeatureSubset] = []
+    stability: list[SlotStability] = []
     candidates: int = 0
     earned_nothing: float = 0.0
     importance: list[Importance] = []

@@ -18,6 +18,7 @@ from feature_store.state.layout import DAY_S
 from feature_store.timestamps import iso8601
 from training.audit.findings import audit, stop_on_fatal
 from training.config import TrainingConfig
+from training.data.splits import rows_for_medians
 from training.data.training_table import Progress, TrainingTable
 from training.evaluation.evaluate import evaluate, gather_tables
 from training.evaluation.scorer import EvaluationScorer
@@ -182,7 +183,8 @@ def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Prog
 
 def _choose(config: TrainingConfig, table: TrainingTable, progress: Progress, pool: WorkerPool) -> ChosenLearners:
     done = progress("model selection", sum(len(learners_of(target)) for target in table.splits))
-    features = filled_matrix(table.spec, table.rows.state)(table.rows.state)
+    seen = rows_for_medians(table.rows, [split.evaluation for split in table.splits.values()])
+    features = filled_matrix(table.spec, table.rows.state[seen])(table.rows.state)
     return choose_learners(features, table.rows, table.splits, config.evaluation.seed, done, pool)
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from training.data.candidate_features import candidates, overdue
 from training.data.clipping import learn_clips
 from training.data.cutoffs import CutoffPlan, lay_out
 from training.data.dataset import Rows, build_rows
-from training.fit import workers_for
+from training.fit import fit, workers_for
 from training.graph.features import FeatureSpec, filled_matrix
 
 if TYPE_CHECKING:
@@ -86,6 +86,68 @@ def test_features_are_the_same_without_all_that_came_after_their_cut_off(shop: S
     # What became of them is not known any more.
     assert np.isnan(before.at([last]).churn).all()
     assert len(before.at([last])) > 100
+
+
+CHANGES = """
+attributes = \"\"\"
+SELECT customer_id, income, 'plan ' || least(orders // 10, 4) AS plan, to_timestamp({start}) AS valid_from
+FROM '${{data}}/customers.csv' LEFT JOIN (SELECT customer_id, count(*) AS orders FROM '${{data}}/events.parquet'
+    WHERE event_type = 'purchase' AND ts <= {moment} GROUP BY customer_id) USING (customer_id)\"\"\"
+"""
+LATER_CHANGES = """
+UNION ALL SELECT customer_id, (hash(customer_id) % 1000)::DOUBLE, 'noise ' || hash(customer_id) % 5,
+    to_timestamp({moment} + 1) FROM '${{data}}/customers.csv'\"\"\"
+"""
+NOISE = """
+SELECT * FROM old WHERE ts <= {moment} OR ts = (SELECT max(ts) FROM old)
+UNION ALL
+SELECT * REPLACE ('c0' || lpad((hash(ts, 1) % 400)::VARCHAR, 3, '0') AS customer_id,
+    {moment} + 1 + (hash(ts, 2) % 1000000) / 1e6 * ((SELECT max(ts) FROM old) - {moment} - 2) AS ts,
+    CASE WHEN hash(ts, 3) % 3 = 0 THEN 'purchase' WHEN hash(ts, 3) % 3 = 1 THEN 'view' ELSE 'noise' END AS event_type,
+    (hash(ts, 4) % 100000)::DOUBLE AS amount, (hash(ts, 5) % 1000000)::DOUBLE AS duration_s)
+FROM old WHERE ts > {moment} AND ts < (SELECT max(ts) FROM old)
+"""
+
+
+def with_changes(config: Path, moment: float, later: str = "") -> Path:
+    """A config whose attributes have times, with changes at the end."""
+    text = config.read_text()
+    head, _, tail = text.partition("attributes = ")
+    changes = CHANGES.format(start=TOY_START, moment=moment)
+    if later:
+        changes = changes.rstrip().removesuffix('"""') + later
+    path = config.with_name("changes.toml")
+    path.write_text(head + changes.lstrip() + tail.partition("\n")[2])
+    return path
+
+
+def choices(path: Path, target: str) -> tuple[Any, ...]:
+    """Everything that a fit has chosen or learnt for the models of a target before it is tested."""
+    config = load_config(TrainingConfig, str(path))
+    with OfflineStore(config.source) as source:
+        made = fit(config, "wide", source, lambda *_: lambda: None)
+    spec = made.scorer.models.matrix.spec
+    subsets = [subset.model_copy(update={"graph_us": None}) for subset in made.selected.subsets]
+    learners = {name: learner.name for name, learner in made.chosen.learners.items() if name in target.split("+")}
+    return spec.layout.features, spec.names, spec.fill, subsets, made.selected.stability, learners
+
+
+@pytest.mark.parametrize("target", ["churn", "propensity+churn"])
+def test_noise_after_the_last_training_time_changes_no_choice_of_a_fit(shop: Shop, target: str) -> None:
+    """Slots, learners, clips, categories and medians are those that were known when the first test begins.
+
+    What is common to both offers must not know anything of the earlier test, that of churn; the learner of propensity
+    may know what comes before its own.
+    """
+    plan = lay_out(load_config(TrainingConfig, str(wide(shop))), TOY_START, TOY_START + TOY_DAYS * DAY_S)
+    moment = plan.of(target.partition("+")[0]).test[0]
+    before = choices(with_changes(wide(shop), moment), target)
+    assert any(feature.categories for feature in before[0])  # the plan tells much, so it is chosen
+    assert before[-1]
+    shop.change_events(NOISE.format(moment=moment))
+    after = choices(with_changes(wide(shop), moment, LATER_CHANGES.format(moment=moment)), target)
+    for was, found in zip(before, after, strict=True):
+        assert was == found
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from feature_store.errors import InputError
 from feature_store.state.layout import DAY_S
 from training.config import TrainingConfig
 
-TEST_STEP_DAYS = 14.0
 TARGETS: Final = ("churn", "propensity", "spend")
 """What is predicted; the first two are the offers."""
 
@@ -60,6 +59,11 @@ class Cutoffs:
         """The blocks for the model that is served, which may learn from the test cut-offs too."""
         return _blocks([*self.training, *self.test], [], self.horizon_s, len(self.calibration))
 
+    def known_by(self, moment: float) -> Cutoffs:
+        """The training cut-offs whose labels are known by a moment, without a test."""
+        training = [cutoff for cutoff in self.training if cutoff + self.horizon_s <= moment + 1e-3]
+        return _blocks(training, [], self.horizon_s, len(self.calibration))
+
 
 @dataclass(frozen=True)
 class CutoffPlan:
@@ -82,6 +86,15 @@ class CutoffPlan:
     def newest_known(self) -> float:
         """The newest training cut-off: nothing after it may be used before the test."""
         return self.churn.training[-1]
+
+    def before_tests(self) -> CutoffPlan:
+        """The training cut-offs whose labels are known before the earlier test of both offers.
+
+        What is chosen for all targets at once, such as slots, is chosen on these. Each offer has its own test, and a
+        label of one offer may lie in the test of the other.
+        """
+        end = min(self.churn.test[0], self.propensity.test[0])
+        return replace(self, **{name: cutoffs.known_by(end) for name, cutoffs in vars(self).items()})
 
     def described(self) -> dict[str, list[float]]:
         """Blocks by name, for the manifest."""
@@ -122,7 +135,7 @@ def lay_out(config: TrainingConfig, start: float, end: float) -> CutoffPlan:
 
 def _tests(config: TrainingConfig, end: float, horizon: float) -> list[float]:
     steps = range(config.evaluation.test_cutoffs - 1, -1, -1)
-    return [end - horizon - i * TEST_STEP_DAYS * DAY_S for i in steps]
+    return [end - horizon - i * config.evaluation.test_step_days * DAY_S for i in steps]
 
 
 def _lay_out_one(config: TrainingConfig, start: float, end: float, horizon: float, anchor: float) -> Cutoffs:

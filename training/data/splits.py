@@ -12,12 +12,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import InputError
@@ -71,19 +71,57 @@ def _temporal_splits(rows: Rows, target: str, cutoffs: Cutoffs, folds: int) -> S
 
 
 def random_splits(rows: Rows, targets: Sequence[str], folds: int, seed: int) -> dict[str, Splits]:
-    """Split the rows at random, in the same way for all targets; rows of a group stay together."""
-    everything = np.arange(len(rows))
-    known, test = _grouped_folds(rows, everything, TEST_PARTS, seed)[0]
-    split = Split(*_grouped_folds(rows, known, TEST_PARTS, seed + 1)[0], known)
-    final = Split(*_grouped_folds(rows, everything, TEST_PARTS, seed + 2)[0], everything)
-    splits = Splits(_grouped_folds(rows, known, folds, seed + 3), split, test, final)
+    """Split the rows at random, in the same way for all targets.
+
+    Rows of a group stay together, and every part has about the same share of each outcome of the first target.
+    """
+    everything, labels = np.arange(len(rows)), rows.label(targets[0])
+    known, test = _grouped_folds(rows, everything, labels, TEST_PARTS, seed)[0]
+    split = Split(*_grouped_folds(rows, known, labels, TEST_PARTS, seed + 1)[0], known)
+    final = Split(*_grouped_folds(rows, everything, labels, TEST_PARTS, seed + 2)[0], everything)
+    splits = Splits(_grouped_folds(rows, known, labels, folds, seed + 3), split, test, final)
     return dict.fromkeys(targets, splits)
 
 
-def _grouped_folds(rows: Rows, index: Index, parts: int, seed: int) -> list[tuple[Index, Index]]:
-    """Grouped k-fold split of the rows at ``index``: pairs of (all parts but one, that part)."""
-    folds = GroupKFold(parts, shuffle=True, random_state=seed)
-    return [(index[rest], index[part]) for rest, part in folds.split(index, groups=rows.group[index])]
+def random_folds(rows: Rows, targets: Sequence[str], folds: int, seed: int) -> dict[str, Splits]:
+    """Divide all rows into folds like ``random_splits``, without a test."""
+    everything, labels = np.arange(len(rows)), rows.label(targets[0])
+    nothing = everything[:0]
+    split = Split(everything, nothing, everything)
+    splits = Splits(_grouped_folds(rows, everything, labels, folds, seed + 3), split, nothing, split)
+    return dict.fromkeys(targets, splits)
+
+
+def _grouped_folds(rows: Rows, index: Index, labels: Floats, parts: int, seed: int) -> list[tuple[Index, Index]]:
+    """Stratified and grouped k-fold split of the rows at ``index``: pairs of (all parts but one, that part).
+
+    Args:
+        rows: All rows.
+        index: Rows to split.
+        labels: Labels of all rows ``[n]``; any label other than 0 and 1, such as NaN, counts as a third outcome.
+        parts: Number of parts.
+        seed: Of the draw.
+    """
+    groups, outcome = rows.group[index], np.where(np.isin(labels[index], (0, 1)), labels[index], 2).astype(np.intp)
+    too_rare = np.bincount(outcome)[np.unique(outcome)].min() < parts  # to have one in each part
+    if too_rare:
+        folds = GroupKFold(parts, shuffle=True, random_state=seed).split(index, groups=groups)
+    elif len(np.unique(groups)) == len(groups):
+        folds = StratifiedKFold(parts, shuffle=True, random_state=seed).split(index, outcome)
+    else:
+        folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(index, outcome, groups)
+    return [(index[rest], index[part]) for rest, part in folds]
+
+
+def rows_for_medians(rows: Rows, parts: Iterable[Split]) -> Index:
+    """Rows from which the replacements of missing values are learnt: up to the newest cut-off that all parts may use.
+
+    Features are common to all targets, so a target with later cut-offs must not bring in rows of another one's test.
+    """
+    everything = [part.everything for part in parts]
+    newest = min(float(rows.cutoff[index].max()) for index in everything)
+    index = np.unique(np.concatenate(everything))
+    return index[rows.cutoff[index] <= newest]
 
 
 def check_splits(rows: Rows, splits: Mapping[str, Splits]) -> None:

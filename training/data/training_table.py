@@ -14,7 +14,7 @@ from training.data import candidate_features
 from training.data.clipping import learn_clips
 from training.data.cutoffs import TARGETS, CutoffPlan, lay_out
 from training.data.dataset import Rows, build_rows, snapshot_rows
-from training.data.splits import Splits, check_splits, random_splits, temporal_splits
+from training.data.splits import Splits, check_splits, random_folds, random_splits, temporal_splits
 from training.graph.features import FeatureSpec
 
 Progress = Callable[[str, int], Callable[[], None]]
@@ -49,19 +49,32 @@ def build_table(config: TrainingConfig, source: OfflineStore, progress: Progress
     return table
 
 
-def sample_for_selection(config: TrainingConfig, table: TrainingTable) -> TrainingTable:
-    """The table, or if it has more than ``selection_rows`` rows, that of a random sample of the customers."""
-    evaluation, rows = config.evaluation, table.rows
-    if len(rows) <= evaluation.selection_rows:
-        return table
-    draws = np.random.default_rng(evaluation.seed).random(rows.group.max() + 1)
-    sample = rows.take(draws[rows.group] < evaluation.selection_rows / len(rows))
+def selection_table(config: TrainingConfig, table: TrainingTable) -> TrainingTable:
+    """The part of the table on which slots are selected: no test of any offer has a share in it.
+
+    Rows at cut-offs whose labels are known before the earlier test of both offers (of a snapshot: rows that are not in
+    the test), and of more than ``selection_rows`` those of a random sample of the customers. Its splits have no test.
+    """
+    evaluation, plan = config.evaluation, None if table.plan is None else table.plan.before_tests()
+    if plan is None:
+        index = np.unique(np.concatenate([split.evaluation.everything for split in table.splits.values()]))
+    else:
+        index = np.flatnonzero(np.isin(table.rows.cutoff, plan.every))
+    rows = _numbered(table.rows.take(index))
+    if len(rows) > evaluation.selection_rows:
+        draws = np.random.default_rng(evaluation.seed).random(rows.group.max() + 1)
+        rows = _numbered(rows.take(draws[rows.group] < evaluation.selection_rows / len(rows)))
     splits = (
-        temporal_splits(sample, table.plan, evaluation.folds)
-        if table.plan
-        else random_splits(sample, list(table.splits), evaluation.folds, evaluation.seed)
+        temporal_splits(rows, plan, evaluation.folds)
+        if plan
+        else random_folds(rows, list(table.splits), evaluation.folds, evaluation.seed)
     )
-    return replace(table, rows=sample, splits=splits)
+    return replace(table, rows=rows, splits=splits, plan=plan)
+
+
+def _numbered(rows: Rows) -> Rows:
+    """The rows with the numbers of their groups from 0, without gaps: so they do not depend on other rows."""
+    return replace(rows, group=np.unique(rows.group, return_inverse=True)[1])
 
 
 def _from_events(config: TrainingConfig, source: OfflineStore, progress: Progress) -> TrainingTable:

@@ -172,7 +172,7 @@ def _common(offer: str, a: HoldoutRows, b: HoldoutRows) -> Pairs:
     if not sum(map(len, in_a)):
         raise InputError(
             f"the bundles have no test rows of {offer} in common: A was tested at {_dates(a)}, B at {_dates(b)}; "
-            f"fit both on data that ends at the same time, with the same evaluation.step_days and test_cutoffs"
+            f"fit both on data that ends at the same time, with the same evaluation.test_step_days and test_cutoffs"
         )
     rows_a, rows_b = _take(a, np.concatenate(in_a)), _take(b, np.concatenate(in_b))
     if differ := int((rows_a.label != rows_b.label).sum()):

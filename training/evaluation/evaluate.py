@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import Floats
 from training.arrays import Features, Index
+from training.data.splits import Split
 from training.data.training_table import Progress
 from training.evaluation.cost_metrics import cost_metrics
 from training.evaluation.importance import permutation_importance
 from training.evaluation.metrics import (
     Metrics,
+    calibration_uncertainty,
     policy_metrics,
     probability_metrics,
     recency_probability,
@@ -42,12 +43,14 @@ from training.evidence import (
 )
 from training.graph.customer_costs import terms_of
 from training.models.learners import Learner
+from training.models.probability import fit_probability
 from training.models.segments import profile
 from training.parallel import Task, WorkerPool
 from training.selection.model_selection import ChosenLearners
 from training.selection.select_features import SelectedFeatures
 
 RANDOM_TEST_SHARE: Final = 0.25
+RANDOM_CALIBRATION_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,10 @@ def _evaluate_offer(scorer: EvaluationScorer, offer: str) -> tuple[OfferMetrics,
     if has_time:
         baseline = recency_probability(known.recency_days, known.label(offer) > 0, test.recency_days)
     metrics = OfferMetrics(
-        probability=probability_metrics(label, probability),
+        probability=probability_metrics(label, probability)
+        | calibration_uncertainty(
+            label, probability, test.group, resamples=scorer.config.evaluation.bootstrap, seed=scorer.seed
+        ),
         alert_share_newest_block=float((newest[f"{offer}_probability"] >= newest[f"{offer}_threshold"]).mean()),
         policy=policy_metrics(label, probability, value, outputs[f"{offer}_threshold"], terms),
         recency_alone=probability_metrics(label, baseline) if has_time else None,
@@ -202,6 +208,7 @@ def gather_tables(
         optimism=optimism,
         trials=chosen.trials,
         ladder=subsets,
+        stability=selected.stability,
         candidates=max((len(subset.slots) for subset in subsets), default=0),
         earned_nothing=1
         - min((len(subset.slots) for subset in subsets if subset.chosen), default=1)
@@ -226,6 +233,11 @@ def _notes(scorer: EvaluationScorer, selected: SelectedFeatures, findings: Seque
         notes.append(
             f"a snapshot cannot be split by time: the test customers were chosen {scorer.config.test_rows}, so expect "
             "worse results on later data"
+        )
+    if selected.none_qualifies:
+        notes.append(
+            "feature selection: no set of features of the allowed size has a loss within one standard error of the "
+            "best set's for every target, so the set with the smallest gap was taken"
         )
     if not selected.subsets:
         notes.append("the config lists its features, so there was no feature selection")
@@ -260,18 +272,24 @@ def _compare_splits(
 def _optimism(
     offer: str, learner: Learner, test: HoldoutRows, features: Features, labels: Floats, place: Index, seed: int
 ) -> tuple[Optimism, Floats]:
-    """Comparison for an offer, from features and labels of all rows; ``place`` ``[n]``: test rows among them."""
-    fit, holdout = train_test_split(np.arange(len(labels)), test_size=RANDOM_TEST_SHARE, random_state=seed)
-    model = learner.fit(features[fit], labels[fit], seed)
-    probability = expit(model.decision_function(features[holdout].astype(np.float64)))
+    """Comparison for an offer, from features and labels of all rows; ``place`` ``[n]``: test rows among them.
+
+    Like is compared with like: both models are calibrated on rows that they were not fitted on, and both are judged on
+    those test rows that the random split holds out.
+    """
+    known, holdout = train_test_split(np.arange(len(labels)), test_size=RANDOM_TEST_SHARE, random_state=seed)
+    fit, calibration = train_test_split(known, test_size=RANDOM_CALIBRATION_SHARE, random_state=seed)
+    model = fit_probability(learner, features, labels, Split(fit, calibration, known), seed)
     by_row = np.full(len(labels), np.nan)
-    by_row[holdout] = probability
+    by_row[holdout] = model.predict(features[holdout])
+    random = by_row[place]
+    both, label = np.isfinite(random), test.label.astype(np.float64)
     line = Optimism(
         offer=offer,
-        random=_quality(labels[holdout], probability),
-        temporal=_quality(test.label.astype(np.float64), test.probability),
+        random=_quality(label[both], random[both]),
+        temporal=_quality(label[both], test.probability[both]),
     )
-    return line, by_row[place]
+    return line, random
 
 
 def _quality(label: Floats, probability: Floats) -> Quality:

@@ -10,7 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, mean_poisson_deviance, roc_auc_score
 
 from feature_store.state.layout import Floats
+from training.arrays import Index
 from training.graph.thresholds import Terms, gain
+from training.statistics import INTERVAL, clustered_standard_error, resampled_totals
 
 Metrics = dict[str, float]
 
@@ -34,8 +36,48 @@ def calibration_error(labels: npt.NDArray[np.bool_], probability: Floats) -> flo
 
     It is the mean absolute difference between the predicted and the observed rate.
     """
+    bins = _bins(probability)
+    return float(sum(abs(labels[b].mean() - probability[b].mean()) * len(b) for b in bins) / len(labels))
+
+
+def calibration_uncertainty(
+    labels: npt.NDArray[np.bool_], probability: Floats, customer: Index, *, resamples: int, seed: int
+) -> Metrics:
+    """How far chance explains a calibration error, if the rows of a customer are not independent.
+
+    Args:
+        labels: ``[n]``.
+        probability: ``[n]``.
+        customer: Number of the customer of each row ``[n]``.
+        resamples: Number of bootstrap resamples of the customers.
+        seed: Of the resamples.
+
+    Returns:
+        ``calibration_error_low`` and ``_high``, a 95 % interval by a bootstrap of customers; it is somewhat too high,
+        because resampling adds noise to an error that cannot be negative. ``calibration_error_by_chance``, what a
+        perfectly calibrated model would show on average with this number of customers: in each bin the mean of the
+        absolute value of a normal variable with the clustered standard error.
+    """
+    bins, rows = _bins(probability), len(labels)
+    differences = labels - probability
+    columns = np.zeros((rows, len(bins)))
+    for column, index in enumerate(bins):
+        columns[index, column] = differences[index]
+    totals = resampled_totals(columns, customer.astype(np.uint64), resamples, seed)
+    low, high = np.percentile(np.abs(totals).sum(axis=1) / rows, INTERVAL)
+    point = calibration_error(labels, probability)
+    chance = sum(clustered_standard_error(differences[index], customer[index]) * len(index) for index in bins) / rows
+    return {
+        "calibration_error_low": min(float(low), point),
+        "calibration_error_high": max(float(high), point),
+        "calibration_error_by_chance": float(np.sqrt(2 / np.pi) * chance),
+    }
+
+
+def _bins(probability: Floats) -> list[Index]:
+    """Indexes of the rows by bin of equal size, in ascending order of the probability; no bin is empty."""
     bins = np.array_split(np.argsort(probability, kind="stable"), CALIBRATION_BINS)
-    return float(sum(abs(labels[b].mean() - probability[b].mean()) * len(b) for b in bins if len(b)) / len(labels))
+    return [index for index in bins if len(index)]
 
 
 def recency_probability(recency_days: Floats, labels: npt.NDArray[np.bool_], recency_days_test: Floats) -> Floats:

@@ -13,7 +13,7 @@ from feature_store.state.layout import Floats
 from training.arrays import Features
 from training.config import TrainingConfig
 from training.data.dataset import Rows
-from training.data.splits import Split, Splits
+from training.data.splits import Split, Splits, rows_for_medians
 from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
 from training.models import spend
 from training.models.learners import Learner
@@ -58,8 +58,7 @@ def fit_models(
         stage: EVALUATION, which uses no test row, or FINAL, for the models that are served.
     """
     parts: dict[str, Split] = {target: getattr(split, stage) for target, split in splits.items()}
-    seen = np.unique(np.concatenate([part.everything for part in parts.values()]))
-    matrix = filled_matrix(spec, rows.state[seen])
+    matrix = filled_matrix(spec, rows.state[rows_for_medians(rows, parts.values())])
     features, seed = matrix(rows.state), config.evaluation.seed
     probability: dict[str, Probability] = {
         offer: fit_probability(learners[offer], features, rows.label(offer), parts[offer], seed)

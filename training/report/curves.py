@@ -11,6 +11,7 @@ from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from feature_store.state.layout import Floats
 from training.evidence import HoldoutRows
+from training.statistics import clustered_standard_error
 
 POINTS: Final = 300
 BINS: Final = 10
@@ -25,7 +26,7 @@ class Reliability:
     Attributes:
         predicted: Mean prediction by bin.
         observed: Observed rate by bin.
-        error: Half the width of its 95 % interval, for independent rows.
+        error: Half the width of its 95 % interval, with the rows of a customer clustered.
         histogram: Shares of the predictions in 20 equal parts of [0, 1].
     """
 
@@ -54,15 +55,22 @@ def precision_recall(labels: Labels, score: Floats) -> tuple[Floats, Floats, flo
     return precision[kept], recall[kept], float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
-def reliability(labels: Labels, probability: Floats) -> Reliability:
-    """The reliability diagram, in bins of equal size."""
+def reliability(labels: Labels, probability: Floats, customer: npt.NDArray[np.uint64]) -> Reliability:
+    """The reliability diagram, in bins of equal size.
+
+    Args:
+        labels: ``[n]``.
+        probability: ``[n]``.
+        customer: Hash of the customer of each row ``[n]``.
+    """
     bins = [b for b in np.array_split(np.argsort(probability, kind="stable"), BINS) if len(b)]
-    sizes = np.array([len(b) for b in bins])
     observed = np.array([labels[b].mean() for b in bins])
+    clusters = [np.unique(customer[b], return_inverse=True)[1] for b in bins]
+    errors = [clustered_standard_error(labels[b].astype(np.float64), c) for b, c in zip(bins, clusters, strict=True)]
     return Reliability(
         predicted=np.array([probability[b].mean() for b in bins]),
         observed=observed,
-        error=1.96 * np.sqrt(observed * (1 - observed) / sizes),
+        error=1.96 * np.array(errors),
         histogram=np.histogram(probability, bins=20, range=(0, 1))[0] / len(probability),
     )
 

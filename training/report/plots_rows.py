@@ -80,7 +80,7 @@ def precision_recall(offer: str, rows: HoldoutRows) -> Picture:
 
 def reliability(offer: str, rows: HoldoutRows) -> Picture:
     """Predicted probabilities against observed rates, above a histogram of the predictions."""
-    bins = curves.reliability(rows.label, rows.probability)
+    bins = curves.reliability(rows.label, rows.probability, rows.customer)
     with drawing(3.9) as figure:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         CalibrationDisplay(bins.observed, bins.predicted, rows.probability).plot(ax=axes, ref_line=False, name="model")
@@ -102,8 +102,8 @@ def reliability(offer: str, rows: HoldoutRows) -> Picture:
             figure,
             f"Reliability, {offer}",
             alt,
-            "On the dotted line predictions equal observed rates. Whiskers: 95% for independent rows. Below: number of "
-            "rows.",
+            "On the dotted line predictions equal observed rates. Whiskers: 95%, rows of a customer clustered. Below: "
+            "number of rows.",
         )
 
 

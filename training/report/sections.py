@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from feature_store.bundles.bundle import Manifest
-from training.evidence import Evidence, HoldoutRows, Policy
+from training.evidence import Evidence, HoldoutRows, Policy, SlotStability
 from training.report import plots_groups, plots_models, plots_money, plots_rows
 from training.report.drawing import Picture, compact, plain
 from training.report.words import saved
@@ -202,7 +202,32 @@ def _features(evidence: Evidence) -> Section:
         chosen = [", ".join(map(plain, subset.slots)) for subset in evidence.ladder if subset.chosen]
         text = saved(evidence.ladder) + (f" They are {chosen[0]}." if chosen else "")
         section.parts.append(Part("", text, pictures))
+    if evidence.stability:
+        section.parts.append(_stability(evidence.stability))
     return section
+
+
+def _stability(lines: Sequence[SlotStability]) -> Part:
+    text = (
+        "The features were ranked again on random halves of the customers. Sums of one event with different half-lives "
+        "are nearly the same: which of them is chosen may be chance, whether one of the group is should not be."
+    )
+    table = Table(
+        "How often each feature is chosen on half of the customers",
+        ("feature", "group", "feature chosen", "group chosen", "used"),
+        [
+            (
+                plain(line.slot),
+                plain(line.group),
+                f"{line.frequency:.0%}",
+                f"{line.group_frequency:.0%}",
+                "yes" if line.chosen else "",
+            )
+            for line in lines
+        ],
+        names=2,
+    )
+    return Part("Stability", text, tables=[table])
 
 
 def _candidates(evidence: Evidence) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import duckdb
+import numpy as np
 
 from feature_store.errors import InputError
+from feature_store.state.layout import Floats
 from training.config import TrainingConfig
 from training.data.cutoffs import lay_out
 
@@ -23,6 +25,10 @@ STEPS_DAYS: Final = (14.0, 7.0, 3.0, 1.0)
 HALF_LIVES: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Half-lives as multiples of the churn horizon, for recent, usual and old behaviour."""
 
+HALF: Final = 0.5
+ROUNDING: Final = 1e-9
+"""Tolerance of a sum of weights, so that a median does not depend on the order of the rows."""
+
 MIN_REPEATERS: Final = 0.2
 """Minimum share of customers with a repeat purchase; below it, not buying again says little about churn."""
 
@@ -35,8 +41,7 @@ class Cadence:
         event: The event type.
         customers: Customers with at least one such event.
         repeaters: Those with events on at least two days.
-        gap_days: Median over the repeaters of the median gap between days with an event; None without repeaters.
-            Customers with a single event are left out, so gaps are underestimated (they are censored).
+        gap_days: Median gap between days with an event, in days; None without repeaters.
     """
 
     event: str
@@ -73,15 +78,54 @@ class HorizonProposal:
 
 
 def measure(connection: duckdb.DuckDBPyConnection, event: str) -> Cadence:
-    """Measure the cadence of an event type in the view ``events``."""
-    customers, repeaters, gap = connection.execute(
-        """WITH days AS (SELECT DISTINCT customer_id, floor(t / 86400) AS day FROM events WHERE event_type = $event),
-            gaps AS (SELECT customer_id, day - lag(day) OVER (PARTITION BY customer_id ORDER BY day) AS gap FROM days),
-            usual AS (SELECT median(gap) AS gap FROM gaps GROUP BY customer_id)
-            SELECT count(*), count(gap), median(gap) FROM usual""",
+    """Measure the cadence of an event type in the view ``events``.
+
+    A customer with a single event is not left out: the gap is known to be longer than the time until the data ends.
+    The distribution of gaps is estimated with such open (censored) gaps by the method of Wang and Chang (1999,
+    "Nonparametric estimation of a recurrent survival function", JASA 94): Kaplan and Meier's product-limit estimate, in
+    which the n complete gaps of a customer have a weight of 1/n each, and the open gap counts for customers without a
+    complete one. More open gaps would be too many: a customer with short gaps has more complete ones for one open gap.
+    """
+    customers, repeaters = connection.execute(
+        """SELECT count(*), count(*) FILTER (days > 1) FROM (SELECT count(DISTINCT floor(t / 86400)) AS days FROM events
+            WHERE event_type = $event GROUP BY customer_id)""",
         {"event": event},
     ).fetchall()[0]
-    return Cadence(event, customers, repeaters, gap)
+    gaps = connection.execute(
+        """WITH days AS (SELECT DISTINCT customer_id, floor(t / 86400) AS day FROM events WHERE event_type = $event),
+            gaps AS (SELECT customer_id, day, day - lag(day) OVER (PARTITION BY customer_id ORDER BY day) AS gap
+                FROM days),
+            customers AS (SELECT customer_id, count(gap) AS complete, max(day) AS last FROM gaps GROUP BY customer_id)
+            SELECT gap, sum(1 / complete) AS ended, 0.0 AS open FROM gaps JOIN customers USING (customer_id)
+            WHERE gap IS NOT NULL GROUP BY gap
+            UNION ALL
+            SELECT (SELECT floor(max(t) / 86400) FROM events) - last AS gap, 0.0, count(*)::DOUBLE FROM customers
+            WHERE complete = 0 GROUP BY gap""",
+        {"event": event},
+    ).fetchnumpy()
+    return Cadence(event, customers, repeaters, _median(gaps["gap"], gaps["ended"], gaps["open"]))
+
+
+def _median(gap: Floats, ended: Floats, still_open: Floats) -> float | None:
+    """The median of a product-limit estimate.
+
+    Args:
+        gap: Lengths ``[n]``.
+        ended: Weight of the gaps that ended after this length ``[n]``.
+        still_open: Weight of those that are only known to be longer ``[n]``.
+
+    Returns:
+        The length after which half of the gaps have ended. If fewer than half of them end within the history, half of
+        those that do: customers who never come back have no cadence. None if none has ended.
+    """
+    lengths, place = np.unique(gap, return_inverse=True)
+    ends, opens = np.bincount(place, ended, len(lengths)), np.bincount(place, still_open, len(lengths))
+    if not ends.any():
+        return None
+    at_risk = np.cumsum((ends + opens)[::-1])[::-1]
+    share_ended = 1 - np.cumprod(1 - ends / at_risk)
+    middle = HALF if share_ended[-1] >= HALF else share_ended[-1] * HALF
+    return float(lengths[np.argmax(share_ended >= middle - ROUNDING)])
 
 
 def propose_horizons(config: dict[str, Any], cadence: Cadence, start: float, end: float) -> HorizonProposal:

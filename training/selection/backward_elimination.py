@@ -1,30 +1,43 @@
 """Backward elimination: the smallest set of slots that is as good as the best one, by the one-standard-error rule.
 
-It is recursive feature elimination with cross-validation (Guyon et al., 2002) through fixed sizes, ranked by
-permutation importance.
+It is recursive feature elimination with cross-validation (Guyon et al., 2002) through fixed sizes::
+
+    fold 1:  rank the slots on its earlier rows ──► the first 48, 36, 24, … of them ──► losses on its later rows ──┐
+    fold 2:  the same                                                                                           ├─► size
+    fold 3:  the same                                                                                           ┘
+    all rows: rank the slots ──► the first ones of that size
+
+The rows that a subset is judged by have no part in its choice. Half-samples of the customers (stability selection;
+Meinshausen and Bühlmann, 2010, with the complementary pairs of Shah and Samworth, 2013) show how far the choice
+depends on the sample.
 """
 
 from __future__ import annotations
 
 import timeit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from feature_store.state.layout import Floats
+from training.arrays import Features, Index
 from training.data.dataset import Rows
-from training.data.splits import Splits
-from training.evidence import FeatureSubset
+from training.data.splits import Splits, rows_for_medians
+from training.evidence import FeatureSubset, SlotStability
 from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
 from training.parallel import IN_PROCESS, Task, WorkerPool
-from training.selection.fold_losses import (
-    fold_losses,
-    fold_losses_and_importance,
-    folds_of,
-)
+from training.selection.fold_losses import FoldRows, fold_losses
 from training.selection.one_standard_error import paired_loss_gap
+from training.selection.slot_ranking import (
+    Correlations,
+    correlations,
+    group_of,
+    half_sample_correlations,
+    rank_slots,
+    slots_of_columns,
+)
 
 Done = Callable[[], None]
 
@@ -33,6 +46,14 @@ SHRINK: Final = (256, 128, 96, 64, 48, 36, 24, 20, 16, 12, 8, 6, 4, 2)
 
 TIMED_RUNS: Final = 100
 TIMED_ROUNDS: Final = 5
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """The subsets, from all slots down, exactly one of which is chosen, and how stable the choice is."""
+
+    subsets: list[FeatureSubset]
+    stability: list[SlotStability]
 
 
 def eliminate_backward(
@@ -44,58 +65,69 @@ def eliminate_backward(
     done: Done = lambda: None,
     keep: Sequence[int] = (),
     pool: WorkerPool = IN_PROCESS,
-) -> list[FeatureSubset]:
-    """Eliminate slots backward, by permutation importance, through fixed sizes.
+) -> Elimination:
+    """Eliminate slots backward through fixed sizes.
 
     The smallest subset is chosen that has at most ``max_slots`` slots and, for each target, a loss within one standard
-    error of the best subset's. The best one has the smallest sum of relative losses over the targets.
+    error of the best subset's. The best one has the smallest sum of relative losses over the targets. If no subset
+    qualifies, the one with the smallest standardised gap is chosen (:func:`qualifies`).
 
     Args:
-        rows: Rows with all slots.
+        rows: Rows with all slots, none of them a test row.
         spec: All features.
-        splits: By target; only the folds are used.
-        seed: Of the learners and the permutations.
+        splits: By target; the test and the final split are not used.
+        seed: Of the learners and the samples.
         max_slots: Maximum number of slots of the chosen subset.
-        done: Called after each subset.
+        done: Called after each size.
         keep: Indexes of slots that are in every subset.
         pool: Worker processes.
-
-    Returns:
-        The subsets, from all slots down; exactly one is chosen.
     """
-    slots = list(range(len(spec.layout.features)))
-    sizes = subset_sizes(len(slots))
-    slots_by_step: list[list[int]] = []
-    tasks: list[_SubsetTasks] = []
-    for next_size in (*sizes[1:], None):
-        slots_by_step.append(slots)
-        tasks.append(
-            _subset_tasks(rows.narrowed(slots), spec.narrowed(slots), splits, seed, pool, ranked=next_size is not None)
+    slots = len(spec.layout.features)
+    folds = [_Fold.of(rows, spec, splits, at) for at in range(max(len(split.folds) for split in splits.values()))]
+    full = filled_matrix(spec, rows.state[rows_for_medians(rows, [split.evaluation for split in splits.values()])])(
+        rows.state
+    )
+    # Not all rows with a known label: at the latest cut-offs of one target, labels of another may lie in its test.
+    known = {target: split.evaluation.everything for target, split in splits.items()}
+    customers = int(rows.group.max()) + 1
+    fold_tasks = [fold.correlations(rows, seed, pool) for fold in folds]
+    all_tasks = [
+        pool.submit(correlations, target, full[index], rows.label(target)[index], seed)
+        for target, index in known.items()
+    ]
+    half_tasks = [
+        pool.submit(
+            half_sample_correlations,
+            target,
+            full[index],
+            rows.label(target)[index],
+            rows.group[index],
+            customers,
+            seed,
         )
-        if next_size is not None:
-            importance = tasks[-1].importance()
-            ranked = [slots[at] for at in np.argsort(-importance, kind="stable")]
-            others = [slot for slot in ranked if slot not in keep]
-            slots = sorted([*keep, *others[: max(next_size - len(keep), 0)]])
-        done()
-    losses = [subset.losses() for subset in tasks]
-    customers = {target: rows.group[np.concatenate([b for _, b in split.folds])] for target, split in splits.items()}
-    best = min(losses, key=lambda of_subset: sum(_relative(of_subset, losses)))
-    subsets = []
-    for step_slots, of_subset in zip(slots_by_step, losses, strict=True):
-        narrow = spec.narrowed(step_slots)
-        gaps = {target: paired_loss_gap(of_subset[target], best[target], customers[target]) for target in splits}
-        subsets.append(
-            FeatureSubset(
-                slots=[spec.layout.features[i].name for i in step_slots],
-                state_bytes=narrow.layout.dtype.itemsize,
-                graph_us=_microseconds(FeatureMatrix(narrow), rows.state[:1, step_slots]),
-                loss={target: float(of_subset[target].mean()) for target in splits},
-                behind={target: gap.mean for target, gap in gaps.items()},
-                error={target: gap.error for target, gap in gaps.items()},
-            )
-        )
-    return _with_choice(subsets, max_slots)
+        for target, index in known.items()
+    ]
+    owners = slots_of_columns(spec)
+    rankings = [rank_slots([task.result() for task in tasks], owners, slots, keep) for tasks in fold_tasks]
+    sizes = [max(size, len(keep)) for size in subset_sizes(slots)]
+    losses: list[dict[str, Floats]] = []
+    waiting: list[dict[str, Task[Floats]]] = []
+    for size in (*sizes, None):  # one size ahead, so that workers are busy and few tasks hold memory
+        before = waiting
+        if size is not None:
+            waiting = [
+                fold.losses(rows, spec, ranking[:size], seed, pool)
+                for fold, ranking in zip(folds, rankings, strict=True)
+            ]
+        if before:
+            losses.append(_joined(before, splits))
+            done()
+    ranking = rank_slots([task.result() for task in all_tasks], owners, slots, keep)
+    subsets = _subsets(rows, spec, splits, [sorted(ranking[:size]) for size in sizes], losses, max_slots)
+    chosen = next(len(subset.slots) for subset in subsets if subset.chosen)
+    halves = zip(*(task.result() for task in half_tasks), strict=True)
+    chosen_in_halves = [rank_slots(half, owners, slots, keep)[:chosen] for half in halves]
+    return Elimination(subsets, _stability(spec, ranking[:chosen], chosen_in_halves))
 
 
 def subset_sizes(slots: int) -> list[int]:
@@ -113,10 +145,15 @@ def _relative(losses: Mapping[str, Floats], all_losses: Sequence[Mapping[str, Fl
     return [float(losses[target].mean() / max(other[target].mean() for other in all_losses)) for target in losses]
 
 
+def qualifies(subset: FeatureSubset) -> bool:
+    """Whether the loss of every target is within one standard error of the best subset's."""
+    return all(subset.behind[target] <= subset.error[target] for target in subset.loss)
+
+
 def _with_choice(subsets: Sequence[FeatureSubset], max_slots: int) -> list[FeatureSubset]:
-    """Mark the smallest subset within one standard error or, if there is none, the one with the smallest gap."""
-    allowed = [subset for subset in subsets if len(subset.slots) <= max_slots]
-    within = [s for s in allowed if all(s.behind[target] <= s.error[target] for target in s.loss)]
+    """Mark the smallest subset that qualifies or, if there is none, the one with the smallest gap."""
+    allowed = [subset for subset in subsets if len(subset.slots) <= max_slots] or [subsets[-1]]
+    within = [subset for subset in allowed if qualifies(subset)]
     chosen = within[-1] if within else min(allowed, key=lambda subset: max(_standardised_gaps(subset)))
     return [subset.model_copy(update={"chosen": subset is chosen}) for subset in subsets]
 
@@ -125,42 +162,96 @@ def _standardised_gaps(subset: FeatureSubset) -> list[float]:
     return [subset.behind[target] / max(subset.error[target], 1e-12) for target in subset.loss]
 
 
+def _joined(of_folds: Sequence[Mapping[str, Task[Floats]]], targets: Iterable[str]) -> dict[str, Floats]:
+    """Losses of the validation rows by target, in the order of the folds."""
+    return {
+        target: np.concatenate([fold[target].result() for fold in of_folds if target in fold]) for target in targets
+    }
+
+
+def _subsets(
+    rows: Rows,
+    spec: FeatureSpec,
+    splits: Mapping[str, Splits],
+    slots_by_size: Sequence[Sequence[int]],
+    losses: Sequence[Mapping[str, Floats]],
+    max_slots: int,
+) -> list[FeatureSubset]:
+    """The subsets with their losses, compared with those of the best one."""
+    customers = {target: rows.group[np.concatenate([b for _, b in split.folds])] for target, split in splits.items()}
+    best = min(losses, key=lambda of_subset: sum(_relative(of_subset, losses)))
+    subsets = []
+    for slots, of_subset in zip(slots_by_size, losses, strict=True):
+        narrow = spec.narrowed(slots)
+        gaps = {target: paired_loss_gap(of_subset[target], best[target], customers[target]) for target in splits}
+        subsets.append(
+            FeatureSubset(
+                slots=[spec.layout.features[i].name for i in slots],
+                state_bytes=narrow.layout.dtype.itemsize,
+                graph_us=_microseconds(FeatureMatrix(narrow), rows.state[:1, slots]),
+                loss={target: float(of_subset[target].mean()) for target in splits},
+                behind={target: gap.mean for target, gap in gaps.items()},
+                error={target: gap.error for target, gap in gaps.items()},
+            )
+        )
+    return _with_choice(subsets, max_slots)
+
+
+def _stability(spec: FeatureSpec, chosen: Sequence[int], in_halves: Sequence[Sequence[int]]) -> list[SlotStability]:
+    """How often each slot, and its group, is among the chosen ones; slots that never are are left out."""
+    features = spec.layout.features
+    groups = [group_of(feature) for feature in features]
+    with_group = [{groups[slot] for slot in half} for half in in_halves]
+    lines = []
+    for slot, feature in enumerate(features):
+        share = sum(slot in half for half in in_halves) / len(in_halves)
+        if share or slot in chosen:
+            group_share = sum(groups[slot] in half for half in with_group) / len(in_halves)
+            lines.append(
+                SlotStability(
+                    slot=feature.name,
+                    group=groups[slot],
+                    chosen=slot in chosen,
+                    frequency=share,
+                    group_frequency=group_share,
+                )
+            )
+    return sorted(lines, key=lambda line: (-line.group_frequency, line.group, -line.frequency, line.slot))
+
+
 @dataclass(frozen=True)
-class _SubsetTasks:
-    """Tasks of a subset by target: losses of the folds; for the last fold also the importance if slots are ranked."""
+class _Fold:
+    """One fold of all targets: the features of all rows, and by target the earlier and the later rows.
 
-    folds: Mapping[str, Sequence[Task[Floats]]]
-    last: Mapping[str, Task[tuple[Floats, Floats]]]
+    Missing values are replaced by medians of the earlier rows.
+    """
 
-    def importance(self) -> Floats:
-        """Importance of each slot, summed over the targets."""
-        return np.asarray(sum(task.result()[1] for task in self.last.values()))
+    features: Features
+    parts: Mapping[str, tuple[Index, Index]]
 
-    def losses(self) -> dict[str, Floats]:
-        """Losses of the validation rows by target, in the order of the folds."""
-        parts = {target: [task.result() for task in tasks] for target, tasks in self.folds.items()}
-        for target, task in self.last.items():
-            parts[target].append(task.result()[0])
-        return {target: np.concatenate(losses) for target, losses in parts.items()}
+    @classmethod
+    def of(cls, rows: Rows, spec: FeatureSpec, splits: Mapping[str, Splits], at: int) -> _Fold:
+        parts = {target: split.folds[at] for target, split in splits.items() if at < len(split.folds)}
+        earlier = np.unique(np.concatenate([part for part, _ in parts.values()]))
+        return cls(filled_matrix(spec, rows.state[earlier])(rows.state), parts)
 
+    def correlations(self, rows: Rows, seed: int, pool: WorkerPool) -> list[Task[Correlations]]:
+        """Correlations of the earlier rows for each target."""
+        return [
+            pool.submit(correlations, target, self.features[earlier], rows.label(target)[earlier], seed)
+            for target, (earlier, _) in self.parts.items()
+        ]
 
-def _subset_tasks(
-    rows: Rows, spec: FeatureSpec, splits: Mapping[str, Splits], seed: int, pool: WorkerPool, *, ranked: bool
-) -> _SubsetTasks:
-    matrix = filled_matrix(spec, rows.state)
-    features = matrix(rows.state)
-    folds = {target: folds_of(target, features, rows, split) for target, split in splits.items()}
-    last: dict[str, Task[tuple[Floats, Floats]]] = {}
-    if ranked:  # first, because the next subset depends on it
-        for target, split in splits.items():
-            states = rows.state[split.folds[-1][1]]
-            last[target] = pool.submit(fold_losses_and_importance, folds[target].pop(), seed, matrix, states)
-    return _SubsetTasks(
-        {target: [pool.submit(fold_losses, fold, seed) for fold in of_target] for target, of_target in folds.items()},
-        last,
-    )
-
-
-def fold_loss(target: str, rows: Rows, spec: FeatureSpec, splits: Splits, seed: int) -> float:
-    """Mean cross-validation loss of the selection learner."""
-    return float(_subset_tasks(rows, spec, {target: splits}, seed, IN_PROCESS, ranked=False).losses()[target].mean())
+    def losses(
+        self, rows: Rows, spec: FeatureSpec, slots: Sequence[int], seed: int, pool: WorkerPool
+    ) -> dict[str, Task[Floats]]:
+        """Losses of the later rows by models with only these slots."""
+        place = {name: column for column, name in enumerate(spec.names)}
+        columns = [place[name] for name in spec.narrowed(sorted(slots)).names]
+        features = self.features[:, columns]
+        tasks = {}
+        for target, (earlier, later) in self.parts.items():
+            labels = rows.label(target)
+            fold = FoldRows(target, features[earlier], labels[earlier], features[later], labels[later])
+            tasks[target] = pool.submit(fold_losses, fold, seed)
+        return tasks

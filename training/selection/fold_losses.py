@@ -1,4 +1,4 @@
-"""Cross-validation losses of learners, and permutation importance of slots.
+"""Cross-validation losses of learners, and shuffled slots for permutation importance.
 
 The functions depend on their arguments only, so that worker processes can run them.
 """
@@ -6,7 +6,7 @@ The functions depend on their arguments only, so that worker processes can run t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -16,13 +16,10 @@ from feature_store.state.layout import Floats
 from training.arrays import Features
 from training.data.dataset import Rows
 from training.data.splits import Splits
-from training.graph.features import FeatureMatrix
+from training.graph.features import FeatureSpec, filled_matrix
 from training.models import spend
-from training.models.learners import SELECTION_CLASSIFIER, Learner, Make, ScoresOfChanged, fit_part
-from training.statistics import log_losses, poisson_losses, random_rows
-
-MAX_RANKING_ROWS: Final = 4000
-"""Maximum number of rows for the importance of slots; with all rows it would take most of the time of a fit."""
+from training.models.learners import SELECTION_CLASSIFIER, Learner, Make, fit_part
+from training.statistics import log_losses, poisson_losses
 
 
 @dataclass(frozen=True)
@@ -66,36 +63,14 @@ def fold_losses(fold: FoldRows, seed: int) -> Floats:
     return losses_of_scores(fold, scores_of_part(part, fold, seed))
 
 
-def fold_losses_and_importance(
-    fold: FoldRows, seed: int, matrix: FeatureMatrix, states: Floats
-) -> tuple[Floats, Floats]:
-    """Losses by the selection learner, and the permutation importance of each slot (Breiman, 2001).
-
-    Args:
-        fold: The fold.
-        seed: Of the learner, and of the shuffles.
-        matrix: Makes features from states.
-        states: States ``[n, slots]`` of the fold's later rows.
-
-    Returns:
-        Losses ``[n]`` of the later rows, and for each slot ``[slots]`` the share by which the mean loss grows when its
-        values are shuffled, on at most MAX_RANKING_ROWS of the later rows.
-    """
-    (part,) = selection_learner(fold.target).parts
-    fitted = fit_part(part, fold.features, fold.labels, seed)
-    losses = losses_of_scores(fold, _scores(fold.target, fitted, fold.later_features))
-    sample = random_rows(len(fold.later_labels), MAX_RANKING_ROWS, seed)
-    usual, labels, states = fold.later_features[sample], fold.later_labels[sample], states[sample]
-    scores_of = ScoresOfChanged(fitted, usual.astype(np.float64))
-
-    def mean_loss(features: Features) -> float:
-        raw = scores_of(features.astype(np.float64), (features != usual).any(axis=0))
-        scores = raw if fold.target in OFFERS else np.exp(raw)  # the trees of spend have a log link
-        return float(losses_of(fold.target, labels, _prediction(fold.target, scores)).mean())
-
-    before = mean_loss(usual)
-    columns = range(states.shape[1])
-    return losses, np.array([mean_loss(matrix(shuffled(states, column, seed))) / before - 1 for column in columns])
+def validation_losses(target: str, rows: Rows, spec: FeatureSpec, splits: Splits, seed: int) -> Floats:
+    """Losses of the later rows of all folds by the selection learner, with all slots of the rows."""
+    losses = []
+    for earlier, later in splits.folds:
+        matrix, labels = filled_matrix(spec, rows.state[earlier]), rows.label(target)
+        fold = FoldRows(target, matrix(rows.state[earlier]), labels[earlier], matrix(rows.state[later]), labels[later])
+        losses.append(fold_losses(fold, seed))
+    return np.concatenate(losses)
 
 
 def losses_of(target: str, labels: Floats, predicted: Floats) -> Floats:

@@ -18,12 +18,13 @@ from scipy.spatial.distance import squareform
 from scipy.stats import poisson
 
 from feature_store.state.layout import Floats
-from training.arrays import Bools
+from training.arrays import Bools, Index
 from training.evidence import BinaryAttribute
+from training.selection.one_standard_error import simplest
 from training.statistics import random_rows
 
-Loss = Callable[[list[int]], float]
-"""From the indexes of a set of attributes to the loss of a model with them."""
+Losses = Callable[[list[int]], Floats]
+"""From the indexes of a set of attributes to the losses ``[n]`` of a model with them, always of the same rows."""
 
 ALL: Final = "all tags"
 
@@ -79,23 +80,24 @@ def has_enough_binary(columns: Mapping[str, npt.NDArray[Any]]) -> bool:
 
 
 def find_redundant(
-    values: Bools, names: Sequence[str], loss: Loss, *, allowed: float = 0.0, seed: int = 7
+    values: Bools, names: Sequence[str], losses: Losses, customer: Index, *, seed: int = 7
 ) -> tuple[list[BinaryAttribute], dict[str, float]]:
     """Find the redundant ones of many binary attributes.
 
     Five sets are tried: all attributes, then step by step without rare ones, without duplicates and opposites of
-    others, without those implied by others, and with one per cluster. The smallest set with a loss of at most
-    ``allowed`` above that of all attributes is kept.
+    others, without those implied by others, and with one per cluster. The smallest set is kept whose loss is within one
+    standard error of the best set's (``training.selection.one_standard_error``).
 
     Args:
         values: ``[n, attributes]``.
         names: Of the attributes.
-        loss: Returns the loss for a set, given as indexes; it is called at most five times, never with an empty set.
-        allowed: Increase of the loss that is acceptable.
+        losses: Returns the losses for a set, given as indexes; it is called at most five times, never with an empty
+            set.
+        customer: Number of the customer of each row of the losses, from 0.
         seed: Of the sample for the rules.
 
     Returns:
-        All attributes, with those to keep marked, and the loss of each set that was tried.
+        All attributes, with those to keep marked, and the mean loss of each set that was tried.
     """
     rules = find_rules(values, seed)
     clusters = _clusters(rules)
@@ -106,15 +108,16 @@ def find_redundant(
     steps["without implied tags"] = kept = _without(kept, rules, rules.implies | rules.implies.T)
     steps["one tag per cluster"] = _without(kept, rules, clusters[:, np.newaxis] == clusters)
 
-    costs: dict[str, float] = {}
-    chosen, before = every, None
+    tried: dict[str, tuple[list[int], Floats]] = {}
+    before = None
     for step, indexes in steps.items():
-        if indexes == before:
-            continue
-        costs[step] = loss(indexes)
-        if costs[step] <= costs[ALL] + allowed:
-            chosen = indexes
+        if indexes != before:
+            tried[step] = indexes, losses(indexes)
         before = indexes
+    smallest_first = list(reversed(tried.values()))
+    at, _ = simplest([of_set for _, of_set in smallest_first], customer)
+    chosen = smallest_first[at][0]
+    costs = {step: float(of_set.mean()) for step, (_, of_set) in tried.items()}
     return [_attribute(at, names, rules, clusters, chosen) for at in every], costs
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from feature_store.bundles.bundle import OFFERS
 from feature_store.definitions import Feature
 from feature_store.offline.store import OfflineStore
+from feature_store.state.layout import Floats
 from training.config import TrainingConfig
 from training.data.candidate_features import cost_columns
-from training.data.training_table import Progress, TrainingTable, build_table, sample_for_selection
-from training.evidence import BinaryAttribute, FeatureSubset
+from training.data.training_table import Progress, TrainingTable, build_table, selection_table
+from training.evidence import BinaryAttribute, FeatureSubset, SlotStability
 from training.parallel import IN_PROCESS, WorkerPool
-from training.selection.backward_elimination import eliminate_backward, fold_loss, subset_sizes
+from training.selection.backward_elimination import Elimination, eliminate_backward, qualifies, subset_sizes
+from training.selection.fold_losses import validation_losses
 from training.selection.redundant_tags import binary_columns, find_redundant, has_enough_binary
 
 
@@ -26,14 +28,21 @@ class SelectedFeatures:
     Attributes:
         table: The training table with only the slots that are kept.
         subsets: The steps of backward elimination; empty if the config has no candidates.
+        stability: How often each slot is chosen on half of the customers.
         attributes: The binary attributes with their redundancy; empty if there are too few.
         attribute_losses: Cross-validation losses of the sets of binary attributes that were tried.
     """
 
     table: TrainingTable
     subsets: list[FeatureSubset] = field(default_factory=list)
+    stability: list[SlotStability] = field(default_factory=list)
     attributes: list[BinaryAttribute] = field(default_factory=list)
     attribute_losses: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def none_qualifies(self) -> bool:
+        """Whether no subset of the allowed size was as good as the best one, so that the closest was taken."""
+        return any(subset.chosen and not qualifies(subset) for subset in self.subsets)
 
 
 def select_features(
@@ -51,20 +60,20 @@ def select_features(
         InputError: If the source does not have enough data.
     """
     full = build_table(config, source, progress)
-    sample = sample_for_selection(config, full)
-    subsets = (
-        [] if config.candidates is None else _subsets(config, sample, config.candidates.most_slots, progress, pool)
-    )
-    table = _narrowed(full, subsets) if subsets else full
+    sample = selection_table(config, full)
+    made = Elimination([], [])
+    if config.candidates is not None:
+        made = _eliminate(config, sample, config.candidates.most_slots, progress, pool)
+    table = _narrowed(full, made.subsets) if made.subsets else full
     done = progress("redundant attributes", 1)
     attributes, losses = _redundant_attributes(sample, config.evaluation.seed)
     done()
-    return SelectedFeatures(table, subsets, attributes, losses)
+    return SelectedFeatures(table, made.subsets, made.stability, attributes, losses)
 
 
-def _subsets(
+def _eliminate(
     config: TrainingConfig, sample: TrainingTable, max_slots: int, progress: Progress, pool: WorkerPool
-) -> list[FeatureSubset]:
+) -> Elimination:
     features = sample.spec.layout.features
     done = progress("feature selection", len(subset_sizes(len(features))))
     return eliminate_backward(
@@ -111,8 +120,10 @@ def _redundant_attributes(sample: TrainingTable, seed: int) -> tuple[list[Binary
     values = np.column_stack([columns[name] for name in binary]) == 1
     offer = next(offer for offer in OFFERS if offer in sample.splits)
 
-    def loss(indexes: list[int]) -> float:
+    def losses(indexes: list[int]) -> Floats:
         slots = sorted([*others, *(names.index(binary[at]) for at in indexes)])
-        return fold_loss(offer, sample.rows.narrowed(slots), sample.spec.narrowed(slots), sample.splits[offer], seed)
+        rows, spec = sample.rows.narrowed(slots), sample.spec.narrowed(slots)
+        return validation_losses(offer, rows, spec, sample.splits[offer], seed)
 
-    return find_redundant(values, binary, loss, seed=seed)
+    groups = sample.rows.group[np.concatenate([later for _, later in sample.splits[offer].folds])]
+    return find_redundant(values, binary, losses, groups, seed=seed)

@@ -191,3 +191,24 @@ def test_the_longest_horizon_counts() -> None:
 def test_only_the_length_of_the_history_matters() -> None:
     at_first, later = lay_out(config(), 0.0, 365 * DAY_S), lay_out(config(), 1.5e9, 1.5e9 + 365 * DAY_S)
     assert [cutoff + 1.5e9 for cutoff in at_first.every] == later.every
+
+
+def test_the_test_has_a_distance_of_its_own() -> None:
+    plan = lay_out(config(step_days=7, test_step_days=21), 0.0, 365 * DAY_S)
+    assert days(plan.churn.test) == [295, 316, 337]
+    assert days(plan.churn.training)[-2:] == [260, 267]
+
+
+def test_what_is_chosen_for_both_offers_knows_no_label_from_the_test_of_either() -> None:
+    plan = lay_out(config(step_days=7), 0.0, 365 * DAY_S)
+    before = plan.before_tests()
+    first = plan.churn.test[0]
+    assert first < plan.propensity.test[0]
+    assert plan.propensity.training[-1] + plan.propensity.horizon_s > first
+    for target in ("churn", "propensity", "spend"):
+        cutoffs = before.of(target)
+        assert cutoffs.test == []
+        assert cutoffs.training == [t for t in plan.of(target).training if t + cutoffs.horizon_s <= first]
+    assert before.churn.training == plan.churn.training
+    assert all(later[-1] <= first for _, later in before.propensity.folds(3))
+    assert before.every == sorted({*before.churn.training, *before.propensity.training})

@@ -10,6 +10,7 @@ import pytest
 from training.config import Offer
 from training.evaluation.metrics import (
     calibration_error,
+    calibration_uncertainty,
     policy_metrics,
     probability_metrics,
     recency_probability,
@@ -40,6 +41,24 @@ def test_calibration_error_is_zero_for_perfect_calibration() -> None:
 
 def test_calibration_error_works_with_fewer_rows_than_bins() -> None:
     assert calibration_error(np.array([True, False]), np.array([0.75, 0.25])) == pytest.approx(0.25)
+
+
+def test_the_uncertainty_of_a_calibration_error_counts_customers_and_not_rows() -> None:
+    random = np.random.default_rng(0)
+    probability = random.random(2000)
+    labels, customer = random.random(2000) < probability, np.arange(2000)
+    once = calibration_uncertainty(labels, probability, customer, resamples=200, seed=1)
+    error = calibration_error(labels, probability)
+    assert once["calibration_error_low"] <= error <= once["calibration_error_high"]
+    # The model is calibrated: all of the error is chance, which is about sqrt(2 / pi) sqrt(p (1 - p) / 200) on average.
+    expected = math.sqrt(2 / math.pi) * np.mean([math.sqrt(p * (1 - p) / 200) for p in np.arange(0.05, 1, 0.1)])
+    assert once["calibration_error_by_chance"] == pytest.approx(expected, rel=0.05)
+    assert error == pytest.approx(once["calibration_error_by_chance"], rel=0.6)
+    five = np.repeat(customer, 5)  # each customer has five equal rows
+    again = calibration_uncertainty(labels[five], probability[five], five, resamples=200, seed=1)
+    assert again == pytest.approx(once, rel=0.02)
+    off = calibration_uncertainty(labels, np.clip(probability - 0.2, 0, 1), customer, resamples=200, seed=1)
+    assert off["calibration_error_low"] > 5 * off["calibration_error_by_chance"]
 
 
 def test_recency_alone_is_a_probability_that_rises_with_the_days_away() -> None:

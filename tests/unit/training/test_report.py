@@ -279,10 +279,22 @@ def test_lift_gains_and_reliability_on_an_example_to_check_by_hand() -> None:
     contacted, reached = curves.gains(label, score)
     assert reached[[0, 10, 20, 100]].tolist() == pytest.approx([0, 0.5, 1, 1])
     assert contacted[10] == pytest.approx(0.1)
-    found = curves.reliability(label, score)
+    found = curves.reliability(label, score, np.arange(100, dtype=np.uint64))
     assert found.predicted.tolist() == pytest.approx(np.arange(0.05, 1, 0.1).tolist())
     assert found.observed.tolist() == [0] * 8 + [1] * 2
     assert found.histogram.tolist() == pytest.approx([0.05] * 20)
+
+
+def test_whiskers_of_the_reliability_are_wider_if_customers_have_several_equal_rows() -> None:
+    random = np.random.default_rng(2)
+    score = random.random(500)
+    label = random.random(500) < score
+    customer = np.arange(500, dtype=np.uint64)
+    once = curves.reliability(label, score, customer)
+    # For independent rows it is the error of a binomial share.
+    np.testing.assert_allclose(once.error, 1.96 * np.sqrt(once.observed * (1 - once.observed) / 50))
+    again = curves.reliability(np.repeat(label, 4), np.repeat(score, 4), np.repeat(customer, 4))
+    np.testing.assert_allclose(again.error, once.error)  # four times the rows, but not more customers
 
 
 TOLD = {

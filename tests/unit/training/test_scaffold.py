@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 
 from feature_store.config import Source
@@ -272,12 +273,40 @@ def test_counts_are_not_amounts() -> None:
     assert candidates("amount", columns, set()) == ["net_amount"]
 
 
-def test_the_cadence_is_the_median_gap_of_the_median_customer() -> None:
-    events = """SELECT customer_id, to_timestamp(1600000000 + day * 86400) AS event_time, 'purchase' AS event_type
-        FROM (VALUES ('a', 0), ('a', 10), ('a', 20), ('a', 20), ('b', 0), ('b', 30), ('c', 5)) t(customer_id, day)"""
-    with OfflineStore(Source(events=events)) as store:
-        assert measure(store.connection, "purchase") == Cadence("purchase", 3, 2, 20.0)
+def cadence_of(events: Sequence[tuple[str, float]], last_day: float) -> Cadence:
+    """Cadence of purchases on days, in data that ends on ``last_day``."""
+    rows = ", ".join(f"('{name}', {day}, 'purchase')" for name, day in events)
+    query = f"""SELECT customer_id, to_timestamp(1600000000 + day * 86400) AS event_time, event_type
+        FROM (VALUES {rows}, ('end', {last_day}, 'visit')) t(customer_id, day, event_type)"""
+    with OfflineStore(Source(events=query)) as store:
         assert measure(store.connection, "view") == Cadence("view", 0, 0, None)
+        return measure(store.connection, "purchase")
+
+
+def test_the_cadence_is_the_median_gap_and_every_customer_counts_once() -> None:
+    # Gaps: a 10 and 10 (half a customer each), b 30, d 50, and c is known to take more than 25.
+    events = [("a", 0), ("a", 10), ("a", 20), ("a", 20), ("b", 0), ("b", 30), ("c", 35), ("d", 0), ("d", 50)]
+    assert cadence_of(events, 60) == Cadence("purchase", 4, 3, 30.0)
+
+
+def test_customers_who_never_come_back_do_not_count_as_slow() -> None:
+    once = [(f"once {i}", 1.0) for i in range(20)]
+    assert cadence_of([*once, ("a", 0), ("a", 10), ("b", 0), ("b", 12), ("c", 0), ("c", 90)], 400).gap_days == 12.0
+
+
+@pytest.mark.parametrize(("gap", "days"), [(10, 60), (40, 60), (40, 365)])
+def test_a_short_history_does_not_make_gaps_look_short(gap: float, days: float) -> None:
+    random = np.random.default_rng(3)
+    events: list[tuple[str, float]] = []
+    complete: list[float] = []  # the median gap of each customer who came twice
+    for customer in range(1000):
+        times = random.random() * days / 2 + np.cumsum(np.r_[0, random.exponential(gap / np.log(2), 200)])
+        times = times[times <= days]
+        events += [(str(customer), time) for time in times.tolist()]
+        complete += [float(np.median(np.diff(times)))] if len(times) > 1 else []
+    assert cadence_of(events, days).gap_days == pytest.approx(gap, rel=0.12)
+    if days < 2 * gap:
+        assert np.median(complete) < 0.6 * gap
 
 
 @pytest.mark.parametrize(

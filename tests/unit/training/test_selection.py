@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy.special import expit
 
-from feature_store.state.layout import Floats
+from feature_store.definitions import Feature
+from feature_store.state.layout import Floats, StateLayout
 from tests.made_rows import attributes, made_rows
 from training.data.dataset import Rows
 from training.data.splits import Splits, random_splits
 from training.graph.features import FeatureSpec, filled_matrix
 from training.selection import backward_elimination
-from training.selection.backward_elimination import eliminate_backward, subset_sizes
+from training.selection.backward_elimination import eliminate_backward, qualifies, subset_sizes
 from training.selection.fold_losses import shuffled
 from training.selection.model_selection import ChosenLearners, choose_learners, learners_of
 
@@ -42,7 +45,8 @@ def test_subset_sizes_go_down_from_all_slots() -> None:
 def test_the_smallest_equally_good_subset_has_the_informative_slots() -> None:
     steps: list[None] = []
     rows, spec, splits = planted()
-    subsets = eliminate_backward(rows, spec, splits, seed=7, max_slots=12, done=lambda: steps.append(None))
+    made = eliminate_backward(rows, spec, splits, seed=7, max_slots=12, done=lambda: steps.append(None))
+    subsets = made.subsets
     assert [len(subset.slots) for subset in subsets] == [12, 8, 6, 4, 2]
     assert len(steps) == 5
     (chosen,) = (subset for subset in subsets if subset.chosen)
@@ -61,7 +65,7 @@ def test_the_smallest_equally_good_subset_has_the_informative_slots() -> None:
 def test_a_needed_slot_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backward_elimination, "SHRINK", (4, 3))
     rows, spec, splits = planted()
-    subsets = eliminate_backward(rows, spec, splits, seed=7, max_slots=12)
+    subsets = eliminate_backward(rows, spec, splits, seed=7, max_slots=12).subsets
     assert set(subsets[-1].slots) < set(USEFUL)
     assert subsets[-1].behind["churn"] > subsets[-1].error["churn"]
     assert [subset.slots for subset in subsets if subset.chosen] == [list(USEFUL)]
@@ -69,10 +73,50 @@ def test_a_needed_slot_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_more_slots_are_kept_than_allowed_even_where_that_costs() -> None:
     rows, spec, splits = planted()
-    (chosen,) = (subset for subset in eliminate_backward(rows, spec, splits, seed=7, max_slots=3) if subset.chosen)
+    subsets = eliminate_backward(rows, spec, splits, seed=7, max_slots=3).subsets
+    (chosen,) = (subset for subset in subsets if subset.chosen)
+    assert not qualifies(chosen)
     assert len(chosen.slots) == 2
     assert set(chosen.slots) < set(USEFUL)
     assert chosen.behind["churn"] > chosen.error["churn"]
+
+
+def test_the_rows_that_judge_a_subset_have_no_part_in_its_ranking() -> None:
+    rows, spec, splits = planted()
+    earlier, later = splits["churn"].folds[0]
+    one_fold = {"churn": replace(splits["churn"], folds=[(earlier, later)])}
+    honest = eliminate_backward(rows, spec, one_fold, seed=7, max_slots=12).subsets
+    # In the rows that judge, noise decides. A ranking that saw them would take the noise, and lose less.
+    state = rows.state.copy()
+    churn = rows.churn.copy()
+    churn[later] = state[later, 0] > np.median(state[later, 0])
+    other = eliminate_backward(replace(rows, churn=churn), spec, one_fold, seed=7, max_slots=12).subsets
+    assert other[-2].loss["churn"] > 1.5 * honest[-2].loss["churn"]
+    assert other[-2].loss["churn"] > math.log(2)
+
+
+def test_stability_says_how_often_slots_and_their_groups_are_chosen() -> None:
+    """Two half-lives of one event are interchangeable: each is chosen about as often, one of them always."""
+    random = np.random.default_rng(3)
+    count = random.gamma(2.0, 2.0, 3000)
+    states = [count * random.lognormal(0, 0.01, 3000), count * random.lognormal(0, 0.01, 3000)]
+    noise = [random.gamma(2.0, 2.0, 3000) for _ in range(4)]
+    state = np.column_stack([*noise[:2], *states, *noise[2:]])
+    features = [
+        Feature(name=f"{event}_{days}", aggregate="count", event=event, half_life_days=days)
+        for event, days in (("a", 7), ("b", 7), ("buy", 27), ("buy", 28), ("c", 7), ("d", 7))
+    ]
+    spec = FeatureSpec(StateLayout(features))
+    churn = (random.random(3000) < expit(4 * (np.log1p(count) - np.log1p(count).mean()))).astype(np.float64)
+    rows = made_rows(state, churn=churn)
+    made = eliminate_backward(rows, spec, random_splits(rows, ["churn"], folds=2, seed=7), seed=7, max_slots=2)
+    lines = {line.slot: line for line in made.stability}
+    (chosen,) = (subset for subset in made.subsets if subset.chosen)
+    assert {line.slot for line in made.stability if line.chosen} == set(chosen.slots)
+    assert lines["buy_27"].group == lines["buy_28"].group == "buy count"
+    assert lines["buy_27"].group_frequency == lines["buy_28"].group_frequency == 1
+    assert 0.05 < lines["buy_27"].frequency < 0.95
+    assert made.stability[0].group == "buy count"
 
 
 def choice(rows: Rows, spec: FeatureSpec, splits: dict[str, Splits]) -> ChosenLearners:

@@ -12,7 +12,7 @@ from tests.made_rows import made_config, made_rows
 from training.arrays import Index
 from training.data.cutoffs import TARGETS, CutoffPlan, lay_out
 from training.data.dataset import Rows
-from training.data.splits import Split, random_splits, temporal_splits
+from training.data.splits import Split, random_splits, rows_for_medians, temporal_splits
 
 PLAN = lay_out(made_config(), 0.0, 365 * DAY_S)
 
@@ -90,3 +90,31 @@ def test_random_splits_depend_on_the_seed_only() -> None:
     rows = made_rows(np.zeros((500, 1)))
     first, again, other = (random_splits(rows, ["churn"], 3, seed)["churn"].test.tolist() for seed in (7, 7, 8))
     assert first == again != other
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_random_splits_have_the_same_share_of_outcomes_in_every_part(group_size: int) -> None:
+    n = 1200
+    random = np.random.default_rng(1)
+    churn = (random.random(n) < 0.05).astype(np.float64)
+    rows = made_rows(np.zeros((n, 1)), churn=churn, group=np.arange(n) // group_size)
+    split = random_splits(rows, ["churn"], folds=4, seed=7)["churn"]
+    parts = [split.test, *parted(split.evaluation), *parted(split.final), *(later for _, later in split.folds)]
+    for index in parts:
+        assert churn[index].sum() == pytest.approx(churn.mean() * len(index), abs=2)
+
+
+def test_an_outcome_that_is_rarer_than_the_parts_is_divided_at_random() -> None:
+    rows = made_rows(np.zeros((100, 1)), churn=(np.arange(100) == 3).astype(np.float64))
+    split = random_splits(rows, ["churn"], folds=4, seed=7)["churn"]
+    assert len(split.test) == 20
+
+
+def test_medians_are_learnt_from_rows_that_no_target_tests_on() -> None:
+    cutoff = np.repeat([1.0, 2.0, 3.0, 4.0], 5)
+    rows = made_rows(np.zeros((20, 1)), cutoff=cutoff)
+    early, late = np.flatnonzero(cutoff <= 2), np.flatnonzero(cutoff <= 3)
+    nothing = early[:0]
+    parts = [Split(early, nothing, early), Split(late, nothing, late)]
+    assert rows_for_medians(rows, parts).tolist() == early.tolist()
+    assert rows_for_medians(rows, parts[1:]).tolist() == late.tolist()
