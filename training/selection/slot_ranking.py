@@ -38,6 +38,9 @@ MIN_EXPLAINED: Final = 1e-12
 PAIRS: Final = 10
 """Pairs of complementary half-samples of the customers for the stability of the selection."""
 
+MAX_HALVES_BYTES: Final = 2**28
+"""There are fewer pairs if the correlations of all halves would take more memory than this."""
+
 
 @dataclass(frozen=True)
 class Correlations:
@@ -80,7 +83,7 @@ def correlations(target: str, features: Features, labels: Floats, seed: int) -> 
 def half_sample_correlations(
     target: str, features: Features, labels: Floats, customer: Index, customers: int, seed: int
 ) -> list[Correlations]:
-    """The same for PAIRS random halves of the customers, each followed by the other half.
+    """The same for up to PAIRS random halves of the customers, each followed by the other half.
 
     Args:
         target: As above.
@@ -94,7 +97,7 @@ def half_sample_correlations(
     joined, customer = _standardised(target, features[rows], labels[rows]), customer[rows]
     total, sums = joined.T @ joined, joined.sum(axis=0)
     random, halves = np.random.default_rng(seed), []
-    for _ in range(PAIRS):
+    for _ in range(max(1, min(PAIRS, MAX_HALVES_BYTES // (2 * total.nbytes)))):
         inside = joined[random.random(customers)[customer] < 0.5]  # noqa: PLR2004 - a half
         products, inside_sums = inside.T @ inside, inside.sum(axis=0)
         halves.append(_correlations(products, inside_sums, len(inside)))

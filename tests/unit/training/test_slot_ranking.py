@@ -91,6 +91,14 @@ def test_halves_of_the_customers_are_disjoint_and_together_all(monkeypatch: pyte
     assert (first.outcome + second.outcome) / 2 == pytest.approx(whole.outcome, abs=0.01)
 
 
+def test_many_features_have_fewer_halves_instead_of_taking_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, churn = made(rows=400)
+    monkeypatch.setattr(slot_ranking, "MAX_HALVES_BYTES", 5 * 11 * 11 * 8)
+    assert len(half_sample_correlations("churn", features, churn, np.arange(400), 400, seed=7)) == 4
+    monkeypatch.setattr(slot_ranking, "MAX_HALVES_BYTES", 1)
+    assert len(half_sample_correlations("churn", features, churn, np.arange(400), 400, seed=7)) == 2
+
+
 def test_features_know_the_slots_that_they_are_made_of() -> None:
     spec = FeatureSpec(
         StateLayout(
