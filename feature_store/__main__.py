@@ -205,7 +205,12 @@ def verify(
 @click.option("--every", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between moves.")
 @click.option("--once", is_flag=True, help="Move what there is, and exit.")
 @accept_missing_option
-def archive(*, url: str, folder: Path, every: float, once: bool, accept_missing: bool) -> None:
+@click.option(
+    "--new-redis",
+    is_flag=True,
+    help="Go on with a Redis that has lost everything, or with another one: its commits follow those in the archive.",
+)
+def archive(*, url: str, folder: Path, every: float, once: bool, accept_missing: bool, new_redis: bool) -> None:
     """Move live events from Redis into Parquet files until stopped.
 
     `tidemark fit` reads them with `[source] archive = "FOLDER"`. Run one process per archive.
@@ -217,12 +222,14 @@ def archive(*, url: str, folder: Path, every: float, once: bool, accept_missing:
             raise InputError("a Redis cluster accepts no live events, so nothing can be archived: use a single Redis")
         if once:
             log.remove_archived()
-            click.echo(f"archived {move(log, into):,} commits in {folder}, up to {into.position:,}")
+            click.echo(
+                f"archived {move(log, into, new_redis=new_redis):,} commits in {folder}, up to {into.position:,}"
+            )
             return
         stopping = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopping.set())
-        move_until_stopped(log, into, every, stopping)
+        move_until_stopped(log, into, every, stopping, new_redis=new_redis)
 
 
 @cli.command()

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from feature_store.archive.replay import RECORD_MARKS
 from feature_store.errors import InputError
+from feature_store.online.epochs import Epoch
 from feature_store.sql import parquet_query
 
 POSITION_FILE: Final = "position.json"
@@ -50,7 +52,8 @@ COLUMN_MEANINGS: Final = {
     "channel": "Channel on which it happened.",
     "event_id": "Identity of the event among the customer's events.",
     "text": "Feedback in words. Kept only if the server has the setting `keep_text`.",
-    "mark": "Empty, or why the event is not counted: `capped` if its customer had too many events.",
+    "mark": "Empty, or why the event is not counted: `capped` if its customer had too many events. "
+    "Rows that are no events have `consent`, `erased` or `merged`.",
 }
 # event_time has no zone because DuckDB converts times with a zone to Python only if pytz is installed.
 ALIAS_COLUMNS: Final = {"alias": "VARCHAR", "root": "VARCHAR"}
@@ -73,6 +76,18 @@ class EventFile(BaseModel):
     rows: Annotated[int, Field(gt=0)]
 
 
+class Cut(NamedTuple):
+    """Where Redis lost commits.
+
+    Attributes:
+        position: The last position that it kept.
+        offset: What is added to later positions to get the ``seq`` of a row.
+    """
+
+    position: int
+    offset: int
+
+
 class ArchiveManifest(BaseModel):
     """``position.json``: the files that hold exactly the log up to ``position``.
 
@@ -82,15 +97,41 @@ class ArchiveManifest(BaseModel):
         events: Files of events, in the order of the log.
         next_file: A number that no file has had yet.
         aliases: File of the aliases; None if there are none.
+        epochs: Epochs of the log up to ``position``: where each begins, and its name. Empty in format 1.
+        cuts: Where Redis lost commits: the position after which it went on, and what is added from there on to a
+            position to get the ``seq`` of a row.
+        erasure_key: Key of the hashes of erased customers, in hexadecimal; empty in format 1.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     position: Annotated[int, Field(ge=0)] = 0
     next_file: Annotated[int, Field(ge=1)] = 1
     events: tuple[EventFile, ...] = ()
     aliases: Annotated[str | None, Field(pattern=r"^aliases-\d{8,}\.parquet$")] = None
+    epochs: tuple[Epoch, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    erasure_key: Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")] = ""
+
+    @property
+    def last_seq(self) -> int:
+        """The largest ``seq`` that a row can have."""
+        return self.position + (self.cuts[-1].offset if self.cuts else 0)
+
+    def offset_at(self, position: int) -> int:
+        """What is added to a position of the log to get the ``seq`` of its rows."""
+        return next((cut.offset for cut in reversed(self.cuts) if position > cut.position), 0)
+
+    def in_log(self) -> str:
+        """SQL condition on a row: Redis has not lost the commit it is from."""
+        starts = [Cut(0, 0), *self.cuts]
+        ends = [*(cut.position for cut in self.cuts), self.position]
+        ranges = [
+            f"seq BETWEEN {cut.position + cut.offset + 1} AND {end + cut.offset}"
+            for cut, end in zip(starts, ends, strict=True)
+        ]
+        return f"({' OR '.join(ranges)})"
 
     @property
     def names(self) -> set[str]:
@@ -117,13 +158,17 @@ class ArchiveSnapshot:
 
     @property
     def rows(self) -> int:
-        """Number of events, marked ones included."""
+        """Number of rows, marked events and records included."""
         return sum(file.rows for file in self.manifest.events)
 
     @property
     def events_sql(self) -> str:
         """A query for the events (COLUMNS), in no order, with ids as they were sent and marked events included."""
-        return parquet_query(self.files, COLUMNS)
+        return f"FROM ({parquet_query(self.files, COLUMNS)}) WHERE mark NOT IN {RECORD_MARKS}"
+
+    def records_sql(self, mark: str) -> str:
+        """A query for the rows of one of RECORD_MARKS, in no order."""
+        return f"FROM ({parquet_query(self.files, COLUMNS)}) WHERE mark = '{mark}'"
 
     @property
     def aliases_sql(self) -> str:

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from feature_store.state.log_entries import LoggedErasure, LoggedEvent, LoggedMerge, decode_entry, malformed
+from feature_store.state.log_entries import (
+    LoggedConsent,
+    LoggedErasure,
+    LoggedEvent,
+    LoggedMerge,
+    decode_entry,
+    malformed,
+)
+from feature_store.state.tombstone import hash_customer_id
+
+CONSENT: Final = "consent"
+ERASED: Final = "erased"
+MERGED: Final = "merged"
+RECORD_MARKS: Final = (CONSENT, ERASED, MERGED)
+"""Marks of rows that are no events: a customer's consent (``amount`` and ``duration_s`` are 1 where scoring and
+automated responses are allowed), an erasure (the keyed hash of the id, and the time), and a merge (of ``customer_id``
+into ``text``). With them a Redis that lost data can be repaired."""
 
 
 class EventRow(NamedTuple):
@@ -66,35 +82,82 @@ class Aliases:
 
 @dataclass(frozen=True)
 class Changes:
-    """What entries change: rows to add, and ids of which all earlier rows are to be deleted."""
+    """What entries change.
+
+    Attributes:
+        rows: Events to add.
+        erased: Ids of which all earlier rows are to be deleted.
+        records: Rows to add that are no events (RECORD_MARKS).
+    """
 
     rows: list[EventRow]
     erased: set[str]
+    records: list[EventRow] = field(default_factory=list)
 
 
-def replay(entries: Sequence[tuple[int, bytes]], aliases: Aliases) -> Changes:
+def replay(
+    entries: Sequence[tuple[int, bytes]], aliases: Aliases, *, erasure_key: bytes = b"", offset: int = 0
+) -> Changes:
     """Go through log entries.
 
     Args:
         entries: (position, JSON), in order.
         aliases: Those known so far; changed as the entries say, and unusable after an error.
+        erasure_key: Key of the hashes of erased customers.
+        offset: What is added to a position to get a row's ``seq``.
 
     Raises:
         InputError: An entry is malformed. The message names its position, never its content.
     """
     rows: list[EventRow] = []
-    erased: dict[str, int] = {}  # by id: the number of rows before its last erasure
-    for seq, data in entries:
-        for n, item in enumerate(decode_entry(seq, data)):
+    records: list[EventRow] = []
+    erased: dict[str, tuple[int, int]] = {}  # by id: the numbers of rows and records before its last erasure
+    for position, data in entries:
+        seq = position + offset
+        for n, item in enumerate(decode_entry(position, data)):
             match item:
                 case LoggedEvent():
                     rows.append(EventRow(seq, n, item))
+                case LoggedConsent(name, scoring, automated_response):
+                    allowed = float(scoring), float(automated_response)
+                    records.append(_record(seq, n, CONSENT, name, amount=allowed[0], duration_s=allowed[1]))
                 case LoggedMerge():
                     try:
                         aliases.merge(item.alias, item.root)
                     except ValueError as error:
-                        raise malformed(seq, f"item {n}: {error}") from None
+                        raise malformed(position, f"item {n}: {error}") from None
+                    records.append(_record(seq, n, MERGED, item.alias, text=item.root))
                 case LoggedErasure():
                     aliases.erase(item.customer_ids)
-                    erased.update(dict.fromkeys(item.customer_ids, len(rows)))
-    return Changes([row for at, row in enumerate(rows) if at >= erased.get(row.event.customer_id, 0)], set(erased))
+                    erased.update(dict.fromkeys(item.customer_ids, (len(rows), len(records))))
+                    if item.erased_at is not None:
+                        for name in item.customer_ids:
+                            hashed = hash_customer_id(erasure_key, name)
+                            records.append(_record(seq, n, ERASED, hashed, t=item.erased_at))
+    none = (0, 0)
+    return Changes(
+        [row for at, row in enumerate(rows) if at >= erased.get(row.event.customer_id, none)[0]],
+        set(erased),
+        [row for at, row in enumerate(records) if at >= erased.get(row.event.customer_id, none)[1]],
+    )
+
+
+def merge_record(seq: int, alias: str, root: str) -> EventRow:
+    """The row of a merge whose log entry is not known any more."""
+    return _record(seq, 0, MERGED, alias, text=root)
+
+
+def erasure_record(seq: int, hashed: str, erased_at: float) -> EventRow:
+    """The row of an erasure from before there was an archive."""
+    return _record(seq, 0, ERASED, hashed, t=erased_at)
+
+
+def consent_record(seq: int, customer_id: str, *, scoring: bool, automated_response: bool) -> EventRow:
+    """The row of a consent from before there was an archive."""
+    return _record(seq, 0, CONSENT, customer_id, amount=float(scoring), duration_s=float(automated_response))
+
+
+def _record(seq: int, n: int, mark: str, customer_id: str, **values: Any) -> EventRow:
+    """A row that is no event."""
+    empty = LoggedEvent(customer_id, 0.0, "", None, None, None, None, None, None, mark)
+    return EventRow(seq, n, empty._replace(**values))

@@ -15,7 +15,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Self
@@ -28,12 +28,14 @@ from feature_store.archive.reader import (
     POSITION_FILE,
     ArchiveManifest,
     ArchiveSnapshot,
+    Cut,
     EventFile,
     read_archive_manifest,
 )
-from feature_store.archive.replay import Aliases, Changes, EventRow, replay
+from feature_store.archive.replay import MERGED, Aliases, Changes, EventRow, merge_record, replay
 from feature_store.errors import InputError
 from feature_store.files import sync, write_atomically
+from feature_store.online.epochs import Epoch
 from feature_store.sql import fill_table, literal, parquet_query
 
 ROWS_PER_FILE: Final = 1_000_000
@@ -59,6 +61,7 @@ class ArchiveWriter:
         """
         self._folder: Final = folder
         self._rows_per_file: Final = rows_per_file
+        self._records: list[EventRow] = []
         with _clear_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # One thread, to leave the cores to the servers; no cache, because files are read once.
@@ -84,6 +87,52 @@ class ArchiveWriter:
         """The log position up to which the archive goes; 0 if it is empty."""
         return self._manifest.position
 
+    @property
+    def manifest(self) -> ArchiveManifest:
+        """What the archive consists of."""
+        return self._manifest
+
+    @property
+    def snapshot(self) -> ArchiveSnapshot:
+        """The archive as it is now."""
+        return ArchiveSnapshot(self._folder, self._manifest)
+
+    def follow(self, epochs: Sequence[Epoch]) -> None:
+        """Note the epochs of the log that entries are from; the next append stores them."""
+        self._manifest = self._manifest.model_copy(update={"epochs": tuple(epochs)})
+
+    def begin(self, erasure_key: bytes, records: Sequence[EventRow]) -> None:
+        """Note what Redis knows from before there was an archive, or before its format 2; the next append stores it.
+
+        Args:
+            erasure_key: Key of the hashes of erased customers.
+            records: Rows of erasures and consents.
+        """
+        self._manifest = self._manifest.model_copy(update={"erasure_key": erasure_key.hex()})
+        self._records = list(records)
+
+    def cut(self, position: int) -> None:
+        """Go on after a position that was archived before, because Redis has lost the commits after it.
+
+        Their events stay. Their merges are undone, because Redis knows the customers apart.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        with _clear_errors(self._folder):
+            manifest = self._manifest
+            cuts = tuple(cut for cut in manifest.cuts if cut.position < position)
+            cut = Cut(position, manifest.last_seq - position)
+            manifest = manifest.model_copy(update={"position": position, "cuts": (*cuts, cut)})
+            query = f"{self.snapshot.records_sql(MERGED)} AND {manifest.in_log()} ORDER BY seq, n"
+            aliases = Aliases({}) if manifest.format > 1 else self._aliases
+            for alias, root in self._connection.execute(f"SELECT customer_id, text {query}").fetchall():
+                with suppress(ValueError):  # one of the two has been erased since
+                    aliases.merge(alias, root)
+            self._manifest, self._aliases = manifest, aliases
+            self._aliases.changed = True
+            self._write(position, Changes([], set()))
+
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Add log entries in one durable step. Entries up to ``position`` are in the archive already and are skipped.
 
@@ -105,7 +154,7 @@ class ArchiveWriter:
             return
         try:
             with _clear_errors(self._folder):
-                self._write(new[-1][0], replay(new, self._aliases))
+                self._write(new[-1][0], self._replayed(new))
         except BaseException:
             self.close()  # the state in memory may be ahead of the folder
             raise
@@ -117,10 +166,21 @@ class ArchiveWriter:
             os.close(self._lock)
             self._lock = None
 
+    def _replayed(self, entries: Sequence[tuple[int, bytes]]) -> Changes:
+        manifest = self._manifest
+        known = [] if manifest.format > 1 else list(self._aliases.roots.items())
+        key, offset = bytes.fromhex(manifest.erasure_key), manifest.offset_at(manifest.position + 1)
+        changes = replay(entries, self._aliases, erasure_key=key, offset=offset)
+        # Format 1 has no rows of merges.
+        earlier = [*(merge_record(manifest.position, alias, root) for alias, root in known), *self._records]
+        changes.records[:0] = [row for row in earlier if row.event.customer_id not in changes.erased]
+        return changes
+
     def _write(self, position: int, changes: Changes) -> None:
         manifest, number = self._manifest, self._manifest.next_file
         erase = self._files_with(changes.erased)
-        join = self._tail(len(changes.rows))
+        added = [*changes.rows, *changes.records]
+        join = self._tail(len(added))
         events: list[EventFile] = []
         for file in manifest.events[: len(manifest.events) - len(join)]:
             if file.name not in erase:
@@ -128,7 +188,7 @@ class ArchiveWriter:
             elif rows := self._write_events(number, [file], []):
                 events.append(EventFile(name=_name("events", number), rows=rows))
             number += file.name in erase
-        if changes.rows and (rows := self._write_events(number, join, changes.rows)):
+        if added and (rows := self._write_events(number, join, added)):
             events.append(EventFile(name=_name("events", number), rows=rows))
             number += 1
         aliases = manifest.aliases
@@ -136,7 +196,8 @@ class ArchiveWriter:
             aliases = self._write_aliases(number)
             number += 1
         sync(self._folder)  # the files' names, before the manifest that refers to them
-        self._put(ArchiveManifest(position=position, next_file=number, events=tuple(events), aliases=aliases))
+        changed = {"position": position, "next_file": number, "events": tuple(events), "aliases": aliases}
+        self._put(manifest.model_copy(update={**changed, "format": 2}))
         self._aliases.changed = False
 
     def _tail(self, rows: int) -> Sequence[EventFile]:
@@ -197,7 +258,7 @@ class ArchiveWriter:
     def _put(self, manifest: ArchiveManifest) -> None:
         """Make a manifest the current one, and remove the files that it does not name."""
         write_atomically(self._folder / POSITION_FILE, manifest.model_dump_json() + "\n", durable=True)
-        self._manifest = manifest
+        self._manifest, self._records = manifest, []
         self._sweep(manifest)
 
     def _recover(self) -> ArchiveManifest:

@@ -15,11 +15,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.archive.reader import ArchiveSnapshot, holds_archive, read_archive
+from feature_store.archive.reader import ArchiveManifest, ArchiveSnapshot, holds_archive, read_archive
 from feature_store.archive.replay import Aliases, EventRow, replay
 from feature_store.errors import InputError
 from feature_store.offline.source import LOG_ID
 from feature_store.offline.store import OfflineStore
+from feature_store.online.epochs import common_position
+from feature_store.online.erased_customers import ErasedCustomers
 from feature_store.online.event_log import EventLog
 from feature_store.sql import fill_table
 from feature_store.state.layout import Floats, StateLayout
@@ -73,13 +75,17 @@ class ComputedStates:
 class EventHistory:
     """The source, and the live events of one Redis up to a commit (``position``)."""
 
-    def __init__(self, source: OfflineStore, log: EventLog, folder: Path | None) -> None:
+    def __init__(
+        self, source: OfflineStore, log: EventLog, folder: Path | None, erased: ErasedCustomers | None = None
+    ) -> None:
         """Read all live events.
 
         Args:
             source: The source.
             log: The log in Redis.
             folder: The archive; None if there is none.
+            erased: Customers whose events up to their erasure, and whose attributes, are left out of the source. They
+                must have been read after a load that needs later erasures has announced itself.
 
         Raises:
             InputError: There is an archive, and it is not in this folder.
@@ -88,6 +94,8 @@ class EventHistory:
         self._sql: Final = source.connection
         self.position, self.aliases = self._read_live(log, folder)
         fill_table(self._sql, "aliases", {"alias": "VARCHAR", "root": "VARCHAR"}, list(self.aliases.roots.items()))
+        self.erased: Final = erased or ErasedCustomers()
+        self._leave_out_erased()
         source.apply_aliases()
         ((ids,),) = self._sql.execute("SELECT count(event_id) FROM events").fetchall()
         self.has_ids: Final = bool(ids)
@@ -98,7 +106,7 @@ class EventHistory:
             f"""CREATE OR REPLACE VIEW past AS
                 SELECT coalesce(root, customer_id) AS customer_id, t + {point.shift!r} AS t, event_type, amount,
                     duration_s, event_id FROM events LEFT JOIN aliases ON alias = customer_id
-                WHERE t <= {point.as_of!r};
+                WHERE t <= {point.as_of!r} AND {self._not_erased(point)};
             CREATE OR REPLACE VIEW recorded AS
                 SELECT coalesce(root, customer_id) AS customer_id, t, event_type, amount, duration_s,
                     coalesce(event_id, {LOG_ID}) AS event_id, seq FROM live LEFT JOIN aliases ON alias = customer_id;
@@ -131,12 +139,35 @@ class EventHistory:
             by_customer.setdefault(customer_id, []).append((event[0], event[1], event[2]))
         return by_customer
 
+    def _leave_out_erased(self) -> None:
+        """Fill the table of erased ids that the source has, and remove their attributes."""
+        tables = ["events"] + ["attributes"] * bool(self._source.attribute_columns)
+        query = " UNION ".join(f"SELECT customer_id FROM {table}" for table in tables)
+        ids = (name for (name,) in self._sql.execute(query).fetchall()) if self.erased.times else ()
+        rows = list(self.erased.among(ids).items())
+        fill_table(self._sql, "erased_in_source", {"customer_id": "VARCHAR", "erased_at": "DOUBLE"}, rows)
+        if self._source.attribute_columns:
+            self._sql.execute("DELETE FROM attributes WHERE customer_id IN (SELECT customer_id FROM erased_in_source)")
+
+    def _not_erased(self, point: LoadPoint) -> str:
+        """SQL condition on an event of the source: its customer was not erased after it."""
+        # Shifted times say nothing about what was before the erasure.
+        after = "" if point.shift else " AND events.t <= erased_in_source.erased_at"
+        return (
+            "NOT EXISTS (SELECT 1 FROM erased_in_source "
+            f"WHERE erased_in_source.customer_id = events.customer_id{after})"
+        )
+
     def _not_in_source(self, point: LoadPoint) -> str:
         if point.source_only:
             return "WHERE false"
         if self.has_ids:
             return "ANTI JOIN past USING (customer_id, event_id)"
-        return "" if point.shift else f"WHERE t > {point.live_as_of!r} OR seq > {point.position}"
+        return (
+            ""
+            if point.shift
+            else f"WHERE t > {point.live_as_of!r} OR seq > {point.position + self._manifest.offset_at(point.position)}"
+        )
 
     def _as_of(self, ids: npt.NDArray[np.object_], point: LoadPoint) -> Floats:
         """Per customer, the time of the load or of a newer live event; only the latter if it is not in the source."""
@@ -152,6 +183,7 @@ class EventHistory:
         while True:
             position = log.position()
             start, aliases = self._read_folder(folder, archived=bool(log.archived()))
+            self._check_lineage(log)
             if (log.archived() or 0) > start and folder is None:
                 raise InputError("events are archived: name the archive's folder with --archive")
             entries = log.entries(start + 1, position)
@@ -165,12 +197,24 @@ class EventHistory:
                 )
             # Entries were moved to the archive in the meantime, and may be missing from what was read.
 
+    def _check_lineage(self, log: EventLog) -> None:
+        """Raise InputError if Redis has lost commits that are archived."""
+        manifest = self._manifest
+        epochs, last = log.epochs(), log.position()
+        if manifest.epochs and common_position(manifest.epochs, manifest.position, epochs, last) < manifest.position:
+            raise InputError(
+                "Redis has lost commits that are archived: run 'tidemark archive' with --once, which restores erasures "
+                "and consents, and then start again"
+            )
+
     def _read_folder(self, folder: Path | None, *, archived: bool) -> tuple[int, Aliases]:
         fill_table(self._sql, "live", LIVE, [])
+        self._manifest = ArchiveManifest()
         if folder is None or not (holds_archive(folder) or archived):
             return 0, Aliases({})
 
         def load(snapshot: ArchiveSnapshot) -> tuple[int, Aliases]:
+            self._manifest = snapshot.manifest
             names = ", ".join(LIVE)
             self._sql.execute("DELETE FROM live")
             self._sql.execute(f"INSERT INTO live SELECT {names} FROM ({snapshot.events_sql}) WHERE mark = ''")
@@ -179,7 +223,7 @@ class EventHistory:
         return read_archive(folder, load)
 
     def _add(self, entries: Sequence[tuple[int, bytes]], aliases: Aliases) -> None:
-        changes = replay(entries, aliases)
+        changes = replay(entries, aliases, offset=self._manifest.offset_at(self._manifest.position + 1))
         if changes.erased:
             fill_table(self._sql, "erased", {"customer_id": "VARCHAR"}, [(name,) for name in changes.erased])
             self._sql.execute("DELETE FROM live WHERE customer_id IN (FROM erased)")

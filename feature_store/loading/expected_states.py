@@ -21,6 +21,7 @@ class ExpectedStates:
     Attributes:
         point: The load point.
         position: Position of the commit as of which these are the states.
+        erased: Ids that were erased since the history was read.
     """
 
     def __init__(self, history: EventHistory, layout: StateLayout, point: LoadPoint) -> None:
@@ -33,6 +34,7 @@ class ExpectedStates:
         self._slots: Final = computed.slots
         self._row: Final = {str(name): row for row, name in enumerate(computed.customer_ids)}
         self._changed: Final[dict[str, State | None]] = {}
+        self.erased: Final[set[str]] = set()
 
     @property
     def customers(self) -> set[str]:
@@ -99,6 +101,7 @@ class ExpectedStates:
                 case LoggedErasure(ids):
                     aliases.erase(ids)
                     self._changed.update(dict.fromkeys(ids))
+                    self.erased.update(ids)
                     changed.update(ids)
         for root, events in by_customer.items():
             self._changed[root] = self._folded(root, events)

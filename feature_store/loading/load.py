@@ -23,11 +23,14 @@ from feature_store.loading.expected_states import ExpectedStates
 from feature_store.offline.store import OfflineStore
 from feature_store.online.active_layouts import announce
 from feature_store.online.commit import Group, Write, position_of
-from feature_store.online.keys import Keys, profile_keys
+from feature_store.online.erased_customers import ErasedCustomers, read_erased_customers
+from feature_store.online.keys import Keys, profile_keys, tombstone_keys
 from feature_store.online.state_writer import StateWriter
 from feature_store.state.events import HOUR_S
 from feature_store.state.layout import Floats, StateBatch, StateLayout
+from feature_store.state.log_entries import encode_link
 from feature_store.state.profile import Profile, UnreadableProfileError, hash_event_id, hash_event_type, hour_of
+from feature_store.state.tombstone import Tombstone
 from feature_store.timestamps import utc_text
 
 TOLERANCE = 1e-6
@@ -101,6 +104,7 @@ class Loader:
         self._redis = redis
         self._keys = Keys(layout.fingerprint)
         self._expected = ExpectedStates(history, layout, point)
+        self._erased = history.erased
         self._recent = history.source_events_since(time.time() - remember_s)
         self.withheld: set[str] = set()
         self.removed: set[str] = set()
@@ -119,6 +123,7 @@ class Loader:
         for _ in range(MAX_ROUNDS):
             waiting = [name for chunk in _chunks(waiting) for name in self._write_chunk(chunk)]
             if not waiting:
+                self._remove_erased()
                 return len(self._expected.customers - self.withheld)
             self.changed.update(waiting)
             waiting = sorted(self._expected.catch_up(self._redis.log).union(waiting))
@@ -129,21 +134,51 @@ class Loader:
         position = self._expected.position
         self._redis.log.hold(position)
         states, profiles = self._redis.read(names), self._redis.read_profiles(names)
+        tombstones = self._tombstones(names, profiles)
         newest = self._redis.log.position()  # a larger position is not of this log
         groups, writing, ahead = [], [], []
         for name, new, state, profile in zip(names, self._expected.packed(names), states, profiles, strict=True):
-            if position < max(position_of(state), position_of(profile)) <= newest:
+            tombstone = tombstones.get(name)
+            if position < max(position_of(state), position_of(profile), position_of(tombstone)) <= newest:
                 ahead.append(name)
-            elif (group := self._group(name, new, state, profile)).writes:
+            elif (group := self._group(name, new, state, profile, tombstone)).writes:
                 groups.append(group)
                 writing.append(name)
         if groups:
             ahead += [writing[at] for at in self._redis.commit(groups).conflicts]
         return ahead
 
-    def _group(self, name: str, new: bytes | None, state: bytes | None, packed: bytes | None) -> Group:
-        """The writes of one customer: its new state, over the stored state and the packed profile."""
+    def _tombstones(self, names: Sequence[str], profiles: Sequence[bytes | None]) -> dict[str, bytes | None]:
+        """What is kept of customers without a profile that were erased."""
+        new = [name for name, profile in zip(names, profiles, strict=True) if profile is None]
+        return dict(zip(new, self._redis.read_tombstones(self._erased.key, new), strict=True))
+
+    def _remove_erased(self) -> None:
+        """Remove customers that were erased during the load of a cluster, which has no log that names them."""
+        if self._redis.client.is_cluster:
+            erased = read_erased_customers(self._redis.client)
+            since = {name: at for name, at in erased.times.items() if self._erased.times.get(name) != at}
+            self._redis.delete(sorted(ErasedCustomers(erased.key, since).among(self._expected.customers)))
+
+    def _is_missed(self, name: str, tombstone: bytes) -> bool:
+        """Whether a customer was erased during the load, and its erasure is not in the expected states."""
+        known = self._erased.among([name]).get(name)
+        erasure = Tombstone.from_stored(tombstone)
+        return erasure is not None and erasure.erased_at != known and name not in self._expected.erased
+
+    def _group(
+        self, name: str, new: bytes | None, state: bytes | None, packed: bytes | None, tombstone: bytes | None
+    ) -> Group:
+        """The writes of one customer: its new state, over the stored state and the packed profile.
+
+        Raises:
+            InputError: The log no longer has an erasure of this customer.
+        """
         (state_key,), (profile_key,) = self._keys.states([name]), profile_keys([name])
+        if tombstone is not None and new is not None and self._is_missed(name, tombstone):
+            if not self._redis.client.is_cluster:
+                raise InputError("the log lost erasures during the load, which took too long: start again")
+            new = None
         profile = _profile(packed)
         if not profile.scoring:
             self.withheld.add(name)
@@ -154,9 +189,16 @@ class Loader:
                 return Group([Write(state_key, state, None)])
             return Group()
         writes = [Write(state_key, state, new)]
-        if self._remember(name, profile):
-            writes.append(Write(profile_key, packed, profile.pack()))
-        return Group(writes)
+        # The customer may be erased before this is written: then the profile is gone, or there is another tombstone.
+        if packed is None:
+            writes.append(Write(tombstone_keys(self._erased.key, [name])[0], tombstone, None, check_only=True))
+        elif state is None:
+            writes.append(Write(profile_key, packed, None, check_only=True))
+        if not self._remember(name, profile):
+            return Group(writes)
+        writes.append(Write(profile_key, packed, profile.pack()))
+        is_logged = not self._redis.client.is_cluster
+        return Group(writes, [encode_link(name, position_of(packed))] if is_logged else [])
 
     def _remember(self, name: str, profile: Profile) -> bool:
         """Add the ids of the source's recent events to a profile, and return whether there were new ones."""
@@ -198,7 +240,7 @@ def load_states(
     as_of = _checked(source, source.summary.end if as_of is None else as_of)
     with redis.log.holding():
         announce(redis.client, layout)  # before the history is read: servers fold in whatever is recorded later
-        history = EventHistory(source, redis.log, archive)
+        history = EventHistory(source, redis.log, archive, read_erased_customers(redis.client))
         point = LoadPoint(as_of, time.time() - as_of if shift_to_now else 0.0, history.position)
         loader = Loader(history, redis, layout, point, remember_s)
         customers = loader.write()
@@ -243,7 +285,7 @@ def verify_states(
         StoreUnavailableError: Redis does not answer.
     """
     with redis.log.holding():
-        history = EventHistory(source, redis.log, archive)
+        history = EventHistory(source, redis.log, archive, read_erased_customers(redis.client))
         expected = ExpectedStates(history, layout, _load_point(source, redis, history, as_of))
         names, comparison = sorted(expected.customers), _Comparison()
         waiting = sorted(random.sample(names, sample)) if sample is not None and sample < len(names) else names

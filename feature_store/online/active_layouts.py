@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from feature_store.definitions import Feature
 from feature_store.online.command_client import CommandClient
-from feature_store.online.keys import ACTIVE_LAYOUTS, CHUNK, LAYOUTS_VERSION, STORED_LAYOUTS, Keys
+from feature_store.online.keys import ACTIVE_LAYOUTS, CHUNK, ERASURE_KEY, LAYOUTS_VERSION, STORED_LAYOUTS, Keys
 from feature_store.online.store import RedisStore
 from feature_store.state.layout import StateLayout
 
@@ -42,20 +42,26 @@ redis.call('SET', KEYS[2], ARGV[2])
 
 
 class ActiveLayouts(NamedTuple):
-    """The active layouts by fingerprint, and their version."""
+    """The active layouts by fingerprint, their version, and the key of the hashes of erased customers.
+
+    The key is read together with the layouts, because a Redis that has lost it has lost the version as well.
+    """
 
     version: bytes
     layouts: Mapping[str, StateLayout]
+    erasure_key: bytes
 
 
 def announce(client: CommandClient, layout: StateLayout) -> None:
     """Make a layout active: everything recorded from now on is folded into it as well."""
+    client.call(client.redis.set, ERASURE_KEY, _new_version(), nx=True)
     client.evaluate(ADD, [ACTIVE_LAYOUTS, LAYOUTS_VERSION], *_added(layout))
 
 
 async def register(store: RedisStore, layout: StateLayout) -> None:
     """Make a layout active, and note that it has states, for a server; StoreUnavailableError."""
     await store.ask(b"SADD", STORED_LAYOUTS, layout.fingerprint.encode())
+    await store.ask(b"SET", ERASURE_KEY, _new_version(), b"NX")
     await store.ask(b"EVAL", ADD, b"2", ACTIVE_LAYOUTS, LAYOUTS_VERSION, *_added(layout))
 
 
@@ -63,11 +69,13 @@ async def read_active(store: RedisStore, known: Mapping[str, StateLayout]) -> Ac
     """The active layouts; those in ``known`` are reused. StoreUnavailableError."""
     # Version first: a commit with an old version and new layouts is refused, and then they are read again.
     version = await store.ask(b"GET", LAYOUTS_VERSION) or b""
+    erasure_key = await store.ask(b"GET", ERASURE_KEY) or b""
     reply = await store.ask(b"HGETALL", ACTIVE_LAYOUTS)
     pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)  # RESP3 or RESP2
     definitions = [(name.decode(), definition) for name, definition in pairs]
     layouts = {name: known.get(name) or _layout(name, definition) for name, definition in definitions}
-    return ActiveLayouts(version, {name: layout for name, layout in layouts.items() if layout is not None})
+    usable = {name: layout for name, layout in layouts.items() if layout is not None}
+    return ActiveLayouts(version, usable, erasure_key)
 
 
 async def is_ready(store: RedisStore, fingerprint: str) -> bool:

@@ -36,6 +36,10 @@ class CommandClient:
         """What a script returns."""
         return self.call(self.redis.eval, script, len(keys), *keys, *arguments)
 
+    def run(self) -> bytes:
+        """The run of the redis-server: its ``run_id``, which differs for each start."""
+        return str(self.call(self.redis.info, "server")["run_id"]).encode()
+
     def busy_us(self) -> float:
         """Microseconds that Redis has spent on the server's commands (those called by a script included)."""
         stats = self.call(self.redis.info, "commandstats")

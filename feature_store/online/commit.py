@@ -35,14 +35,15 @@ if ARGV[2] ~= '' and (stored[3] or '') ~= ARGV[2] then
     return {-2}
 end
 position = redis.call('INCR', KEYS[1])
-if not stored[1] or stored[4] ~= ARGV[3] then
+local run = ARGV[#ARGV]
+if not stored[1] or stored[4] ~= run then
     local now = redis.call('TIME')
-    redis.call('RPUSH', KEYS[5], position .. ' ' .. redis.sha1hex(ARGV[3] .. ' ' .. now[1] .. ' ' .. now[2]))
-    redis.call('SET', KEYS[4], ARGV[3])
+    redis.call('RPUSH', KEYS[5], position .. ' ' .. redis.sha1hex(run .. ' ' .. now[1] .. ' ' .. now[2]))
+    redis.call('SET', KEYS[4], run)
 end
 local stamp, result, logs, sets = struct.pack('<I8', position), {position}, {}, {}
-local key, arg = 6, 5
-for group = 1, tonumber(ARGV[4]) do
+local key, arg = 6, 4
+for group = 1, tonumber(ARGV[3]) do
     local writes, log = tonumber(ARGV[arg]), ARGV[arg + 1]
     arg = arg + 2
     local meant = true
@@ -57,7 +58,7 @@ for group = 1, tonumber(ARGV[4]) do
             local head = ARGV[arg + 3 * write + 1]
             if head == '' then
                 redis.call('UNLINK', KEYS[key + write])
-            else
+            elseif head ~= 'keep' then
                 sets[#sets + 1] = KEYS[key + write]
                 sets[#sets + 1] = head .. stamp .. ARGV[arg + 3 * write + 2]
             end
@@ -76,12 +77,13 @@ redis.call('MSET', unpack(sets))
 return result
 """
 """KEYS: log, archived, version of the layouts, newest run, epochs, then one key per write. ARGV: the maximum number of
-commits waiting for the archive (0: no limit), the expected version of the layouts (empty: any), the run of Redis, the
-number of groups; per group the number of its writes and its log items; per write the expected position, and the value
-before and after the position (both empty to delete the key). Returns the commit's position followed by the groups that
-were not written; only -1 if too many commits wait for the archive, only -2 if the version differs. Every position gets
-an entry, if only an empty one, so that a missing entry is noticed. One command sets all values, because each command
-that a script calls costs a microsecond; Lua can pass about 8,000 arguments, which is more than a thousand customers."""
+commits waiting for the archive (0: no limit), the expected version of the layouts (empty: any), the number of groups;
+per group the number of its writes and its log items; per write the expected position, and the value before and after
+the position (both empty to delete the key, "keep" to leave it as it is); last, the run of Redis. Returns the commit's
+position followed by the groups that were not written; only -1 if too many commits wait for the archive, only -2 if the
+version differs. Every position gets an entry, if only an empty one, so that a missing entry is noticed. One command
+sets all values, because each command that a script calls costs a microsecond; Lua can pass about 8,000 arguments, which
+is more than a thousand customers."""
 SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 
 WRITE_SCRIPT: Final = b"""
@@ -90,7 +92,7 @@ if ARGV[1] ~= 'any' and redis.call('GETRANGE', KEYS[1], 8, 15) ~= ARGV[1] then
 end
 if ARGV[2] == '' then
     redis.call('UNLINK', KEYS[1])
-else
+elseif ARGV[2] ~= 'keep' then
     local now = redis.call('TIME')
     redis.call('SET', KEYS[1], ARGV[2] .. struct.pack('<I8', now[1] * 1000000 + now[2]) .. ARGV[3])
 end
@@ -108,17 +110,21 @@ class Write:
         old: Packed value it was computed from; None if there was none.
         new: New packed value; None to delete the key.
         unconditional: Write whatever the key holds.
+        check_only: Leave the key as it is; the group is not written if it changed.
     """
 
     key: bytes
     old: bytes | None
     new: bytes | None
     unconditional: bool = False
+    check_only: bool = False
 
     @property
     def arguments(self) -> tuple[bytes, bytes, bytes]:
         """Arguments of the script."""
         expected = ANY if self.unconditional else b"" if self.old is None else self.old[POSITION]
+        if self.check_only:
+            return expected, b"keep", b""
         if self.new is None:
             return expected, b"", b""
         new = with_checksum(self.key, self.new)
@@ -155,11 +161,11 @@ def commit_result(reply: list[int]) -> CommitResult:
 
 
 def keys_and_arguments(
-    groups: Sequence[Group], max_waiting: int = 0, layouts_version: bytes = b"", run: bytes = b""
+    groups: Sequence[Group], max_waiting: int = 0, layouts_version: bytes = b""
 ) -> tuple[list[bytes], list[bytes]]:
-    """KEYS and ARGV of the script."""
+    """KEYS and ARGV of the script, without the run of Redis, which is that of the connection."""
     keys = [LOG, ARCHIVED, LAYOUTS_VERSION, LOG_RUN, LOG_EPOCHS]
-    arguments = [b"%d" % max_waiting, layouts_version, run, b"%d" % len(groups)]
+    arguments = [b"%d" % max_waiting, layouts_version, b"%d" % len(groups)]
     for group in groups:
         arguments += (b"%d" % len(group.writes), ",".join(group.log).encode())
         for write in group.writes:

@@ -16,15 +16,17 @@ from typing import Final
 from feature_store.definitions import Interests
 from feature_store.errors import LayoutsChangedError, NotInClusterError, StoreUnavailableError
 from feature_store.online import active_layouts
-from feature_store.online.commit import CommitResult, Group, Write
-from feature_store.online.erasure import erase_from_log
-from feature_store.online.keys import STORED_LAYOUTS, Keys, profile_keys
+from feature_store.online.commit import CommitResult, Group, Write, position_of
+from feature_store.online.customer_reader import LayoutView, known_ids, read_customers, read_grouped
+from feature_store.online.customer_writes import changed_writes, merged_writes, profile_writes
+from feature_store.online.erasure import complete_erasure, plan_erasure
+from feature_store.online.keys import profile_keys
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Event
-from feature_store.state.folding import CustomerChange, EventFolder, Outcome, StoredCustomer, Verdict
-from feature_store.state.layout import State, StateBatch, StateLayout
-from feature_store.state.log_entries import encode_erasure, encode_merge
-from feature_store.state.profile import MAX_ALIASES, Profile, UnreadableProfileError, alias_of
+from feature_store.state.folding import EventFolder, Outcome, StoredCustomer, Verdict
+from feature_store.state.layout import StateBatch, StateLayout
+from feature_store.state.log_entries import encode_consent, encode_link, encode_merge
+from feature_store.state.profile import MAX_ALIASES, Profile, UnreadableProfileError
 
 MAX_ATTEMPTS: Final = 100
 """Attempts to commit before a conflict is reported. Each lost race means that another commit succeeded."""
@@ -64,16 +66,6 @@ class Customer:
     layout: StateLayout
 
 
-class _View:
-    """The active layouts that a change is computed for, the primary one first; commits are refused once they change."""
-
-    def __init__(self, folder: EventFolder, version: bytes) -> None:
-        self.folder: Final = folder
-        self.version: Final = version
-        self.layouts: Final = folder.layouts
-        self.keys: Final = [Keys(layout.fingerprint) for layout in self.layouts]
-
-
 class CustomerStore:
     """Reads and changes customers under one layout, and keeps their states of all other active layouts up to date."""
 
@@ -98,7 +90,7 @@ class CustomerStore:
             forget: Called with the ids of customers of whom nothing that was read earlier may be used any more.
         """
         self._store = store
-        self._view = _View(folder, UNKNOWN_VERSION)
+        self._view = LayoutView(folder, UNKNOWN_VERSION)
         self._max_waiting = max_waiting
         self._durable = durable
         self._clock = clock
@@ -122,7 +114,8 @@ class CustomerStore:
         known = {known.fingerprint: known for known in self._view.layouts}
         active = await active_layouts.read_active(self._store, known)
         others = [other for name, other in sorted(active.layouts.items()) if name != layout.fingerprint]
-        self._view = _View(EventFolder([layout, *others], interests, self._view.folder.rules), active.version)
+        folder = EventFolder([layout, *others], interests, self._view.folder.rules)
+        self._view = LayoutView(folder, active.version, active.erasure_key)
 
     async def record(self, events: Sequence[Event]) -> list[Outcome]:
         """Record events that are valid (``events.problem``).
@@ -141,7 +134,9 @@ class CustomerStore:
         waiting = list(range(len(events)))
         for attempt in range(MAX_ATTEMPTS):
             view = self._view
-            customers, of_customer = await self._group(view, [events[at].customer_id for at in waiting], waiting)
+            ids = [events[at].customer_id for at in waiting]
+            # Customers without a profile are rarely erased ones. The commit finds out, and then they are read again.
+            customers, of_customer = await read_grouped(self._store, view, ids, waiting, tombstones=attempt > 0)
             their_events = [[events[at] for at in indexes] for indexes in of_customer]
             await self._yield_turn(waiting)
             changes = view.folder.fold(customers, their_events, self._clock())
@@ -151,7 +146,8 @@ class CustomerStore:
                 for at, outcome in zip(indexes, change.outcomes, strict=True):
                     outcomes[at] = outcome
                 if change.log:
-                    groups.append(Group(_changed(view, customer, change), change.log))
+                    link = encode_link(customer.customer_id, position_of(customer.profile))
+                    groups.append(Group(changed_writes(view, customer, change), [*change.log, link]))
                     committing.append(indexes)
             if not groups:
                 if Verdict.DUPLICATE in {outcome.verdict for outcome in outcomes if outcome is not None}:
@@ -176,6 +172,8 @@ class CustomerStore:
     async def merge(self, given_up: str, stays: str) -> str:
         """Merge a customer into another.
 
+        States are added up, so an event that was recorded under both ids counts twice: record each event under one id.
+
         Args:
             given_up: The id that becomes an alias.
             stays: An id of the customer that remains.
@@ -194,7 +192,7 @@ class CustomerStore:
             raise MergeRefusedError(ITSELF)
         for _ in range(MAX_ATTEMPTS):
             view = self._view
-            customers = await self._read(view, [given_up, stays])
+            customers = await read_customers(self._store, view, [given_up, stays], tombstones=True)
             source, target = customers[given_up], customers[stays]
             if source.customer_id != given_up:
                 if source.customer_id == target.customer_id:
@@ -203,56 +201,58 @@ class CustomerStore:
                 raise MergeRefusedError(ALREADY)
             if target.customer_id == given_up:
                 raise MergeRefusedError(CYCLE)
-            ids = {given_up, stays, *_known_ids(source), *_known_ids(target)}
+            ids = {given_up, stays, *known_ids(source), *known_ids(target)}
             self._forget(ids)
             if await self._commit(view, await self._merged(view, source, target)) is not None:
                 self._forget(ids)  # again: the old state may have been read in between
                 return target.customer_id
         raise ConflictError
 
-    async def _merged(self, view: _View, source: StoredCustomer, target: StoredCustomer) -> Group:
-        given_up, stays = Profile.from_stored(source.profile), Profile.from_stored(target.profile)
+    async def _merged(self, view: LayoutView, source: StoredCustomer, target: StoredCustomer) -> Group:
+        given_up, stays = source.unpacked_profile(), target.unpacked_profile()
         folder = view.folder
         merged = stays.merged(given_up, folder.interests, self._clock(), folder.rules.max_lateness_s)
         merged.aliases.append(source.customer_id)
         if len(merged.aliases) > MAX_ALIASES:
             raise MergeRefusedError(TOO_MANY)
         alias = Profile(alias_of=target.customer_id).pack()
-        writes = _merged_states(view, source, target)
-        source_key, target_key = profile_keys([source.customer_id, target.customer_id])
-        writes += [Write(source_key, source.profile, alias), Write(target_key, target.profile, merged.pack())]
+        writes = merged_writes(view, source, target)
+        writes += profile_writes(view, source, alias) + profile_writes(view, target, merged.pack())
         if given_up.aliases:
             keys = profile_keys(given_up.aliases)
-            old = await self._store.ask(b"MGET", *keys)
+            old = await self._store.values(keys)
             writes += [Write(key, value, alias) for key, value in zip(keys, old, strict=True)]
-        return Group(writes, [encode_merge(source.customer_id, target.customer_id)])
+        log = [encode_merge(source.customer_id, target.customer_id)]
+        if not (merged.scoring and merged.automated_response):
+            log += _consent_items(target, merged)[:1]
+        log += [encode_link(customer.customer_id, position_of(customer.profile)) for customer in (source, target)]
+        return Group(writes, log)
 
     async def erase(self, customer_id: str) -> None:
-        """Erase a customer and all ids that were merged into it; ConflictError."""
+        """Erase a customer and all ids that were merged into it.
+
+        Nothing of it is left in Redis, except a keyed hash of each id with the time of the erasure, so that neither an
+        event from before nor a load brings the customer back. If there is an archive, the ids also stay in one log
+        entry until the archiver has erased them there. After an error, call again: what was left undone is then done.
+
+        Args:
+            customer_id: Any id of the customer, which need not be known.
+
+        Raises:
+            ConflictError: Other processes kept changing the customer.
+            StoreUnavailableError: Redis does not answer.
+        """
         self._forget([customer_id])  # even if the erasure fails because Redis does not answer
+        if self._view.version == UNKNOWN_VERSION:
+            await self.ensure_registered()
         for _ in range(MAX_ATTEMPTS):
             view = self._view
-            customer = (await self._read(view, [customer_id]))[customer_id]
-            ids = sorted({customer_id, *_known_ids(customer)})
-            fingerprints = {name.decode() for name in await self._store.ask(b"SMEMBERS", STORED_LAYOUTS)}
-            fingerprints.update(layout.fingerprint for layout in view.layouts)
-            # Conditional on what was read: an event that came in since starts the erasure again.
-            writes = [
-                Write(key, state, None)
-                for keys, state in zip(view.keys, customer.states, strict=True)
-                for key in keys.states([customer.customer_id])
-            ]
-            writes += [Write(key, customer.profile, None) for key in profile_keys([customer.customer_id])]
-            writes += [Write(key, None, None, unconditional=True) for key in profile_keys(ids)]
-            for fingerprint in fingerprints:
-                writes += [Write(key, None, None, unconditional=True) for key in Keys(fingerprint).states(ids)]
-            self._forget(ids)
-            log = [] if self._store.is_cluster else [encode_erasure(ids)]  # a cluster has no log to archive
-            position = await self._commit(view, Group(writes, log))
-            self._forget(ids)
+            erasure = await plan_erasure(self._store, view, customer_id, self._clock())
+            self._forget(erasure.ids)
+            position = await self._commit(view, erasure.group)
+            self._forget(erasure.ids)  # again: the old state may have been read in between
             if position is not None:
-                if log:
-                    await erase_from_log(self._store, set(ids), position)
+                await complete_erasure(self._store, erasure, position)
                 return
         raise ConflictError
 
@@ -274,16 +274,17 @@ class CustomerStore:
         self._forget([customer_id])  # even if the change fails because Redis does not answer
         for _ in range(MAX_ATTEMPTS):
             view = self._view
-            customer = (await self._read(view, [customer_id]))[customer_id]
-            profile = Profile.from_stored(customer.profile)
+            customer = (await read_customers(self._store, view, [customer_id], tombstones=True))[customer_id]
+            profile = customer.unpacked_profile()
             if scoring is not None:
                 profile.scoring = scoring
             if automated_response is not None:
                 profile.automated_response = automated_response
-            (key,) = profile_keys([customer.customer_id])
-            ids = {customer_id, *_known_ids(customer)}
+            writes = profile_writes(view, customer, profile.pack())
+            log = [] if self._store.is_cluster else _consent_items(customer, profile)
+            ids = {customer_id, *known_ids(customer)}
             self._forget(ids)
-            if await self._commit(view, Group([Write(key, customer.profile, profile.pack())])) is not None:
+            if await self._commit(view, Group(writes, log)) is not None:
                 self._forget(ids)
                 return profile
         raise ConflictError
@@ -291,7 +292,8 @@ class CustomerStore:
     async def get(self, customer_id: str) -> Customer:
         """All that is stored for a customer; UnknownCustomerError or UnreadableProfileError."""
         view = self._view
-        layout, customer = view.layouts[0], (await self._read(view, [customer_id]))[customer_id]
+        layout = view.layouts[0]
+        customer = (await read_customers(self._store, view, [customer_id]))[customer_id]
         if customer.states[0] is None and customer.profile is None:
             raise UnknownCustomerError
         states = layout.unpack([customer.states[0]])
@@ -308,12 +310,12 @@ class CustomerStore:
         if self._durable:
             await self._store.commit([], durable=True)
 
-    async def _commit(self, view: _View, group: Group) -> int | None:
+    async def _commit(self, view: LayoutView, group: Group) -> int | None:
         """The position of the commit; None after a conflict."""
         result = await self._try_commit(view, [group])
         return None if result is None or result.conflicts else result.position
 
-    async def _try_commit(self, view: _View, groups: Sequence[Group], max_waiting: int = 0) -> CommitResult | None:
+    async def _try_commit(self, view: LayoutView, groups: Sequence[Group], max_waiting: int = 0) -> CommitResult | None:
         """Commit; None if the active layouts have changed, after reading them for the next attempt."""
         try:
             return await self._store.commit(groups, max_waiting, layouts_version=view.version, durable=self._durable)
@@ -321,91 +323,10 @@ class CustomerStore:
             await self.ensure_registered()
             return None
 
-    async def _group(
-        self, view: _View, ids: Sequence[str], indexes: Sequence[int]
-    ) -> tuple[list[StoredCustomer], list[list[int]]]:
-        """The customers that ids belong to, each once, and the indexes of the ids of each."""
-        stored = await self._read(view, list(dict.fromkeys(ids)))
-        by_customer: dict[str, tuple[StoredCustomer, list[int]]] = {}
-        for customer_id, index in zip(ids, indexes, strict=True):
-            customer = stored[customer_id]
-            by_customer.setdefault(customer.customer_id, (customer, []))[1].append(index)
-        return [customer for customer, _ in by_customer.values()], [places for _, places in by_customer.values()]
 
-    async def _read(self, view: _View, ids: Sequence[str]) -> dict[str, StoredCustomer]:
-        """The customers that ids belong to, by id."""
-        customers: dict[str, StoredCustomer] = {}
-        names = {customer_id: customer_id for customer_id in ids}  # the id to read for each id
-        while names:
-            requested = list(names.values())
-            state_keys = [key for keys in view.keys for key in keys.states(requested)]
-            values = await self._store.values([*state_keys, *profile_keys(requested)])
-            columns = [values[at : at + len(requested)] for at in range(0, len(values), len(requested))]
-            aliases = {}
-            for (customer_id, name), *states, profile in zip(names.items(), *columns, strict=True):
-                if (root := _alias_of(profile)) is not None:
-                    aliases[customer_id] = root
-                else:
-                    customers[customer_id] = StoredCustomer(name, states, profile)
-            names = aliases
-        return customers
-
-
-def _changed(view: _View, customer: StoredCustomer, change: CustomerChange) -> list[Write]:
-    """The writes of a customer's change. A state that is not rewritten is not checked for conflicts either."""
-    if change.profile is None:
-        return []
-    writes = [
-        Write(key, old, new)
-        for keys, old, new in zip(view.keys, customer.states, change.states, strict=True)
-        if new is not None
-        for key in keys.states([customer.customer_id])
+def _consent_items(customer: StoredCustomer, profile: Profile) -> list[str]:
+    name, scoring, automated_response = customer.customer_id, profile.scoring, profile.automated_response
+    return [
+        encode_consent(name, scoring=scoring, automated_response=automated_response),
+        encode_link(name, position_of(customer.profile)),
     ]
-    (key,) = profile_keys([customer.customer_id])
-    return [*writes, Write(key, customer.profile, change.profile)]
-
-
-def _merged_states(view: _View, source: StoredCustomer, target: StoredCustomer) -> list[Write]:
-    """The writes that merge the states of two customers in all layouts.
-
-    Raises:
-        UnreadableProfileError: A state of the primary layout cannot be read. In another layout the target keeps the
-            state that it has until the next load.
-    """
-    writes = []
-    for layout, keys, given_up, stays in zip(view.layouts, view.keys, source.states, target.states, strict=True):
-        source_key, target_key = keys.states([source.customer_id, target.customer_id])
-        try:
-            merged = _merged_state(layout, given_up, stays)
-        except UnreadableProfileError:
-            if layout is view.layouts[0]:
-                raise
-            merged = stays
-        writes += [Write(source_key, given_up, None), Write(target_key, stays, merged)]
-    return writes
-
-
-def _merged_state(layout: StateLayout, given_up: bytes | None, stays: bytes | None) -> bytes | None:
-    """The packed state of both; UnreadableProfileError if one cannot be read."""
-    states = layout.unpack([given_up, stays])
-    if (states.found & ~states.valid).any():
-        raise UnreadableProfileError
-    parts = [State(float(states.as_of[row]), states.slots[row]) for row in (0, 1) if states.found[row]]
-    if not parts:
-        return None
-    return layout.pack(parts[0] if len(parts) == 1 else layout.merge(*parts))
-
-
-def _alias_of(profile: bytes | None) -> str | None:
-    try:
-        return alias_of(profile)
-    except UnreadableProfileError:
-        return None
-
-
-def _known_ids(customer: StoredCustomer) -> set[str]:
-    """All ids of a customer, as far as its profile can be read."""
-    try:
-        return {customer.customer_id, *Profile.from_stored(customer.profile).aliases}
-    except UnreadableProfileError:
-        return {customer.customer_id}

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from feature_store.state.tombstone import hash_customer_id
+
 LOG: Final = b"tm:log"
 LOG_RUN: Final = b"tm:log:run"
 LOG_EPOCHS: Final = b"tm:log:epochs"
 ARCHIVED: Final = b"tm:archived"
 HELD: Final = b"tm:held"
+ERASURE_KEY: Final = b"tm:erasure:key"
+TOMBSTONE_PREFIX: Final = b"tm:erased:"
 STORED_LAYOUTS: Final = b"tm:layouts"
 ACTIVE_LAYOUTS: Final = b"{tm:layouts}:folded"
 LAYOUTS_VERSION: Final = b"{tm:layouts}:tag"
@@ -93,6 +97,22 @@ STORED_ITEMS: Final = (
         personal=False,
     ),
     StoredItem(
+        "tm:erased:<hash>",
+        "string",
+        "What is kept of a customer who was deleted: the time, under a keyed hash of the id.",
+        "Neither an event from before nor a load brings the customer back.",
+        "400 days.",
+        personal=False,
+    ),
+    StoredItem(
+        "tm:erasure:key",
+        "string",
+        "Random key of the hashes of deleted customers.",
+        "Without it nobody can tell whether an id belongs to one of the hashes.",
+        "Kept.",
+        personal=False,
+    ),
+    StoredItem(
         "tm:archived",
         "string",
         "Position up to which everything is archived; missing if there is no archive.",
@@ -159,6 +179,11 @@ class Keys:
 def profile_keys(customer_ids: Sequence[str]) -> list[bytes]:
     """Keys of customers' profiles, in order."""
     return _keys(PROFILE_PREFIX, customer_ids)
+
+
+def tombstone_keys(erasure_key: bytes, customer_ids: Sequence[str]) -> list[bytes]:
+    """Keys of what is kept of erased customers, in order."""
+    return [TOMBSTONE_PREFIX + hash_customer_id(erasure_key, name).encode() for name in customer_ids]
 
 
 def log_key(position: int) -> bytes:

@@ -7,17 +7,10 @@ from itertools import islice
 from typing import Final, Self
 
 from feature_store.online.command_client import TIMEOUT_S, CommandClient
-from feature_store.online.commit import (
-    SCRIPT,
-    CommitResult,
-    Group,
-    cluster_commands,
-    cluster_result,
-    commit_result,
-    keys_and_arguments,
-)
+from feature_store.online.commit import CommitResult, Group
+from feature_store.online.commit_groups import commit_groups
 from feature_store.online.event_log import EventLog
-from feature_store.online.keys import CHUNK, STORED_LAYOUTS, Keys, profile_keys
+from feature_store.online.keys import CHUNK, STORED_LAYOUTS, Keys, profile_keys, tombstone_keys
 from feature_store.state.checksum import remove_checksums, with_checksum
 from feature_store.state.layout import StateLayout
 
@@ -32,7 +25,6 @@ class StateWriter:
         self.log: Final = EventLog(self.client, accept_missing=accept_missing)
         self._redis = self.client.redis
         self._keys = Keys(layout.fingerprint)
-        self._script = self._redis.register_script(SCRIPT)
 
     def __enter__(self) -> Self:
         self.client.__enter__()
@@ -51,13 +43,7 @@ class StateWriter:
 
     def commit(self, groups: Sequence[Group]) -> CommitResult:
         """Write groups, each only if no other commit changed its values first; in a cluster key by key."""
-        if self.client.is_cluster:
-            pipeline = self._redis.pipeline()
-            for command, *arguments in cluster_commands(groups):
-                pipeline.execute_command(command.decode(), *arguments)
-            return cluster_result(groups, self.client.call(pipeline.execute))
-        keys, arguments = keys_and_arguments(groups)
-        return commit_result(self.client.call(self._script, keys, arguments))
+        return commit_groups(self.client, groups)
 
     def read(self, customer_ids: Sequence[str]) -> list[bytes | None]:
         """Packed states, in order; None for a customer without one."""
@@ -66,6 +52,10 @@ class StateWriter:
     def read_profiles(self, customer_ids: Sequence[str]) -> list[bytes | None]:
         """Packed profiles, in order; None for a customer without one."""
         return self._values(profile_keys(customer_ids))
+
+    def read_tombstones(self, erasure_key: bytes, customer_ids: Sequence[str]) -> list[bytes | None]:
+        """What is kept of erased customers, packed, in order; None for others."""
+        return self._values(tombstone_keys(erasure_key, customer_ids))
 
     def customer_ids(self) -> Iterator[str]:
         """Ids of all customers that have a state of this layout, in no particular order, each once."""

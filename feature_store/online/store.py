@@ -33,7 +33,9 @@ PROBE_S: Final = 0.5
 class Servers(Protocol):
     """Where commands are sent: one server, the master that Sentinels name, or a cluster."""
 
-    async def ask(self, commands: Sequence[Command], budget_s: float, *, once: bool = False) -> list[Any]:
+    async def ask(
+        self, commands: Sequence[Command], budget_s: float, *, once: bool = False, with_run: bool = False
+    ) -> list[Any]:
         """The replies to commands, errors included; see :meth:`ConnectionPool.ask`."""
 
     async def probe(self, budget_s: float) -> None:
@@ -89,6 +91,7 @@ class RedisStore:
         extra_s: float = 0.0,
         *,
         once: bool = False,
+        with_run: bool = False,
         budget_s: float | None = None,
     ) -> list[Any]:
         """The replies to commands that are sent together, error replies included.
@@ -97,6 +100,7 @@ class RedisStore:
             commands: Each as its words.
             extra_s: Seconds that Redis may take beyond the budget.
             once: Never send the commands a second time.
+            with_run: Append the run of the server to the first command.
             budget_s: Seconds it may take; ``timeout_s`` by default.
 
         Raises:
@@ -108,7 +112,7 @@ class RedisStore:
         generation = breaker.times_opened
         try:
             budget_s = (self.timeout_s if budget_s is None else budget_s) + extra_s
-            return await self._servers.ask(commands, budget_s, once=once)
+            return await self._servers.ask(commands, budget_s, once=once, with_run=with_run)
         except StoreAwayError as error:
             self._away(error, generation)
             raise
@@ -142,9 +146,9 @@ class RedisStore:
         rest = (b"%d" % len(keys), *keys, *arguments)
         to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (DISK_S * 1000))] if durable else []
         extra_s = DISK_S if durable else 0.0
-        replies = await self.ask_all([(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk], extra_s, once=True)
+        replies = await self.ask_all([(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk], extra_s, once=True, with_run=True)
         if str(replies[0]).startswith("NOSCRIPT"):  # the first commit since Redis was started
-            replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk], extra_s, once=True)
+            replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk], extra_s, once=True, with_run=True)
         for reply in replies:
             self._unless_refused(reply)
         if to_disk and replies[1][0] < 1:

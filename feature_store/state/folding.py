@@ -28,6 +28,7 @@ from feature_store.state.profile import (
     hash_event_type,
     hour_of,
 )
+from feature_store.state.tombstone import Tombstone
 
 WITHHELD: Final = Problem(
     "customer_id", EventReason.CONSENT_WITHHELD, "the customer does not allow scoring: ask for consent first"
@@ -36,6 +37,11 @@ UNREADABLE: Final = Problem(
     "customer_id",
     EventReason.STATE_UNREADABLE,
     "the stored data of this customer cannot be read: load its features again",
+)
+FORGOTTEN: Final = Problem(
+    "event_time",
+    "EVENT_TOO_LATE",
+    "the event is older than what is remembered of its customer, who may have been erased since: do not send it again",
 )
 MAX_CACHED_TYPES: Final = 10_000
 """Callers choose the event types, so there may be any number of them."""
@@ -67,11 +73,21 @@ class StoredCustomer:
     Attributes:
         states: Packed state per active layout, in the order of the layouts; None if there is none.
         profile: Packed profile; None if there is none.
+        tombstone: What is kept of it, packed, if it was erased and has no profile; None if there is none, or if it was
+            not looked up.
     """
 
     customer_id: str
     states: Sequence[bytes | None]
     profile: bytes | None
+    tombstone: bytes | None = None
+
+    def unpacked_profile(self) -> Profile:
+        """The profile, an empty one if there is none; UnreadableProfileError."""
+        profile = Profile.from_stored(self.profile)
+        if self.profile is None and (tombstone := Tombstone.from_stored(self.tombstone)) is not None:
+            profile.not_before = tombstone.erased_at
+        return profile
 
 
 @dataclass(slots=True, eq=False)
@@ -122,6 +138,7 @@ class EventFolder:
         readable = before[0].valid | ~before[0].found
         changes, profiles = [CustomerChange() for _ in customers], {}
         rows: list[int] = []
+        changed: list[int] = []
         folded: list[Event] = []
         for row, (customer, change) in enumerate(zip(customers, changes, strict=True)):
             profile = _readable_profile(customer) if readable[row] else None
@@ -130,16 +147,17 @@ class EventFolder:
                 change.outcomes = [refusal] * len(events[row])
                 continue
             accepted = self._accept(profile, events[row], change, now)
+            if change.log:  # even if nothing is folded: the position of the profile leads to the newest log entry
+                profiles[row] = profile
             if accepted:
+                changed.append(row)
                 if any(event.item_id for event in accepted):
                     profile.prune_interests(self.interests, now, self.rules.max_lateness_s)
-                profiles[row] = profile
                 rows += [row] * len(accepted)
                 folded += accepted
         for row, profile in profiles.items():
             changes[row].profile = profile.pack()
         if folded:
-            changed = list(profiles)
             for layout, states in zip(self.layouts, before, strict=True):
                 as_of = np.where(states.found, states.as_of, -np.inf)
                 as_of, slots = layout.fold(as_of, states.slots, rows, folded)
@@ -153,12 +171,16 @@ class EventFolder:
         """Decide about a customer's events, add the new ones to the profile, and return those to fold."""
         counted, accepted = profile.counted, []
         # One hour longer than the lateness, because the clocks of servers differ.
-        counted.drop_before(hour_of(max(now - self.rules.max_lateness_s - HOUR_S, 0.0)))
+        forgotten = counted.drop_before(hour_of(max(now - self.rules.max_lateness_s - HOUR_S, 0.0)))
+        profile.not_before = max(profile.not_before, forgotten)
         ids = counted.ids
         for event in events:
             id_hash = hash_event_id(event.event_id) if event.event_id else 0
             if id_hash and id_hash in ids:
                 change.outcomes.append(DUPLICATE)
+                continue
+            if event.event_time <= profile.not_before:
+                change.outcomes.append(Outcome(Verdict.REJECTED, FORGOTTEN))
                 continue
             type_hash, hour = self._type_hash(event.event_type), hour_of(event.event_time)
             if (cap := self._exceeded_cap(profile, type_hash, hour)) is not None:
@@ -224,6 +246,6 @@ def _capped(limit: str) -> Problem:
 def _readable_profile(customer: StoredCustomer) -> Profile | None:
     """A customer's profile; None if it cannot be read."""
     try:
-        return Profile.from_stored(customer.profile)
+        return customer.unpacked_profile()
     except UnreadableProfileError:
         return None

@@ -5,7 +5,11 @@ took effect together:
 
 - ``["e", customer_id, t, event_type, amount, duration_s, item_id, channel, event_id, text, mark]``: an accepted event.
 - ``["m", alias, root]``: a merge.
-- ``["d", [customer_id, …]]``: an erasure.
+- ``["c", customer_id, scoring, automated_response]``: consent as it is now.
+- ``["d", [customer_id, …], erased_at]``: an erasure. Earlier releases did not write its time.
+- ``["p", customer_id, position]``: the previous entry that mentions the customer, 0 if there is none. Every entry has
+  one for each customer that it mentions, except customers that it erases, so that all entries of a customer can be
+  reached from the position in its profile. Earlier releases wrote none.
 """
 
 from __future__ import annotations
@@ -54,13 +58,33 @@ class LoggedMerge(NamedTuple):
     root: str
 
 
+class LoggedConsent(NamedTuple):
+    """What a customer allows from here on."""
+
+    customer_id: str
+    scoring: bool
+    automated_response: bool
+
+
 class LoggedErasure(NamedTuple):
-    """Everything known about these ids so far is forgotten; what follows starts anew."""
+    """Everything known about these ids so far is forgotten; what follows starts anew.
+
+    Attributes:
+        erased_at: Unix seconds; None if an earlier release erased them.
+    """
 
     customer_ids: list[str]
+    erased_at: float | None = None
 
 
-LogItem = LoggedEvent | LoggedMerge | LoggedErasure
+class LoggedLink(NamedTuple):
+    """The previous entry that mentions a customer; position 0 if there is none."""
+
+    customer_id: str
+    position: int
+
+
+LogItem = LoggedEvent | LoggedMerge | LoggedConsent | LoggedErasure | LoggedLink
 
 _TEXT: Final = (str,)
 _NUMBER: Final = (float, int)
@@ -101,9 +125,19 @@ def encode_merge(alias: str, root: str) -> str:
     return _encode(["m", alias, root])
 
 
-def encode_erasure(customer_ids: Sequence[str]) -> str:
+def encode_consent(customer_id: str, *, scoring: bool, automated_response: bool) -> str:
+    """The item of a consent, as JSON."""
+    return _encode(["c", customer_id, scoring, automated_response])
+
+
+def encode_erasure(customer_ids: Sequence[str], erased_at: float) -> str:
     """The item that erases customers, as JSON."""
-    return _encode(["d", list(customer_ids)])
+    return _encode(["d", list(customer_ids), erased_at])
+
+
+def encode_link(customer_id: str, position: int) -> str:
+    """The item that names the previous entry of a customer, as JSON."""
+    return f'["p",{encode_basestring(customer_id)},{position}]'
 
 
 def decode_entry(position: int, data: bytes) -> list[LogItem]:
@@ -131,7 +165,7 @@ def malformed(position: int, reason: str) -> InputError:
 
 
 def without_customers(position: int, data: bytes, customer_ids: Collection[str]) -> bytes | None:
-    """An entry without the events and merges of some customers; None if it mentions none of them.
+    """An entry without anything about some customers but their erasure; None if it mentions none of them.
 
     Raises:
         InputError: The entry is malformed.
@@ -144,7 +178,7 @@ def without_customers(position: int, data: bytes, customer_ids: Collection[str])
 
 def _concerns(item: LogItem, customer_ids: Collection[str]) -> bool:
     match item:
-        case LoggedEvent():
+        case LoggedEvent() | LoggedConsent() | LoggedLink():
             return item.customer_id in customer_ids
         case LoggedMerge():
             return item.alias in customer_ids or item.root in customer_ids
@@ -171,10 +205,16 @@ def _item(parts: Any) -> LogItem:
             return _event(fields)
         case ["m", str(alias), str(root)]:
             return LoggedMerge(alias, root)
+        case ["c", str(customer_id), bool(scoring), bool(automated_response)]:
+            return LoggedConsent(customer_id, scoring, automated_response)
+        case ["p", str(customer_id), int(position)] if position >= 0:
+            return LoggedLink(customer_id, position)
         case ["d", [*ids]] if all(isinstance(name, str) for name in ids):
             return LoggedErasure(ids)
+        case ["d", [*ids], int(erased_at) | float(erased_at)] if all(isinstance(name, str) for name in ids):
+            return LoggedErasure(ids, float(erased_at))
         case _:
-            raise ValueError("it is not an event, a merge or an erasure")
+            raise ValueError("it is not an event, a merge, a consent, an erasure or a link")
 
 
 def _event(fields: list[Any]) -> LoggedEvent:
@@ -198,8 +238,12 @@ def _parts(item: LogItem) -> list[object]:
             return ["e", *item]
         case LoggedMerge():
             return ["m", *item]
+        case LoggedConsent():
+            return ["c", *item]
+        case LoggedLink():
+            return ["p", *item]
         case LoggedErasure():
-            return ["d", *item]
+            return ["d", item.customer_ids] if item.erased_at is None else ["d", *item]
 
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode

@@ -25,7 +25,9 @@ from feature_store.definitions import Interests
 from feature_store.state.events import HOUR_S
 from feature_store.state.packed import PackedField, struct_format
 
-VERSION: Final = 2
+VERSION: Final = 3
+VERSIONS: Final = (2, VERSION)
+"""Formats that are read: 3 has a bound for the times of events at its end, and is written only if there is one."""
 NO_SCORING: Final = 1
 NO_RESPONSE: Final = 2
 ALIAS: Final = 4
@@ -70,11 +72,15 @@ CHANNEL_FIELDS: Final = (
     PackedField("events", "<u4", "Number of events on the channel."),
 )
 ALIAS_FIELDS: Final = (PackedField("size", "<u2", "Length of the id in bytes; the id follows."),)
+BOUND_FIELDS: Final = (
+    PackedField("not_before", "<f8", "Events up to this time in unix seconds are not accepted; only in version 3."),
+)
 
 _HEAD: Final = struct.Struct(struct_format(HEAD_FIELDS))
 _INTEREST: Final = struct.Struct(struct_format(INTEREST_FIELDS))
 _CHANNEL: Final = struct.Struct(struct_format(CHANNEL_FIELDS))
 _ALIAS: Final = struct.Struct(struct_format(ALIAS_FIELDS))
+_BOUND: Final = struct.Struct(struct_format(BOUND_FIELDS))
 MAGIC: Final = b"tr"
 FLAGS_AT: Final = 3
 INTERESTS_AT: Final = 36
@@ -131,12 +137,21 @@ class CountedEvents:
         self.hours.append(hour)
         self.tags.append(type_hash << ID_BITS | id_hash)
 
-    def drop_before(self, hour: int) -> None:
-        """Drop events that are too old to be accepted again."""
+    def drop_before(self, hour: int) -> float:
+        """Drop events that are too old to be accepted again.
+
+        Returns:
+            Unix seconds up to which ids were forgotten by this; -inf if none were.
+        """
+        forgotten = -math.inf
         if self.hours and min(self.hours) < hour:
+            hours = [at for at, tag in zip(self.hours, self.tags, strict=True) if at < hour and tag & ID_MASK]
+            if hours:
+                forgotten = math.nextafter((max(hours) + 1) * HOUR_S, 0.0)
             keep = [at for at, event_hour in enumerate(self.hours) if event_hour >= hour]
             self.hours = array("I", [self.hours[at] for at in keep])
             self.tags = array("Q", [self.tags[at] for at in keep])
+        return forgotten
 
     def merged(self, other: CountedEvents) -> CountedEvents:
         """The events of both; one whose id both have is in it once."""
@@ -150,7 +165,12 @@ class CountedEvents:
 
 @dataclass(slots=True)
 class Profile:
-    """A customer's profile. Times in unix seconds, infinite if there was no event; interests best first."""
+    """A customer's profile. Times in unix seconds, infinite if there was no event; interests best first.
+
+    Attributes:
+        not_before: Events up to this time are not accepted: the customer was erased then, or the ids of events up to
+            this time are forgotten, so that nobody can tell whether one was counted. -inf if there is no bound.
+    """
 
     scoring: bool = True
     automated_response: bool = True
@@ -161,6 +181,7 @@ class Profile:
     channels: dict[str, int] = field(default_factory=dict)
     aliases: list[str] = field(default_factory=list)
     counted: CountedEvents = field(default_factory=CountedEvents)
+    not_before: float = -math.inf
 
     def add_view(self, item_id: str, at: float, half_life_s: float) -> None:
         """Count a view of an item."""
@@ -205,7 +226,11 @@ class Profile:
         self.interests = kept[: rules.keep]
 
     def merged(self, other: Profile, rules: Interests, now: float, max_lateness_s: float) -> Profile:
-        """The profile of one customer who is both; what either of them forbids is forbidden."""
+        """The profile of one customer who is both; what either of them forbids is forbidden.
+
+        An event that was recorded under both ids before the merge is in both states, and the merged state counts it
+        twice, as does a load: sums cannot be told apart afterwards. From then on it is recognised as a duplicate.
+        """
         union = Profile(
             scoring=self.scoring and other.scoring,
             automated_response=self.automated_response and other.automated_response,
@@ -215,6 +240,7 @@ class Profile:
             channels=_merged_channels(self.channels, other.channels),
             aliases=[*self.aliases, *(name for name in other.aliases if name not in self.aliases)],
             counted=self.counted.merged(other.counted),
+            not_before=max(self.not_before, other.not_before),
         )
         union.prune_interests(rules, now, max_lateness_s)
         return union
@@ -228,7 +254,8 @@ class Profile:
             aliases = [self.alias_of]
         counts = len(self.interests), len(self.channels), len(aliases)
         seen = self.first_seen, self.last_seen, len(self.counted)
-        parts = [_HEAD.pack(MAGIC, VERSION, flags, ZEROS, bytes(8), *seen, *counts)]
+        bounded = self.not_before > -math.inf
+        parts = [_HEAD.pack(MAGIC, VERSION if bounded else VERSIONS[0], flags, ZEROS, bytes(8), *seen, *counts)]
         for interest in self.interests:
             name = interest.item_id.encode()
             parts += (_INTEREST.pack(len(name), interest.views, interest.weight, interest.at), name)
@@ -239,6 +266,8 @@ class Profile:
             name = alias.encode()
             parts += (_ALIAS.pack(len(name)), name)
         parts += (self.counted.hours.tobytes(), self.counted.tags.tobytes())
+        if bounded:
+            parts.append(_BOUND.pack(self.not_before))
         return b"".join(parts)
 
     @staticmethod
@@ -256,7 +285,7 @@ class Profile:
         try:
             magic, version, flags, zeros, _, *counts = _HEAD.unpack_from(value)
             first, last, counted, interest_count, channel_count, alias_count = counts
-            if (magic, version, zeros) != (MAGIC, VERSION, ZEROS):
+            if (magic, zeros) != (MAGIC, ZEROS) or version not in VERSIONS:
                 raise UnreadableProfileError
             alias_fields = flags, interest_count, channel_count, alias_count, counted, first, last
             if flags & ALIAS and alias_fields != (ALIAS, 0, 0, 1, 0, math.inf, -math.inf):  # a bit flipped
@@ -275,13 +304,22 @@ class Profile:
                 names.append(value[at - size : at].decode())
         except (struct.error, UnicodeDecodeError) as error:
             raise UnreadableProfileError from error
-        if len(value) != at + COUNTED_BYTES * counted or not (_is_possible_time(first) and _is_possible_time(last)):
+        end = at + COUNTED_BYTES * counted
+        not_before = -math.inf
+        bound = _BOUND.size if version == VERSION else 0
+        if bound and len(value) == end + bound:
+            (not_before,) = _BOUND.unpack_from(value, end)
+        if (
+            len(value) != end + bound
+            or math.isnan(not_before)
+            or not (_is_possible_time(first) and _is_possible_time(last))
+        ):
             raise UnreadableProfileError
         alias_of = names.pop() if flags & ALIAS else None
         tags_at = at + 4 * counted
-        counted_events = CountedEvents(array("I", value[at:tags_at]), array("Q", value[tags_at:]))
+        counted_events = CountedEvents(array("I", value[at:tags_at]), array("Q", value[tags_at:end]))
         consent = not flags & NO_SCORING, not flags & NO_RESPONSE
-        return Profile(*consent, alias_of, first, last, interests, channels, names, counted_events)
+        return Profile(*consent, alias_of, first, last, interests, channels, names, counted_events, not_before)
 
 
 class ProfileSummary(NamedTuple):
@@ -301,7 +339,7 @@ def read_summary(value: bytes) -> ProfileSummary | str | None:
     Raises:
         UnreadableProfileError: The value is not a profile.
     """
-    if len(value) < _HEAD.size or value[:2] != MAGIC or value[2] != VERSION or value[4:8] != ZEROS:
+    if len(value) < _HEAD.size or value[:2] != MAGIC or value[2] not in VERSIONS or value[4:8] != ZEROS:
         raise UnreadableProfileError
     flags = value[FLAGS_AT]
     if flags & ALIAS:

@@ -465,7 +465,7 @@ def kept(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"position": -1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 3}', '{"position": -1}'])
 def test_a_damaged_commit_is_named(kept: Path, text: str) -> None:
     (kept / POSITION_FILE).write_text(text)
     for use in (lambda: ArchiveWriter(kept), lambda: content(kept)):

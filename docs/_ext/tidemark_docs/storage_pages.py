@@ -10,7 +10,7 @@ import numpy as np
 from feature_store.archive import reader
 from feature_store.bundles.bundle import Manifest
 from feature_store.online.keys import STORED_ITEMS
-from feature_store.state import checksum, layout, log_entries, profile
+from feature_store.state import checksum, layout, log_entries, profile, tombstone
 from feature_store.state.packed import PackedField
 from tidemark_docs.docstrings import introduction
 from tidemark_docs.markdown import code, paragraphs, prose, table, target
@@ -78,6 +78,9 @@ def _formats() -> str:
     parts += [_fields(profile.HEAD_FIELDS), "### Each interest\n", _fields(profile.INTEREST_FIELDS)]
     parts += ["### Each channel\n", _fields(profile.CHANNEL_FIELDS), "### Each id\n", _fields(profile.ALIAS_FIELDS)]
     parts += ["### Each counted event\n", f"The hour since 1970 and a tag, {profile.COUNTED_BYTES} bytes in all.\n"]
+    parts += ["### Bound\n", _fields(profile.BOUND_FIELDS)]
+    parts += [target("format-tombstone", "## Tombstone"), paragraphs(introduction(tombstone))]
+    parts += [_fields(tombstone.HEAD_FIELDS)]
     parts += [target("format-checksum", "## Checksum"), paragraphs(introduction(checksum))]
     parts += [target("format-log", "## Log entries"), paragraphs(introduction(log_entries))]
     return "\n".join(parts)

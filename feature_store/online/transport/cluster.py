@@ -63,8 +63,11 @@ class Cluster:
         """Server by slot; empty while it is unknown."""
         self._pool(address.hosts[0])  # unknown options are rejected only here
 
-    async def ask(self, commands: Sequence[Command], budget_s: float, *, once: bool = False) -> list[Any]:
-        """The replies to commands, as :meth:`ConnectionPool.ask` returns them."""
+    async def ask(
+        self, commands: Sequence[Command], budget_s: float, *, once: bool = False, with_run: bool = False
+    ) -> list[Any]:
+        """The replies to commands, as :meth:`ConnectionPool.ask` returns them; ``with_run`` has no meaning here."""
+        del with_run
         until = asyncio.get_running_loop().time() + budget_s
         if not self._owners:
             await self._read_slots(budget_s)

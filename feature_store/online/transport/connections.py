@@ -30,6 +30,7 @@ from feature_store.errors import (
     StoreUnavailableError,
 )
 from feature_store.online.transport.address import Address, Host, Kind
+from feature_store.online.transport.server_facts import ServerFacts, parse_facts
 
 Command = tuple[bytes, ...]
 SLOTS: Final = REDIS_CLUSTER_HASH_SLOTS
@@ -37,6 +38,7 @@ slot_of: Final = key_slot
 NOT_YET: Final = object()
 PING: Final = (b"PING",)
 ROLE: Final = (b"ROLE",)
+INFO: Final = (b"INFO",)
 MASTER: Final = b"master"
 REFUSING: Final = frozenset(("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "TRYAGAIN"))
 """First words of error replies by which Redis says that it cannot answer anything at the moment."""
@@ -95,6 +97,7 @@ class ServerConnector:
             self._pool: Any = redis.asyncio.ConnectionPool.from_url(
                 url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=_never()
             )
+            self._timeout_s = timeout_s
             self._pool.make_connection()  # unknown options are rejected only here
 
     async def open(self) -> Connection:
@@ -111,7 +114,9 @@ class ServerConnector:
         if (task := asyncio.current_task()) is not None and task.cancelling():  # redis-py swallows the cancellation
             await connection.disconnect(nowait=True)
             raise asyncio.CancelledError
-        return Connection(connection)
+        opened = Connection(connection)
+        opened.facts = parse_facts(await _answer(opened, INFO, self._timeout_s))
+        return opened
 
 
 class MasterConnector:
@@ -172,19 +177,22 @@ class ConnectionPool:
         self._generation = 0
         """Connections of an earlier generation are not used again."""
 
-    async def ask(self, commands: Sequence[Command], budget_s: float, *, once: bool = False) -> list[Any]:
+    async def ask(
+        self, commands: Sequence[Command], budget_s: float, *, once: bool = False, with_run: bool = False
+    ) -> list[Any]:
         """The replies to commands that are sent together, error replies included.
 
         Args:
             commands: Each as its words.
             budget_s: Seconds it may take.
             once: Never send the commands a second time.
+            with_run: Append the run of the server to the first command.
 
         Raises:
             StoreAwayError: There is no connection, or no answer in time.
             StoreUnavailableError: The connection broke, and the commands may have been executed (``once`` only).
         """
-        sent = packed(commands)
+        sent = b"" if with_run else packed(commands)
         while True:
             generation = self._generation
             reused = bool(self._idle)
@@ -193,6 +201,8 @@ class ConnectionPool:
             else:
                 connection, budget_s = await self._open(budget_s)
             may_be_done = once and not connection.lost
+            if with_run:
+                sent = packed([(*commands[0], connection.facts.run), *commands[1:]])
             try:
                 replies = await connection.ask(sent, len(commands), budget_s)
             except (RedisError, OSError) as error:
@@ -260,6 +270,7 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[list[Any]] | None = None
         self._replies: list[Any] = []
         self._wanted = 0
+        self.facts = ServerFacts()
         self.lost = False
         """Whether it was closed by the other side."""
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001  # there is no public way to it

@@ -189,7 +189,7 @@ def test_a_text_is_logged_only_where_it_is_to_be_kept() -> None:
 
 def test_merges_and_erasures_name_the_customers() -> None:
     assert json.loads(encode_merge("cookie", 'a "b"')) == ["m", "cookie", 'a "b"']
-    assert json.loads(encode_erasure(["a", "客户"])) == ["d", ["a", "客户"]]
+    assert json.loads(encode_erasure(["a", "客户"], 1.5)) == ["d", ["a", "客户"], 1.5]
 
 
 printable = st.text(st.characters(codec="utf-8").filter(str.isprintable), min_size=1, max_size=64)

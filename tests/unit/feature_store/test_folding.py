@@ -19,6 +19,7 @@ from feature_store.state.events import HOUR_S, Event, Rules
 from feature_store.state.folding import (
     ACCEPTED,
     DUPLICATE,
+    FORGOTTEN,
     UNREADABLE,
     WITHHELD,
     CustomerChange,
@@ -66,12 +67,14 @@ class Shop:
         return [next(left[event.customer_id]) for event in events]
 
     def _store(self, name: str, change: CustomerChange) -> None:
-        assert len(change.states) == (change.profile is not None)
+        assert (change.profile is not None) == bool(change.log)
+        assert bool(change.states) == any(not json.loads(item)[-1] for item in change.log)
         if change.profile is not None:
+            self.records[name] = change.profile
+        if change.states:
             (state,) = change.states
-            assert change.log
             assert state is not None
-            self.states[name], self.records[name] = state, change.profile
+            self.states[name] = state
         self.log += [json.loads(item) for item in change.log]
 
     def record(self, name: str = "c") -> Profile:
@@ -402,6 +405,31 @@ def test_a_new_customer_all_of_whose_events_are_capped_is_no_trouble() -> None:
     shop = Shop(Rules(cap_total=0))
     assert verdicts(shop(visit(name="a"), visit(name="b"))) == ["accepted:EVENT_CAPPED"] * 2
     assert shop.states == {}
+
+
+# --- different servers ----------------------------------------------------------------------------------------------
+
+
+def test_an_event_whose_id_another_server_has_forgotten_is_not_counted_twice() -> None:
+    patient, hasty = Rules(max_lateness_s=100 * HOUR_S), Rules(max_lateness_s=HOUR_S)
+    shop = Shop(patient)
+    order = purchase(30.0, -50 * HOUR_S, event_id="order")
+    assert shop(order) == [ACCEPTED]
+    shop.rules = hasty
+    assert shop(visit()) == [ACCEPTED]  # this server forgets the order, which it would not accept itself
+    shop.rules = patient
+    assert shop(order) == [Outcome(Verdict.REJECTED, FORGOTTEN)]
+    assert shop(purchase(5.0, -40 * HOUR_S, event_id="later")) == [ACCEPTED]
+    assert shop(visit(-60 * HOUR_S)) == [Outcome(Verdict.REJECTED, FORGOTTEN)]
+
+
+def test_the_same_holds_for_a_server_whose_clock_is_fast() -> None:
+    shop = Shop(Rules(max_lateness_s=10 * HOUR_S))
+    order = purchase(30.0, -5 * HOUR_S, event_id="order")
+    shop(order)
+    shop(visit(30 * HOUR_S), now=NOW + 30 * HOUR_S)
+    assert shop(order) == [Outcome(Verdict.REJECTED, FORGOTTEN)]
+    assert Profile.unpack(shop.record().pack()) == shop.record()
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------
