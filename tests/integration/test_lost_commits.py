@@ -59,8 +59,12 @@ class Shop:
 
     def record(self, *ids: str) -> list[Outcome]:
         """Record one visit for each event id; the part before the dash is the customer."""
-        events = [Event(name.partition("-")[0], "visit", NOW, event_id=name) for name in ids]
-        return [self.do(lambda store, event=event: store.record([event]))[0] for event in events]
+
+        async def use(store: CustomerStore) -> list[Outcome]:
+            events = [Event(name.partition("-")[0], "visit", NOW, event_id=name) for name in ids]
+            return [outcome for event in events for outcome in await store.record([event])]
+
+        return self.do(use)
 
     def archive(self, *, new_redis: bool = False) -> int:
         with CommandClient(self.url) as client, ArchiveWriter(self.folder) as archive:
@@ -86,7 +90,7 @@ class Shop:
         self.url = self.stack.enter_context(embedded_redis())
         with redis.Redis.from_url(self.url) as connection:
             for key, value in backup.items():
-                connection.restore(key, 0, value)  # type: ignore[arg-type]  # its stub asks for a float
+                connection.restore(key, 0, value)
 
     def load(self) -> None:
         with StateWriter(self.url, LAYOUT) as writer, OfflineStore(Source(archive=str(self.folder))) as source:
