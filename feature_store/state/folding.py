@@ -40,7 +40,7 @@ UNREADABLE: Final = Problem(
 )
 FORGOTTEN: Final = Problem(
     "event_time",
-    "EVENT_TOO_LATE",
+    EventReason.EVENT_TOO_LATE,
     "the event is older than what is remembered of its customer, who may have been erased since: do not send it again",
 )
 MAX_CACHED_TYPES: Final = 10_000
