@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 BUILD = Path("build")
 # Integration tests come first: some of them fit models, and the longest should not begin last.
 SUITE = ["tests/integration", "tests/unit", "tests/e2e"]
-WORKERS = ["--numprocesses", "2", "--dist", "worksteal"]
+# One process more than there are cores: many tests wait for a server or a timer.
+WORKERS = ["--numprocesses", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal"]
 
 
 def main(options: list[str]) -> int:
