@@ -29,7 +29,9 @@ HEADINGS: Final = ("customer", "churn", "threshold", "alert", "propensity", "thr
     show_default=True,
     help="The server, or TIDEMARK_TARGET.",
 )
-@click.option("--explain", is_flag=True, help="Also print what moves each probability, in sentences.")
+@click.option(
+    "--explain", is_flag=True, help="Also print what moves each probability, and what each threshold is made of."
+)
 @click.option(
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -93,6 +95,8 @@ def _print_explanation(score: Score) -> None:
         for contribution in explanation.contributions:
             click.echo(f"{contribution.contribution:+.3f}  {contribution.sentence}")
         click.echo(f"{explanation.other_contribution:+.3f}  all other features")
+        if explanation.threshold is not None:
+            click.echo(f"threshold {alert.threshold:.3f}: {explanation.threshold.sentence}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from feature_store.bundles.bundle import ECONOMICS, INPUTS, MANIFEST_FILE, OFFERS, OUTPUTS, Manifest, publish, sha256
+from feature_store.bundles.bundle import (
+    CONFIG_ECONOMICS,
+    FORMAT,
+    INPUTS,
+    MANIFEST_FILE,
+    OFFERS,
+    OUTPUTS,
+    Manifest,
+    publish,
+    sha256,
+)
 from feature_store.definitions import Feature, fingerprint
 from feature_store.state.layout import Floats
 from training.config import Offer
-from training.evaluation.metrics import policy_metrics, probability_metrics
+from training.evaluation.holdout_metrics import policy_summary
+from training.evaluation.metrics import probability_metrics
+from training.evaluation.policies import DYNAMIC, RANDOM, RECENCY, RFM, SINGLE, TIMES_VALUE
 from training.evidence import (
     ROWS_FILE,
     TABLES_FILE,
@@ -24,14 +36,19 @@ from training.evidence import (
     FeatureSubset,
     Finding,
     HoldoutRows,
+    HorizonEffect,
     Importance,
+    NegativeControl,
     Optimism,
     Policy,
     Quality,
+    Ratio,
     Segment,
     SlotStability,
     Trial,
     Value,
+    ValueBin,
+    ValueReliability,
     hashed_ids,
     pack_rows,
 )
@@ -45,7 +62,7 @@ SLOTS = [
     "first_purchase",
     *(f"{kind}_{days}d" for kind in ("visits", "spend", "private_label_baskets") for days in (7, 28, 112)),
 ]
-POLICIES = {"single threshold": 0.25, "p·v ranking": 0.02, "RFM": 0.45, "recency": 0.6, "random": 1.0}
+POLICIES = {SINGLE: 0.25, TIMES_VALUE: 0.02, RFM: 0.45, RECENCY: 0.6, RANDOM: 1.0}
 
 
 def logistic(logit: Floats) -> Floats:
@@ -77,6 +94,7 @@ def made_rows(offer: str = "churn", *, customers: int = 800, seed: int = 1, snap
         probability=logistic(seen),
         threshold=threshold(value, OFFER, 0.3, 0.01),
         value=value,
+        realised_value=value * random.lognormal(0, 0.3, len(who)),
         contact_cost=np.full(len(who), OFFER.contact_cost),
         offer_cost=np.full(len(who), OFFER.offer_cost),
         recency_days=nothing if snapshot else recency,
@@ -133,7 +151,7 @@ def made_evidence(seed: int = 1) -> Evidence:
                 error=0.0004 + behind / 3,
                 chosen=model == "boosted trees, 8 leaves",
             )
-            for target in (*OFFERS, "spend")
+            for target in (*OFFERS, "stay_spend")
             for model, behind in {
                 "boosted trees, 31 leaves": 0.0,
                 "boosted trees, 8 leaves": 0.0006,
@@ -154,7 +172,7 @@ def made_evidence(seed: int = 1) -> Evidence:
         earned_nothing=0.86,
         importance=[
             Importance(target=target, slot=slot, lost=0.08 * 0.7**n, spread=0.002 + 0.01 * 0.7**n)
-            for target in (*OFFERS, "spend")
+            for target in (*OFFERS, "stay_spend")
             for n, slot in enumerate(random.permutation(SLOTS).tolist())
         ],
         robustness=[
@@ -164,7 +182,35 @@ def made_evidence(seed: int = 1) -> Evidence:
             for share in (0.0, 0.05, 0.1, 0.2, 0.4)
         ],
         segments=_segments(random),
-        policies=[policy for offer in OFFERS for policy in _policies(offer, random)],
+        policies=[policy for offer in OFFERS for policy in made_policies(offer)],
+        controls=[
+            NegativeControl(offer=offer, shuffles=20, mean_lead=-310.0, shown_ahead=0, passed=True) for offer in OFFERS
+        ],
+        values=[
+            ValueReliability(
+                offer=offer,
+                bins=[ValueBin(predicted=v, realised=0.95 * v, low=0.9 * v, high=1.02 * v) for v in range(1, 11)],
+                total=Ratio(ratio=1.052, low=0.98, high=1.12, rows=2400),
+                alerted=Ratio(ratio=1.031, low=0.91, high=1.17, rows=240),
+            )
+            for offer in OFFERS
+        ],
+        horizons=[
+            HorizonEffect(
+                horizon_days=days,
+                learnt_from=9000,
+                mean_value=days,
+                never=0.3 / days,
+                paying=0.2,
+                alerts=0.1,
+                same_alerts=28 / days,
+                profit=40 * days,
+                low=30 * days,
+                high=50 * days,
+            )
+            for days in (28.0, 90.0)
+        ]
+        + [HorizonEffect(horizon_days=180.0, learnt_from=12)],
         grid=[
             Cell(
                 offer=offer,
@@ -211,7 +257,9 @@ def made_evidence(seed: int = 1) -> Evidence:
 def _ladder(random: np.random.Generator) -> list[FeatureSubset]:
     rungs = []
     for count in (1, 2, 3, 4, 6, 8, 10, 11):
-        behind = {target: 0.05 * np.exp(-count / 2) + abs(random.normal(0, 0.0004)) for target in (*OFFERS, "spend")}
+        behind = {
+            target: 0.05 * np.exp(-count / 2) + abs(random.normal(0, 0.0004)) for target in (*OFFERS, "stay_spend")
+        }
         rungs.append(
             FeatureSubset(
                 slots=SLOTS[:count],
@@ -250,38 +298,41 @@ def _segments(random: np.random.Generator) -> list[Segment]:
     return found
 
 
-def _policies(offer: str, random: np.random.Generator) -> list[Policy]:
+def made_policies(offer: str, seed: int = 1) -> list[Policy]:
+    """Profits of an offer's policies; the config's budget is a tenth of the customers."""
+    random = np.random.default_rng([seed, OFFERS.index(offer)])
     found = []
-    for share in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5):
+    for share in (0.02, 0.05, OFFER.budget_share, 0.15, 0.2, 0.3, 0.5):
         best = 9000 * share * (1 - 1.1 * share)
-        common: dict[str, Any] = {"offer": offer, "budget_share": share, "contacts": round(2400 * share)}
+        common: dict[str, Any] = {
+            "offer": offer,
+            "budget_share": share,
+            "is_own_budget": share == OFFER.budget_share,
+            "rows": 2400,
+            "contacts": round(2400 * share),
+            "precision": 0.4,
+        }
         reach = 300 + 900 * share
-        found.append(
-            Policy(
-                policy="dynamic threshold",
-                expected=best * 1.05,
-                realised=best,
-                low=best - reach,
-                high=best + reach,
-                **common,
-            )
-        )
-        for name, worse in POLICIES.items():
-            lost = best * worse + random.normal(0, 20)
+        for name, worse in {DYNAMIC: 0.0, **POLICIES}.items():
+            lost = 0.0 if name == DYNAMIC else best * worse + random.normal(0, 20)
+            lead: dict[str, Any] = {} if name == DYNAMIC else _lead(lost, reach)
             found.append(
                 Policy(
                     policy=name,
-                    expected=best - lost,
+                    expected=1.05 * (best - lost),
+                    at_model_values=1.1 * (best - lost),
                     realised=best - lost,
                     low=best - lost - reach,
                     high=best - lost + reach,
-                    ahead=lost,
-                    ahead_low=lost - reach / 3,
-                    ahead_high=lost + reach / 3,
                     **common,
+                    **lead,
                 )
             )
     return found
+
+
+def _lead(lost: float, reach: float) -> dict[str, float]:
+    return {"ahead": lost, "ahead_low": lost - reach / 3, "ahead_high": lost + reach / 3}
 
 
 def made_manifest(
@@ -298,11 +349,11 @@ def made_manifest(
     ]
     figures = OFFER.model_dump(exclude={"budget_share"}) | {"budget_price": 0.3}
     metrics: dict[str, Any] = {
-        offer: probability_metrics(test.label, test.probability)
-        | {"policy": policy_metrics(test.label, test.probability, test.value, test.threshold, OFFER)}
+        offer: probability_metrics(test.label, test.probability) | {"policy": policy_summary(made_policies(offer))}
         for offer, test in rows.items()
     }
     return Manifest(
+        format=FORMAT,
         version=version,
         created="2026-11-22T05:19:45+00:00",
         config="made_up",
@@ -317,7 +368,7 @@ def made_manifest(
             "test": ["2017-11-06T04:01:20+00:00", "2017-12-04T04:01:20+00:00"],
         },
         metrics=metrics | {"spend": {"mean_absolute_error": 72.7, "total_ratio": 0.92, "model": "Poisson GLM"}},
-        economics={name: 0.25 if name == "margin" else figures[name.partition(".")[2]] for name in ECONOMICS},
+        economics={name: 0.25 if name == "margin" else figures[name.partition(".")[2]] for name in CONFIG_ECONOMICS},
         model_sha256=sha256(model),
         golden_sha256=sha256(golden),
         libraries={"python": "3.11.7", "scikit-learn": "1.9.1"},

@@ -212,14 +212,31 @@ class TrainingConfig(FeatureConfig):
     def labels(self) -> dict[str, str]:
         """The definition of each target, as text."""
         if self.snapshot is not None:
-            return {self.snapshot.target: f"column {self.snapshot.label}"}
+            target = self.snapshot.target
+            won = "column " + self.snapshot.value if self.snapshot.value else f"{self.economics.value:g} for everybody"
+            return {target: f"column {self.snapshot.label}", f"{target} value if won": f"margin times {won}"}
         churn, propensity, spend = self.churn, self.propensity, self.economics
         return {
             "population": f"customers with a {churn.event} in the {churn.active_days:g} days before",
             "churn": f"no {churn.event} in the {churn.horizon_days:g} days after",
             "propensity": f"at least one {propensity.event} in the {propensity.horizon_days:g} days after",
             "spend": f"amounts of every {spend.event} in the {spend.horizon_days:g} days after",
+            "churn value if won": f"margin times spend in the {spend.horizon_days:g} days after of customers who stay",
+            "propensity value if won": f"margin times the mean amount of a {spend.event} in the "
+            f"{propensity.horizon_days:g} days after of customers with a {propensity.event}",
         }
+
+    @property
+    def spend_follows(self) -> bool:
+        """Whether expected spend follows from the probability of churn: who churns spends nothing in the horizon.
+
+        Otherwise expected spend needs a model: if spend is counted for longer than churn or comes from other events, or
+        in a snapshot, whose column of spend may have any definition.
+        """
+        if self.snapshot is not None:
+            return self.snapshot.value is None
+        same_event = self.economics.event == self.churn.event
+        return same_event and self.economics.horizon_days <= self.churn.horizon_days
 
     @property
     def test_rows(self) -> str:

@@ -167,9 +167,13 @@ class Policy(_Table):
         offer: The offer.
         policy: Name of the policy.
         budget_share: Share of customers that may be contacted.
+        is_own_budget: Whether that is the config's budget, which served thresholds have.
+        rows: Number of test rows.
         contacts: Number of contacts.
+        precision: Share of the contacts with a positive outcome.
         expected: Expected profit.
-        realised: Realised profit.
+        at_model_values: Profit of the observed outcomes at the model's own values.
+        realised: Realised profit: of the observed outcomes, paid with values that the model did not make.
         low: Lower end of its 95 % interval, by a bootstrap of customers.
         high: Upper end.
         ahead: Realised profit of the dynamic threshold minus that of this policy; None for the dynamic threshold.
@@ -180,8 +184,12 @@ class Policy(_Table):
     offer: str
     policy: str
     budget_share: float
+    is_own_budget: bool = False
+    rows: int = 0
     contacts: float
+    precision: float = 0.0
     expected: float
+    at_model_values: float = 0.0
     realised: float
     low: float
     high: float
@@ -207,6 +215,80 @@ class Cell(_Table):
     tuned_ahead: float | None = None
     tuned_low: float | None = None
     tuned_high: float | None = None
+
+
+class NegativeControl(_Table):
+    """The comparison of policies with values shuffled among customers, in which the dynamic threshold must not win.
+
+    Attributes:
+        offer: The offer.
+        shuffles: Number of shuffles.
+        mean_lead: Mean lead of the dynamic threshold in realised profit.
+        shown_ahead: Number of shuffles in which it is significantly ahead.
+        passed: Whether that is no more than chance allows.
+    """
+
+    offer: str
+    shuffles: int
+    mean_lead: float
+    shown_ahead: int
+    passed: bool
+
+
+class ValueBin(_Table):
+    """A tenth of the customers by predicted value: mean predicted and realised value, and the latter's interval."""
+
+    predicted: float
+    realised: float
+    low: float
+    high: float
+
+
+class Ratio(_Table):
+    """Total of the predicted values over that of the realised ones, with its 95 % interval, and the number of rows."""
+
+    ratio: float
+    low: float
+    high: float
+    rows: int
+
+
+class ValueReliability(_Table):
+    """Predicted against realised value if won of an offer; ``alerted``: among the alerted customers."""
+
+    offer: str
+    bins: list[ValueBin]
+    total: Ratio | None
+    alerted: Ratio | None
+
+
+class HorizonEffect(_Table):
+    """How alerts and profit of the churn offer change with the value horizon, at the offer's budget.
+
+    Attributes:
+        horizon_days: The value horizon.
+        learnt_from: Number of rows that spend over this horizon was learnt from; the other figures are None if there
+            are too few.
+        mean_value: Mean value if won.
+        never: Share of customers with a threshold of 1.
+        paying: Share of customers for whom acting pays, without a budget.
+        alerts: Share of customers alerted within the budget.
+        same_alerts: Share of these alerts that the config's horizon alerts as well.
+        profit: Realised profit of the alerts.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+    """
+
+    horizon_days: float
+    learnt_from: int
+    mean_value: float | None = None
+    never: float | None = None
+    paying: float | None = None
+    alerts: float | None = None
+    same_alerts: float | None = None
+    profit: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 class Value(_Table):
@@ -258,6 +340,9 @@ class Evidence(_Table):
     segments: list[Segment] = []
     policies: list[Policy] = []
     grid: list[Cell] = []
+    controls: list[NegativeControl] = []
+    values: list[ValueReliability] = []
+    horizons: list[HorizonEffect] = []
     treatment: list[Value] = []
     tags: list[BinaryAttribute] = []
     tags_cost: dict[str, float] = {}
@@ -276,7 +361,8 @@ class HoldoutRows:
         label: The observed outcome.
         probability: Calibrated.
         threshold: Dynamic.
-        value: Margin times expected spend.
+        value: The model's value if the offer wins.
+        realised_value: The value of a win that came, or an estimate that the model did not make.
         contact_cost: For the customer.
         offer_cost: For the customer.
         recency_days: NaN if unknown.
@@ -290,6 +376,7 @@ class HoldoutRows:
     probability: Floats
     threshold: Floats
     value: Floats
+    realised_value: Floats
     contact_cost: Floats
     offer_cost: Floats
     recency_days: Floats

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from feature_store.bundles.bundle import Manifest, sha256
+from feature_store.bundles.bundle import FORMAT, Manifest, sha256
 from feature_store.bundles.onnx_session import Graph
 from feature_store.bundles.typical_customer import to_manifest, typical_state
 from feature_store.offline.store import OfflineStore
@@ -20,7 +20,8 @@ from training.audit.findings import audit, stop_on_fatal
 from training.config import TrainingConfig
 from training.data.splits import rows_for_medians
 from training.data.training_table import Progress, TrainingTable
-from training.evaluation.evaluate import evaluate, gather_tables
+from training.evaluation.evidence_tables import gather_tables
+from training.evaluation.holdout_metrics import TestMetrics, evaluate
 from training.evaluation.scorer import EvaluationScorer
 from training.evidence import ROWS_FILE, TABLES_FILE, Finding, HoldoutRows, key_name, pack_rows, with_keyed_ids
 from training.graph.customer_costs import own_figures, terms_of
@@ -56,6 +57,7 @@ class Fitted:
         selected: The features, and how they were selected.
         chosen: The learner of each target, and all that were tried.
         scored: Scored test rows by offer.
+        metrics: Metrics of the test rows.
         findings: Findings of the audit.
     """
 
@@ -66,6 +68,7 @@ class Fitted:
     selected: SelectedFeatures
     chosen: ChosenLearners
     scored: dict[str, HoldoutRows]
+    metrics: TestMetrics
     findings: list[Finding]
 
 
@@ -141,6 +144,7 @@ def gather_evidence(
             fitted.selected,
             fitted.chosen,
             fitted.scored,
+            fitted.metrics,
             fitted.findings,
             source,
             progress,
@@ -175,17 +179,17 @@ def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Prog
     models = tasks[1].result()
     done()
     served = _served(config, table, models, done)
-    names = {offer: model.name for offer, model in models.probability.items()} | {"spend": models.spend.name}
-    described = metrics.as_json(names, served.parity, _row_counts(table, served.test_rows))
+    described = metrics.as_json(models.names, served.parity, _row_counts(table, served.test_rows))
     manifest = _manifest(config, name, source, table, served, described)
-    return Fitted(manifest, served.model, served.golden, scorer, selected, chosen, scored, findings)
+    return Fitted(manifest, served.model, served.golden, scorer, selected, chosen, scored, metrics, findings)
 
 
 def _choose(config: TrainingConfig, table: TrainingTable, progress: Progress, pool: WorkerPool) -> ChosenLearners:
-    done = progress("model selection", sum(len(learners_of(target)) for target in table.splits))
+    splits = {target: s for target, s in table.splits.items() if target != "spend" or not config.spend_follows}
+    done = progress("model selection", sum(len(learners_of(target)) for target in splits))
     seen = rows_for_medians(table.rows, [split.evaluation for split in table.splits.values()])
     features = filled_matrix(table.spec, table.rows.state[seen])(table.rows.state)
-    return choose_learners(features, table.rows, table.splits, config.evaluation.seed, done, pool)
+    return choose_learners(features, table.rows, splits, config.evaluation.seed, done, pool)
 
 
 def _scorer(config: TrainingConfig, table: TrainingTable, models: Models) -> EvaluationScorer:
@@ -211,14 +215,16 @@ def _served(config: TrainingConfig, table: TrainingTable, models: Models, done: 
 
 
 def _figures(config: TrainingConfig, table: TrainingTable, models: Models, stage: str) -> dict[str, float]:
-    """The economics, with the price of each offer's budget as found on the calibration rows of the stage."""
+    """The economics, with the price of each offer's budget as found on the calibration rows of the stage.
+
+    The rows are scored by models that were not fitted on them.
+    """
     prices = {}
-    for offer in models.probability:
+    for offer, held_out in models.held_out.items():
         rows = table.rows.take(getattr(table.splits[offer], stage).calibration)
-        features = models.matrix(rows.state)
         prices[offer] = budget_price(
-            models.predict(offer, features),
-            config.economics.margin * models.spend.predict(features),
+            held_out.probability,
+            config.economics.margin * held_out.spend,
             terms_of(config, table.spec.layout, offer, rows.state),
             config.economics.threshold_min,
         )
@@ -248,6 +254,7 @@ def _manifest(
     # The typical customer is one of the newest rows.
     newest = table.rows.state[table.splits[next(iter(models.probability))].final.calibration]
     return Manifest(
+        format=FORMAT,
         version=f"{created:%Y%m%dT%H%M%S}-{sha256(served.model)[:8]}",
         created=created.isoformat(timespec="seconds"),
         config=name,

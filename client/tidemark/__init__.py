@@ -15,7 +15,7 @@ from tidemark.channel import RETRY_POLICY
 from tidemark.customers import CustomerClient
 from tidemark.errors import CallFailedError, Problem
 from tidemark.events import EventClient
-from tidemark.explanation import Contribution, Explanation, SlotValue
+from tidemark.explanation import Contribution, Explanation, SlotValue, ThresholdExplanation
 from tidemark.models import ModelClient
 from tidemark.scoring import ScoringClient
 from tidemark.types import (
@@ -74,4 +74,5 @@ __all__ = [
     "Shadow",
     "ShadowDifferences",
     "SlotValue",
+    "ThresholdExplanation",
 ]

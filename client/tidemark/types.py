@@ -31,6 +31,7 @@ class Offer:
         success_rate: Share of the intended customers that the offer wins, 0 to 1.
         redemption_rate: Share of the other customers that redeem the offer anyway, 0 to 1.
         budget_price: Minimum gain per contact that is worth acting for.
+        value_if_won: Value of winning a customer, in place of the model's: profit, not spend.
     """
 
     contact_cost: float | None = None
@@ -38,6 +39,7 @@ class Offer:
     success_rate: float | None = None
     redemption_rate: float | None = None
     budget_price: float | None = None
+    value_if_won: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Alert:
         repeated_view: Whether the customer viewed the score's top interest often and did not buy it.
         automated_response_off: Whether the customer does not allow automated responses; then ``alert`` is False.
         spike: Whether far more scores alert than usual, so that irreversible actions should be held back.
-        explanation: What moves the probability, if the call asked for it.
+        explanation: What moves the probability, and what the threshold is made of, if the call asked for it.
+        value_if_won: Value of winning this customer with the offer, which the threshold depends on.
     """
 
     probability: float
@@ -76,6 +79,7 @@ class Alert:
     automated_response_off: bool = False
     spike: bool = False
     explanation: Explanation | None = None
+    value_if_won: float = 0.0
 
 
 @dataclass(frozen=True)

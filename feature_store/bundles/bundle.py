@@ -42,16 +42,31 @@ OUTPUTS: Final = (
     "expected_spend",
     "churn_threshold",
     "propensity_threshold",
+    "churn_value_if_won",
+    "propensity_value_if_won",
 )
 OFFERS: Final = ("churn", "propensity")
 OFFER_FIGURES: Final = ("contact_cost", "offer_cost", "success_rate", "redemption_rate", "budget_price")
-ECONOMICS: Final = ("margin", *(f"{offer}.{figure}" for offer in OFFERS for figure in OFFER_FIGURES))
-"""Columns of the ``economics`` input, named as in the API."""
+VALUE_IF_WON: Final = "value_if_won"
+ECONOMICS: Final = (
+    "margin",
+    *(f"{offer}.{figure}" for offer in OFFERS for figure in OFFER_FIGURES),
+    *(f"{offer}.{VALUE_IF_WON}" for offer in OFFERS),
+)
+"""Columns of the ``economics`` input, named as in the API. A value if won that is NaN is computed by the model."""
+
+CONFIG_ECONOMICS: Final = tuple(name for name in ECONOMICS if not name.endswith(VALUE_IF_WON))
+"""Those of them that a config, and so a manifest, has."""
 
 PROBABILITY_TOLERANCE: Final = 1e-5
-SPEND_TOLERANCE: Final = 1e-4
+MONEY_TOLERANCE: Final = 1e-4
+MONEY_OUTPUTS: Final = ("expected_spend", "churn_value_if_won", "propensity_value_if_won")
 """Largest difference allowed between a graph and scikit-learn, or its golden rows: absolute for probabilities and
-thresholds, relative for spend."""
+thresholds, relative for amounts of money."""
+
+FORMAT: Final = 2
+"""Format of the bundles that this release writes and reads. In format 1, up to release 0.2, thresholds counted the
+spend of all customers in place of the spend of those who are won, so their bundles are refused."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -90,6 +105,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    format: int = 1
     version: Annotated[str, Field(pattern=VERSION)]
     created: str
     config: str
@@ -115,7 +131,7 @@ class Manifest(BaseModel):
 
 def default_economics(manifest: Manifest) -> npt.NDArray[np.float64]:
     """A row of the ``economics`` input for a caller that sends no economics; NaN for figures computed per customer."""
-    per_customer = set(manifest.own_figures)
+    per_customer = {*manifest.own_figures, *(f"{offer}.{VALUE_IF_WON}" for offer in OFFERS)}
     return np.array([np.nan if name in per_customer else manifest.economics[name] for name in ECONOMICS])
 
 
@@ -235,11 +251,18 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder.name}: {MANIFEST_FILE} cannot be read ({type(error).__name__})") from error
     except ValidationError as error:
         raise BundleError(f"{folder.name}: {MANIFEST_FILE} is not valid: {first_problem(error)}") from error
+    if manifest.format != FORMAT:
+        raise BundleError(
+            f"{folder.name}: the bundle has format {manifest.format}, this release serves format {FORMAT}: "
+            "fit it again, because what a customer is worth in the thresholds has changed"
+            if manifest.format < FORMAT
+            else f"{folder.name}: the bundle has format {manifest.format}, which a later release wrote"
+        )
     if fingerprint(manifest.features) != manifest.fingerprint:
         raise BundleError(f"{folder.name}: the fingerprint does not match the feature definitions")
     if manifest.baseline is not None and len(manifest.baseline) != len(manifest.features):
         raise BundleError(f"{folder.name}: the baseline does not have one value per feature")
-    if missing := set(ECONOMICS).difference(manifest.economics):
+    if missing := set(CONFIG_ECONOMICS).difference(manifest.economics):
         raise BundleError(f"{folder.name}: the economics are missing {', '.join(sorted(missing))}")
     if set(manifest.inputs) != set(INPUTS) or not set(OUTPUTS) <= set(manifest.outputs):
         raise BundleError(f"{folder.name}: the graph's inputs or outputs are not the ones this release serves")

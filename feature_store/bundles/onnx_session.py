@@ -11,9 +11,10 @@ import onnxruntime
 
 from feature_store.bundles.bundle import (
     ECONOMICS,
+    MONEY_OUTPUTS,
+    MONEY_TOLERANCE,
     OUTPUTS,
     PROBABILITY_TOLERANCE,
-    SPEND_TOLERANCE,
     Arrays,
     Bundle,
     BundleError,
@@ -73,11 +74,11 @@ def _with_default_economics(graph: Graph, bundle: Bundle) -> Arrays:
 
 
 def largest_differences(actual: Arrays, expected: Arrays) -> dict[str, float]:
-    """Largest difference per output, relative for spend, absolute for the rest; infinite if one is not finite."""
+    """Largest difference per output, relative for money, absolute for the rest; infinite if one is not finite."""
     largest = {}
     for name, values in expected.items():
         difference = np.abs(actual[name].astype(np.float64) - values)
-        if name == "expected_spend":
+        if name in MONEY_OUTPUTS:
             difference = difference / np.maximum(np.abs(values), 1e-6)
         largest[name] = float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))
     return largest
@@ -88,6 +89,6 @@ def beyond_tolerance(differences: dict[str, float]) -> str | None:
     bad = [
         f"{name} is off by {difference:.2g}"
         for name, difference in differences.items()
-        if difference > (SPEND_TOLERANCE if name == "expected_spend" else PROBABILITY_TOLERANCE)
+        if difference > (MONEY_TOLERANCE if name in MONEY_OUTPUTS else PROBABILITY_TOLERANCE)
     ]
     return ", ".join(bad) or None

@@ -39,11 +39,13 @@ def encoded_by_offer(explanations: Mapping[str, Explanation]) -> dict[str, bytes
 
 def encoded(explanation: Explanation) -> bytes:
     """An encoded Explanation."""
+    threshold = explanation.threshold
     return scoring_pb2.Explanation(
         baseline_probability=explanation.baseline_probability,
         contributions=map(_contribution, explanation.contributions),
         other_contribution=explanation.other_contribution,
         exact=explanation.exact,
+        threshold=None if threshold is None else scoring_pb2.ThresholdExplanation(**threshold._asdict()),
     ).SerializeToString()
 
 

@@ -18,24 +18,24 @@ from service.api.encoding import VARINTS, field, long_field, varint
 from service.api.messages import timestamp
 from service.scoring.types import OFFER_COLUMNS, Scores
 
-# churn (2) and propensity (3), each an Alert of 26 bytes, and expected_spend (4). What is false is written out as well,
+# churn (2) and propensity (3), each an Alert of 35 bytes, and expected_spend (4). What is false is written out as well,
 # so that every customer's figures have the same length.
-_FIGURES: Final = struct.Struct("<2s cdcdc?c?c?c? 2s cdcdc?c?c?c? cd")
+_FIGURES: Final = struct.Struct("<2s cdcdc?c?c?c?cd 2s cdcdc?c?c?c?cd cd")
 _ALERT: Final = np.dtype(
     {
         "names": list(OFFER_COLUMNS.names or ()),
-        "formats": ["<f8", "<f8", "?", "?", "?", "?"],
-        "offsets": [1, 10, 19, 21, 23, 25],
-        "itemsize": 26,
+        "formats": ["<f8", "<f8", "?", "?", "?", "?", "<f8"],
+        "offsets": [1, 10, 19, 21, 23, 25, 27],
+        "itemsize": 35,
     }
 )
 _CHURN_AT: Final = 2
-_PROPENSITY_AT: Final = 30
+_PROPENSITY_AT: Final = 39
 _FIGURES_TABLE: Final = np.dtype(
     {
         "names": ["churn", "propensity", "expected_spend"],
         "formats": [_ALERT, _ALERT, "<f8"],
-        "offsets": [_CHURN_AT, _PROPENSITY_AT, 57],
+        "offsets": [_CHURN_AT, _PROPENSITY_AT, 75],
         "itemsize": _FIGURES.size,
     }
 )
@@ -122,21 +122,53 @@ def status_result(customer_id: str, status: bytes) -> bytes:
     return field(1, (field(1, customer_id.encode()) if customer_id else b"") + status)
 
 
-_Alert = tuple[float, float, bool, bool, bool, bool]
+_Alert = tuple[float, float, bool, bool, bool, bool, float]
 """A row of OFFER_COLUMNS."""
 
 
 def _pack(churn: _Alert, propensity: _Alert, spend: float) -> bytes:
     a, b = churn, propensity
     return _FIGURES.pack(
-        *(b"\x12\x1a", b"\x09", a[0], b"\x11", a[1], b"\x18", a[2], b"\x20", a[3], b"\x28", a[4], b"\x30", a[5]),
-        *(b"\x1a\x1a", b"\x09", b[0], b"\x11", b[1], b"\x18", b[2], b"\x20", b[3], b"\x28", b[4], b"\x30", b[5]),
+        *(
+            b"\x12\x23",
+            b"\x09",
+            a[0],
+            b"\x11",
+            a[1],
+            b"\x18",
+            a[2],
+            b"\x20",
+            a[3],
+            b"\x28",
+            a[4],
+            b"\x30",
+            a[5],
+            b"\x41",
+            a[6],
+        ),
+        *(
+            b"\x1a\x23",
+            b"\x09",
+            b[0],
+            b"\x11",
+            b[1],
+            b"\x18",
+            b[2],
+            b"\x20",
+            b[3],
+            b"\x28",
+            b[4],
+            b"\x30",
+            b[5],
+            b"\x41",
+            b[6],
+        ),
         *(b"\x21", spend),
     )
 
 
 def _explained(figures: bytes, why: Mapping[str, bytes]) -> bytes:
-    """Figures whose alerts have their explanations (7)."""
+    """Figures whose alerts have their explanations (7). The order of fields does not matter to readers."""
     alerts = []
     for number, offer, start in ((2, "churn", _CHURN_AT), (3, "propensity", _PROPENSITY_AT)):
         alert = figures[start : start + _ALERT.itemsize]
@@ -144,7 +176,7 @@ def _explained(figures: bytes, why: Mapping[str, bytes]) -> bytes:
     return b"".join([*alerts, figures[-_SPEND_BYTES:]])
 
 
-_BLANK: Final = _pack((0, 0, False, False, False, False), (0, 0, False, False, False, False), 0)
+_BLANK: Final = _pack((0, 0, False, False, False, False, 0), (0, 0, False, False, False, False, 0), 0)
 
 
 def _top(top: Interest) -> bytes:

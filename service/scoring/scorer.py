@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
@@ -32,8 +33,10 @@ from service.errors import RequestError, store_error
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
 from service.scoring.row_errors import Bools, row_errors, usable_rows
+from service.scoring.threshold_text import explain_threshold
 from service.scoring.types import NO_INTERESTS, SCORE_ROW, Rows, ScoreRequest, Scores, mute, rows_of
 from service.telemetry.batch_stages import BatchObserver
+from tidemark.explanation import Explanation
 
 OFF_LOOP_ROWS: Final = 64
 """A model run of more rows, about a quarter of a millisecond, goes to a thread. It releases the GIL."""
@@ -134,7 +137,8 @@ class Scorer:
 
     async def _score(self, requests: Sequence[ScoreRequest], states: StateBatch) -> list[Scores]:
         now, started = self._clock(), self._monotonic()
-        table = await self._run_model(states, now, self._economics(requests, len(states.found)))
+        economics = self._economics(requests, len(states.found))
+        table = await self._run_model(states, now, economics)
         self._stage_done("graph", started)
         rows, usable = rows_of(table), usable_rows(states, table)
         if usable is not None:
@@ -150,7 +154,7 @@ class Scorer:
         scores = self._split(requests, _Batch(states, rows, usable, now, interests))
         if any(request.max_reasons is not None for request in requests):
             started = self._monotonic()
-            scores = await self._explained(requests, scores, states, now)
+            scores = await self._explained(requests, scores, _Explained(states, economics, now))
             self._stage_done("explain", started)
         return scores
 
@@ -216,38 +220,40 @@ class Scorer:
         return scores
 
     async def _explained(
-        self, requests: Sequence[ScoreRequest], scores: Sequence[Scores], states: StateBatch, now: float
+        self, requests: Sequence[ScoreRequest], scores: Sequence[Scores], batch: _Explained
     ) -> list[Scores]:
         """The scores, with explanations where the request asked for them."""
         explained, start = [], 0
         for request, plain in zip(requests, scores, strict=True):
             max_reasons = request.max_reasons
-            explained.append(
-                plain if max_reasons is None else await self._explain(plain, states, start, now, max_reasons)
-            )
+            explained.append(plain if max_reasons is None else await self._explain(plain, batch, start, max_reasons))
             start += len(request.customer_ids)
         return explained
 
-    async def _explain(self, scores: Scores, states: StateBatch, start: int, now: float, max_reasons: int) -> Scores:
+    async def _explain(self, scores: Scores, batch: _Explained, start: int, max_reasons: int) -> Scores:
         """The scores of a request with their explanations; a score that cannot be explained becomes an error.
 
         An explanation takes about a thousand rows of the model, so they are computed in a thread.
 
         Args:
             scores: The scores of the request.
-            states: The states of the batch.
+            batch: What the scores of the batch were computed from.
             start: The row of the request's first customer in the batch.
-            now: The time at which the scores were computed, in unix seconds.
             max_reasons: Maximum number of contributions in an explanation.
         """
         positions = np.array([at for at in range(len(scores.rows)) if at not in scores.errors], dtype=np.intp)
-        slots, age_s = states.slots[start + positions], now - states.as_of[start + positions]
+        states = batch.states
+        slots, age_s = states.slots[start + positions], batch.now - states.as_of[start + positions]
         probabilities = np.stack([scores.rows[offer]["probability"][positions] for offer in OFFERS], axis=1)
         work = partial(self._model.explainer.explain, slots, age_s, probabilities, max_reasons)
         outcomes = await asyncio.get_running_loop().run_in_executor(self._explainer_thread, work)
         by_position = dict(zip(positions.tolist(), outcomes, strict=True))
         errors = {at: error for at, error in by_position.items() if isinstance(error, RequestError)}
-        explanations = {at: why for at, why in by_position.items() if not isinstance(why, RequestError)}
+        explanations = {
+            at: _with_thresholds(why, scores.rows[at], batch.economics[start + at])
+            for at, why in by_position.items()
+            if not isinstance(why, RequestError)
+        }
         self.counts["explained"] += len(explanations)
         return scores._replace(errors={**scores.errors, **errors}, explanations=explanations)
 
@@ -264,6 +270,27 @@ class _Batch(NamedTuple):
     usable: Bools | None
     now: float
     interests: Mapping[int, Interest]
+
+
+class _Explained(NamedTuple):
+    """What the scores of a batch were computed from: states, a row of economics per customer, and the time."""
+
+    states: StateBatch
+    economics: Floats
+    now: float
+
+
+def _with_thresholds(why: Mapping[str, Explanation], row: Rows, economics: Floats) -> dict[str, Explanation]:
+    """The explanations of a score (``row``, of SCORE_ROW) by offer, with what the thresholds are made of."""
+    return {
+        offer: replace(
+            explanation,
+            threshold=explain_threshold(
+                offer, economics, float(row[offer]["value_if_won"]), float(row[offer]["threshold"])
+            ),
+        )
+        for offer, explanation in why.items()
+    }
 
 
 def _mark_spikes(guards: Guards, rows: Rows, usable: Bools | None, interests: Mapping[int, Interest]) -> None:

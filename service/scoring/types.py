@@ -29,13 +29,14 @@ OFFER_COLUMNS: Final = np.dtype(
         ("repeated_view", "?"),
         ("automated_response_off", "?"),
         ("spike", "?"),
+        ("value_if_won", "f8"),
     ]
 )
 """What a score says about one offer.
 
 alert: the probability reaches the threshold and the customer allows automated responses; repeated_view: the customer
 viewed the top interest often enough (propensity only); spike: far more answers alert than usual, in total or about the
-customer's top interest.
+customer's top interest; value_if_won: what winning the customer is worth, in the currency of the data.
 """
 
 SCORE_ROW: Final = np.dtype(
@@ -70,6 +71,7 @@ def rows_of(table: Floats) -> Rows:
         probability, threshold = table[:, _COLUMN[f"{offer}_probability"]], table[:, _COLUMN[f"{offer}_threshold"]]
         columns["probability"], columns["threshold"] = probability, threshold
         columns["alert"] = probability >= threshold
+        columns["value_if_won"] = table[:, _COLUMN[f"{offer}_value_if_won"]]
     rows["expected_spend"] = table[:, _COLUMN["expected_spend"]]
     rows["features_as_of"] = table[:, _COLUMN["features_as_of"]]
     return rows

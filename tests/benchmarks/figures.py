@@ -92,7 +92,9 @@ def encode_256_ratio(_bench: Bench) -> Measured:
     ids = [customer_id(i) for i in range(256)]
     part, scores = (
         ScoreRequest(ids),
-        Scores(rows_of(np.array([[0.25, 0.5, 120.0, 0.3, 0.5, 1.7e9]] * 256)), {}, "20260102T030405-0123abcd"),
+        Scores(
+            rows_of(np.array([[0.25, 0.5, 120.0, 0.3, 0.5, 30.0, 7.0, 1.7e9]] * 256)), {}, "20260102T030405-0123abcd"
+        ),
     )
 
     def by_messages() -> None:
@@ -101,9 +103,14 @@ def encode_256_ratio(_bench: Bench) -> Measured:
                 customer_id=name,
                 score=scoring_pb2.Score(
                     customer_id=name,
-                    churn=scoring_pb2.Alert(probability=churn[0], threshold=churn[1], alert=churn[2]),
+                    churn=scoring_pb2.Alert(
+                        probability=churn[0], threshold=churn[1], alert=churn[2], value_if_won=churn[6]
+                    ),
                     propensity=scoring_pb2.Alert(
-                        probability=propensity[0], threshold=propensity[1], alert=propensity[2]
+                        probability=propensity[0],
+                        threshold=propensity[1],
+                        alert=propensity[2],
+                        value_if_won=propensity[6],
                     ),
                     expected_spend=spend,
                     feature_time=Timestamp(seconds=int(as_of)),
@@ -216,6 +223,7 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
             "state_slots": "<= 24",
             "robustness_20": "<= 0.10",
             "dynamic_wins": "",
+            "value_reliability": "<= 0.1",
         },
         training.quality,
     ),

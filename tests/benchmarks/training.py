@@ -132,7 +132,21 @@ def quality(bench: Bench) -> dict[str, Measured]:
     layout = StateLayout(manifest.features)
     found["state_slots"] = float(len(layout.features)), f"a packed state has {layout.dtype.itemsize} bytes"
     evidence, _ = read_evidence(bench.registry / manifest.version)
-    return found | {"robustness_20": robustness(evidence), "dynamic_wins": dynamic_wins(evidence)}
+    return found | {
+        "robustness_20": robustness(evidence),
+        "dynamic_wins": dynamic_wins(evidence),
+        "value_reliability": value_reliability(evidence),
+    }
+
+
+def value_reliability(evidence: Evidence) -> Measured:
+    """How far the total predicted value of the alerted customers is from the realised one, at most over the offers."""
+    ratios = {value.offer: value.alerted for value in evidence.values if value.alerted is not None}
+    note = "; ".join(
+        f"{offer} {ratio.ratio:.3f}, 95 % {ratio.low:.3f} to {ratio.high:.3f} ({ratio.rows:,} rows)"
+        for offer, ratio in ratios.items()
+    )
+    return max(abs(ratio.ratio - 1) for ratio in ratios.values()), f"|predicted / realised - 1| if alerted; {note}"
 
 
 def robustness(evidence: Evidence) -> Measured:

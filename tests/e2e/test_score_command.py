@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from service.score import score
@@ -32,12 +34,13 @@ def test_each_customer_gets_a_line_with_probabilities_thresholds_and_alerts(
 
 def test_an_explanation_is_printed_in_sentences_that_sum_to_the_probability(call: Call, server: ServerProcess) -> None:
     done = call(score, "900", "--explain", "--target", server.target)
-    heading, *lines = done.out.split("\n\n")[1].splitlines()
+    heading, *lines, threshold = done.out.split("\n\n")[1].splitlines()
     assert heading.startswith("900, churn: ")
     probability, typical = (float(part.rpartition(" ")[2]) for part in heading.split(";"))
     assert abs(typical + sum(float(line.split()[0]) for line in lines) - probability) < 0.01
     assert "a typical customer" in lines[0]
     assert lines[-1].endswith("all other features")
+    assert re.match(r"threshold [01]\.\d{3}: (From a probability of|Never, because a win is worth) ", threshold)
 
 
 def test_a_customer_without_a_score_is_named_with_the_reason_and_the_others_are_printed(

@@ -186,6 +186,10 @@ def test_an_offer_can_be_priced_without_retraining(client: ScoringClient) -> Non
     assert usual.propensity.threshold == pytest.approx(dear.propensity.threshold, rel=1e-6)
     assert (worthless.churn.threshold, worthless.churn.alert) == (1.0, False)
     assert certain.churn.threshold < usual.churn.threshold
+    rich = client.score(KNOWN, economics=Economics(churn=Offer(value_if_won=1e6)))
+    assert rich.churn.value_if_won == 1e6
+    assert rich.churn.threshold == pytest.approx(0.01)
+    assert rich.propensity.value_if_won == pytest.approx(usual.propensity.value_if_won, rel=1e-6)
 
 
 def test_a_threshold_is_the_published_formula(client: ScoringClient, small_registry: Path) -> None:
@@ -198,7 +202,7 @@ def test_a_threshold_is_the_published_formula(client: ScoringClient, small_regis
                 figures[f"{offer}.{name}"]
                 for name in ("offer_cost", "contact_cost", "success_rate", "redemption_rate", "budget_price")
             )
-            beyond = figures["margin"] * score.expected_spend - cost
+            beyond = alert.value_if_won - cost
             expected = 1.0
             if beyond > 0:
                 least, most = contact + price + redemption * cost, success * beyond + redemption * cost

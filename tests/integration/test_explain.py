@@ -12,7 +12,7 @@ import pytest
 from feature_store.bundles import bundle
 from feature_store.bundles.bundle import BundleError, Manifest
 from feature_store.bundles.typical_customer import to_manifest, typical_customer, typical_state
-from feature_store.state.layout import Floats
+from feature_store.state.layout import DAY_S, Floats
 from service.scoring.model import Model
 from service.scoring.shapley import EXACT_PLAYERS, Coalitions, exact, sampled
 from tidemark.explanation import Explanation
@@ -59,7 +59,9 @@ def test_a_bundle_from_before_is_explained_against_the_median_of_its_golden_rows
     rewrite(registry, baseline=None)
     loaded, model = bundle.read(registry), Model.current(registry)
     assert loaded.manifest.baseline is None
-    middle = typical_state(model.layout, golden(registry))
+    rows = loaded.golden  # states of various ages
+    now = model.layout.advance(rows["input_state"], rows["input_age"][:, 0] * DAY_S)
+    middle = typical_state(model.layout, now)
     np.testing.assert_array_equal(typical_customer(loaded, model.layout), middle)
     expected = model.probabilities(middle[np.newaxis])[0]
     for explanations in explained(model, golden(registry)[:3]):

@@ -84,6 +84,8 @@ def test_a_good_bundle_opens_and_gives_its_golden_rows(toy: Trained) -> None:
         (lambda at: (at / "manifest.json").unlink(), r"manifest.json cannot be read \(FileNotFoundError\)"),
         (lambda at: truncate(at / "manifest.json", 2), "manifest.json is not valid"),
         (lambda at: (at / "manifest.json").write_text("{}"), "manifest.json is not valid: version: Field required"),
+        (lambda at: rewrite(at.parent, format=1), "format 1, this release serves format 2: fit it again"),
+        (lambda at: rewrite(at.parent, format=3), "format 3, which a later release wrote"),
         (lambda at: rewrite(at.parent, fingerprint="00000000"), "the fingerprint does not match the feature"),
         (lambda at: rewrite(at.parent, features=[]), "the fingerprint does not match the feature"),
         (lambda at: rewrite(at.parent, version="../../etc"), "manifest.json is not valid: version"),

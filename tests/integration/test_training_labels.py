@@ -158,3 +158,36 @@ def test_a_cut_off_before_everything_has_no_rows(source: OfflineStore) -> None:
     rows = build_rows(source, LAYOUT, config(), [CUTOFF - 1000 * DAY_S])
     assert len(rows) == 0
     assert rows.state.shape == (0, 3)
+
+
+def test_what_a_win_brings_and_what_the_customer_spent_before() -> None:
+    # Days from the cut-off: the horizon of propensity is 7 days, that of churn 28.
+    history = [(-50, 30.0), (-40, 12.0), (-2, 18.0), (3, 10.0), (5, 20.0), (20, 70.0)]
+    values = ", ".join(
+        f"('{name}', to_timestamp({CUTOFF + day * DAY_S!r}), 'purchase', {amount})"
+        for name, purchases in {"stays": history, "leaves": history[:3], "end": [(40, 1.0)]}.items()
+        for day, amount in purchases
+    )
+    query = f"SELECT * FROM (VALUES {values}) AS t (customer_id, event_time, event_type, amount)"
+    with OfflineStore(Source(events=query)) as opened:
+        rows = build_rows(opened, LAYOUT, config(), [CUTOFF])
+    assert rows.customer_id.tolist() == ["leaves", "stays"]
+    np.testing.assert_array_equal(rows.stay_spend, [np.nan, 100.0])
+    np.testing.assert_array_equal(rows.purchase_amount, [np.nan, 15.0])
+    # Two of the 28-day spans before have purchases: the latest one and the one before it.
+    assert rows.kept_windows.tolist() == [2.0, 2.0]
+    assert rows.tenure_days.tolist() == [50.0, 50.0]
+    assert rows.monetary.tolist() == [60.0, 60.0]
+
+
+def test_a_purchase_of_propensity_without_spend_is_worth_nothing() -> None:
+    values = ", ".join(
+        f"('a', to_timestamp({CUTOFF + day * DAY_S!r}), '{kind}', {amount})"
+        for day, kind, amount in [(-2, "purchase", 18.0), (3, "view", "NULL"), (40, "purchase", 9.0)]
+    )
+    settings = config(propensity={"event": "view", "horizon_days": 7})
+    query = f"SELECT * FROM (VALUES {values}) AS t (customer_id, event_time, event_type, amount)"
+    with OfflineStore(Source(events=query)) as opened:
+        rows = build_rows(opened, LAYOUT, settings, [CUTOFF])
+    assert rows.propensity.tolist() == [1.0]
+    assert rows.purchase_amount.tolist() == [0.0]

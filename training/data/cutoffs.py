@@ -21,8 +21,11 @@ from feature_store.errors import InputError
 from feature_store.state.layout import DAY_S
 from training.config import TrainingConfig
 
-TARGETS: Final = ("churn", "propensity", "spend")
-"""What is predicted; the first two are the offers."""
+TARGETS: Final = ("churn", "propensity", "stay_spend", "purchase_amount", "spend")
+"""What is predicted: the outcome of each offer, the spend of a customer who is won by each, and spend in any case."""
+
+VALUE_TARGETS: Final = {"churn": "stay_spend", "propensity": "purchase_amount"}
+"""By offer: the spend that a win brings."""
 
 CvFold = tuple[list[float], list[float]]
 """Cut-offs to fit on, and later ones to validate on."""
@@ -67,20 +70,27 @@ class Cutoffs:
 
 @dataclass(frozen=True)
 class CutoffPlan:
-    """The cut-offs of churn and spend, and those of propensity."""
+    """The cut-offs of churn, of propensity (with the amount of a purchase), and of spend over the value horizon.
+
+    The horizon of spend may be longer than that of churn. Then its cut-offs, those of its test among them, are earlier:
+    only cut-offs are used at which all of the spend is known.
+    """
 
     churn: Cutoffs
     propensity: Cutoffs
+    spend: Cutoffs
 
     def of(self, target: str) -> Cutoffs:
         """The cut-offs of one of TARGETS."""
-        return self.propensity if target == "propensity" else self.churn
+        if target == "churn":
+            return self.churn
+        return self.propensity if target in ("propensity", "purchase_amount") else self.spend
 
     @property
     def every(self) -> list[float]:
         """All cut-offs, each once, ascending."""
-        both = (self.churn, self.propensity)
-        return sorted({cutoff for cutoffs in both for cutoff in [*cutoffs.training, *cutoffs.test]})
+        each = (self.churn, self.propensity, self.spend)
+        return sorted({cutoff for cutoffs in each for cutoff in [*cutoffs.training, *cutoffs.test]})
 
     @property
     def newest_known(self) -> float:
@@ -100,7 +110,10 @@ class CutoffPlan:
         """Blocks by name, for the manifest."""
         names = ("fit", "gap", "calibration", "test")
         churn = {name: getattr(self.churn, name) for name in names}
-        return churn | {f"propensity_{name}": getattr(self.propensity, name) for name in names}
+        propensity = {f"propensity_{name}": getattr(self.propensity, name) for name in names}
+        if self.spend == self.churn:
+            return churn | propensity
+        return churn | propensity | {f"spend_{name}": getattr(self.spend, name) for name in names}
 
 
 def lay_out(config: TrainingConfig, start: float, end: float) -> CutoffPlan:
@@ -115,8 +128,7 @@ def lay_out(config: TrainingConfig, start: float, end: float) -> CutoffPlan:
         InputError: If the history is too short.
     """
     plan = config.evaluation
-    horizon = max(config.churn.horizon_days, config.economics.horizon_days) * DAY_S
-    anchor = _tests(config, end, horizon)[0] - horizon
+    horizon, anchor = config.churn.horizon_days * DAY_S, _churn_anchor(config, end)
     churn = _lay_out_one(config, start, end, horizon, anchor)
     count = len(churn.training) + len(churn.test)
     if count < plan.least_cutoffs:
@@ -130,7 +142,41 @@ def lay_out(config: TrainingConfig, start: float, end: float) -> CutoffPlan:
             f"evaluation.calibration_cutoffs = {plan.calibration_cutoffs} leaves no cut-off to fit on: make it "
             "smaller, or bring a longer history"
         )
-    return CutoffPlan(churn, propensity)
+    spend = _lay_out_one(config, start, end, spend_horizon_days(config) * DAY_S, anchor)
+    if not spend.fit:
+        raise InputError(too_long_value_horizon(config, start, end))
+    return CutoffPlan(churn, propensity, spend)
+
+
+def _churn_anchor(config: TrainingConfig, end: float) -> float:
+    """A cut-off of the grid that all training cut-offs stand on: one churn horizon before the first test."""
+    horizon = config.churn.horizon_days * DAY_S
+    return _tests(config, end, horizon)[0] - horizon
+
+
+def spend_horizon_days(config: TrainingConfig) -> float:
+    """Days after a cut-off until the spend of a customer who stayed is known: the label and all of the spend."""
+    return max(config.churn.horizon_days, config.economics.horizon_days)
+
+
+def max_value_horizon_days(config: TrainingConfig, start: float, end: float) -> int:
+    """The longest value horizon, in whole days, that a history allows; 0 if it allows none.
+
+    It must fit three times: the cut-offs to fit on, the calibration, the test and the end of the data are one horizon
+    apart from each other.
+    """
+    anchor = _churn_anchor(config, end)
+    longest = int((end - start) / DAY_S // 3)
+    return next((d for d in range(longest, 0, -1) if _lay_out_one(config, start, end, d * DAY_S, anchor).fit), 0)
+
+
+def too_long_value_horizon(config: TrainingConfig, start: float, end: float) -> str:
+    """What is wrong with a value horizon that the history does not allow, and how to fix it."""
+    return (
+        f"economics.horizon_days = {config.economics.horizon_days:g} leaves no cut-off to learn spend from: the "
+        f"source's {(end - start) / DAY_S:.0f} days allow at most {max_value_horizon_days(config, start, end)}; "
+        "shorten it, or bring a longer history"
+    )
 
 
 def _tests(config: TrainingConfig, end: float, horizon: float) -> list[float]:

@@ -38,6 +38,15 @@ LABELS_SQL: Final = """
             sum(try_cast(round(amount * 1e6) AS HUGEINT))
             FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $spend_s), 0)::DOUBLE / 1e6)
         END AS spend,
+        CASE WHEN $cutoff + $propensity_s <= $until
+            AND bool_or(event_type = $propensity_event AND t > $cutoff AND t <= $cutoff + $propensity_s) THEN
+            greatest(0, coalesce(sum(try_cast(round(amount * 1e6) AS HUGEINT))
+            FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $propensity_s), 0)::DOUBLE / 1e6)
+            / greatest(1, count(*) FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $propensity_s))
+        END AS purchase_amount,
+        count(DISTINCT floor(($cutoff - t) / $churn_s)) FILTER (event_type = $churn_event AND t <= $cutoff)
+            AS kept_windows,
+        ($cutoff - min(t) FILTER (event_type = $churn_event AND t <= $cutoff)) / 86400 AS tenure_days,
         ($cutoff - max(t) FILTER (event_type = $churn_event AND t <= $cutoff)) / 86400 AS recency_days,
         count(*) FILTER (event_type = $churn_event AND t <= $cutoff)::DOUBLE AS frequency,
         coalesce(sum(try_cast(round(amount * 1e6) AS HUGEINT))
@@ -60,7 +69,12 @@ class Rows:
         state: State as of the cut-off, float64 ``[n, slots]``.
         churn: Label, 0 or 1, NaN if unknown.
         propensity: Label, 0 or 1, NaN if unknown.
-        spend: Amount, NaN if unknown.
+        spend: Amount over the value horizon, NaN if unknown.
+        stay_spend: The same of customers who did not churn, NaN for others: what a win of the churn offer brings.
+        purchase_amount: Mean amount of a purchase within the propensity horizon, NaN for customers without one: what a
+            win of the propensity offer brings.
+        kept_windows: Number of spans of one churn horizon each, counted back from the cut-off, with a churn event.
+        tenure_days: Days since the first churn event.
         recency_days: Days since the last event of the churn type, the baseline.
         frequency: Number of such events up to the cut-off.
         monetary: Spend up to the cut-off.
@@ -75,6 +89,10 @@ class Rows:
     churn: Floats
     propensity: Floats
     spend: Floats
+    stay_spend: Floats
+    purchase_amount: Floats
+    kept_windows: Floats
+    tenure_days: Floats
     recency_days: Floats
     frequency: Floats
     monetary: Floats
@@ -176,6 +194,7 @@ def _rows_at(
     columns = {name: np.ma.filled(column.astype(np.float64), np.nan) for name, column in labels.items()}
     unknown = np.full(len(ids), np.nan)
     return columns | {
+        "stay_spend": np.where(columns["churn"] == 0, columns["spend"], np.nan),
         "cutoff": np.full(len(ids), cutoff),
         "customer_id": ids,
         "state": state,
@@ -207,13 +226,19 @@ def snapshot_rows(source: OfflineStore, layout: StateLayout, config: TrainingCon
     if not np.isin(label[np.isfinite(label)], (0.0, 1.0)).all():
         raise InputError(f"snapshot.label: column '{snapshot.label}' has values other than 0 and 1")
     unknown = np.full(len(ids), np.nan)
+    spend = np.maximum(numbers.get("value", unknown), 0.0)
+    of_churn = snapshot.target == "churn"
     rows = Rows(
         cutoff=np.zeros(len(ids)),
         customer_id=ids,
         state=source.states(layout, source.summary.end).slots,
-        churn=label if snapshot.target == "churn" else unknown,
-        propensity=label if snapshot.target == "propensity" else unknown,
-        spend=np.maximum(numbers.get("value", unknown), 0.0),
+        churn=label if of_churn else unknown,
+        propensity=unknown if of_churn else label,
+        spend=spend,
+        stay_spend=np.where(label == 0, spend, np.nan) if of_churn else unknown,
+        purchase_amount=unknown if of_churn else np.where(label == 1, spend, np.nan),
+        kept_windows=unknown,
+        tenure_days=unknown,
         recency_days=unknown,
         frequency=unknown,
         monetary=numbers.get("value", unknown),

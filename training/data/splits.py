@@ -22,7 +22,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, Stratified
 from feature_store.bundles.bundle import OFFERS
 from feature_store.errors import InputError
 from feature_store.state.layout import Floats
-from training.arrays import Index
+from training.arrays import Bools, Index
 from training.data.cutoffs import TARGETS, CutoffPlan, Cutoffs
 from training.data.dataset import Rows
 
@@ -73,14 +73,25 @@ def _temporal_splits(rows: Rows, target: str, cutoffs: Cutoffs, folds: int) -> S
 def random_splits(rows: Rows, targets: Sequence[str], folds: int, seed: int) -> dict[str, Splits]:
     """Split the rows at random, in the same way for all targets.
 
-    Rows of a group stay together, and every part has about the same share of each outcome of the first target.
+    Rows of a group stay together, and every part has about the same share of each outcome of the first target. Each
+    target has only the rows where it is known.
     """
     everything, labels = np.arange(len(rows)), rows.label(targets[0])
     known, test = _grouped_folds(rows, everything, labels, TEST_PARTS, seed)[0]
     split = Split(*_grouped_folds(rows, known, labels, TEST_PARTS, seed + 1)[0], known)
     final = Split(*_grouped_folds(rows, everything, labels, TEST_PARTS, seed + 2)[0], everything)
     splits = Splits(_grouped_folds(rows, known, labels, folds, seed + 3), split, test, final)
-    return dict.fromkeys(targets, splits)
+    return {target: _where(splits, np.isfinite(rows.label(target))) for target in targets}
+
+
+def _where(splits: Splits, known: Bools) -> Splits:
+    """The splits with only the rows whose label is known; ``known`` ``[n]``."""
+
+    def split(part: Split) -> Split:
+        return Split(*(index[known[index]] for index in (part.fit, part.calibration, part.everything)))
+
+    folds = [(earlier[known[earlier]], later[known[later]]) for earlier, later in splits.folds]
+    return Splits(folds, split(splits.evaluation), splits.test[known[splits.test]], split(splits.final))
 
 
 def random_folds(rows: Rows, targets: Sequence[str], folds: int, seed: int) -> dict[str, Splits]:
@@ -89,7 +100,7 @@ def random_folds(rows: Rows, targets: Sequence[str], folds: int, seed: int) -> d
     nothing = everything[:0]
     split = Split(everything, nothing, everything)
     splits = Splits(_grouped_folds(rows, everything, labels, folds, seed + 3), split, nothing, split)
-    return dict.fromkeys(targets, splits)
+    return {target: _where(splits, np.isfinite(rows.label(target))) for target in targets}
 
 
 def _grouped_folds(rows: Rows, index: Index, labels: Floats, parts: int, seed: int) -> list[tuple[Index, Index]]:

@@ -24,7 +24,7 @@ from feature_store.state.layout import Floats
 from training.arrays import Index
 from training.config import Offer
 from training.evaluation.paired_bootstrap import RESAMPLES, Pairs, Statistics, resample
-from training.evaluation.policies import terms_in
+from training.evaluation.scored_rows import terms_in
 from training.evidence import HoldoutRows, read_evidence
 
 IRRELEVANT: Final = 1e-4

@@ -8,7 +8,8 @@ The cost of a decision is counted against the best decision for the observed out
     not contacted, negative outcome:   0
 
 Differences between decisions equal those of ``thresholds.gain``, and perfect knowledge of the outcomes costs nothing.
-So savings are 1 for perfect knowledge, 0 for the better of contacting everybody and nobody, and negative below that.
+Values are realised ones (decisions use the model's). So savings are 1 for perfect knowledge, 0 for the better of
+contacting everybody and nobody, and negative below that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy.typing as npt
 
 from feature_store.state.layout import Floats
 from training.config import Offer
-from training.evaluation.policies import ScoredRows, tuned_threshold
+from training.evaluation.policies import tuned_threshold
+from training.evaluation.scored_rows import ScoredRows
 from training.graph.thresholds import Terms, threshold
 
 # Verbraken et al. (2013) use Beta(6, 14) for the share of churners that an offer retains: this is alpha + beta.
@@ -46,7 +48,7 @@ def cost_metrics(
     from empulse.metrics import expected_savings_score  # noqa: PLC0415 - takes seconds
 
     terms = test.terms(offer)
-    costs = cost_matrix(test.value, terms)
+    costs = cost_matrix(test.realised_value, terms)
     label = test.label.astype(np.int64)
     dynamic = test.probability >= threshold(test.value, terms, 0.0, threshold_min)
     single = test.probability >= tuned_threshold(calibration, offer, np.inf)
@@ -81,14 +83,14 @@ def _cost_of_everybody(costs: dict[str, Any], label: npt.NDArray[np.bool_]) -> f
 def expected_maximum_profit(rows: ScoredRows, offer: Offer) -> tuple[float, float]:
     """EMPC per customer and the share of customers contacted (Verbraken et al., 2013).
 
-    EMPC is defined for one value and one cost: the mean value of the positives and the mean costs are used. It assumes
-    that all negatives who are contacted take the offer; with ``r * d`` as the cost of the offer and ``v - d + r * d``
-    as the value, it equals the gain used here.
+    EMPC is defined for one value and one cost: the mean realised value of the positives and the mean costs are used. It
+    assumes that all negatives who are contacted take the offer; with ``r * d`` as the cost of the offer and
+    ``v - d + r * d`` as the value, it equals the gain used here.
     """
     from empulse.metrics import empc_score, mpc_score  # noqa: PLC0415 - takes seconds
 
     terms, rate = rows.terms(offer), offer.success_rate
-    value = float(rows.value[rows.label].mean()) if rows.label.any() else 0.0
+    value = float(rows.realised_value[rows.label].mean()) if rows.label.any() else 0.0
     cost = float(np.mean(terms.offer_cost))
     given_away = offer.redemption_rate * cost
     figures = {

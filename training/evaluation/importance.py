@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats
+from training.data.cutoffs import TARGETS, VALUE_TARGETS
 from training.evaluation.scorer import EvaluationScorer, ScoringGraph
 from training.evidence import Importance
 from training.parallel import Task, WorkerPool
@@ -17,27 +18,31 @@ from training.selection.fold_losses import shuffled
 from training.statistics import poisson_losses
 
 REPEATS: Final = 3
+MIN_VALUE: Final = 1e-9
+"""Lower bound of a predicted value, because the deviance needs positive ones."""
 
 
 def permutation_importance(scorer: EvaluationScorer, pool: WorkerPool) -> dict[str, Task[dict[str, list[Importance]]]]:
-    """Queue the computation of the importance of all slots.
+    """Queue the computation of the importance of all slots, for the probability and the value if won of each offer.
 
-    Targets with the same test rows share a task, and with it the runs of the graph.
+    Offers with the same test rows share a task, and with it the runs of the graph.
 
     Returns:
         By target, the task whose result has the lines of the target.
     """
-    table = scorer.table
+    table, margin = scorer.table, scorer.config.economics.margin
     slots = [feature.name for feature in table.spec.layout.features]
-    targets_by_test: dict[bytes, list[str]] = {}
-    for target, split in table.splits.items():
-        targets_by_test.setdefault(split.test.tobytes(), []).append(target)
+    offers_by_test: dict[bytes, list[str]] = {}
+    for offer in scorer.offers:
+        offers_by_test.setdefault(table.splits[offer].test.tobytes(), []).append(offer)
     tasks: dict[str, Task[dict[str, list[Importance]]]] = {}
-    for targets in targets_by_test.values():
-        rows = table.rows.take(table.splits[targets[0]].test)
-        labels = {target: rows.label(target) for target in targets}
-        tasks |= dict.fromkeys(targets, pool.submit(_importance, scorer.graph, rows.state, labels, slots, scorer.seed))
-    return {target: tasks[target] for target in table.splits}
+    for offers in offers_by_test.values():
+        rows = table.rows.take(table.splits[offers[0]].test)
+        labels = {offer: rows.label(offer) for offer in offers}
+        values = {VALUE_TARGETS[offer]: margin * rows.label(VALUE_TARGETS[offer]) for offer in offers}
+        labels |= {target: value for target, value in values.items() if np.isfinite(value).any()}
+        tasks |= dict.fromkeys(labels, pool.submit(_importance, scorer.graph, rows.state, labels, slots, scorer.seed))
+    return {target: tasks[target] for target in TARGETS if target in tasks}
 
 
 def _importance(
@@ -58,10 +63,14 @@ def _importance(
 
 
 def _quality(labels: Mapping[str, Floats], outputs: Mapping[str, Floats]) -> dict[str, float]:
-    """By target: AUC of an offer, or the negative Poisson deviance of spend."""
-    return {
-        target: float(roc_auc_score(label, outputs[f"{target}_probability"]))
-        if target in OFFERS
-        else -float(poisson_losses(label, outputs["expected_spend"]).mean())
-        for target, label in labels.items()
-    }
+    """By target: AUC of an offer, or the negative Poisson deviance of a value on the rows where it is known."""
+    quality = {}
+    for target, label in labels.items():
+        if target in OFFERS:
+            quality[target] = float(roc_auc_score(label, outputs[f"{target}_probability"]))
+        else:
+            offer = next(offer for offer in OFFERS if VALUE_TARGETS[offer] == target)
+            known = np.isfinite(label)
+            value = np.maximum(outputs[f"{offer}_value_if_won"][known], MIN_VALUE)
+            quality[target] = -float(poisson_losses(label[known], value).mean())
+    return quality

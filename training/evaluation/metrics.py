@@ -1,4 +1,4 @@
-"""Metrics of probabilities, spend and decisions on the test rows."""
+"""Metrics of probabilities and spend on the test rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 
 from feature_store.state.layout import Floats
 from training.arrays import Index
-from training.graph.thresholds import Terms, gain
 from training.statistics import INTERVAL, clustered_standard_error, resampled_totals
 
 Metrics = dict[str, float]
@@ -93,36 +92,4 @@ def spend_metrics(spend: Floats, expected: Floats) -> Metrics:
         "poisson_deviance": float(mean_poisson_deviance(spend, expected)),
         "total_ratio": float(expected.sum() / max(spend.sum(), 1e-9)),
         "mean": float(spend.mean()),
-    }
-
-
-def policy_metrics(
-    labels: npt.NDArray[np.bool_], probability: Floats, value: Floats, threshold: Floats, offer: Terms
-) -> Metrics:
-    """Profit of policies that contact the same number of customers, given the observed outcomes.
-
-    The dynamic threshold decides how many customers are contacted; the other policies contact the same number, highest
-    first by their own ranking. The gain of a contact uses the observed outcome in place of the probability, and the
-    model's value and the config's rates. It is an expected profit, because observational data does not show the effect
-    of a contact.
-    """
-    alerts = probability >= threshold
-    contacts = int(alerts.sum())
-    realised = gain(labels.astype(np.float64), value, offer)
-
-    def best(ranking: Floats) -> npt.NDArray[np.bool_]:
-        chosen = np.zeros(len(labels), dtype=bool)
-        chosen[np.argsort(-ranking, kind="stable")[:contacts]] = True
-        return chosen
-
-    def profit(chosen: npt.NDArray[np.bool_]) -> float:
-        return float(realised[chosen].sum())
-
-    return {
-        "alert_share": float(alerts.mean()),
-        "contacts": float(contacts),
-        "profit_dynamic_threshold": profit(alerts),
-        "profit_single_threshold": profit(best(probability)),
-        "profit_probability_times_value": profit(best(probability * value)),
-        "precision": float(labels[alerts].mean()) if contacts else 0.0,
     }

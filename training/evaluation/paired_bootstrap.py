@@ -38,15 +38,14 @@ class Pairs:
 class Statistics:
     """Differences of an offer, prepared so that a resample costs a few sums.
 
-    Losses and profit are summed by customer. For the AUC the rows are sorted once; a resample only changes their
-    weights.
+    Profit is realised profit, with the realised values of A. Losses and profit are summed by customer. For the AUC the
+    rows are sorted once; a resample only changes their weights.
     """
 
     def __init__(self, pair: Pairs, customers: int, offer: Terms) -> None:
         self.pair = pair
         self.rows = np.bincount(pair.owner, minlength=customers).astype(np.float64)
-        value = (pair.a.value + pair.b.value) / 2
-        realised = gain(pair.label.astype(np.float64), value, offer)
+        realised = gain(pair.label.astype(np.float64), pair.a.realised_value, offer)
         self.by_row = {
             "log_loss": [log_losses(pair.label, rows.probability, clip=EPSILON) for rows in (pair.a, pair.b)],
             "brier": [(rows.probability - pair.label) ** 2 for rows in (pair.a, pair.b)],

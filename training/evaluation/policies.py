@@ -1,32 +1,34 @@
 """Profit of policies: the dynamic threshold against other ways to choose the same number of customers.
 
-Everything that a policy needs (budget price, single threshold, quintiles) is found on the calibration block; the test
-rows are only used to compute the profit. The dynamic threshold decides how many customers are contacted; the other
-policies contact the same number, highest first by their own ranking. No policy contacts a customer whose value is at
-most the cost of the offer.
+Everything that a policy needs (budget price, single threshold, quintiles) is found on the calibration block, with
+scores of models that were not fitted on it; the test rows are only used to compute the profit. The dynamic threshold
+decides how many customers are contacted; the other policies contact the same number, highest first by their own
+ranking. No policy contacts a customer whose value is at most the cost of the offer.
 
-Expected profit is the gain with the model's probability, realised profit the gain with the observed outcome in its
-place. Both use the model's value and the config's rates, because observational data does not show the effect of a
-contact (``training.evaluation.uplift`` uses randomised data).
+Policies choose by the model's values, but are not paid with them, because then every ranking by value would win, a
+worthless one as well. *Realised* profit has the observed outcome in place of the probability, and the value that came
+in place of the model's (``scored_rows.realised_value``). Beside it are the same outcomes paid *at the model's own
+values*, and the *expected* profit, with the model's probabilities and values.
+
+The rates are the config's in all three, because observational data does not show the effect of a contact
+(``training.evaluation.uplift`` uses randomised data).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.bundles.bundle import Manifest
 from feature_store.state.layout import Floats
+from training.arrays import Bools
 from training.config import Offer
-from training.evidence import Cell, HoldoutRows, Policy
-from training.graph.thresholds import CustomerOffer, Terms, budget_price, gain, threshold
+from training.evaluation.scored_rows import ScoredRows
+from training.evidence import Cell, Policy
+from training.graph.thresholds import budget_price, threshold
 from training.statistics import RESAMPLES, interval, resampled_totals
-
-Mask = npt.NDArray[np.bool_]
 
 BUDGETS: Final = (0.02, 0.05, 0.1, 0.2, 0.3)
 UNLIMITED: Final = 1.0
@@ -44,47 +46,16 @@ RECENCY: Final = "recency"
 RANDOM: Final = "random"
 EVERYBODY: Final = "everybody"
 
-
-@dataclass(frozen=True)
-class ScoredRows:
-    """ScoredRows rows of a block, each array ``[n]``.
-
-    Attributes:
-        customer: Hash of the id, uint64.
-        probability: Calibrated.
-        value: Margin times expected spend.
-        label: The observed outcome.
-        recency: Days since the last purchase, NaN if unknown, None for a snapshot.
-        frequency: Number of purchases, NaN if unknown, None for a snapshot.
-        monetary: Spend, NaN if unknown, None for a snapshot.
-        contact_cost: Per customer; None if the offer's applies to all.
-        offer_cost: Per customer; None if the offer's applies to all.
-    """
-
-    customer: npt.NDArray[np.uint64]
-    probability: Floats
-    value: Floats
-    label: Mask
-    recency: Floats | None = None
-    frequency: Floats | None = None
-    monetary: Floats | None = None
-    contact_cost: Floats | None = None
-    offer_cost: Floats | None = None
-
-    def terms(self, offer: Offer) -> Terms:
-        """The offer, with the costs per customer if there are any."""
-        if self.contact_cost is None and self.offer_cost is None:
-            return offer
-        n = len(self.probability)
-        contact = np.full(n, offer.contact_cost) if self.contact_cost is None else self.contact_cost
-        cost = np.full(n, offer.offer_cost) if self.offer_cost is None else self.offer_cost
-        return CustomerOffer(contact, cost, offer.success_rate, offer.redemption_rate, offer.budget_share)
+PAYS: Final = "acting pays"
+NOT_SHOWN: Final = "not shown"
+DOES_NOT_PAY: Final = "does not pay"
 
 
-def terms_in(manifest: Manifest, offer: str, rows: HoldoutRows) -> CustomerOffer:
-    """The offer to the customers of test rows, with the rates of a manifest."""
-    success, redemption = (manifest.economics[f"{offer}.{rate}"] for rate in ("success_rate", "redemption_rate"))
-    return CustomerOffer(rows.contact_cost, rows.offer_cost, success, redemption, budget_share=1.0)
+def verdict(low: float, high: float) -> str:
+    """What the 95 % interval of a profit says in words: PAYS, NOT_SHOWN or DOES_NOT_PAY."""
+    if low > 0:
+        return PAYS
+    return DOES_NOT_PAY if high < 0 else NOT_SHOWN
 
 
 def compare_policies(
@@ -120,8 +91,11 @@ def compare_policies(
         for share in sorted({*budgets, offer.budget_share, UNLIMITED})
         for policy, weight in _choices(name, _at(offer, share), calibration, test, threshold_min).items()
     }
-    terms = test.terms(offer)
-    expected, realised = gain(test.probability, test.value, terms), gain(_outcome(test), test.value, terms)
+    expected, realised, at_model_values = (
+        test.expected_profit(offer),
+        test.profit(offer),
+        test.profit_at_model_values(offer),
+    )
     drawn = resampled_totals(
         np.column_stack([weight * realised for weight in chosen.values()]), test.customer, resamples, seed
     )
@@ -138,9 +112,13 @@ def compare_policies(
                 offer=name,
                 policy=policy,
                 budget_share=share,
+                is_own_budget=share == offer.budget_share,
+                rows=len(weight),
                 contacts=float(weight.sum()),
                 expected=float(weight @ expected),
                 realised=profit,
+                at_model_values=float(weight @ at_model_values),
+                precision=float(weight @ test.label / weight.sum()) if weight.any() else 0.0,
                 low=own.low,
                 high=own.high,
                 ahead=None if ahead is None else lead,
@@ -188,8 +166,8 @@ def compare_over_rates(
     ]
     contacts, leads = [], []
     for cell in cells:
-        chosen = _thresholds(cell, calibration, test, threshold_min)
-        realised = gain(_outcome(test), test.value, test.terms(cell))
+        chosen = threshold_contacts(cell, calibration, test, threshold_min)
+        realised = test.profit(cell)
         contacts.append(float(chosen[DYNAMIC].sum()))
         leads += [(chosen[DYNAMIC] - chosen[rival]) * realised for rival in (SINGLE, TUNED)]
     drawn = resampled_totals(np.column_stack(leads), test.customer, resamples, seed)
@@ -227,14 +205,14 @@ def best_threshold(probability: Floats, profit: Floats, max_contacts: float) -> 
 
 
 def tuned_threshold(rows: ScoredRows, offer: Offer, max_contacts: float) -> float:
-    """The single threshold that is best for these rows with their observed outcomes; inf for no contact."""
-    terms = rows.terms(offer)
-    possible = rows.value > terms.offer_cost
-    profit = gain(_outcome(rows), rows.value, terms)
+    """The single threshold with the largest realised profit on these rows; inf for no contact."""
+    possible, profit = rows.value > rows.terms(offer).offer_cost, rows.profit(offer)
     return best_threshold(rows.probability[possible], profit[possible], max_contacts)
 
 
-def _thresholds(offer: Offer, calibration: ScoredRows, test: ScoredRows, threshold_min: float) -> dict[str, Floats]:
+def threshold_contacts(
+    offer: Offer, calibration: ScoredRows, test: ScoredRows, threshold_min: float
+) -> dict[str, Floats]:
     """Contacts of the dynamic and the single thresholds: 0 or 1 for each test row."""
     terms = test.terms(offer)
     possible = test.value > terms.offer_cost
@@ -252,7 +230,7 @@ def _choices(
     name: str, offer: Offer, calibration: ScoredRows, test: ScoredRows, threshold_min: float
 ) -> dict[str, Floats]:
     """Contacts of each policy: 0 or 1 for each test row, or the probability of a contact."""
-    chosen = _thresholds(offer, calibration, test, threshold_min)
+    chosen = threshold_contacts(offer, calibration, test, threshold_min)
     contacts, terms = int(chosen[DYNAMIC].sum()), test.terms(offer)
     possible = test.value > terms.offer_cost
     hindsight = tuned_threshold(test, offer, max(contacts, chosen[TUNED].sum()))
@@ -265,7 +243,7 @@ def _choices(
     return chosen
 
 
-def _best(ranking: Floats, possible: Mask, contacts: int, customer: npt.NDArray[np.uint64]) -> Floats:
+def _best(ranking: Floats, possible: Bools, contacts: int, customer: npt.NDArray[np.uint64]) -> Floats:
     """The highest ``contacts`` of the possible rows; ties are broken by the hash of the id, then by row."""
     order = np.lexsort((customer, -ranking))
     chosen = np.zeros(len(ranking), dtype=bool)
@@ -298,12 +276,8 @@ def _quintile(before: Floats, after: Floats) -> Floats:
     return np.where(np.isnan(after), 0.0, 1.0 + np.searchsorted(edges, after, side="right"))
 
 
-def _weight(chosen: Mask) -> Floats:
+def _weight(chosen: Bools) -> Floats:
     return chosen.astype(np.float64)
-
-
-def _outcome(rows: ScoredRows) -> Floats:
-    return rows.label.astype(np.float64)
 
 
 def _at(offer: Offer, share: float) -> Offer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from feature_store.state.layout import Floats
 from training.arrays import Index
 from training.config import TrainingConfig
 from training.data.training_table import TrainingTable
-from training.evaluation.policies import ScoredRows
+from training.evaluation.scored_rows import ScoredRows, realised_value
 from training.evidence import hashed_ids
 from training.graph.customer_costs import own_figures, terms_of
 from training.models.export import graph_inputs
@@ -75,6 +75,16 @@ class EvaluationScorer:
         return self.config.evaluation.seed
 
     @property
+    def comparison(self) -> dict[str, Any]:
+        """Keyword arguments of every comparison of policies."""
+        evaluation = self.config.evaluation
+        return {
+            "threshold_min": self.config.economics.threshold_min,
+            "resamples": evaluation.bootstrap,
+            "seed": evaluation.seed,
+        }
+
+    @property
     def offers(self) -> list[str]:
         """The offers that have labels."""
         return [offer for offer in OFFERS if offer in self.table.splits]
@@ -83,20 +93,31 @@ class EvaluationScorer:
         """Outputs of the graph by name for states ``[n, slots]``, in float64."""
         return self.graph.run(state)
 
-    def scored(self, offer: str, index: Index) -> ScoredRows:
-        """Score the rows at ``index`` for the comparison of policies."""
-        rows = self.table.rows.take(index)
-        outputs = self.run(rows.state)
+    def test_rows(self, offer: str) -> ScoredRows:
+        """The test rows, scored by the graph."""
+        index = self.table.splits[offer].test
+        outputs = self.run(self.table.rows.state[index])
+        return self._scored(offer, index, outputs[f"{offer}_probability"], outputs[f"{offer}_value_if_won"])
+
+    def calibration_rows(self, offer: str) -> ScoredRows:
+        """The calibration rows, scored by models that were not fitted on them."""
+        held_out = self.models.held_out[offer]
+        value = self.config.economics.margin * held_out.spend
+        return self._scored(offer, self.table.splits[offer].evaluation.calibration, held_out.probability, value)
+
+    def _scored(self, offer: str, index: Index, probability: Floats, value: Floats) -> ScoredRows:
+        rows, has_time = self.table.rows.take(index), self.table.plan is not None
         terms = terms_of(self.config, self.table.spec.layout, offer, rows.state)
         has_own_costs = terms is not self.config.economics.offer(offer)
         return ScoredRows(
             customer=hashed_ids(rows.customer_id.tolist()),
-            probability=outputs[f"{offer}_probability"],
-            value=self.config.economics.margin * outputs["expected_spend"],
+            probability=probability,
+            value=value,
+            realised_value=realised_value(self.config, rows, offer),
             label=rows.label(offer) > 0,
-            recency=None if self.table.plan is None else rows.recency_days,
-            frequency=None if self.table.plan is None else rows.frequency,
-            monetary=None if self.table.plan is None else rows.monetary,
+            recency=rows.recency_days if has_time else None,
+            frequency=rows.frequency if has_time else None,
+            monetary=rows.monetary if has_time else None,
             contact_cost=np.asarray(terms.contact_cost) if has_own_costs else None,
             offer_cost=np.asarray(terms.offer_cost) if has_own_costs else None,
         )

@@ -47,7 +47,10 @@ def terms_of(config: TrainingConfig, layout: StateLayout, offer: str, state: Flo
 
 
 def add_own_costs(graph: GraphBuilder, config: TrainingConfig, layout: StateLayout) -> str:
-    """Add nodes that replace NaN in the graph's ``economics``; returns the name of float64 ``[n, figures]``."""
+    """Add nodes that replace NaN costs in the graph's ``economics``; returns the name of float64 ``[n, figures]``.
+
+    Other figures, and values if won, must be taken from ``economics`` itself.
+    """
     own = own_figures(config, layout)
     if not own:
         return "economics"

@@ -1,8 +1,8 @@
 """The dynamic threshold: the probability from which acting pays, for each customer and offer.
 
-For a calibrated probability p, value v = margin * expected spend, contact cost c, offer cost d, success rate s (share
-of the targeted customers whom the offer wins), redemption rate r (share of the others who redeem it) and budget price
-b, acting gains ``p * s * (v - d) - (1 - p) * r * d - c``. Acting if the gain is at least b gives
+For a calibrated probability p, value if won v (margin times the spend that a win brings), contact cost c, offer cost d,
+success rate s (share of the targeted customers whom the offer wins), redemption rate r (share of the others who redeem
+it) and budget price b, acting gains ``p * s * (v - d) - (1 - p) * r * d - c``. Acting if the gain is at least b gives
 
     threshold = (c + b + r * d) / (s * (v - d) + r * d)    clipped to [threshold_min, 1];  1 (never) if v <= d
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_store.bundles.bundle import ECONOMICS, OFFER_FIGURES
+from feature_store.bundles.bundle import ECONOMICS, OFFER_FIGURES, VALUE_IF_WON
 from feature_store.state.layout import Floats
 from training.config import Offer
 from training.graph.builder import GraphBuilder
@@ -68,12 +68,29 @@ def budget_price(probability: Floats, value: Floats, offer: Terms, threshold_min
     return (float(better[-1]) + first_out) / 2 if len(better) else first_out + 1.0
 
 
-def add_thresholds(graph: GraphBuilder, spend: str, economics: str, offers: Sequence[str], threshold_min: float) -> str:
+def add_values(graph: GraphBuilder, spend_if_won: str, economics: str, offers: Sequence[str]) -> str:
+    """Add nodes for the values if won: margin times spend, or the caller's value.
+
+    Args:
+        graph: The graph.
+        spend_if_won: Name of the spend if an offer wins, float64 ``[n, offers]``.
+        economics: Name of the economics as the caller gives them, float64 ``[n, figures]``.
+        offers: The offers, in order of the columns.
+
+    Returns:
+        The name of float64 ``[n, offers]``.
+    """
+    by_caller = graph.columns(economics, [ECONOMICS.index(f"{offer}.{VALUE_IF_WON}") for offer in offers])
+    by_model = graph.add("Mul", graph.columns(economics, [ECONOMICS.index("margin")]), spend_if_won)
+    return graph.add("Where", graph.add("IsNaN", by_caller), by_model, by_caller)
+
+
+def add_thresholds(graph: GraphBuilder, value: str, economics: str, offers: Sequence[str], threshold_min: float) -> str:
     """Add nodes for the thresholds.
 
     Args:
         graph: The graph.
-        spend: Name of the expected spend, float64 ``[n, 1]``.
+        value: Name of the values if won, float64 ``[n, offers]``.
         economics: Name of the economics, float64 ``[n, figures]``.
         offers: The offers, in order of the columns.
         threshold_min: Lower bound of a threshold.
@@ -85,7 +102,6 @@ def add_thresholds(graph: GraphBuilder, spend: str, economics: str, offers: Sequ
         graph.columns(economics, [ECONOMICS.index(f"{offer}.{name}") for offer in offers]) for name in OFFER_FIGURES
     )
     zero, one = graph.constant(np.array([0.0])), graph.constant(np.array([1.0]))
-    value = graph.add("Mul", graph.columns(economics, [ECONOMICS.index("margin")]), spend)
     given_away = graph.add("Mul", redemption, offer_cost)
     cost = graph.add("Add", graph.add("Add", contact, price), given_away)
     beyond = graph.add("Sub", value, offer_cost)

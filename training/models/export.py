@@ -17,10 +17,11 @@ from training.config import TrainingConfig
 from training.graph.builder import GraphBuilder
 from training.graph.customer_costs import add_own_costs, terms_of
 from training.graph.features import add_features
-from training.graph.thresholds import add_thresholds, threshold
+from training.graph.thresholds import add_thresholds, add_values, threshold
 from training.models.model_set import Models
-from training.models.probability import add_probabilities
+from training.models.scores import NO_MODEL, add_scores
 from training.models.segments import add_segments
+from training.models.spend import MIN_SPEND
 
 GOLDEN_ROWS: Final = 64
 MAX_AGE_DAYS: Final = 60.0
@@ -52,35 +53,48 @@ def build_graph(models: Models, config: TrainingConfig) -> bytes:
     graph.input("age", 1)
     graph.input("economics", len(ECONOMICS))
     features, columns = add_features(graph, spec), len(spec.names)
-    modelled = [offer for offer in OFFERS if offer in models.probability]
-    probability = add_probabilities(graph, [models.probability[offer] for offer in modelled], features, columns)
+    probability, spend_if_won, expected_spend = _add_models(graph, models, features, columns)
+    values = add_values(graph, spend_if_won, "economics", OFFERS)
+    economics = add_own_costs(graph, config, spec.layout)
+    thresholds = add_thresholds(graph, values, economics, OFFERS, config.economics.threshold_min)
     # Below 1 even when rounded to float32, because a threshold of 1 means never.
     probability = graph.add("Min", probability, graph.constant(BELOW_ONE))
-    spend = models.spend.add_to(graph, features, columns)
-    economics = add_own_costs(graph, config, spec.layout)
-    thresholds = add_thresholds(graph, spend, economics, OFFERS, config.economics.threshold_min)
-    if len(modelled) < len(OFFERS):
-        zero = graph.add("Mul", spend, graph.constant(np.array([0.0])))
-        columns_by_offer = [
-            graph.columns(probability, [modelled.index(offer)]) if offer in modelled else zero for offer in OFFERS
-        ]
-        probability = graph.add("Concat", *columns_by_offer, axis=1)
-    outputs = graph.add("Cast", graph.add("Concat", probability, spend, thresholds, axis=1), to=graph.float32)
+    outputs = graph.add("Concat", probability, expected_spend, thresholds, values, axis=1)
+    outputs = graph.add("Cast", outputs, to=graph.float32)
     for column, name in enumerate(OUTPUTS):
         graph.output(name, outputs, column)
     add_segments(graph, models.segments, features)
     return graph.build("tidemark")
 
 
+def _add_models(graph: GraphBuilder, models: Models, features: str, columns: int) -> tuple[str, str, str]:
+    """Add all models; returns the names of probability and spend if won, ``[n, offers]``, and of expected spend."""
+    scores = [models.probability[offer].score() if offer in models.probability else NO_MODEL for offer in OFFERS]
+    scores += [models.spend_if_won[offer].score() if offer in models.spend_if_won else NO_MODEL for offer in OFFERS]
+    scores += [] if models.spend is None else [models.spend.score()]
+    added, offers = add_scores(graph, scores, features, columns), len(OFFERS)
+    probability = graph.add("Sigmoid", graph.columns(added, range(offers)))
+    amounts = graph.add("Exp", graph.columns(added, range(offers, len(scores))))
+    amounts = graph.add("Max", amounts, graph.constant(np.array([[MIN_SPEND]])))
+    if models.spend is not None:
+        return probability, graph.columns(amounts, range(offers)), graph.columns(amounts, [offers])
+    at = OFFERS.index(models.first_offer)
+    share = graph.columns(probability, [at])
+    if models.first_offer == "churn":
+        share = graph.add("Sub", graph.constant(np.array([1.0])), share)
+    return probability, amounts, graph.add("Mul", share, graph.columns(amounts, [at]))
+
+
 def expected_outputs(models: Models, state: Floats, config: TrainingConfig, figures: Mapping[str, float]) -> Arrays:
     """The outputs that the graph must have for these states, computed with scikit-learn and NumPy."""
     features = models.matrix(state)
-    spend = models.spend.predict(features)
-    outputs: Arrays = {"expected_spend": spend}
+    outputs: Arrays = {"expected_spend": models.expected_spend(features)}
     for name in OFFERS:
+        value = config.economics.margin * models.predict_spend_if_won(name, features)
         outputs[f"{name}_probability"] = models.predict(name, features)
+        outputs[f"{name}_value_if_won"] = value
         outputs[f"{name}_threshold"] = threshold(
-            config.economics.margin * spend,
+            value,
             terms_of(config, models.matrix.spec.layout, name, state),
             figures[f"{name}.budget_price"],
             config.economics.threshold_min,
@@ -95,11 +109,11 @@ def graph_inputs(
 
     Args:
         state: States ``[n, slots]``.
-        figures: The economics by name.
+        figures: The economics by name, without values if won, which the models compute.
         per_customer: Figures that are NaN, so that the graph takes them from the state.
         age_days: Time since the states were current ``[n]``, in days; None for 0.
     """
-    row = np.array([np.nan if name in per_customer else figures[name] for name in ECONOMICS])
+    row = np.array([np.nan if name in per_customer else figures.get(name, np.nan) for name in ECONOMICS])
     age = np.zeros(len(state)) if age_days is None else age_days
     return {"state": state, "age": age[:, np.newaxis], "economics": np.tile(row, (len(state), 1))}
 

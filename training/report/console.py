@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from feature_store.bundles.bundle import OFFERS, Manifest
+from feature_store.bundles.bundle import MONEY_OUTPUTS, OFFERS, Manifest
+from training.evaluation.policies import verdict
 from training.evidence import OPTIMISTIC, Finding
 
 
@@ -35,12 +36,13 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     console.print(quality)
 
     profit = Table(
-        title="Expected profit with equal numbers of contacts: dynamic threshold, single threshold, ranking by p·v",
+        title="Realised profit with equal numbers of contacts: dynamic threshold, single threshold, ranking by p·v",
         title_justify="left",
         box=box.SIMPLE,
     )
-    for heading in ("", "alerts", "precision", "dynamic", "single", "p·v", "budget price"):
-        profit.add_column(heading, justify="left" if not heading else "right")
+    headings = ("", "alerts", "precision", "dynamic", "95 %", "single", "p·v", "at model's values", "budget price", "")
+    for heading in headings:
+        profit.add_column(heading, justify="right" if heading else "left")
     for offer in offers:
         policy = metrics[offer]["policy"]
         profit.add_row(
@@ -48,17 +50,23 @@ def print_summary(console: Console, manifest: Manifest) -> None:
             f"{policy['alert_share']:.1%}",
             f"{policy['precision']:.1%}",
             f"{policy['profit_dynamic_threshold']:,.0f}",
+            f"{policy['profit_low']:,.0f} to {policy['profit_high']:,.0f}",
             f"{policy['profit_single_threshold']:,.0f}",
             f"{policy['profit_probability_times_value']:,.0f}",
+            f"{policy['profit_at_model_values']:,.0f}",
             f"{manifest.economics[f'{offer}.budget_price']:.2f}",
+            verdict(policy["profit_low"], policy["profit_high"]),
         )
     console.print(profit)
+    for offer in offers:
+        console.print(_value(offer, metrics["values"][offer]), highlight=False, soft_wrap=True)
 
     parity = metrics["parity"]
     console.print(
         f"{_spend(metrics['spend'])}\n"
         f"ONNX equals scikit-learn on {metrics['rows']['test']:,} rows: probabilities to "
-        f"{max(parity[f'{offer}_probability'] for offer in offers):.1e}, spend to {parity['expected_spend']:.1e}",
+        f"{max(parity[f'{offer}_probability'] for offer in offers):.1e}, spend and values to "
+        f"{max(parity[name] for name in MONEY_OUTPUTS):.1e}",
         highlight=False,
         soft_wrap=True,
     )
@@ -88,8 +96,19 @@ def _source(manifest: Manifest) -> str:
 
 def _spend(metrics: Mapping[str, Any]) -> str:
     if "mean_absolute_error" not in metrics:
-        return f"expected spend ({metrics['model']}): economics.value for every customer"
+        return f"expected spend ({metrics['model']}): from economics.value for every customer"
     return (
         f"expected spend ({metrics['model']}): mean absolute error {metrics['mean_absolute_error']:.2f}, "
         f"predicted total / actual total {metrics['total_ratio']:.3f}"
     )
+
+
+def _value(offer: str, value: Mapping[str, Any]) -> str:
+    """How reliable the value of a win is: predicted over realised total, with intervals."""
+    ratios = [
+        f"{value[group]['ratio']:.3f} ({value[group]['low']:.3f} to {value[group]['high']:.3f}) {of}"
+        for group, of in (("total", "of all customers"), ("alerted", "of those alerted"))
+        if group in value
+    ]
+    measured = f"predicted / realised {', '.join(ratios)}" if ratios else "not measured"
+    return f"{offer} value if won ({value['model']}): {measured}"

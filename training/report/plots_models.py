@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import MaxNLocator
 
+from feature_store.bundles.bundle import OFFERS
 from training.evidence import Damage, FeatureSubset, Importance, Optimism, Trial
 from training.report.drawing import (
     BLUE,
@@ -128,7 +129,7 @@ def importance(target: str, slots: Sequence[Importance]) -> Picture:
     """Permutation importance of the slots."""
     ranked = sorted(slots, key=lambda slot: -slot.lost)
     shown = ranked[:MAX_BARS]
-    unit = "deviance" if target == "spend" else "AUC"
+    unit = "AUC" if target in OFFERS else "deviance"
     with drawing(rows_height(len(shown), 0.26)) as figure:
         axes = figure.add_subplot()
         axes.barh(

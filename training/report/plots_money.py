@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
-from training.evidence import Cell, HoldoutRows, Policy, Value
+from training.evidence import Cell, HoldoutRows, Policy, Value, ValueReliability
 from training.report import curves
 from training.report.drawing import (
     BLUE,
@@ -145,6 +145,33 @@ def thresholds(offer: str, rows: HoldoutRows) -> Picture:
             f"Thresholds by value, {offer}",
             alt,
             "Boxes: the middle half of the customers; lines: 90%. A threshold of 1 means never. On top: share alerted.",
+        )
+
+
+def values(reliability: ValueReliability) -> Picture:
+    """Predicted against realised value, by tenths of the customers."""
+    bins = reliability.bins
+    predicted, realised, low, high = (
+        np.array([getattr(tenth, name) for tenth in bins]) for name in ("predicted", "realised", "low", "high")
+    )
+    with drawing(4.0) as figure:
+        axes = figure.add_subplot()
+        reach = np.abs(np.array([low, high]) - realised)
+        axes.errorbar(predicted, realised, reach, fmt="o", color=BLUE, markersize=4, elinewidth=1, capsize=2)
+        largest = float(max(predicted.max(), high.max(), 1e-9))
+        axes.plot([0, largest], [0, largest], color=GREY, linewidth=1, linestyle=":", label="realised as predicted")
+        axes.set(xlabel="predicted value if won", ylabel="realised value")
+        number_axis(axes.xaxis)
+        number_axis(axes.yaxis)
+        legend_above(figure)
+        text = ", ".join(
+            f"{compact(p)} predicted, {compact(r)} realised" for p, r in zip(predicted, realised, strict=True)
+        )
+        return picture(
+            figure,
+            f"Reliability of values, {reliability.offer}",
+            f"Value if won for {reliability.offer}, by tenths of the customers: {text}.",
+            "Each point is a tenth of the customers. Whiskers: 95% intervals from resampled customers.",
         )
 
 

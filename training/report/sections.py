@@ -2,63 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feature_store.bundles.bundle import Manifest
-from training.evidence import Evidence, HoldoutRows, Policy, SlotStability
-from training.report import plots_groups, plots_models, plots_money, plots_rows
-from training.report.drawing import Picture, compact, plain
+from training.evidence import Evidence, HoldoutRows, SlotStability
+from training.report import money, plots_groups, plots_models, plots_rows
+from training.report.drawing import plain
+from training.report.layout import Part, Section, Table, by, joined, rate_text
 from training.report.words import saved
 
 Rows = Mapping[str, HoldoutRows]
-
-COST_METRICS = (
-    "Expected savings: the share of the cost of wrong decisions that a threshold avoids, compared with the better of "
-    "contacting everybody and nobody. EMPC: expected maximum profit per customer when ranking by probability, and the "
-    "share of customers contacted for it."
-)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text cells; all columns except the first ``names`` are numbers."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    names: int = 1
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a section, with a heading unless that is empty."""
-
-    heading: str = ""
-    text: str = ""
-    pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section; it is shown only if it has parts."""
-
-    slug: str
-    title: str
-    lead: str
-    parts: list[Part] = field(default_factory=list)
 
 
 def sections(evidence: Evidence, rows: Rows) -> tuple[list[Section], list[str]]:
     """The sections in order, and the titles of those without evidence."""
     candidates = [
         _quality(rows),
-        _money(evidence, rows),
-        _rates(evidence),
-        _treatment(evidence),
+        money.money(evidence, rows),
+        money.values(evidence),
+        money.rates(evidence),
+        money.treatment(evidence),
         _splits(evidence),
         _trials(evidence),
         _features(evidence),
@@ -82,83 +46,6 @@ def _quality(rows: Rows) -> Section:
     return section
 
 
-def _money(evidence: Evidence, rows: Rows) -> Section:
-    section = Section(
-        "money",
-        "Does acting on it pay?",
-        "Profit is computed from observed outcomes, the model's value of each customer and the assumed rates. All "
-        "policies contact the same number of customers.",
-    )
-    for offer, test in rows.items():
-        policies = [policy for policy in evidence.policies if policy.offer == offer]
-        pictures = [plots_money.profit(offer, policies), plots_money.ahead(offer, policies)] if policies else []
-        tables = (
-            [_policy_table(offer, policies, float((test.probability >= test.threshold).mean()))] if policies else []
-        )
-        text = "" if policies else "No other policies were compared."
-        drawn = [picture for picture in [*pictures, plots_money.thresholds(offer, test)] if picture]
-        section.parts.append(Part(offer, text, drawn, tables))
-    if evidence.costs:
-        section.parts.append(Part("Cost-sensitive metrics", COST_METRICS, tables=[_cost_metrics(evidence.costs)]))
-    return section
-
-
-def _cost_metrics(costs: Mapping[str, float]) -> Table:
-    rows = [(plain(name.replace("_", " ")), f"{figure:,.4g}") for name, figure in costs.items()]
-    return Table("Without a budget, on the test rows", ("metric", "value"), rows)
-
-
-def _policy_table(offer: str, policies: Sequence[Policy], share: float) -> Table:
-    nearest = min((policy.budget_share for policy in policies), key=lambda budget: abs(budget - share))
-    return Table(
-        f"{offer.capitalize()}: policies with {nearest:.0%} of the customers contacted, closest to the share of alerts "
-        f"({share:.1%})",
-        ("policy", "contacts", "expected profit", "realised profit", "95%", "dynamic threshold earns more by", "95%"),
-        [
-            (
-                plain(policy.policy),
-                f"{policy.contacts:,.0f}",
-                compact(policy.expected),
-                compact(policy.realised),
-                _interval(policy.low, policy.high),
-                "" if policy.ahead is None else compact(policy.ahead),
-                "" if policy.ahead is None else _interval(policy.ahead_low or 0.0, policy.ahead_high or 0.0),
-            )
-            for policy in policies
-            if policy.budget_share == nearest
-        ],
-    )
-
-
-def _rates(evidence: Evidence) -> Section:
-    section = Section(
-        "rates",
-        "What if the assumed rates are wrong?",
-        "Success and redemption rates are assumptions. Each square assumes a different pair, tunes the best single "
-        "threshold on calibration data, and compares both on the test cut-offs.",
-    )
-    section.parts.extend(
-        Part(pictures=[plots_money.grid(offer, cells)]) for offer, cells in _by(evidence.grid, "offer")
-    )
-    return _joined(section)
-
-
-def _treatment(evidence: Evidence) -> Section:
-    section = Section("treatment", "What does the offer change?", "Measured on data in which the offer was randomised.")
-    if evidence.treatment:
-        table = Table(
-            "Value per customer",
-            ("policy", "estimator", "value", "95%"),
-            [
-                (plain(v.policy), plain(v.estimator), f"{v.value:.4g}", _interval(v.low, v.high))
-                for v in evidence.treatment
-            ],
-            names=2,
-        )
-        section.parts.append(Part(pictures=[plots_money.treatment(evidence.treatment)], tables=[table]))
-    return section
-
-
 def _splits(evidence: Evidence) -> Section:
     section = Section("splits", "How optimistic is a random split?", "The same models evaluated with both splits.")
     if evidence.optimism:
@@ -173,7 +60,7 @@ def _trials(evidence: Evidence) -> Section:
         "By cross-validation on training data: folds in time, or for a snapshot random folds.",
     )
     if evidence.trials:
-        pictures = [plots_models.trials(target, trials) for target, trials in _by(evidence.trials, "target")]
+        pictures = [plots_models.trials(target, trials) for target, trials in by(evidence.trials, "target")]
         table = Table(
             "Candidate models",
             ("target", "model", "loss", "above the best", "standard error", "chosen"),
@@ -243,10 +130,9 @@ def _importance(evidence: Evidence) -> Section:
         "Quality lost on the test rows when the values of a feature are shuffled among the rows.",
     )
     section.parts.extend(
-        Part(pictures=[plots_models.importance(target, ranked)])
-        for target, ranked in _by(evidence.importance, "target")
+        Part(pictures=[plots_models.importance(target, ranked)]) for target, ranked in by(evidence.importance, "target")
     )
-    return _joined(section)
+    return joined(section)
 
 
 def _robustness(evidence: Evidence) -> Section:
@@ -254,14 +140,14 @@ def _robustness(evidence: Evidence) -> Section:
         "robustness", "What if the data is damaged?", "With missing values, lost events and duplicated events."
     )
     section.parts.extend(
-        Part(pictures=[plots_models.robustness(offer, damage)]) for offer, damage in _by(evidence.robustness, "offer")
+        Part(pictures=[plots_models.robustness(offer, damage)]) for offer, damage in by(evidence.robustness, "offer")
     )
-    return _joined(section)
+    return joined(section)
 
 
 def _segments(evidence: Evidence) -> Section:
     section = Section("segments", "Customer segments", "Segments of the test customers.")
-    for scheme, segments in _by(evidence.segments, "scheme"):
+    for scheme, segments in by(evidence.segments, "scheme"):
         pictures = [plots_groups.sizes(scheme, segments), plots_groups.profile(scheme, segments)]
         table = Table(
             f"Segments by {scheme}",
@@ -271,8 +157,8 @@ def _segments(evidence: Evidence) -> Section:
                     str(n),
                     plain(s.name),
                     f"{s.share:.1%}",
-                    _rate(s.churn_rate),
-                    _rate(s.propensity_rate),
+                    rate_text(s.churn_rate),
+                    rate_text(s.propensity_rate),
                     _amount(s.mean_spend),
                 )
                 for n, s in enumerate(segments, start=1)
@@ -323,7 +209,7 @@ def _audit(evidence: Evidence) -> Section:
             "Findings",
             ("severity", "check", "where", "problem", "fix", "share"),
             [
-                (f.severity, plain(f.check), plain(f.where), plain(f.message), plain(f.fix), _rate(f.share))
+                (f.severity, plain(f.check), plain(f.where), plain(f.message), plain(f.fix), rate_text(f.share))
                 for f in ranked
             ],
             names=5,
@@ -378,29 +264,6 @@ def card(manifest: Manifest) -> list[Table]:
 
 def _feature(feature: Any) -> tuple[str, str, str]:
     return plain(feature.name), str(feature.aggregate), plain(str(feature.event or ""))
-
-
-def _by(table: Sequence[Any], key: str) -> Iterator[tuple[str, list[Any]]]:
-    """Group the lines of a table by a field, in the order of first appearance."""
-    order = list(dict.fromkeys(getattr(line, key) for line in table))
-    ranked = sorted(table, key=lambda line: order.index(getattr(line, key)))
-    for name, lines in groupby(ranked, key=lambda line: getattr(line, key)):
-        yield name, list(lines)
-
-
-def _joined(section: Section) -> Section:
-    """Merge the parts of a section so that their pictures are side by side."""
-    pictures = [picture for part in section.parts for picture in part.pictures]
-    section.parts[:] = [Part(pictures=pictures)] if pictures else []
-    return section
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{compact(low)} to {compact(high)}"
-
-
-def _rate(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
 
 
 def _amount(amount: float | None) -> str:

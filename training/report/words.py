@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,9 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from feature_store.bundles.bundle import Manifest
 from feature_store.state.layout import Floats
-from training.evaluation.policies import terms_in
+from training.evaluation.policies import DOES_NOT_PAY, NOT_SHOWN, PAYS, verdict
 from training.evidence import Evidence, FeatureSubset, HoldoutRows, Policy
-from training.graph.thresholds import gain
 from training.report import curves
 from training.report.drawing import compact, plain
 from training.statistics import clustered_standard_error, log_losses
@@ -36,7 +35,8 @@ INTENDED: Final = (
     "With the costs and rates below, or those given in a call.",
 )
 LIMITS: Final = (
-    "Profit is computed from observed outcomes, the model's value of each customer and assumed rates.",
+    "Profit is computed from observed outcomes, assumed rates and realised spend (churn: the customer's spend before).",
+    "A customer whom an offer wins is assumed to spend like a similar one who stays, or buys, without an offer.",
     "The effect of contacting a customer cannot be measured unless contacts were randomised.",
     "Shops change: the figures are for the test period. Train again once the newest cut-off is older than the horizon.",
     "Intervals resample customers, not seasons: they do not cover a season that is not in the test period.",
@@ -67,36 +67,41 @@ def headline(offer: str, manifest: Manifest, evidence: Evidence, rows: HoldoutRo
     figures = {label: f"{metrics[name]:.4f}" for name, label in FIGURES.items() if name in metrics}
     error = metrics.get("calibration_error", 0.0)
     better, against = _against_baseline(rows)
-    paid = _profit(offer, manifest, rows)
-    good, verdict = _verdict(evidence, error, better=better, paid=paid)
+    policy = metrics.get("policy", {})
+    low, high = policy.get("profit_low", 0.0), policy.get("profit_high", 0.0)
+    good, in_words = _verdict(evidence, offer, error, better=better, paying=verdict(low, high))
     auc = metrics.get("auc", roc_auc_score(rows.label, rows.probability))
     quality = f"AUC {auc:.3f}{against}; probabilities are off by {100 * error:.1f} points on average; "
-    sentence = quality + _alerts(rows, evidence.policies, offer, paid)
-    return Headline(offer, QUESTION[offer], good, verdict, sentence, figures)
+    sentence = quality + _alerts(policy, evidence.policies, offer)
+    return Headline(offer, QUESTION[offer], good, in_words, sentence, figures)
 
 
-def _alerts(rows: HoldoutRows, policies: Sequence[Policy], offer: str, paid: float) -> str:
+def _alerts(policy: Mapping[str, float], policies: Sequence[Policy], offer: str) -> str:
     """The share of customers alerted, the precision of the alerts, and their profit."""
-    alerts = rows.probability >= rows.threshold
-    if not alerts.any():
+    if not policy.get("contacts"):
         return "nobody is alerted."
-    share = float(alerts.mean())
+    share = policy["alert_share"]
     return (
-        f"{share:.1%} of the customers are alerted, {rows.label[alerts].mean():.0%} of them correctly; "
-        f"the alerts are worth {compact(paid)} ({_ahead(policies, offer, share)})."
+        f"{share:.1%} of the customers are alerted, {policy['precision']:.0%} of them correctly; "
+        f"the alerts earn {compact(policy['profit_dynamic_threshold'])}, 95% {compact(policy['profit_low'])} to "
+        f"{compact(policy['profit_high'])} ({_ahead(policies, offer)})."
     )
 
 
-def _verdict(evidence: Evidence, error: float, *, better: bool, paid: float) -> tuple[bool | None, str]:
+def _verdict(evidence: Evidence, offer: str, error: float, *, better: bool, paying: str) -> tuple[bool | None, str]:
     if any(finding.severity == "fatal" for finding in evidence.audit):
         return False, "Do not act on it: the audit found a fatal fault"
     if not better:
         return False, "Do not act on it: it is no better than the baseline beyond chance"
+    if any(control.offer == offer and not control.passed for control in evidence.controls):
+        return None, "Its profits cannot be trusted: the negative control failed"
     if error > MAX_CALIBRATION_ERROR:
         return None, "It ranks well, but its probabilities are off, and the thresholds depend on them"
-    if paid <= 0:
-        return None, "It predicts well, but at these costs acting does not pay"
-    return True, "Good: better than the baseline, well calibrated, and acting pays"
+    return {
+        PAYS: (True, "Good: better than the baseline, well calibrated, and acting pays"),
+        NOT_SHOWN: (None, "It predicts well, but it is not shown that acting pays at these costs"),
+        DOES_NOT_PAY: (None, "It predicts well, but at these costs acting does not pay"),
+    }[paying]
 
 
 def _against_baseline(rows: HoldoutRows) -> tuple[bool, str]:
@@ -110,25 +115,18 @@ def _against_baseline(rows: HoldoutRows) -> tuple[bool, str]:
     return mean + 1.96 * error < 0, text
 
 
-def _profit(offer: str, manifest: Manifest, rows: HoldoutRows) -> float:
-    """Profit of the alerts, given the observed outcomes."""
-    realised = gain(rows.label.astype(np.float64), rows.value, terms_in(manifest, offer, rows))
-    return float(realised[rows.probability >= rows.threshold].sum())
-
-
-def _ahead(policies: Sequence[Policy], offer: str, share: float) -> str:
-    """Comparison with the strongest other policy, at the budget closest to the share of alerts."""
-    others = [policy for policy in policies if policy.offer == offer and policy.ahead is not None]
+def _ahead(policies: Sequence[Policy], offer: str) -> str:
+    """Comparison with the strongest other policy, at the config's budget."""
+    others = [p for p in policies if p.offer == offer and p.is_own_budget and p.ahead is not None]
     if not others:
         return "no other policy was compared"
-    nearest = min((policy.budget_share for policy in others), key=lambda budget: abs(budget - share))
-    rival = min((policy for policy in others if policy.budget_share == nearest), key=lambda policy: policy.ahead or 0.0)
+    rival = min(others, key=lambda policy: policy.ahead or 0.0)
     ahead, low, high = rival.ahead or 0.0, rival.ahead_low or 0.0, rival.ahead_high or 0.0
     relation = "more than" if low > 0 else "less than" if high < 0 else "not shown to differ from"
     by = "" if low <= 0 <= high else f"{compact(abs(ahead))} "
     return (
         f"{by}{relation} {plain(rival.policy)}, the strongest other policy, "
-        f"at {nearest:.0%} contacts: {compact(ahead)}, 95% {compact(low)} to {compact(high)}"
+        f"within the budget of {rival.budget_share:.0%}: {compact(ahead)}, 95% {compact(low)} to {compact(high)}"
     )
 
 

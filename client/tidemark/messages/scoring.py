@@ -10,7 +10,7 @@ from typing import Any
 from tidemark.v1 import scoring_pb2
 
 from tidemark.errors import Problem, problem_of_status
-from tidemark.explanation import Contribution, Explanation, SlotValue
+from tidemark.explanation import Contribution, Explanation, SlotValue, ThresholdExplanation
 from tidemark.limits import MAX_CUSTOMERS_PER_CALL, MAX_EXPLAINED_PER_CALL
 from tidemark.messages.times import moment
 from tidemark.types import Alert, Economics, Interest, Score
@@ -97,6 +97,7 @@ def _alert(alert: scoring_pb2.Alert) -> Alert:
         automated_response_off=alert.automated_response_off,
         spike=alert.spike,
         explanation=_explanation(alert.explanation) if alert.HasField("explanation") else None,
+        value_if_won=alert.value_if_won,
     )
 
 
@@ -112,7 +113,26 @@ def _explanation(explanation: scoring_pb2.Explanation) -> Explanation:
         for contribution in explanation.contributions
     ]
     return Explanation(
-        explanation.baseline_probability, contributions, explanation.other_contribution, explanation.exact
+        explanation.baseline_probability,
+        contributions,
+        explanation.other_contribution,
+        explanation.exact,
+        _threshold(explanation.threshold) if explanation.HasField("threshold") else None,
+    )
+
+
+def _threshold(threshold: scoring_pb2.ThresholdExplanation) -> ThresholdExplanation:
+    optional = {
+        name: getattr(threshold, name) if threshold.HasField(name) else None
+        for name in ("margin", "spend_if_won", "contact_cost", "offer_cost", "gain_if_intended", "cost_if_other")
+    }
+    return ThresholdExplanation(
+        value_if_won=threshold.value_if_won,
+        success_rate=threshold.success_rate,
+        redemption_rate=threshold.redemption_rate,
+        budget_price=threshold.budget_price,
+        sentence=threshold.sentence,
+        **optional,
     )
 
 

@@ -28,9 +28,10 @@ from service.api.scoring import (
 )
 from service.errors import Reason, RequestError
 from service.scoring.types import ScoreRequest, Scores, mute, rows_of
-from tidemark.explanation import Contribution, Explanation, SlotValue
+from tidemark.explanation import Contribution, Explanation, SlotValue, ThresholdExplanation
+from tidemark.messages.scoring import score_of
 
-ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 1_700_000_000.25]
+ROW = [0.25, 0.5, 120.0, 0.3, 0.5, 30.0, 7.5, 1_700_000_000.25]
 
 BAD_IDS = {
     "empty": "",
@@ -104,6 +105,7 @@ def test_every_figure_of_the_economics_lands_in_its_column() -> None:
             success_rate=base / 10 + 0.03,
             redemption_rate=base / 10 + 0.04,
             budget_price=base + 0.5,
+            value_if_won=base + 40.0,
         )
         for offer, base in (("churn", 1.0), ("propensity", 2.0))
     }
@@ -122,6 +124,8 @@ def test_every_figure_of_the_economics_lands_in_its_column() -> None:
         "propensity.success_rate": 0.23,
         "propensity.redemption_rate": 0.24,
         "propensity.budget_price": 2.5,
+        "churn.value_if_won": 41.0,
+        "propensity.value_if_won": 42.0,
     }
 
 
@@ -172,8 +176,9 @@ def test_how_stale_a_score_may_be_is_a_duration() -> None:
 
 
 probabilities = st.floats(0, 1, width=32)
+amounts = st.floats(0, 1e9, width=32)
 rows = st.tuples(
-    probabilities, probabilities, st.floats(0, 1e9, width=32), probabilities, probabilities, st.floats(0, 2.5e11)
+    probabilities, probabilities, amounts, probabilities, probabilities, amounts, amounts, st.floats(0, 2.5e11)
 ).map(list)
 ids = st.text(st.characters(codec="utf-8").filter(str.isprintable), min_size=1, max_size=64)
 
@@ -220,7 +225,7 @@ def timestamp(seconds: float) -> Timestamp:
 def expected_reply(customer: Customer, version: str) -> scoring_pb2.Score:
     """The reply as protobuf itself builds it."""
     customer_id, row, flags, top = customer
-    churn, propensity, spend, churn_threshold, propensity_threshold, as_of = row
+    churn, propensity, spend, churn_threshold, propensity_threshold, churn_value, propensity_value, as_of = row
     reply = scoring_pb2.Score(
         customer_id=customer_id,
         churn=scoring_pb2.Alert(
@@ -229,6 +234,7 @@ def expected_reply(customer: Customer, version: str) -> scoring_pb2.Score:
             alert=churn >= churn_threshold and not flags.off,
             automated_response_off=flags.off,
             spike=flags.churn_spike,
+            value_if_won=churn_value,
         ),
         propensity=scoring_pb2.Alert(
             probability=propensity,
@@ -237,6 +243,7 @@ def expected_reply(customer: Customer, version: str) -> scoring_pb2.Score:
             repeated_view=flags.repeated_view,
             automated_response_off=flags.off,
             spike=flags.propensity_spike,
+            value_if_won=propensity_value,
         ),
         expected_spend=spend,
         feature_time=timestamp(as_of),
@@ -273,7 +280,7 @@ def test_replies_hold_nothing_that_the_contract_does_not_know(customer: Customer
 
 def test_the_largest_reply_of_a_customer_can_be_written() -> None:
     top = Interest("客" * 85 + "x", 2**32 - 1, 1.0, 253_402_300_799.5)
-    customer = "é" * 128, [*ROW[:5], 253_402_300_799.5], Flags(*[True] * 5), top
+    customer = "é" * 128, [*ROW[:7], 253_402_300_799.5], Flags(*[True] * 5), top
     version = "v" * 255
     encoded = encode_batch(ScoreRequest([customer[0]] * 1000), scores_of([customer] * 1000, version))
     response = scoring_pb2.BatchScoreCustomersResponse.FromString(encoded)
@@ -282,7 +289,7 @@ def test_the_largest_reply_of_a_customer_can_be_written() -> None:
 
 def test_flags_and_interests_are_those_of_their_own_customer() -> None:
     errors = {2: RequestError(Reason.CONSENT_WITHHELD, "withheld", "customer_id")}
-    row, top = [0.9, 0.9, 120.0, 0.3, 0.5, 1_700_000_000.25], Interest("lamp", 3, 1.0, 1_700_000_000.5)
+    row, top = [0.9, 0.9, *ROW[2:]], Interest("lamp", 3, 1.0, 1_700_000_000.5)
     muted = Flags(off=True), top
     batch: list[Customer] = [
         (name, row, *(muted if name in "bc" else (Flags(), None))) for name in ("a", "b", "c", "d")
@@ -341,6 +348,7 @@ WHY = Explanation(
     ],
     0.01,
     exact=True,
+    threshold=ThresholdExplanation(23.0, 0.25, 92.0, 0.1, None, 0.2, 0.1, 1.0, 3.9, None, "From 32.6 % on."),
 )
 
 
@@ -356,6 +364,9 @@ def test_an_explanation_stands_with_its_alert() -> None:
     slot = told.contributions[0].slots[0]
     assert (slot.HasField("value"), slot.typical, slot.text) == (False, 40.0, "not known")
     assert not reply.propensity.HasField("explanation")
+    assert (told.threshold.value_if_won, told.threshold.spend_if_won, told.threshold.budget_price) == (23.0, 92.0, 1.0)
+    assert (told.threshold.HasField("offer_cost"), told.threshold.HasField("cost_if_other")) == (False, False)
+    assert score_of(reply).churn.explanation == WHY  # as the client reads it
     reply.churn.ClearField("explanation")
     assert reply == scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), plain)).score
 

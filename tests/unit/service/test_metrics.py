@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from feature_store.bundles.bundle import OUTPUTS
 from feature_store.errors import InputError
 from service.errors import Code, Reason, RequestError
 from service.scoring.types import Scores, rows_of
@@ -248,7 +249,7 @@ def test_the_observer_counts_rows_outcomes_and_stages_of_a_batch() -> None:
     observer.batch_taken(batch)
     observer.stage_done("redis", time.monotonic() - 0.5)
     unknown = RequestError(Reason.CUSTOMER_UNKNOWN, "…")
-    rows = rows_of(np.zeros((72, 6)))
+    rows = rows_of(np.zeros((72, len(OUTPUTS) + 1)))
     away = RequestError(Reason.FEATURE_STORE_UNAVAILABLE, "…")
     observer.batch_answered(batch, [Scores(rows, {}, "v"), Scores(rows[:2], {1: unknown}, "v"), away], time.monotonic())
     assert metrics.rows == {"scored": 73, "CUSTOMER_UNKNOWN": 1, "FEATURE_STORE_UNAVAILABLE": 1}

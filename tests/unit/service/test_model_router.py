@@ -46,7 +46,7 @@ class FakeScorer:
 
     def _scores(self, part: ScoreRequest) -> Scores:
         ids = part.customer_ids
-        table = np.array([[self.probability, 0.5, float(len(name)), 0.4, 0.9, 1.7e9] for name in ids])
+        table = np.array([[self.probability, 0.5, float(len(name)), 0.4, 0.9, 30.0, 7.0, 1.7e9] for name in ids])
         unknown = RequestError(Reason.CUSTOMER_UNKNOWN, "nobody", "customer_id")
         errors = {at: unknown for at, name in enumerate(ids) if name.startswith("?")} | dict(part.refused)
         rows = rows_of(table)
@@ -147,7 +147,7 @@ def test_without_a_canary_a_batch_is_handed_on_as_it_is() -> None:
 
 
 def test_slices_that_a_switch_has_come_between_name_the_model_of_each_row() -> None:
-    slices = [Scores(rows_of(np.full((2, 6), 1.7e9)), {}, version) for version in ("old", "old", "new")]
+    slices = [Scores(rows_of(np.full((2, 8), 1.7e9)), {}, version) for version in ("old", "old", "new")]
     joined = Scores.joined(slices)
     assert joined.versions == ["old"] * 4 + ["new"] * 2
     reply = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(ScoreRequest(list("abcdef")), joined))
@@ -156,7 +156,7 @@ def test_slices_that_a_switch_has_come_between_name_the_model_of_each_row() -> N
 
 
 def test_versions_of_rows_are_written_as_the_generated_messages_have_them() -> None:
-    rows = rows_of(np.array([[0.1, 0.2, 3.0, 0.4, 0.5, 1.7e9 + at] for at in range(3)]))
+    rows = rows_of(np.array([[0.1, 0.2, 3.0, 0.4, 0.5, 30.0, 7.0, 1.7e9 + at] for at in range(3)]))
     mixed = Scores(rows, {}, "v1", versions=["v1", "v2", "v1"])
     reply = scoring_pb2.BatchScoreCustomersResponse.FromString(encode_batch(ScoreRequest(["a", "b", "c"]), mixed))
     for at, result in enumerate(reply.results):

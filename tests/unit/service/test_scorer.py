@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from feature_store.bundles.bundle import OFFERS
+from feature_store.bundles.bundle import ECONOMICS, OFFERS, OUTPUTS
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreUnavailableError
 from feature_store.state.layout import Floats, MissingReason, State, StateBatch, StateLayout
@@ -17,6 +17,7 @@ from feature_store.state.profile import ProfileSummary
 from service.errors import Reason, RequestError
 from service.scoring.model import Model
 from service.scoring.scorer import Scorer
+from service.scoring.threshold_text import explain_threshold
 from service.scoring.types import ScoreRequest, Scores
 from tidemark.explanation import Explanation
 
@@ -46,8 +47,9 @@ class FakeStore:
 
 
 def explanation(age_s: float, max_reasons: int) -> Explanation:
-    """One that repeats what the explainer was asked."""
-    return Explanation(age_s, [], max_reasons, exact=True)
+    """One that repeats what the explainer was asked, with the threshold that the fake model computes."""
+    threshold = explain_threshold("churn", FakeModel.economics, 0.25, 0.25)
+    return Explanation(age_s, [], max_reasons, exact=True, threshold=threshold)
 
 
 class FakeExplainer:
@@ -59,7 +61,8 @@ class FakeExplainer:
         assert len(slots) == len(age_s) == len(probabilities)
         assert probabilities.shape[1] == len(OFFERS)
         error = RequestError(Reason.STATE_UNREADABLE, "cannot be explained", "customer_id")
-        return [error if age == 3 * 86_400 else {"churn": explanation(age, max_reasons)} for age in age_s]
+        plain = [{"churn": Explanation(age, [], max_reasons, exact=True)} for age in age_s]
+        return [error if age == 3 * 86_400 else why for age, why in zip(age_s, plain, strict=True)]
 
 
 class FakeModel:
@@ -67,11 +70,11 @@ class FakeModel:
 
     version = "v1"
     interests = Interests()
-    economics = np.array([0.25, *[1.0] * 10])
+    economics = np.array([0.25, *[1.0] * (len(ECONOMICS) - 3), np.nan, np.nan])
     explainer = FakeExplainer()
 
     def run(self, states: StateBatch, now: float, economics: Floats) -> Floats:
-        table = np.repeat(economics[:, :1], 6, axis=1)
+        table = np.repeat(economics[:, :1], len(OUTPUTS) + 1, axis=1)
         table[:, -1] = states.as_of
         table[now - states.as_of == 86_400.0, 0] = np.nan
         return table
@@ -94,7 +97,7 @@ def test_each_id_gets_a_score_or_an_error_of_its_own() -> None:
         3: Reason.STATE_UNREADABLE,
         4: Reason.STATE_UNREADABLE,
     }
-    assert scores.rows[0].item()[:3] == ((0.25, 0.25, True, False, False, False),) * 2 + (0.25,)
+    assert scores.rows[0].item()[:3] == ((0.25, 0.25, True, False, False, False, 0.25),) * 2 + (0.25,)
     assert scores.rows["features_as_of"][5] == NOW - 7
 
 
@@ -213,6 +216,19 @@ def test_only_scores_of_parts_that_ask_for_it_are_explained_each_with_its_own_ag
     assert reasons(asked) == {1: Reason.CUSTOMER_UNKNOWN, 3: Reason.STATE_UNREADABLE}
     assert strict.explanations == {0: {"churn": explanation(5, 1)}}
     assert set(strict.errors) == {1, 2, 3}
+
+
+def test_a_threshold_is_explained_with_the_figures_of_its_own_call() -> None:
+    column = ECONOMICS.index("churn.value_if_won")
+    asked = ScoreRequest(["known-1"], max_reasons=1)
+    usual, priced = score(asked, asked._replace(economics={column: 9.0}))
+    assert usual.explanations is not None
+    assert priced.explanations is not None
+    first, second = (scores.explanations[0]["churn"].threshold for scores in (usual, priced))  # type: ignore[index]
+    assert first is not None
+    assert second is not None
+    assert (first.margin, first.spend_if_won) == (0.25, 1.0)
+    assert (second.margin, second.spend_if_won) == (None, None)
 
 
 def test_a_slice_asks_for_explanations_too_and_they_come_back_in_place() -> None:

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import pytest
 
+from feature_store.bundles.bundle import ECONOMICS, OUTPUTS
 from feature_store.definitions import Feature, Interests
 from feature_store.state.layout import Floats, State, StateBatch, StateLayout
 from feature_store.state.profile import MIN_INTEREST_WEIGHT, Interest, ProfileSummary
@@ -63,12 +64,12 @@ class FakeModel:
     """All who have a visit are beyond both thresholds; nobody else is."""
 
     version = "v1"
-    economics = np.array([0.25, *[1.0] * 10])
+    economics = np.array([0.25, *[1.0] * (len(ECONOMICS) - 1)])
     interests = RULES
 
     def run(self, states: StateBatch, now: float, _economics: Floats) -> Floats:
         assert now == NOW
-        table = np.full((len(states.slots), 6), 0.5)
+        table = np.full((len(states.slots), len(OUTPUTS) + 1), 0.5)
         table[:, :2] = np.where(states.slots > 0, 0.75, 0.25)
         table[:, -1] = states.as_of
         return table

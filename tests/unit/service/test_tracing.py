@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 
+from feature_store.bundles.bundle import OUTPUTS
 from service.errors import Code, Reason, RequestError
 from service.scoring.types import Scores, rows_of
 from service.telemetry.batch_stages import BatchObserver
@@ -77,7 +78,9 @@ def scored(observer: BatchObserver, *traces: CallTrace | None) -> None:
     observer.batch_taken(batch)
     for stage in ("redis", "graph"):
         observer.stage_done(stage, time.monotonic())
-    observer.batch_answered(batch, [Scores(rows_of(np.zeros((1, 6))), {}, "v")] * len(batch), time.monotonic())
+    observer.batch_answered(
+        batch, [Scores(rows_of(np.zeros((1, len(OUTPUTS) + 1))), {}, "v")] * len(batch), time.monotonic()
+    )
 
 
 def test_a_call_and_its_stages_are_a_tree_in_the_callers_trace() -> None:

@@ -14,7 +14,6 @@ from feature_store.errors import InputError
 from feature_store.state.layout import Floats
 from tests.made_evidence import CUTOFFS, OFFER, logistic, made_manifest, made_rows
 from training.evaluation.compare import Comparison, compare_rows
-from training.evaluation.metrics import policy_metrics
 from training.evaluation.paired_bootstrap import Pairs, Statistics
 from training.evidence import HoldoutRows, hashed_ids
 
@@ -95,6 +94,7 @@ def test_equally_good_models_seldom_differ() -> None:
             probability=a,
             threshold=nothing,
             value=nothing,
+            realised_value=nothing,
             contact_cost=nothing,
             offer_cost=nothing,
             recency_days=nothing,
@@ -117,11 +117,13 @@ def test_measures_of_a_resample_equal_those_of_repeated_rows(rows: Rows, digits:
         assert found[name] == pytest.approx(-np.subtract(*expected), abs=1e-12), name
 
 
-def test_profit_is_the_profit_of_the_alerts(rows: Rows) -> None:
+def test_profit_is_the_realised_profit_of_the_alerts(rows: Rows) -> None:
     found = compared(rows, changed(rows, noisy))
     for offer, test in rows.items():
-        expected = policy_metrics(test.label, test.probability, test.value, test.threshold, OFFER)
-        assert found.offers[offer].measures["profit"].a == pytest.approx(expected["profit_dynamic_threshold"])
+        alerts = test.probability >= test.threshold
+        won = 0.2 * (test.realised_value - 3.0) - 0.1  # with the rates and costs of OFFER
+        expected = np.where(test.label, won, -0.1 * 3.0 - 0.1)[alerts].sum()
+        assert found.offers[offer].measures["profit"].a == pytest.approx(expected)
 
 
 def test_different_economics_are_noted(rows: Rows) -> None:

@@ -15,7 +15,7 @@ from feature_store.state.layout import Floats
 from tests.made_rows import OFFER, attributes, made_config
 from training.graph.builder import GraphBuilder
 from training.graph.customer_costs import add_own_costs, own_figures, terms_of
-from training.graph.thresholds import CustomerOffer, add_thresholds, threshold
+from training.graph.thresholds import CustomerOffer, add_thresholds, add_values, threshold
 from training.models.export import graph_inputs
 
 SNAPSHOT = {"table": "", "label": "left"}
@@ -41,8 +41,8 @@ def thresholds(settings: Any, state: Floats, economics: Floats) -> dict[str, Flo
     graph = GraphBuilder()
     graph.input("state", 3)
     graph.input("economics", len(ECONOMICS))
-    spend = graph.constant(np.full((1, 1), 40.0))
-    found = add_thresholds(graph, spend, add_own_costs(graph, settings, LAYOUT), OFFERS, 0.01)
+    values = add_values(graph, graph.constant(np.full((1, len(OFFERS)), 40.0)), "economics", OFFERS)
+    found = add_thresholds(graph, values, add_own_costs(graph, settings, LAYOUT), OFFERS, 0.01)
     whole = graph.add("Cast", found, to=graph.float32)
     for column, offer in enumerate(OFFERS):
         graph.output(offer, whole, column)

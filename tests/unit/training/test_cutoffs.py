@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from feature_store.errors import InputError
 from feature_store.state.layout import DAY_S
 from training.config import TrainingConfig
-from training.data.cutoffs import CutoffPlan, Cutoffs, lay_out
+from training.data.cutoffs import CutoffPlan, Cutoffs, lay_out, max_value_horizon_days
 
 OFFER = {"contact_cost": 0.1, "offer_cost": 1, "success_rate": 0.1, "redemption_rate": 0.1, "budget_share": 0.1}
 
@@ -114,14 +114,16 @@ def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, CutoffPl
         return None
 
 
-@given(plans, ends, st.sampled_from(["churn", "propensity"]))
+@given(plans, ends, st.sampled_from(["churn", "propensity", "stay_spend"]))
 def test_the_guarantees_of_cutoffs_hold_for_any_plan(plan: dict[str, Any], end: float, target: str) -> None:
     if (found := laid_out(plan, end)) is None:
         return
     settings, laid = found
     cutoffs = laid.of(target)
-    longest = max(settings.churn.horizon_days, settings.economics.horizon_days)
-    horizon = (settings.propensity.horizon_days if target == "propensity" else longest) * DAY_S
+    churn, spend = settings.churn.horizon_days, settings.economics.horizon_days
+    horizon = {"churn": churn, "propensity": settings.propensity.horizon_days, "stay_spend": max(churn, spend)}[
+        target
+    ] * DAY_S
     assert cutoffs.horizon_s == horizon
     # The last test cut-off lies one horizon before the end, the others 14 days apart.
     assert cutoffs.test[-1] == pytest.approx(end * DAY_S - horizon)
@@ -137,7 +139,8 @@ def test_the_guarantees_of_cutoffs_hold_for_any_plan(plan: dict[str, Any], end: 
     assert min(cutoffs.training) >= settings.evaluation.warm_up_days * DAY_S - 1e-3
     step = settings.evaluation.step_days * DAY_S
     assert [b - a for a, b in pairwise(cutoffs.training)] == pytest.approx([step] * (len(cutoffs.training) - 1))
-    assert len(cutoffs.training) + len(cutoffs.test) >= settings.evaluation.least_cutoffs
+    if target != "stay_spend":  # a longer horizon than that of churn leaves fewer
+        assert len(cutoffs.training) + len(cutoffs.test) >= settings.evaluation.least_cutoffs
     # Both kinds of training cut-offs stand on one grid.
     assert all(
         (cutoff - laid.churn.training[-1]) / step
@@ -146,7 +149,7 @@ def test_the_guarantees_of_cutoffs_hold_for_any_plan(plan: dict[str, Any], end: 
     )
 
 
-@given(plans, ends, st.integers(2, 6), st.sampled_from(["churn", "propensity"]))
+@given(plans, ends, st.integers(2, 6), st.sampled_from(["churn", "propensity", "stay_spend"]))
 def test_no_label_of_a_fold_reaches_its_validation_block(
     plan: dict[str, Any], end: float, most: int, target: str
 ) -> None:
@@ -183,9 +186,30 @@ def test_a_plan_without_fit_cutoffs_is_refused() -> None:
     assert "19 cut-offs, 12 are needed" not in str(refused.value)
 
 
-def test_the_longest_horizon_counts() -> None:
-    assert days(lay_out(config(horizon=28, spend_horizon=56), 0.0, 500 * DAY_S).churn.test)[-1] == 500 - 56
-    assert days(lay_out(config(horizon=42, spend_horizon=7), 0.0, 500 * DAY_S).churn.test)[-1] == 500 - 42
+def test_spend_over_a_longer_horizon_has_earlier_cutoffs_and_churn_does_not() -> None:
+    plan = lay_out(config(horizon=28, spend_horizon=56), 0.0, 500 * DAY_S)
+    assert days(plan.churn.test)[-1] == 500 - 28
+    assert days(plan.of("stay_spend").test)[-1] == days(plan.of("spend").test)[-1] == 500 - 56
+    assert plan.described()["spend_test"] == plan.spend.test
+
+
+def test_spend_of_a_customer_who_stays_is_known_once_the_churn_horizon_is_over() -> None:
+    plan = lay_out(config(horizon=42, spend_horizon=7), 0.0, 500 * DAY_S)
+    assert days(plan.spend.test)[-1] == 500 - 42
+    assert plan.spend == plan.churn
+
+
+@pytest.mark.parametrize("days_of_history", [280, 365, 500])
+def test_a_value_horizon_that_the_history_does_not_allow_is_refused_with_one_that_it_does(
+    days_of_history: int,
+) -> None:
+    end = days_of_history * DAY_S
+    longest = max_value_horizon_days(config(), 0.0, end)
+    with pytest.raises(InputError, match=rf"economics.horizon_days = 200 leaves .* allow at most {longest};"):
+        lay_out(config(spend_horizon=200), 0.0, end)
+    assert lay_out(config(spend_horizon=longest), 0.0, end).spend.fit
+    with pytest.raises(InputError, match="leaves no cut-off to learn spend from"):
+        lay_out(config(spend_horizon=longest + 1), 0.0, end)
 
 
 def test_only_the_length_of_the_history_matters() -> None:

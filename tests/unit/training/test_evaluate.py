@@ -7,18 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from training.config import Offer
 from training.evaluation.metrics import (
     calibration_error,
     calibration_uncertainty,
-    policy_metrics,
     probability_metrics,
     recency_probability,
     spend_metrics,
 )
 
 LABELS = np.array([True, False, True, False])
-OFFER = Offer(contact_cost=1.0, offer_cost=2.0, success_rate=0.5, redemption_rate=0.1, budget_share=0.5)
 
 
 def test_metrics_of_probabilities_measure_ranking_and_calibration() -> None:
@@ -76,28 +73,3 @@ def test_metrics_of_spend_measure_customers_and_the_total() -> None:
     assert found == pytest.approx(
         {"mean_absolute_error": 2.0, "total_ratio": 1.2, "mean": 10.0, "poisson_deviance": deviance / 3}
     )
-
-
-def test_policies_are_compared_with_equal_contacts_by_observed_outcomes() -> None:
-    probability = np.array([0.9, 0.8, 0.5, 0.1])
-    value = np.array([4.0, 10.0, 100.0, 1000.0])
-    threshold = np.array([1.0, 0.5, 0.1, 0.5])
-    found = policy_metrics(LABELS, probability, value, threshold, OFFER)
-    # Acting on a customer who meant it gains 0.5 * (value - 2) - 1, on another one it costs 0.1 * 2 + 1.
-    assert found["contacts"] == 2
-    assert found["alert_share"] == 0.5
-    assert found["profit_dynamic_threshold"] == pytest.approx(-1.2 + (0.5 * 98 - 1))  # the second and the third
-    assert found["profit_single_threshold"] == pytest.approx((0.5 * 2 - 1) - 1.2)  # the first and the second
-    assert found["profit_probability_times_value"] == pytest.approx(-1.2 + (0.5 * 98 - 1))  # the fourth and the third
-    assert found["precision"] == 0.5
-
-
-def test_a_policy_that_acts_on_nobody_gains_nothing() -> None:
-    found = policy_metrics(LABELS, np.zeros(4), np.full(4, 10.0), np.ones(4), OFFER)
-    assert set(found.values()) == {0.0}
-
-
-def test_a_policy_that_acts_on_everybody_is_every_policy() -> None:
-    found = policy_metrics(LABELS, np.ones(4), np.array([4.0, 10.0, 100.0, 1000.0]), np.zeros(4), OFFER)
-    profits = {profit for name, profit in found.items() if name.startswith("profit_")}
-    assert len(profits) == 1

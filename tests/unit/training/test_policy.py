@@ -22,11 +22,12 @@ from training.evaluation.policies import (
     SINGLE,
     TIMES_VALUE,
     TUNED,
-    ScoredRows,
     best_threshold,
     compare_over_rates,
     compare_policies,
+    verdict,
 )
+from training.evaluation.scored_rows import ScoredRows
 from training.evidence import Policy
 from training.graph.thresholds import CustomerOffer, budget_price, gain, threshold
 from training.statistics import resampled_totals
@@ -55,6 +56,7 @@ def crowd(n: int = 400, seed: int = 0) -> ScoredRows:
         customer=random.integers(0, max(n // 2, 1), n).astype(np.uint64),
         probability=np.maximum(probability, 0.01),
         value=value,
+        realised_value=value * random.lognormal(-0.125, 0.5, n),
         label=random.random(n) < probability,
         recency=random.exponential(20, n),
         frequency=random.poisson(4, n).astype(np.float64),
@@ -118,7 +120,7 @@ def test_customers_worth_at_most_the_offers_cost_are_not_contacted() -> None:
 @settings(max_examples=20, deadline=None)
 def test_profit_scales_with_the_currency(seed: int) -> None:
     def double(rows: ScoredRows) -> ScoredRows:
-        return replace(rows, value=2 * rows.value)
+        return replace(rows, value=2 * rows.value, realised_value=2 * rows.realised_value)
 
     before, after = crowd(seed=seed), crowd(300, seed + 1)
     dear = OFFER.model_copy(update={"contact_cost": 0.2, "offer_cost": 6.0})
@@ -147,6 +149,34 @@ def test_the_lead_is_the_difference_of_realised_profits() -> None:
     for row in found.values():
         if row.ahead is not None:
             assert row.ahead == pytest.approx(found[DYNAMIC].realised - row.realised)
+
+
+def test_a_policy_is_paid_with_realised_values_and_its_own_values_are_shown_beside() -> None:
+    rows = ScoredRows(
+        customer=np.arange(3, dtype=np.uint64),
+        probability=np.array([0.9, 0.8, 0.02]),
+        value=np.array([103.0, 23.0, 53.0]),
+        realised_value=np.array([13.0, 23.0, 1000.0]),
+        label=np.array([True, False, True]),
+    )
+    found = by_policy(compare_policies("churn", OFFER, rows, rows, budgets=[], resamples=40), 1.0)[DYNAMIC]
+    # The first two are contacted. The first is won: 0.2 * (13 - 3) - 0.1; the second wastes 0.1 * 3 + 0.1.
+    assert found.contacts == 2
+    assert found.precision == 0.5
+    assert found.realised == pytest.approx(0.2 * 10 - 0.1 - 0.4)
+    assert found.at_model_values == pytest.approx(0.2 * 100 - 0.1 - 0.4)
+
+
+def test_the_configs_own_budget_is_marked() -> None:
+    assert {row.budget_share for row in few(OFFER, crowd(), crowd(seed=1)) if row.is_own_budget} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.1, 2, "acting pays"), (0, 2, "not shown"), (-1, 2, "not shown"), (-2, -0.1, "does not pay")],
+)
+def test_the_verdict_follows_from_the_interval(low: float, high: float, words: str) -> None:
+    assert verdict(low, high) == words
 
 
 @given(offers, seeds)
@@ -236,7 +266,7 @@ def test_zero_rates_have_a_grid_too_and_no_rate_exceeds_one() -> None:
 def test_where_values_differ_widely_the_dynamic_threshold_wins_all_cells_and_where_they_do_not_none() -> None:
     before, after = crowd(4000), crowd(4000, seed=1)
     assert all(cell.low > 0 for cell in compare_over_rates("churn", OFFER, before, after, resamples=100))
-    alike = [replace(rows, value=np.full(4000, 30.0)) for rows in (before, after)]
+    alike = [replace(rows, value=np.full(4000, 30.0), realised_value=np.full(4000, 30.0)) for rows in (before, after)]
     cells = compare_over_rates("churn", OFFER, alike[0], alike[1], resamples=100)
     assert all(cell.low <= 0 <= cell.high and cell.contacts > 0 for cell in cells)
 
@@ -294,6 +324,7 @@ def test_savings_of_an_example_worked_by_hand() -> None:
         customer=np.arange(3, dtype=np.uint64),
         probability=np.array([0.9, 0.8, 0.02]),
         value=np.array([103.0, 23.0, 53.0]),
+        realised_value=np.array([103.0, 23.0, 53.0]),
         label=np.array([True, False, True]),
     )
     # Winning them gains 0.2 * 100 - 0.1 = 19.9 and 9.9, the second wastes 0.1 * 3 + 0.1 = 0.4. Thresholds: 0.4 / 20.3,
@@ -307,13 +338,14 @@ def test_savings_of_an_example_worked_by_hand() -> None:
 def test_perfect_knowledge_saves_everything() -> None:
     rows = crowd()
     knowing = replace(rows, probability=np.where(rows.label, 0.999, 0.0))
-    paying = replace(knowing, value=rows.value + 10.0)  # everybody meant is worth winning
+    # Everybody meant is worth winning.
+    paying = replace(knowing, value=rows.value + 10.0, realised_value=rows.realised_value + 10.0)
     assert cost_metrics(OFFER, paying, paying)["expected_savings_dynamic"] == pytest.approx(1.0)
 
 
 def test_where_contacting_everybody_is_free_there_is_nothing_to_save() -> None:
     free = OFFER.model_copy(update={"contact_cost": 0.0, "redemption_rate": 0.0})
-    rich = replace(crowd(), value=np.full(400, 50.0))
+    rich = replace(crowd(), value=np.full(400, 50.0), realised_value=np.full(400, 50.0))
     assert cost_metrics(free, rich, rich)["expected_savings_dynamic"] == 0.0
 
 
@@ -322,7 +354,7 @@ def test_expected_maximum_profit_equals_empc_if_everybody_takes_the_offer() -> N
 
     rows = crowd(2000)
     offer = OFFER.model_copy(update={"success_rate": 0.3, "redemption_rate": 1.0})
-    value = float(rows.value[rows.label].mean())
+    value = float(rows.realised_value[rows.label].mean())
     terms: dict[str, Any] = {"clv": value, "incentive_cost": 3.0, "contact_cost": 0.1}
     label = rows.label.astype(np.int64)
     profit, share = expected_maximum_profit(rows, offer)
@@ -336,7 +368,7 @@ def test_expected_maximum_profit_equals_empc_if_everybody_takes_the_offer() -> N
 def test_a_certain_success_rate_has_the_largest_profit_of_any_cut(rate: float) -> None:
     offer = OFFER.model_copy(update={"success_rate": rate})
     rows = crowd(300)
-    alike = replace(rows, value=np.full(300, 40.0))
+    alike = replace(rows, value=np.full(300, 40.0), realised_value=np.full(300, 40.0))
     order = np.argsort(-alike.probability)
     cuts = np.cumsum(gain(alike.label.astype(np.float64), alike.value, offer)[order]) / 300
     profit, share = expected_maximum_profit(alike, offer)

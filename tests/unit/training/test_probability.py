@@ -14,7 +14,8 @@ from training.data.splits import Split, check_outcomes
 from training.graph.builder import GraphBuilder
 from training.models import spend
 from training.models.learners import CLASSIFIERS, Blend, Learner
-from training.models.probability import Probability, add_probabilities, fit_probability
+from training.models.probability import Probability, fit_probability
+from training.models.scores import NO_MODEL, Score, add_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
 
@@ -29,35 +30,39 @@ def crowd(rows: int = 1500, seed: int = 0) -> tuple[Features, Floats]:
     return features.astype(np.float32), (random.random(rows) < likely).astype(np.float64)
 
 
-def graph_of(*models: Probability) -> Graph:
+def graph_of(link: str, *scores: Score) -> Graph:
     graph = GraphBuilder()
     graph.input("state", COLUMNS)
     features = graph.add("Cast", "state", to=graph.float32)
-    whole = graph.add("Cast", add_probabilities(graph, models, features, COLUMNS), to=graph.float32)
-    graph.output("probability", whole, columns=len(models))
-    return Graph(graph.build("probabilities"))
+    whole = graph.add("Cast", graph.add(link, add_scores(graph, scores, features, COLUMNS)), to=graph.float32)
+    graph.output("predicted", whole, columns=len(scores))
+    return Graph(graph.build("models"))
+
+
+def served(link: str, features: Features, *scores: Score) -> Floats:
+    """What the graph of these scores predicts, ``[n, scores]``."""
+    return graph_of(link, *scores).run(state=features.astype(np.float64))["predicted"].astype(np.float64)
 
 
 def fitted(learner: Learner) -> Probability:
     features, labels = crowd()
     rows = np.arange(len(labels))
-    return fit_probability(learner, features, labels, Split(rows[:900], rows[900:], rows), seed=7)
+    return fit_probability(learner, features, labels, Split(rows[:900], rows[900:], rows), seed=7)[0]
 
 
 @pytest.mark.parametrize("learner", CLASSIFIERS, ids=lambda learner: learner.name)
 def test_the_graph_of_each_learner_equals_scikit_learn(learner: Learner) -> None:
     model = fitted(learner)
     features, labels = crowd(3000, seed=1)
-    found = graph_of(model).run(state=features.astype(np.float64))["probability"][:, 0]
     expected = model.predict(features)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(served("Sigmoid", features, model.score())[:, 0], expected, atol=1e-5)
     assert expected[labels > 0].mean() > expected[labels == 0].mean() + 0.05
 
 
 def test_two_models_in_one_graph_keep_their_own_columns_and_calibrations() -> None:
     models = (fitted(CLASSIFIERS[0]), fitted(CLASSIFIERS[-1]))
     features, _ = crowd(500, seed=2)
-    found = graph_of(*models).run(state=features.astype(np.float64))["probability"]
+    found = served("Sigmoid", features, *(model.score() for model in models))
     np.testing.assert_allclose(found, np.column_stack([model.predict(features) for model in models]), atol=1e-5)
 
 
@@ -73,14 +78,23 @@ def test_a_blend_is_the_mean_of_both_scores() -> None:
 def test_a_model_is_calibrated_on_rows_it_was_not_fitted_on_and_then_fitted_on_all() -> None:
     features, labels = crowd()
     rows = np.arange(len(labels))
-    usual = fit_probability(CLASSIFIERS[0], features, labels, Split(rows[:900], rows[900:], rows), seed=7)
+    usual, first = fit_probability(CLASSIFIERS[0], features, labels, Split(rows[:900], rows[900:], rows), seed=7)
     turned = np.where(rows >= 900, 1 - labels, labels)
-    wrong = fit_probability(CLASSIFIERS[0], features, turned, Split(rows[:900], rows[900:], rows[:900]), seed=7)
+    wrong, _ = fit_probability(CLASSIFIERS[0], features, turned, Split(rows[:900], rows[900:], rows[:900]), seed=7)
     assert 0.5 < usual.slope < 2
     assert wrong.slope < 0
     whole = CLASSIFIERS[0].fit(features, labels, 7)
     exact = features.astype(np.float64)
     np.testing.assert_allclose(usual.estimator.decision_function(exact), whole.decision_function(exact))
+    before = CLASSIFIERS[0].fit(features[:900], labels[:900], 7)
+    np.testing.assert_allclose(first.estimator.decision_function(exact), before.decision_function(exact))
+    assert (first.slope, first.offset) == (usual.slope, usual.offset)
+
+
+def test_an_offer_without_a_model_has_probability_and_spend_zero() -> None:
+    features, _ = crowd(10)
+    assert served("Sigmoid", features, NO_MODEL, fitted(CLASSIFIERS[0]).score())[:, 0].tolist() == [0.0] * 10
+    assert served("Exp", features, NO_MODEL)[:, 0].tolist() == [0.0] * 10
 
 
 def test_too_few_outcomes_are_refused_with_the_numbers() -> None:
@@ -91,23 +105,40 @@ def test_too_few_outcomes_are_refused_with_the_numbers() -> None:
     check_outcomes("churn", "test", np.repeat([0.0, 1.0], [5, 100]))
 
 
+def spending() -> tuple[Features, Floats]:
+    features, labels = crowd()
+    return features, labels * (20 + 5 * features[:, 0].clip(0))
+
+
 @pytest.mark.parametrize("learner", spend.REGRESSORS, ids=lambda learner: learner.name)
 def test_the_graph_of_each_spend_model_equals_scikit_learn(learner: Learner) -> None:
-    features, labels = crowd()
-    model = spend.fit_spend(learner, features, labels * (20 + 5 * features[:, 0].clip(0)), seed=7)
-    graph = GraphBuilder()
-    graph.input("state", COLUMNS)
-    found = model.add_to(graph, graph.add("Cast", "state", to=graph.float32), COLUMNS)
-    graph.output("spend", graph.add("Cast", found, to=graph.float32), 0)
+    features, amounts = spending()
+    rows = np.arange(len(amounts))
+    model, _ = spend.fit_spend(learner, features, amounts, Split(rows[:900], rows[900:], rows), seed=7)
     others, _ = crowd(3000, seed=1)
-    served = Graph(graph.build("spend")).run(state=others.astype(np.float64))["spend"]
-    np.testing.assert_allclose(served, model.predict(others), rtol=1e-4)
+    np.testing.assert_allclose(served("Exp", others, model.score())[:, 0], model.predict(others), rtol=1e-4)
+
+
+def test_the_total_of_spend_is_calibrated_on_rows_that_the_model_was_not_fitted_on() -> None:
+    features, amounts = spending()
+    rows = np.arange(len(amounts))
+    dearer = np.where(rows >= 900, 1.5 * amounts, amounts)  # prices rise before the calibration block
+    model, first = spend.fit_spend(
+        spend.REGRESSORS[0], features, dearer, Split(rows[:900], rows[900:], rows[:900]), seed=7
+    )
+    assert first.scale == model.scale == pytest.approx(1.5, rel=0.1)
+    assert first.predict(features[900:]).sum() == pytest.approx(dearer[900:].sum())
+
+
+def test_without_a_calibration_block_spend_is_not_scaled() -> None:
+    features, amounts = spending()
+    rows = np.arange(len(amounts))
+    model, _ = spend.fit_spend(spend.REGRESSORS[0], features, amounts, Split(rows, rows[:0], rows), seed=7)
+    assert model.scale == 1.0
 
 
 def test_without_spend_data_all_customers_have_the_same_spend() -> None:
     model = spend.same_for_all(12.5)
-    graph = GraphBuilder()
-    graph.input("age", 1)
-    graph.output("spend", graph.add("Cast", model.add_to(graph, "", COLUMNS), to=graph.float32), 0)
-    assert Graph(graph.build("spend")).run(age=np.array([[0.0], [9.0]]))["spend"].tolist() == [12.5, 12.5]
-    assert model.predict(crowd(3)[0]).tolist() == [12.5] * 3
+    features, _ = crowd(3)
+    assert served("Exp", features, model.score())[:, 0].tolist() == [12.5] * 3
+    assert model.predict(features).tolist() == [12.5] * 3

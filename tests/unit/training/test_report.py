@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-from feature_store.bundles.bundle import OFFERS
+from feature_store.bundles.bundle import OFFERS, Manifest
 from tests.made_evidence import made_evidence, made_manifest, made_rows
-from training.evidence import BinaryAttribute, Evidence, Finding, HoldoutRows, Segment
+from training.evaluation.policies import TIMES_VALUE
+from training.evidence import BinaryAttribute, Evidence, Finding, HoldoutRows, NegativeControl, Segment
 from training.report import curves
 from training.report.drawing import compact, short
 from training.report.render import render_report
@@ -25,6 +26,7 @@ Rows = dict[str, HoldoutRows]
 SECTIONS = [
     "How well does it predict?",
     "Does acting on it pay?",
+    "How reliable are the values?",
     "What if the assumed rates are wrong?",
     "What does the offer change?",
     "How optimistic is a random split?",
@@ -210,8 +212,15 @@ def test_a_snapshot_is_shown_without_recency() -> None:
     assert not [label for label in propensity if "recency" in label]
 
 
-def verdict(rows: HoldoutRows, **tables: Any) -> tuple[bool | None, str]:
-    found = headline("churn", made_manifest({"churn": rows}), Evidence(**tables), rows)
+def with_policy(rows: HoldoutRows, **figures: float) -> Manifest:
+    """A manifest in which the alerts of churn have other figures."""
+    manifest = made_manifest({"churn": rows})
+    manifest.metrics["churn"]["policy"] |= figures
+    return manifest
+
+
+def verdict(rows: HoldoutRows, policy: dict[str, float] | None = None, **tables: Any) -> tuple[bool | None, str]:
+    found = headline("churn", with_policy(rows, **(policy or {})), Evidence(**tables), rows)
     return found.good, found.verdict
 
 
@@ -221,15 +230,17 @@ def test_the_verdict_says_whether_to_act_on_it(rows: Rows) -> None:
     assert "no better than the baseline" in verdict(replace(test, probability=test.baseline))[1]
     assert verdict(replace(test, probability=test.baseline))[0] is False
     assert "probabilities are off" in verdict(replace(test, probability=test.probability**0.75))[1]
-    dear = replace(test, contact_cost=np.full(len(test.label), 50.0))
-    assert "does not pay" in verdict(dear)[1]
+    assert "does not pay" in verdict(test, {"profit_low": -9.0, "profit_high": -1.0})[1]
+    assert "not shown that acting pays" in verdict(test, {"profit_low": -1.0, "profit_high": 9.0})[1]
+    failed = NegativeControl(offer="churn", shuffles=20, mean_lead=5.0, shown_ahead=20, passed=False)
+    assert "negative control failed" in verdict(test, controls=[failed])[1]
     fatal = Finding(severity="fatal", check="leak", where="x", message="x", fix="x")
     assert verdict(test, audit=[fatal]) == (False, "Do not act on it: the audit found a fatal fault")
 
 
 def test_an_offer_that_alerts_nobody_says_so(rows: Rows) -> None:
     test = replace(rows["churn"], threshold=np.ones(len(rows["churn"].label)))
-    told = headline("churn", made_manifest({"churn": test}), made_evidence(), test).sentence
+    told = headline("churn", with_policy(test, contacts=0.0), made_evidence(), test).sentence
     assert told.endswith("points on average; nobody is alerted.")
 
 
@@ -241,10 +252,10 @@ def test_long_names_keep_the_end_in_which_they_differ() -> None:
 def test_the_sentence_names_the_strongest_other_policy(rows: Rows) -> None:
     test = rows["churn"]
     told = headline("churn", made_manifest({"churn": test}), made_evidence(), test).sentence
-    assert "not shown to differ from p·v ranking, the strongest other policy" in told
-    policies = [policy for policy in made_evidence().policies if policy.policy != "p·v ranking"]
+    assert "not shown to differ from probability times value, the strongest other policy" in told
+    policies = [policy for policy in made_evidence().policies if policy.policy != TIMES_VALUE]
     told = headline("churn", made_manifest({"churn": test}), Evidence(policies=policies), test).sentence
-    assert re.search(r"\(\d+ more than single threshold, the strongest other policy", told)
+    assert re.search(r"\(\d+ more than single threshold, as many contacts, the strongest other policy", told)
 
 
 def test_savings_compare_the_chosen_subset_with_all_features() -> None:

@@ -22,7 +22,8 @@ def timed() -> Rows:
     cutoff = np.repeat(PLAN.every, 4)
     label = np.tile([0.0, 1.0, 0.0, 1.0], len(PLAN.every))
     month, week = (np.where(cutoff + days * DAY_S <= 365 * DAY_S, label, np.nan) for days in (28, 7))
-    return made_rows(np.zeros((len(cutoff), 1)), cutoff=cutoff, churn=month, spend=month, propensity=week)
+    labels = {"churn": month, "stay_spend": month, "spend": month, "propensity": week, "purchase_amount": week}
+    return made_rows(np.zeros((len(cutoff), 1)), cutoff=cutoff, **labels)
 
 
 def cutoffs_of(rows: Rows, index: Index) -> list[float]:
@@ -48,7 +49,7 @@ def test_temporal_splits_follow_the_cutoffs_of_the_plan(target: str) -> None:
 def test_rows_with_unknown_labels_are_in_no_split() -> None:
     rows = timed()
     rows = Rows(**vars(rows) | {"churn": np.where(np.arange(len(rows)) % 3 == 0, np.nan, rows.churn)})
-    found = temporal_splits(rows, CutoffPlan(PLAN.churn, PLAN.propensity), folds=3)
+    found = temporal_splits(rows, CutoffPlan(PLAN.churn, PLAN.propensity, PLAN.spend), folds=3)
     used = np.concatenate([found["churn"].final.everything, *(np.concatenate(pair) for pair in found["churn"].folds)])
     assert np.isfinite(rows.churn[used]).all()
     assert len(found["churn"].test) < len(found["spend"].test)
@@ -59,10 +60,8 @@ def parted(split: Split) -> list[Index]:
 
 
 def test_random_splits_use_every_row_once_and_a_fifth_for_the_test() -> None:
-    rows = made_rows(np.zeros((1000, 1)))
-    found = random_splits(rows, ["churn", "spend"], folds=4, seed=7)
-    split = found["churn"]
-    assert found["spend"] is split
+    rows = made_rows(np.zeros((1000, 1)), churn=np.zeros(1000))
+    split = random_splits(rows, ["churn"], folds=4, seed=7)["churn"]
     both = np.concatenate([split.evaluation.everything, split.test])
     assert sorted(both.tolist()) == list(range(1000))
     assert len(split.test) == 200
@@ -76,7 +75,7 @@ def test_random_splits_use_every_row_once_and_a_fifth_for_the_test() -> None:
 
 def test_random_splits_keep_the_rows_of_a_group_together() -> None:
     random = np.random.default_rng(0)
-    rows = made_rows(np.zeros((600, 1)), group=random.integers(0, 150, 600))
+    rows = made_rows(np.zeros((600, 1)), churn=np.zeros(600), group=random.integers(0, 150, 600))
     split = random_splits(rows, ["churn"], folds=3, seed=7)["churn"]
     apart = [[split.evaluation.everything, split.test], parted(split.evaluation), parted(split.final)]
     for parts in [*apart, *split.folds]:
@@ -87,7 +86,7 @@ def test_random_splits_keep_the_rows_of_a_group_together() -> None:
 
 
 def test_random_splits_depend_on_the_seed_only() -> None:
-    rows = made_rows(np.zeros((500, 1)))
+    rows = made_rows(np.zeros((500, 1)), churn=np.zeros(500))
     first, again, other = (random_splits(rows, ["churn"], 3, seed)["churn"].test.tolist() for seed in (7, 7, 8))
     assert first == again != other
 
@@ -118,3 +117,15 @@ def test_medians_are_learnt_from_rows_that_no_target_tests_on() -> None:
     parts = [Split(early, nothing, early), Split(late, nothing, late)]
     assert rows_for_medians(rows, parts).tolist() == early.tolist()
     assert rows_for_medians(rows, parts[1:]).tolist() == late.tolist()
+
+
+def test_random_splits_are_the_same_for_all_targets_where_these_are_known() -> None:
+    left = np.arange(1000) % 3 == 0
+    rows = made_rows(np.zeros((1000, 1)), churn=left.astype(np.float64), stay_spend=np.where(left, np.nan, 20.0))
+    found = random_splits(rows, ["churn", "stay_spend"], folds=4, seed=7)
+    whole, stayed = found["churn"], found["stay_spend"]
+    assert stayed.test.tolist() == [row for row in whole.test.tolist() if not left[row]]
+    assert stayed.final.fit.tolist() == [row for row in whole.final.fit.tolist() if not left[row]]
+    assert [later.tolist() for _, later in stayed.folds] == [
+        [row for row in later.tolist() if not left[row]] for _, later in whole.folds
+    ]

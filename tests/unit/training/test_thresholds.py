@@ -12,7 +12,7 @@ from feature_store.bundles.onnx_session import Graph
 from feature_store.state.layout import Floats
 from training.config import Offer
 from training.graph.builder import GraphBuilder
-from training.graph.thresholds import add_thresholds, budget_price, gain, threshold
+from training.graph.thresholds import add_thresholds, add_values, budget_price, gain, threshold
 
 LEAST = 0.01
 
@@ -143,31 +143,52 @@ def test_customers_of_equal_gain_do_not_break_the_budget() -> None:
 
 def graph_of_thresholds() -> Graph:
     graph = GraphBuilder()
-    spend = graph.input("spend", 1)
+    spend = graph.input("spend", len(OFFERS))
     economics = graph.input("economics", len(ECONOMICS))
-    found = graph.add("Cast", add_thresholds(graph, spend, economics, OFFERS, LEAST), to=graph.float32)
+    values = add_values(graph, spend, economics, OFFERS)
+    found = graph.add("Cast", add_thresholds(graph, values, economics, OFFERS, LEAST), to=graph.float32)
+    values = graph.add("Cast", values, to=graph.float32)
     for column, name in enumerate(OFFERS):
         graph.output(f"{name}_threshold", found, column)
+        graph.output(f"{name}_value_if_won", values, column)
     return Graph(graph.build("thresholds"))
 
 
 THRESHOLDS = graph_of_thresholds()
 
 
-@given(st.lists(st.tuples(money, shares, offers, money, offers, money), min_size=1, max_size=10))
-def test_the_graph_computes_the_formula_for_each_customers_own_economics(
-    rows: list[tuple[float, float, Offer, float, Offer, float]],
-) -> None:
-    def figures(terms: Offer, price: float) -> list[float]:
-        return [terms.contact_cost, terms.offer_cost, terms.success_rate, terms.redemption_rate, price]
+def figures_of(terms: Offer, price: float) -> list[float]:
+    return [terms.contact_cost, terms.offer_cost, terms.success_rate, terms.redemption_rate, price]
 
-    economics = np.array([[margin, *figures(a, x), *figures(b, y)] for _, margin, a, x, b, y in rows])
-    found = THRESHOLDS.run(spend=np.array([[spend] for spend, *_ in rows]), economics=economics)
-    for at, (spend, margin, churn, x, propensity, y) in enumerate(rows):
-        value = np.array([margin * spend])
-        for name, terms, price in (("churn", churn, x), ("propensity", propensity, y)):
-            expected = threshold(value, terms, price, LEAST)[0]
+
+maybe_money = st.none() | money
+
+
+@given(
+    st.lists(
+        st.tuples(st.tuples(money, money), shares, offers, money, offers, money, st.tuples(maybe_money, maybe_money)),
+        min_size=1,
+        max_size=10,
+    )
+)
+def test_the_graph_computes_the_formula_for_each_customers_own_economics(
+    rows: list[tuple[tuple[float, float], float, Offer, float, Offer, float, tuple[float | None, float | None]]],
+) -> None:
+    economics = np.array(
+        [
+            [margin, *figures_of(a, x), *figures_of(b, y), *(np.nan if value is None else value for value in values)]
+            for _, margin, a, x, b, y, values in rows
+        ]
+    )
+    found = THRESHOLDS.run(spend=np.array([spend for spend, *_ in rows]), economics=economics)
+    for at, (spend, margin, churn, x, propensity, y, given_values) in enumerate(rows):
+        for name, each, given_value, terms, price in zip(
+            OFFERS, spend, given_values, (churn, propensity), (x, y), strict=True
+        ):
+            value = margin * each if given_value is None else given_value
+            expected = threshold(np.array([value]), terms, price, LEAST)[0]
             assert found[f"{name}_threshold"][at] == pytest.approx(expected, abs=1e-6)
+            assert found[f"{name}_value_if_won"][at] == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5])
@@ -175,6 +196,7 @@ def test_an_offer_of_zeros_has_threshold_one(margin: float) -> None:
     # It costs nothing and wins nobody: 0 / 0, which must not come out as NaN.
     economics = np.zeros((2, len(ECONOMICS)))
     economics[:, 0] = margin
-    found = THRESHOLDS.run(spend=np.array([[0.0], [100.0]]), economics=economics)
+    economics[:, -len(OFFERS) :] = np.nan
+    found = THRESHOLDS.run(spend=np.array([[0.0, 0.0], [100.0, 100.0]]), economics=economics)
     assert found["churn_threshold"].tolist() == [1.0, 1.0]
     assert found["propensity_threshold"].tolist() == [1.0, 1.0]

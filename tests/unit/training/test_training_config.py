@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_store.bundles.bundle import ECONOMICS
+from feature_store.bundles.bundle import CONFIG_ECONOMICS
 from feature_store.config import parse_config
 from feature_store.errors import InputError
 from training.config import TrainingConfig
@@ -128,7 +128,7 @@ def test_a_bad_config_is_refused_with_file_key_and_fix_in_one_line(old: str, new
 
 def test_the_graphs_economics_are_the_configs_with_the_prices_found() -> None:
     figures = parse().economics.figures({"churn": 0.5, "propensity": 4.0})
-    assert tuple(figures) == ECONOMICS
+    assert tuple(figures) == CONFIG_ECONOMICS
     assert figures["margin"] == 0.25
     assert figures["churn.offer_cost"] == 3.0
     assert figures["propensity.success_rate"] == 0.1
