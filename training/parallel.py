@@ -21,7 +21,11 @@ from typing import Final, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-PRELOADED: Final = ("training.models.model_set", "training.selection.fold_losses", "training.evaluation.evidence_tables")
+PRELOADED: Final = (
+    "training.models.model_set",
+    "training.selection.fold_losses",
+    "training.evaluation.evidence_tables",
+)
 """Modules that workers need and that take seconds to import: one process imports them, and workers are forked from it.
 
 The fitting process itself must not be forked: it has threads of DuckDB and of the progress display."""
