@@ -45,7 +45,7 @@ FENCE: Final = re.compile(
 KEEPS_RUNNING: Final = re.compile(r"^(tidemark (serve|demo|archive(?!.*--once))|make run)\b")
 READY: Final = {"serve": re.compile("health is SERVING"), "demo": re.compile("until Ctrl-C")}
 """What a server prints, by command, when it is ready."""
-NUMBER: Final = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}|\b[0-9a-f]{8}\b|[-+]?\d[\d,.:]*")
+NUMBER: Final = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}|\b[0-9a-f]{8}\b|(?:(?<!\w)[-+])?\d[\d,.:]*")
 DECORATION: Final = re.compile(r"[\s─]+")
 
 PRELUDE: Final = """
