@@ -35,6 +35,7 @@ from tests.benchmarks import (
     front,
     garbage,
     hillstrom,
+    known_truth,
     load,
     loop_holds,
     memory,
@@ -58,7 +59,7 @@ SETTLE_S: Final = 3.0
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value and its goal, ``<= n`` or ``>= n``, or none."""
+    """A measured value and its goal, ``<= n``, ``>= n`` or ``n to m``, or none."""
 
     name: str
     value: float
@@ -70,7 +71,9 @@ class Figure:
         """Whether the goal is reached, where there is one."""
         if not self.goal:
             return True
-        sign, bound = self.goal.split()
+        sign, bound = self.goal.replace(" to ", "- ").split()
+        if sign.endswith("-"):
+            return float(sign[:-1]) <= self.value <= float(bound)
         return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
 
 
@@ -240,6 +243,17 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
         documentation.documentation,
     ),
     ({"hillstrom_policy": ""}, hillstrom.hillstrom_policy),
+    ({"coverage_95": "0.93 to 0.97", "biased_estimates": "<= 0.1"}, known_truth.intervals),
+    (
+        {
+            "oracle_share": ">= 0.95",
+            "oracle_share_decile": ">= 0.90",
+            "truth_wins": "",
+            "fitted_profit_error": "",
+            "shuffled_value_wins": "<= 3",
+        },
+        known_truth.whole_fits,
+    ),
     (
         {
             "readme_lines": "<= 200",

@@ -42,7 +42,8 @@ LABELS_SQL: Final = """
             AND bool_or(event_type = $propensity_event AND t > $cutoff AND t <= $cutoff + $propensity_s) THEN
             greatest(0, coalesce(sum(try_cast(round(amount * 1e6) AS HUGEINT))
             FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $propensity_s), 0)::DOUBLE / 1e6)
-            / greatest(1, count(*) FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $propensity_s))
+            / greatest(1, count(*) FILTER (event_type = $spend_event AND t > $cutoff AND t <= $cutoff + $propensity_s
+                AND coalesce(amount, 0) >= 0)) -- a refund is no purchase
         END AS purchase_amount,
         count(DISTINCT floor(($cutoff - t) / $churn_s)) FILTER (event_type = $churn_event AND t <= $cutoff)
             AS kept_windows,

@@ -58,7 +58,7 @@ def run_negative_control(
     for _ in range(shuffles):
         worthless = shuffled(test)
         contacts = threshold_contacts(offer, shuffled(calibration), worthless, threshold_min)
-        leads.append((contacts[DYNAMIC] - contacts[SINGLE]) * worthless.profit(offer))
+        leads.append(worthless.contributions(contacts[DYNAMIC] - contacts[SINGLE], offer))
     drawn = resampled_totals(np.column_stack(leads), test.customer, resamples, seed)
     points = [float(lead.sum()) for lead in leads]
     ahead = sum(interval(column, point).low > 0 for column, point in zip(drawn.T, points, strict=True))

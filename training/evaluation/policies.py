@@ -89,7 +89,9 @@ def compare_policies(
     chosen = {
         (share, policy): weight
         for share in sorted({*budgets, offer.budget_share, UNLIMITED})
-        for policy, weight in _choices(name, _at(offer, share), calibration, test, threshold_min).items()
+        for policy, weight in policy_contacts(
+            name, _at(offer, share), calibration, test, threshold_min=threshold_min
+        ).items()
     }
     expected, realised, at_model_values = (
         test.expected_profit(offer),
@@ -97,7 +99,10 @@ def compare_policies(
         test.profit_at_model_values(offer),
     )
     drawn = resampled_totals(
-        np.column_stack([weight * realised for weight in chosen.values()]), test.customer, resamples, seed
+        np.column_stack([test.contributions(weight, offer) for weight in chosen.values()]),
+        test.customer,
+        resamples,
+        seed,
     )
     totals = dict(zip(chosen, drawn.T, strict=True))
     lines = []
@@ -167,9 +172,8 @@ def compare_over_rates(
     contacts, leads = [], []
     for cell in cells:
         chosen = threshold_contacts(cell, calibration, test, threshold_min)
-        realised = test.profit(cell)
         contacts.append(float(chosen[DYNAMIC].sum()))
-        leads += [(chosen[DYNAMIC] - chosen[rival]) * realised for rival in (SINGLE, TUNED)]
+        leads += [test.contributions(chosen[DYNAMIC] - chosen[rival], cell) for rival in (SINGLE, TUNED)]
     drawn = resampled_totals(np.column_stack(leads), test.customer, resamples, seed)
     points = [float(lead.sum()) for lead in leads]
     bounds = [interval(column, point) for column, point in zip(drawn.T, points, strict=True)]
@@ -226,10 +230,13 @@ def threshold_contacts(
     }
 
 
-def _choices(
-    name: str, offer: Offer, calibration: ScoredRows, test: ScoredRows, threshold_min: float
+def policy_contacts(
+    name: str, offer: Offer, calibration: ScoredRows, test: ScoredRows, *, threshold_min: float = 0.01
 ) -> dict[str, Floats]:
-    """Contacts of each policy: 0 or 1 for each test row, or the probability of a contact."""
+    """Contacts of each policy: 0 or 1 for each test row, or the probability of a contact.
+
+    Arguments are those of :func:`compare_policies`; the budget is the offer's.
+    """
     chosen = threshold_contacts(offer, calibration, test, threshold_min)
     contacts, terms = int(chosen[DYNAMIC].sum()), test.terms(offer)
     possible = test.value > terms.offer_cost

@@ -12,6 +12,7 @@ from feature_store.state.layout import Floats
 from training.arrays import Bools
 from training.config import Offer, TrainingConfig
 from training.data.dataset import Rows
+from training.evaluation.stayers import Stayers
 from training.evidence import HoldoutRows
 from training.graph.thresholds import CustomerOffer, Terms, gain
 
@@ -32,6 +33,7 @@ class ScoredRows:
         monetary: Spend, NaN if unknown, None for a snapshot.
         contact_cost: Per customer; None if the offer's applies to all.
         offer_cost: Per customer; None if the offer's applies to all.
+        stayers: What the customers who stayed say about the values of those who left, None if nothing.
     """
 
     customer: npt.NDArray[np.uint64]
@@ -44,6 +46,7 @@ class ScoredRows:
     monetary: Floats | None = None
     contact_cost: Floats | None = None
     offer_cost: Floats | None = None
+    stayers: Stayers | None = None
 
     def terms(self, offer: Offer) -> Terms:
         """The offer, with the costs per customer if there are any."""
@@ -56,7 +59,24 @@ class ScoredRows:
 
     def profit(self, offer: Offer) -> Floats:
         """Realised profit of contacting each row ``[n]``: the observed outcome, paid with the realised value."""
-        return gain(self.label.astype(np.float64), self.realised_value, self.terms(offer))
+        paid = gain(self.label.astype(np.float64), self.realised_value, self.terms(offer))
+        return paid if self.stayers is None else paid + offer.success_rate * self.stayers.correction
+
+    def contributions(self, weight: Floats, offer: Offer) -> Floats:
+        """Contribution ``[n]`` of each row to the realised profit of a policy, for resampling.
+
+        Their sum is the profit. Apart from the profit of contacting it, a row contributes what it adds to the errors of
+        the correction by customers who stayed, so that intervals include these errors.
+
+        Args:
+            weight: Probability ``[n]`` with which the policy contacts each row, or a difference of two policies.
+            offer: Costs and rates.
+        """
+        contribution = weight * self.profit(offer)
+        if self.stayers is None:
+            return contribution
+        error = self.stayers.sampling_error(weight, self.label, self.realised_value)
+        return np.asarray(contribution + offer.success_rate * error)
 
     def profit_at_model_values(self, offer: Offer) -> Floats:
         """The same, paid with the model's value of each customer."""
@@ -71,7 +91,8 @@ def realised_value(config: TrainingConfig, rows: Rows, offer: str) -> Floats:
     """The value ``[n]`` of winning each customer, as observed or by an estimate that the model did not make.
 
     - propensity: margin times the amount of a purchase that the customer made; 0 without one, which is not paid for.
-    - churn: margin times :func:`own_spend`. What a customer who left would have spent cannot be observed.
+    - churn: margin times :func:`own_spend`. What a customer who left would have spent cannot be observed, so
+      :mod:`training.evaluation.stayers` corrects it.
     - churn in a snapshot, which has no history: margin times the mean spend of the customers who stayed.
     - ``economics.value``, where the config has it.
     """

@@ -16,6 +16,7 @@ from training.arrays import Index
 from training.config import TrainingConfig
 from training.data.training_table import TrainingTable
 from training.evaluation.scored_rows import ScoredRows, realised_value
+from training.evaluation.stayers import corrected_by_stayers
 from training.evidence import hashed_ids
 from training.graph.customer_costs import own_figures, terms_of
 from training.models.export import graph_inputs
@@ -108,16 +109,21 @@ class EvaluationScorer:
     def _scored(self, offer: str, index: Index, probability: Floats, value: Floats) -> ScoredRows:
         rows, has_time = self.table.rows.take(index), self.table.plan is not None
         terms = terms_of(self.config, self.table.spec.layout, offer, rows.state)
+        realised, stayers = realised_value(self.config, rows, offer), None
+        if offer == "churn" and has_time and self.config.economics.value is None:
+            stay_value = self.config.economics.margin * rows.stay_spend
+            realised, stayers = corrected_by_stayers(realised, probability, rows.churn > 0, stay_value)
         has_own_costs = terms is not self.config.economics.offer(offer)
         return ScoredRows(
             customer=hashed_ids(rows.customer_id.tolist()),
             probability=probability,
             value=value,
-            realised_value=realised_value(self.config, rows, offer),
+            realised_value=realised,
             label=rows.label(offer) > 0,
             recency=rows.recency_days if has_time else None,
             frequency=rows.frequency if has_time else None,
             monetary=rows.monetary if has_time else None,
             contact_cost=np.asarray(terms.contact_cost) if has_own_costs else None,
             offer_cost=np.asarray(terms.offer_cost) if has_own_costs else None,
+            stayers=stayers,
         )

@@ -100,6 +100,7 @@ def _with_values(
             block,
             value=margin * model.predict(matrix(part.state).astype(np.float64)),
             realised_value=margin * own_spend(part, config.churn.horizon_days, days),
+            stayers=None,
         )
 
     calibration, test = scored(own.calibration, split.evaluation.calibration), scored(own.test, split.test)
@@ -126,7 +127,7 @@ def _effect(
 ) -> HorizonEffect:
     test, alerts = horizon.test, horizon.alerts
     at = threshold(test.value, test.terms(offer), 0.0, scorer.config.economics.threshold_min)
-    profit = test.profit(offer) * alerts
+    profit = test.contributions(alerts.astype(np.float64), offer)
     resamples, total = scorer.config.evaluation.bootstrap, float(profit.sum())
     drawn = resampled_totals(profit[:, np.newaxis], test.customer, resamples, scorer.seed)
     bounds = interval(drawn[:, 0], total)

@@ -127,6 +127,7 @@ class SimulatedShop:
         spend = self._per_customer(paid, bought.amount) - self._per_customer(refunded, bought.amount)
         monetary = self._per_customer(before, bought.amount) - self._per_customer(refunded_before, bought.amount)
         is_over = today + value_horizon <= design.days + 2 * _SAME_MOMENT_DAYS
+        bought_within = self._per_customer(within)[active]
         history = History(
             cutoff=np.full(len(active), cutoff),
             customer=active,
@@ -134,7 +135,8 @@ class SimulatedShop:
             purchases=count[active],
             recency_days=today - last[active],
             monetary=monetary[active],
-            label=(self._per_customer(within)[active] > 0) == (offer == "propensity"),
+            label=(bought_within > 0) == (offer == "propensity"),
+            purchases_within=bought_within,
             spend=spend[active] if is_over else np.full(len(active), np.nan),
         )
         leaves = np.where(count == 1, who.leaves_at_first, who.leaves)[active]

@@ -35,6 +35,7 @@ class History:
         monetary: Spend so far, less refunds.
         label: Churn: whether the customer bought nothing in the horizon. Propensity: whether it bought something.
             Meaningless if the horizon reaches beyond the end of the history.
+        purchases_within: Number of purchases in the horizon of the label.
         spend: Spend in the value horizon (propensity: in its horizon), less the refunds in it; NaN if the horizon is
             not over.
     """
@@ -46,6 +47,7 @@ class History:
     recency_days: Floats
     monetary: Floats
     label: Mask
+    purchases_within: Floats
     spend: Floats
 
 
