@@ -169,7 +169,8 @@ class Estimate:
         estimate: As the report prints it.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        truth: What it is an estimate of.
+        truth: What it is an estimate of, for all shops of the design.
+        same_rows: The truth about the very rows of this shop, which is less affected by chance.
     """
 
     kind: str
@@ -178,6 +179,7 @@ class Estimate:
     low: float
     high: float
     truth: float
+    same_rows: float
 
     @property
     def covers(self) -> bool:
@@ -216,10 +218,18 @@ class Trial:
     @cached_property
     def _per_customer(self) -> dict[tuple[float, str], tuple[float, float]]:
         """True profit and number of contacts per customer, by budget and policy."""
-        offer, rows = offer_of(self.design, self.offer), self.reference
+        rows = self.reference
         customers = len(np.unique(rows.scored.customer))
         return {
-            (share, policy): (rows.truth.profit(weight) / customers, float(weight.sum()) / customers)
+            key: (rows.truth.profit(weight) / customers, float(weight.sum()) / customers)
+            for key, weight in self._contacts(rows).items()
+        }
+
+    def _contacts(self, rows: Evaluated) -> dict[tuple[float, str], Floats]:
+        """Contacts ``[n]`` by budget and policy."""
+        offer = offer_of(self.design, self.offer)
+        return {
+            (share, policy): weight
             for share in (offer.budget_share, UNLIMITED)
             for policy, weight in policy_contacts(
                 self.offer, offer.model_copy(update={"budget_share": share}), self.calibration, rows.scored
@@ -240,15 +250,18 @@ class Trial:
             self.offer, offer, self.calibration, rows.scored, budgets=(), resamples=resamples, seed=seed
         )
         lines = [line for line in lines if (line.budget_share, line.policy) in self._per_customer]
+        own = {key: rows.truth.profit(weight) for key, weight in self._contacts(rows).items()}
         dynamic = {line.budget_share: self._true_profit(line, customers) for line in lines if line.policy == DYNAMIC}
         for line in lines:
             truth = self._true_profit(line, customers)
             name = f"{self.offer}, {line.policy}, {line.budget_share:.0%}"
-            yield Estimate("profit", name, line.realised, line.low, line.high, truth)
+            same = own[line.budget_share, line.policy]
+            yield Estimate("profit", name, line.realised, line.low, line.high, truth, same)
             lead = dynamic[line.budget_share] - truth
             # Policies that contact nearly the same customers differ by next to nothing.
             if line.ahead is not None and abs(lead) > MIN_LEAD * abs(truth):
-                yield Estimate("lead", name, line.ahead, line.ahead_low or 0.0, line.ahead_high or 0.0, lead)
+                bounds = line.ahead_low or 0.0, line.ahead_high or 0.0
+                yield Estimate("lead", name, line.ahead, *bounds, lead, own[line.budget_share, DYNAMIC] - same)
 
     @cached_property
     def _true_value_ratio(self) -> float:
@@ -273,19 +286,19 @@ class Trial:
         )
         assert table.total is not None
         total = table.total
-        yield Estimate("value ratio", self.offer, total.ratio, total.low, total.high, self._true_value_ratio)
+        truth = self._true_value_ratio
+        yield Estimate("value ratio", self.offer, total.ratio, total.low, total.high, truth, truth)
 
     def _reliability(self, rows: Evaluated) -> Iterator[Estimate]:
         """Observed rates of the bins; the truth is the mean of the true probabilities of the very same rows."""
         truth, scored = rows.truth.probability, rows.scored
-        curve = reliability(scored.label, scored.probability)
+        curve = reliability(scored.label, scored.probability, scored.customer)
         bins = [b for b in np.array_split(np.argsort(scored.probability, kind="stable"), BINS) if len(b)]
         for number, index in enumerate(bins):
             observed, error = float(curve.observed[number]), float(curve.error[number])
             name = f"{self.offer}, bin {number + 1}"
-            yield Estimate(
-                "reliability", name, observed, observed - error, observed + error, float(truth[index].mean())
-            )
+            right = float(truth[index].mean())
+            yield Estimate("reliability", name, observed, observed - error, observed + error, right, right)
 
 
 @dataclass(frozen=True)
@@ -312,7 +325,7 @@ def coverage(estimates: Sequence[Sequence[Estimate]]) -> dict[str, Coverage]:
     for kind in sorted({line.kind for line in lines}):
         of_kind = [line for line in lines if line.kind == kind]
         errors = {
-            name: np.array([[line.estimate - line.truth, line.truth] for line in of_kind if line.name == name])
+            name: np.array([[line.estimate - line.same_rows, line.same_rows] for line in of_kind if line.name == name])
             for name in {line.name for line in of_kind}
         }
         z = [abs(e[:, 0].mean()) * np.sqrt(len(e)) / max(e[:, 0].std(ddof=1), 1e-12) for e in errors.values()]
