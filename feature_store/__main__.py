@@ -21,6 +21,7 @@ from feature_store.capacity import measure
 from feature_store.cli import run_cli
 from feature_store.config import FeatureConfig, load_config
 from feature_store.definitions import features_match
+from feature_store.erasure_check import traces_of
 from feature_store.errors import InputError
 from feature_store.loading.load import REMEMBER_S, TOLERANCE, load_states, verify_states
 from feature_store.offline.store import OfflineStore, SourceSummary
@@ -299,6 +300,34 @@ def prune(registry: Path, url: str, keep: tuple[str, ...]) -> None:
                 click.echo(f"kept     {fingerprint}: bundle {kept[fingerprint]}")
             else:
                 click.echo(f"removed  {fingerprint}: {pruner.remove(fingerprint):,} states")
+
+
+@cli.command()
+@redis_option
+@click.option("--verify", "customer_ids", multiple=True, required=True, metavar="ID", help="An id of the customer.")
+@click.option("--archive", type=click.Path(path_type=Path), help="Folder of the archive of live events.")
+@click.option(
+    "--search",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Another folder to search, for example the registry with its evidence files.",
+)
+def erase(url: str, customer_ids: tuple[str, ...], archive: Path | None, folders: tuple[Path, ...]) -> None:
+    """Prove that a deleted customer is gone.
+
+    DeleteCustomer erases; this command then searches states of all features, profiles, the log, the archive and the
+    named folders for the ids, and names the places without repeating an id. Exit code 1 if there are any. Memory of
+    servers is not searched: the server that deletes a customer forgets it at once, another one at its next read.
+    """
+    with CommandClient(url) as client:
+        traces = sorted(set(traces_of(client, customer_ids, archive, folders)))
+    for trace in traces:
+        click.echo(f"found  {trace}")
+    if traces:
+        click.echo(f"NOT ERASED: found in {len(traces):,} places")
+        sys.exit(1)
+    click.echo(f"erased: none of {len(customer_ids):,} ids is found anywhere")
 
 
 def _open(config: str, registry: Path, version: str = bundle.CURRENT) -> tuple[FeatureConfig, StateLayout]:

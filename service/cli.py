@@ -40,6 +40,7 @@ SECTIONS: Final[dict[str, dict[str, Command]]] = {
         "load": Command("feature_store.__main__:load", "training", "Write the states of all customers into Redis."),
         "verify": Command("feature_store.__main__:verify", "training", "Check that Redis agrees with the source."),
         "archive": Command("feature_store.__main__:archive", "training", "Move live events from Redis into files."),
+        "erase": Command("feature_store.__main__:erase", "training", "Prove that a deleted customer is gone."),
         "prune": Command("feature_store.__main__:prune", "training", "Remove states of bundles that are not in use."),
         "cost": Command(
             "feature_store.__main__:cost", "training,demo", "Measure memory and time of a config's features."

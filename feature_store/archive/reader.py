@@ -59,6 +59,9 @@ COLUMN_MEANINGS: Final = {
 ALIAS_COLUMNS: Final = {"alias": "VARCHAR", "root": "VARCHAR"}
 ALIAS_MEANINGS: Final = {"alias": "An id that was merged.", "root": "Id of the customer that it belongs to."}
 
+FIRST_OF_ID: Final = "(event_id IS NULL OR row_number() OVER (PARTITION BY customer_id, event_id ORDER BY seq, n) = 1)"
+"""SQL condition on an event: it is the first one of its customer with this id."""
+
 Result = TypeVar("Result")
 
 
@@ -164,7 +167,9 @@ class ArchiveSnapshot:
     @property
     def events_sql(self) -> str:
         """A query for the events (COLUMNS), in no order, with ids as they were sent and marked events included."""
-        return f"FROM ({parquet_query(self.files, COLUMNS)}) WHERE mark NOT IN {RECORD_MARKS}"
+        query = f"FROM ({parquet_query(self.files, COLUMNS)}) WHERE mark NOT IN {RECORD_MARKS}"
+        # A Redis that lost commits accepts an event again if it is sent again, although it is archived.
+        return f"{query} QUALIFY {FIRST_OF_ID}" if self.manifest.cuts else query
 
     def records_sql(self, mark: str) -> str:
         """A query for the rows of one of RECORD_MARKS, in no order."""

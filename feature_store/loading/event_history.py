@@ -15,15 +15,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.archive.reader import ArchiveManifest, ArchiveSnapshot, holds_archive, read_archive
+from feature_store.archive.reader import FIRST_OF_ID, ArchiveManifest, ArchiveSnapshot, holds_archive, read_archive
 from feature_store.archive.replay import Aliases, EventRow, replay
 from feature_store.errors import InputError
-from feature_store.offline.source import LOG_ID
+from feature_store.offline.source import LOG_ID, LOG_ID_PREFIX
 from feature_store.offline.store import OfflineStore
 from feature_store.online.epochs import common_position
 from feature_store.online.erased_customers import ErasedCustomers
 from feature_store.online.event_log import EventLog
-from feature_store.sql import fill_table
+from feature_store.sql import fill_table, literal
 from feature_store.state.layout import Floats, StateLayout
 
 LIVE: Final = {
@@ -134,7 +134,10 @@ class EventHistory:
         They are grouped by customer.
         """
         by_customer: dict[str, list[tuple[float, str, str]]] = {}
-        query = "SELECT customer_id, t, event_type, event_id FROM past WHERE event_id IS NOT NULL AND t >= $moment"
+        events = "past"
+        if self._manifest.cuts:  # Redis may have lost what it knew of live events
+            events = f"(FROM past UNION ALL FROM added WHERE NOT starts_with(event_id, {literal(LOG_ID_PREFIX)}))"
+        query = f"SELECT customer_id, t, event_type, event_id FROM {events} WHERE event_id IS NOT NULL AND t >= $moment"
         for customer_id, *event in self._sql.execute(query, {"moment": moment}).fetchall():
             by_customer.setdefault(customer_id, []).append((event[0], event[1], event[2]))
         return by_customer
@@ -189,6 +192,8 @@ class EventHistory:
             entries = log.entries(start + 1, position)
             while chunk := list(islice(entries, CHUNK)):
                 self._add(chunk, aliases)
+            if self._manifest.cuts:
+                self._sql.execute(f"CREATE OR REPLACE TABLE live AS FROM live QUALIFY {FIRST_OF_ID}")
             if (log.archived() or 0) <= start:
                 return position, aliases
             if folder is not None and read_archive(folder, lambda now: now.position) <= start:

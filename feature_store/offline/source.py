@@ -43,7 +43,8 @@ NO_EVENTS: Final = (
 VALID_FROM: Final = "valid_from"
 """Column of ``source.attributes``: the time from which the values of a row hold, until the customer's next row."""
 
-LOG_ID: Final = "'tm:log:' || seq || ':' || n"
+LOG_ID_PREFIX: Final = "tm:log:"
+LOG_ID: Final = f"'{LOG_ID_PREFIX}' || seq || ':' || n"
 """SQL for the id of an event that was sent without one: its place in the event log."""
 
 UNUSABLE_ID: Final = "without a usable customer_id"

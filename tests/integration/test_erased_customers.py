@@ -12,6 +12,9 @@ import duckdb
 import pytest
 import redis
 
+from feature_store.__main__ import cli
+from feature_store.archive.mover import move
+from feature_store.archive.writer import ArchiveWriter
 from feature_store.config import Source
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreUnavailableError
@@ -19,13 +22,16 @@ from feature_store.loading import load as loading
 from feature_store.loading.load import LoadSummary, Verification, load_states, verify_states
 from feature_store.offline.store import OfflineStore
 from feature_store.online import erasure
+from feature_store.online.command_client import CommandClient
 from feature_store.online.customer_store import CustomerStore, UnknownCustomerError
+from feature_store.online.event_log import EventLog
 from feature_store.online.keys import LOG, TOMBSTONE_PREFIX, log_key
 from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, FORGOTTEN, EventFolder, Outcome, Verdict
 from feature_store.state.layout import StateLayout
+from tests.conftest import Call
 from tests.waiting import PATIENCE_S
 
 NOW = float(int(time.time()))
@@ -320,3 +326,45 @@ def test_tombstones_expire(shop: Shop) -> None:
     with redis.Redis.from_url(shop.url) as connection:
         (key,) = connection.keys(TOMBSTONE_PREFIX + b"*")
         assert 399 * 86_400 < connection.ttl(key) <= 400 * 86_400
+
+
+# --- the proof ------------------------------------------------------------------------------------------------------
+
+
+def test_the_proof_of_an_erasure_names_every_place_and_no_id(shop: Shop, call: Call, tmp_path: Path) -> None:
+    archive, files = tmp_path / "archive", tmp_path / "evidence"
+    files.mkdir()
+
+    def prove() -> tuple[object, str]:
+        ids = ("--verify", "gone-a", "--verify", "gone-b")
+        found = call(cli, "erase", "--redis", shop.url, "--archive", archive, "--search", files, *ids)
+        assert "gone-" not in found.out
+        return found.code, found.out
+
+    def move_log() -> None:
+        with CommandClient(shop.url) as client, ArchiveWriter(archive) as writer:
+            move(EventLog(client), writer)
+
+    shop.record(visit("gone-a", "1"), visit("gone-ab", "1"), visit("other"))
+    move_log()
+    assert prove()[0] == 1
+    shop.record(visit("gone-b", "2"))
+    shop.do(lambda store: store.merge("gone-a", "gone-b"))
+    move_log()
+    shop.record(visit("gone-a", "3"))
+    (files / "evidence.json").write_text('{"customer": "gone-b"}')
+    (files / "list.csv").write_text("customer_id,t\ngone-a,5\n")
+    code, out = prove()
+    assert code == 1
+    for place in ("state", "profile", "log entry 4", "archive file", "aliases", "evidence.json", "list.csv"):
+        assert place in out
+    shop.erase("gone-a")
+    code, out = prove()
+    assert code == 1
+    assert "waits for the archiver" in out
+    assert "profile" not in out
+    move_log()
+    assert [line.rpartition("/")[2] for line in prove()[1].splitlines()[:-1]] == ["evidence.json", "list.csv"]
+    for path in files.iterdir():
+        path.unlink()
+    assert prove() == (0, "erased: none of 2 ids is found anywhere\n")

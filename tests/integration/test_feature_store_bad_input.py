@@ -147,11 +147,12 @@ def test_every_command_explains_itself(call: Call, group: click.Command, argumen
     assert done.out.startswith("Usage: ")
     named = {"archive": "--once", "init": "--events", "report": "DIR/VERSION", "compare": "DIR/A DIR/B"}
     named["prune"] = "--keep"
+    named["erase"] = "--verify"
     assert named.get("".join(arguments), "CONFIG" if arguments else "Commands:") in done.out
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
-    assert set(cli.commands) == {"load", "verify", "prune", "archive", "cost"}
+    assert set(cli.commands) == {"load", "verify", "prune", "archive", "cost", "erase"}
     assert set(training_cli.commands) == {"audit", "init", "fit", "report", "compare"}
 
 

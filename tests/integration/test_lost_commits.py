@@ -234,3 +234,22 @@ def test_an_archive_of_an_earlier_release_is_taken_over(shop: Shop) -> None:
     with ArchiveWriter(shop.folder) as archive:
         assert (archive.manifest.format, archive.position) == (2, 4)
     assert shop.archived() == ["a-1", "b-1", "b-2"]
+
+
+def test_an_event_sent_again_after_the_loss_is_counted_once(shop: Shop) -> None:
+    shop.record("a-1")
+    shop.archive()
+    backup = shop.backup()
+    shop.record("a-2", "a-3", "a-4")
+    shop.archive()
+    shop.replace(backup)
+    shop.record("a-2")  # before the archiver has noticed
+    shop.archive()
+    shop.record("a-3")  # before the next load
+    shop.load()
+    assert shop.visits("a") == 4.0
+    assert [outcome.verdict for outcome in shop.record("a-4", "a-2", "a-1")] == [Verdict.DUPLICATE] * 3
+    shop.archive()
+    assert sorted(shop.archived()) == ["a-1", "a-2", "a-3", "a-4"]
+    shop.load()
+    assert shop.visits("a") == 4.0
