@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -67,8 +69,7 @@ def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool, cu
     before its evidence and report exist; each of their files is added later, completely or not at all.
     """
     settings = load_config(TrainingConfig, config)
-    if registry.exists() and not registry.is_dir():
-        raise InputError(f"--registry {registry} is a file: give a folder")
+    _check_folder(registry)
     key_path = customer_key or default_key_path(registry)
     key_is_new = read_key(key_path) is None
     console = Console()
@@ -103,6 +104,15 @@ def fit(config: str, registry: Path, *, activate: bool, evidence_later: bool, cu
                 folder, gather_evidence(fitted, source, steps_of(StepLines(console)), read_or_create_key(key_path))
             )
             console.print(f"evidence and report added to {folder}", highlight=False, soft_wrap=True)
+
+
+def _check_folder(registry: Path) -> None:
+    """Refuse, before a fit that takes minutes, a registry whose folder cannot be made."""
+    if registry.exists() and not registry.is_dir():
+        raise InputError(f"--registry {registry} is a file: give a folder")
+    existing = next(folder for folder in registry.absolute().parents if folder.exists())
+    if not existing.is_dir():
+        raise InputError(f"--registry {registry} cannot be written: {os.strerror(errno.ENOTDIR)}: {existing} is a file")
 
 
 @cli.command()
