@@ -40,6 +40,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hyperframe import frame as frames
 from tidemark.v1 import customers_pb2, events_pb2, scoring_pb2
 
+from feature_store.bundles.bundle import OUTPUTS
 from feature_store.errors import StoreUnavailableError
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import ACCEPTED, Outcome
@@ -143,7 +144,7 @@ class Scorer:
 
     def _scores(self, part: ScoreRequest) -> Scores:
         rows = [float(i) if i.isascii() and i.isdigit() and len(i) < 9 else -1.0 for i in part.customer_ids]
-        return Scores(rows_of(np.tile(np.array(rows).reshape(-1, 1), (1, 6))), dict(part.refused), "v1")
+        return Scores(rows_of(np.tile(np.array(rows).reshape(-1, 1), (1, len(OUTPUTS)))), dict(part.refused), "v1")
 
 
 class Store:

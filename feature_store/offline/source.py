@@ -220,14 +220,14 @@ def _make_view(connection: duckdb.DuckDBPyConnection) -> None:
 def _read_archive(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
     """Read the events that were folded, under the ids of their customers. An event without an id gets LOG_ID."""
 
-    def load(snapshot: ArchiveSnapshot) -> int:
+    def load(snapshot: ArchiveSnapshot) -> bool:
         connection.execute(f"CREATE OR REPLACE TABLE aliases AS {snapshot.aliases_sql}")
         connection.execute(
             f"""CREATE OR REPLACE TABLE read AS SELECT coalesce(root, customer_id) AS customer_id, t, event_type,
                 amount, duration_s, item_id, coalesce(event_id, {LOG_ID}) AS event_id
                 FROM ({snapshot.events_sql}) LEFT JOIN aliases ON alias = customer_id WHERE mark = ''"""
         )
-        return snapshot.rows
+        return bool(connection.execute(f"SELECT 1 FROM ({snapshot.events_sql}) LIMIT 1").fetchall())
 
     if not read_archive(folder, load):
         raise InputError(

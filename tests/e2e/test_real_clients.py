@@ -383,6 +383,9 @@ def test_an_error_arrives_with_its_details_to_the_byte(
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         wrong = error_details_pb2.BadRequest.FieldViolation(field=field, description=found.message)
         told.details.add().Pack(error_details_pb2.BadRequest(field_violations=[wrong]))
+    page = f"reference/errors/{reason.lower().replace('_', '-')}.html"
+    link = error_details_pb2.Help.Link(description="Cause and fix", url=page)
+    told.details.add().Pack(error_details_pb2.Help(links=[link]))
     assert found.details == told.SerializeToString()
     assert scores(after)
 
