@@ -144,7 +144,7 @@ class Scorer:
 
     def _scores(self, part: ScoreRequest) -> Scores:
         rows = [float(i) if i.isascii() and i.isdigit() and len(i) < 9 else -1.0 for i in part.customer_ids]
-        return Scores(rows_of(np.tile(np.array(rows).reshape(-1, 1), (1, len(OUTPUTS)))), dict(part.refused), "v1")
+        return Scores(rows_of(np.tile(np.array(rows).reshape(-1, 1), (1, len(OUTPUTS) + 1))), dict(part.refused), "v1")
 
 
 class Store:

@@ -133,7 +133,7 @@ def test_a_shop_of_many_types_and_attributes_goes_through_to_the_audit(call: Cal
     assert done.code == 0, done.err
     settings = load_config(TrainingConfig, str(output))
     assert settings.source.paths == {"data": "shop", "customers": "shop"}
-    assert (settings.churn.event, settings.churn.horizon_days) == ("purchase", 14)
+    assert (settings.churn.event, settings.churn.horizon_days) == ("purchase", 28)
     assert settings.candidates is not None
     assert "duration_s is duration_s" in done.err
     audited = call(cli, "audit", output)
