@@ -234,8 +234,8 @@ def assert_shown(shown: str, printed: str, where: str) -> None:
 @contextmanager
 def reading(folder: Path, ports: Mapping[str, str], variables: Mapping[str, str]) -> Iterator[Reader]:
     """Somebody who follows pages in a folder; what they have started is stopped afterwards."""
-    mine = ("TIDEMARK_", "REDIS_URL", "PYTEST_", "MAKE", "MFLAGS")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+    ours = ("TIDEMARK_", "REDIS_URL", "PYTEST_", "MAKE", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment |= {"PATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", **variables}
     reader = Reader(folder, ports, environment)

@@ -438,9 +438,9 @@ def _cut(data: bytes) -> Iterator[bytes]:
 
 
 def _parsed(raw: bytes) -> Any:
-    found, _ = frames.Frame.parse_frame_header(memoryview(raw[:9]))
-    found.parse_body(memoryview(raw[9:]))
-    return found
+    result, _ = frames.Frame.parse_frame_header(memoryview(raw[:9]))
+    result.parse_body(memoryview(raw[9:]))
+    return result
 
 
 def mutated(pick: random.Random, records: Sequence[Record]) -> bytes:
@@ -462,25 +462,25 @@ def mutated(pick: random.Random, records: Sequence[Record]) -> bytes:
 
 
 def _bytes_mutated(pick: random.Random, data: bytes) -> bytes:
-    found = bytearray(data)
+    result = bytearray(data)
     for _ in range(pick.choice((1, 1, 2, 4, 16))):
-        at = pick.randrange(len(found) + 1) if pick.random() < 0.7 else pick.randrange(min(200, len(found) + 1))
+        at = pick.randrange(len(result) + 1) if pick.random() < 0.7 else pick.randrange(min(200, len(result) + 1))
         span = pick.choice((1, 1, 2, 9, 40))
         match pick.randrange(5):
             case 0:
-                found[at : at + span] = pick.randbytes(span)
+                result[at : at + span] = pick.randbytes(span)
             case 1:
-                found[at:at] = pick.randbytes(span)
+                result[at:at] = pick.randbytes(span)
             case 2:
-                del found[at : at + span]
+                del result[at : at + span]
             case 3:
-                found[at:at] = found[at : at + span] * pick.choice((1, 2, 50))
+                result[at:at] = result[at : at + span] * pick.choice((1, 2, 50))
             case _:
-                if at < len(found):
-                    found[at] ^= 1 << pick.randrange(8)
+                if at < len(result):
+                    result[at] ^= 1 << pick.randrange(8)
     if pick.random() < 0.1:
-        del found[pick.randrange(len(found) + 1) :]
-    return bytes(found)
+        del result[pick.randrange(len(result) + 1) :]
+    return bytes(result)
 
 
 def _frames_mutated(pick: random.Random, raw: list[bytes], others: Sequence[bytes]) -> None:
@@ -837,8 +837,8 @@ class Bench:
                     reply += event.data
                     client.acknowledge_received_data(event.flow_controlled_length, stream)
                 if isinstance(event, h2.events.StreamEnded):
-                    found = scoring_pb2.ScoreCustomerResponse.FromString(reply[5:]).score
-                    if (found.customer_id, found.churn.probability) != ("7", 7.0):
+                    result = scoring_pb2.ScoreCustomerResponse.FromString(reply[5:]).score
+                    if (result.customer_id, result.churn.probability) != ("7", 7.0):
                         raise ViolationError("a wrong answer on another connection")
                     return
         raise ViolationError("no answer on another connection")
@@ -854,18 +854,18 @@ def check_output(out: bytes) -> int:
     for at, raw in enumerate(_cut(out)):
         if len(raw) < 9 or len(raw) != 9 + int.from_bytes(raw[:3]) or len(raw) > 9 + 16_384:
             raise ViolationError(f"frame {at} of the replies is {len(raw)} bytes")
-        found = _parsed(raw)
-        if (at == 0) is not (found.type == 0x4 and "ACK" not in found.flags):
-            raise ViolationError(f"frame {at} of the replies is {found}")
-        if found.type == 0x1:
-            names = [bytes(name) for name, _ in decoder.decode(bytes(found.data), raw=True)]
-            if (found.stream_id in begun) is (b":status" in names) or names != [name.lower() for name in names]:
+        result = _parsed(raw)
+        if (at == 0) is not (result.type == 0x4 and "ACK" not in result.flags):
+            raise ViolationError(f"frame {at} of the replies is {result}")
+        if result.type == 0x1:
+            names = [bytes(name) for name, _ in decoder.decode(bytes(result.data), raw=True)]
+            if (result.stream_id in begun) is (b":status" in names) or names != [name.lower() for name in names]:
                 raise ViolationError(f"headers {names}")
-            begun.add(found.stream_id)
-        if found.type in (0x0, 0x1) and (found.stream_id in ended or found.stream_id not in begun):
-            raise ViolationError(f"{found} in the wrong place")
-        if found.type == 0x3 or "END_STREAM" in found.flags:
-            ended.add(found.stream_id)
+            begun.add(result.stream_id)
+        if result.type in (0x0, 0x1) and (result.stream_id in ended or result.stream_id not in begun):
+            raise ViolationError(f"{result} in the wrong place")
+        if result.type == 0x3 or "END_STREAM" in result.flags:
+            ended.add(result.stream_id)
     return len(begun)
 
 
@@ -949,24 +949,27 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     began, captures, total, lock = time.monotonic(), capture(), Tally(), threading.Lock()
-    share = -(-given.cases // given.workers)
-    parts = [range(start, min(start + share, given.cases)) for start in range(0, given.cases, share)]
-    threads = [threading.Thread(target=partial(supervise, given.seed, part, captures, total, lock)) for part in parts]
+    share = -(-arguments.cases // arguments.workers)
+    parts = [range(start, min(start + share, arguments.cases)) for start in range(0, arguments.cases, share)]
+    threads = [
+        threading.Thread(target=partial(supervise, arguments.seed, part, captures, total, lock)) for part in parts
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     print(
-        f"{total.cases:,} cases of seed {given.seed} from {len(captures)} captures in {time.monotonic() - began:.0f} s"
+        f"{total.cases:,} cases of seed {arguments.seed} from {len(captures)} captures "
+        f"in {time.monotonic() - began:.0f} s"
     )
     print(f"{total.answered:,} answered; " + ", ".join(f"{n:,} {end}" for end, n in total.ends.most_common()))
     print(f"{total.replies:,} replies of {total.checked:,} cases read as a strict client does")
     print(f"worst case: {total.worst_s:.3f} s of CPU, {total.most_out:,} bytes of replies")
     print(f"memory: {total.grown / 2**20:+.1f} MiB in the worst worker")
     print("\n".join(total.violations) or "no violation")
-    return 1 if total.violations or total.cases < given.cases else 0
+    return 1 if total.violations or total.cases < arguments.cases else 0
 
 
 if __name__ == "__main__":

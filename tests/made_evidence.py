@@ -279,12 +279,12 @@ def _segments(random: np.random.Generator) -> list[Segment]:
         "k-means": ("regulars", "bargain hunters", "new customers", "once a month", "nearly gone"),
         "RFM": ("champions", "loyal", "at risk", "asleep"),
     }
-    found = []
+    result = []
     for scheme, members in names.items():
         shares = random.dirichlet(np.full(len(members), 5))
         for name, share in zip(members, shares, strict=True):
             profile = {slot: float(random.lognormal(2, 1)) for slot in SLOTS[:8]}
-            found.append(
+            result.append(
                 Segment(
                     name=name,
                     scheme="RFM" if scheme == "RFM" else "k-means",
@@ -295,13 +295,13 @@ def _segments(random: np.random.Generator) -> list[Segment]:
                     profile=profile,
                 )
             )
-    return found
+    return result
 
 
 def made_policies(offer: str, seed: int = 1) -> list[Policy]:
     """Profits of an offer's policies; the config's budget is a tenth of the customers."""
     random = np.random.default_rng([seed, OFFERS.index(offer)])
-    found = []
+    result = []
     for share in (0.02, 0.05, OFFER.budget_share, 0.15, 0.2, 0.3, 0.5):
         best = 9000 * share * (1 - 1.1 * share)
         common: dict[str, Any] = {
@@ -316,7 +316,7 @@ def made_policies(offer: str, seed: int = 1) -> list[Policy]:
         for name, worse in {DYNAMIC: 0.0, **POLICIES}.items():
             lost = 0.0 if name == DYNAMIC else best * worse + random.normal(0, 20)
             lead: dict[str, Any] = {} if name == DYNAMIC else _lead(lost, reach)
-            found.append(
+            result.append(
                 Policy(
                     policy=name,
                     expected=1.05 * (best - lost),
@@ -328,7 +328,7 @@ def made_policies(offer: str, seed: int = 1) -> list[Policy]:
                     **lead,
                 )
             )
-    return found
+    return result
 
 
 def _lead(lost: float, reach: float) -> dict[str, float]:

@@ -21,8 +21,8 @@ SLOTS = 16384
 def free_port() -> int:
     """A port below 50,000, that a cluster's bus (10,000 above) can be added to."""
     for _ in range(1000):
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port = int(one.getsockname()[1])
+        with socket.create_server(("127.0.0.1", 0)) as item:
+            port = int(item.getsockname()[1])
         if port < 50_000:
             return port
     raise AssertionError("no port below 50,000 is free")
@@ -87,8 +87,8 @@ class WatchedFiles:
 
     def known_master(self) -> int:
         """The port that the Sentinel has for the master."""
-        found: Any = self.sentinel.client.sentinel_masters()
-        return int(found["shop"]["port"])
+        result: Any = self.sentinel.client.sentinel_masters()
+        return int(result["shop"]["port"])
 
 
 @contextmanager
@@ -112,8 +112,8 @@ def cluster(folder: Path, size: int) -> Iterator[list[Node]]:
 
 
 def _is_whole(node: Node, size: int) -> bool:
-    told = node.client.execute_command("CLUSTER INFO")
-    return told["cluster_state"] == "ok" and int(told["cluster_known_nodes"]) == size
+    reported = node.client.execute_command("CLUSTER INFO")
+    return reported["cluster_state"] == "ok" and int(reported["cluster_known_nodes"]) == size
 
 
 def _closing(stack: ExitStack, node: Node) -> Node:

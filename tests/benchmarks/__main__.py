@@ -53,13 +53,13 @@ def main(registry: Path, output: Path, only: tuple[str, ...]) -> None:
 def bundle_in(registry: Path) -> bundle.Bundle:
     """The current bundle; the sample's, fitted now, where there is none, or none with evidence beside it."""
     try:
-        found = bundle.read(registry)
+        result = bundle.read(registry)
         read_evidence(registry / bundle.CURRENT)
     except (bundle.BundleError, InputError):
         command = [sys.executable, "-P", "-m", "training", "fit", "complete_journey", "--registry", str(registry)]
         subprocess.run(command, check=True)
         return bundle.read(registry)
-    return found
+    return result
 
 
 def show(console: Console, results: list[Figure]) -> None:

@@ -51,5 +51,5 @@ def not_generated() -> list[str]:
     names |= {method.name for file in descriptors() for service in file.service for method in service.method}
     text = "".join(pages.values())
     missing = {name for name in names if name not in text}
-    found = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / "reference").rglob("*.md")}
-    return sorted(missing | (found - pages.keys() - {BY_HAND}))
+    result = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / "reference").rglob("*.md")}
+    return sorted(missing | (result - pages.keys() - {BY_HAND}))

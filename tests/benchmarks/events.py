@@ -101,13 +101,13 @@ class Kinds:
 def drawn(kinds: Kinds, count: int, customers: int = CUSTOMERS) -> list[Event]:
     """New events of the last minute, of customers drawn evenly, in turn of all kinds; messages of them are as long."""
     now, rng = int(time.time()), random.Random()
-    found = []
+    result = []
     for at in range(count):
         kind = kinds.types[at % len(kinds.types)]
         event = Event(customer_id(rng.randrange(customers)), kind, now - rng.randrange(1, 60) + rng.uniform(0.5, 0.99))
         fill(event, kinds, rng)
-        found.append(event)
-    return found
+        result.append(event)
+    return result
 
 
 def fill(event: Event, kinds: Kinds, rng: random.Random) -> None:
@@ -146,9 +146,9 @@ class EventRequests:
     def __init__(self, port: int, kinds: Kinds, requests: int, rows: int) -> None:
         self.first_headers: Final = raw_load.first_headers(port, RECORD)
         messages = [message(drawn(kinds, rows)) for _ in range(requests)]
-        (size,) = {len(one) for one in messages}
+        (size,) = {len(item) for item in messages}
         self.message_bytes: Final = size + 5
-        self._frames = [self._framed(one) for one in messages]
+        self._frames = [self._framed(item) for item in messages]
         starts = range(0, self.message_bytes, self.FRAME_BYTES)
         self._ids = [5, *(raw_load.DATA_AT + 5 + at + raw_load.HEAD * part for part, at in enumerate(starts))]
 
@@ -290,13 +290,13 @@ def throughput(bench: Bench) -> dict[str, Measured]:
             total.append(stats.cpu_usec() / REQUESTS / ROWS)
             return rates[-1]
 
-        found = paired(served, bare.rate)
+        result = paired(served, bare.rate)
         bare.close()
     rate, usec = statistics.median(rates[1:]), statistics.median(commands[1:])
     spread = f"{min(commands[1:]):.1f} to {max(commands[1:]):.1f}, all CPU of Redis {statistics.median(total[1:]):.0f}"
     return {
         "record_256_rate": (rate, f"4 calls in flight, appendonly; {min(rates[1:]):,.0f} to {max(rates[1:]):,.0f}"),
-        "record_256_share": (found.median, f"the bare fold does {found.unit:,.0f} a second; {found.spread}"),
+        "record_256_share": (result.median, f"the bare fold does {result.unit:,.0f} a second; {result.spread}"),
         "fold_us": (usec, f"MGET and EVALSHA, whose time has its inner commands in it; {spread}"),
     }
 
@@ -305,11 +305,11 @@ def record_1_latency(bench: Bench) -> Measured:
     """Median latency of recording one event at a time, over the empty call's."""
     kinds = Kinds.of(bench.bundle)
     with durable_redis(bench) as url, tidemark_server(bench.registry, url) as ours, empty_server() as empty:
-        found = paired(
+        result = paired(
             lambda: front.latency(ours, EventRequests(ours.port, Kinds(kinds.types[:1], kinds.amounts), SINGLES, 1)),
             lambda: front.latency(empty, raw_load.Requests(empty.port)),
         )
-    return found.median, f"the empty call takes {found.unit * 1e6:.0f} µs; {found.spread}"
+    return result.median, f"the empty call takes {result.unit * 1e6:.0f} µs; {result.spread}"
 
 
 def visible_next(bench: Bench) -> Measured:
@@ -322,8 +322,12 @@ def visible_next(bench: Bench) -> Measured:
 async def _seen(port: int) -> int:
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) for _ in range(CLIENTS)]
-    events: list[Any] = [one.unary_unary(RECORD, None, events_pb2.RecordEventsResponse.FromString) for one in channels]
-    scores: list[Any] = [one.unary_unary(UNARY, None, scoring_pb2.ScoreCustomerResponse.FromString) for one in channels]
+    events: list[Any] = [
+        item.unary_unary(RECORD, None, events_pb2.RecordEventsResponse.FromString) for item in channels
+    ]
+    scores: list[Any] = [
+        item.unary_unary(UNARY, None, scoring_pb2.ScoreCustomerResponse.FromString) for item in channels
+    ]
 
     async def client(number: int) -> int:
         rng, reflected = random.Random(number), 0
@@ -356,17 +360,17 @@ def score_p99_under_events(bench: Bench) -> Measured:
             with flowing(ours.port, bench.registry, half):
                 return p99()
 
-        found = paired(disturbed, p99)
+        result = paired(disturbed, p99)
     rates = f"{SCORES_A_SECOND:,} scores a second beside {half:,.0f} events"
-    return found.median, f"without {found.unit * 1e3:.1f} ms, {rates}; {found.spread}"
+    return result.median, f"without {result.unit * 1e3:.1f} ms, {rates}; {result.spread}"
 
 
 @contextmanager
 def flowing(port: int, registry: Path, rate: float) -> Iterator[None]:
     """Events at this rate, from another process, while the block runs."""
     options = {"port": port, "registry": registry, "rate": rate, "seconds": DISTURBED_S}
-    given = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "tests.benchmarks.events", *given]
+    provided = [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "tests.benchmarks.events", *provided]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdin is not None
         assert client.stdout is not None

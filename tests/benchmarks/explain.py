@@ -33,11 +33,11 @@ def explain_ratio(bench: Bench) -> Measured:
     """Server CPU of a score that is explained, over one that is not, one call at a time by the same client."""
     with tidemark_server(bench.registry, bench.url) as ours:
         explained, plain = (Caller(ours, UNARY, requests(explain=explain), 1) for explain in (True, False))
-        found = paired(lambda: explained.cost(SLICE_S), lambda: plain.cost(SLICE_S))
+        result = paired(lambda: explained.cost(SLICE_S), lambda: plain.cost(SLICE_S))
         explained.close()
         plain.close()
-    whole = found.median * found.unit * 1e3
-    return found.median, f"CPU per call; {whole:.1f} ms, and a plain one {found.unit * 1e6:.0f} µs; {found.spread}"
+    whole = result.median * result.unit * 1e3
+    return result.median, f"CPU per call; {whole:.1f} ms, and a plain one {result.unit * 1e6:.0f} µs; {result.spread}"
 
 
 def explain_p99(bench: Bench) -> Measured:
@@ -48,9 +48,9 @@ def explain_p99(bench: Bench) -> Measured:
             pool = raw_load.Requests(ours.port)
             return float(np.quantile(front.paced(ours.port, pool, CALLS_A_SECOND, CALLS), front.P99))
 
-        found = paired(lambda: _beside(ours.port, p99), p99)
+        result = paired(lambda: _beside(ours.port, p99), p99)
     rate = f"{CALLS_A_SECOND} plain calls a second"
-    return found.median, f"without {found.unit * 1e3:.1f} ms, {rate}; {found.spread}"
+    return result.median, f"without {result.unit * 1e3:.1f} ms, {rate}; {result.spread}"
 
 
 def _beside(port: int, work: Callable[[], float]) -> float:
@@ -59,6 +59,6 @@ def _beside(port: int, work: Callable[[], float]) -> float:
     command = [sys.executable, "-m", "tests.benchmarks.rude_client", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
         time.sleep(SLICE_S)  # it starts
-        found = work()
+        result = work()
         client.communicate()
-    return found
+    return result

@@ -86,8 +86,8 @@ def redis_bytes_ratio(bench: Bench) -> Measured:
         with StateWriter(packed, layout) as ours, StateWriter(plain, layout) as floor:
             floor.write([customer_id(i) for i in range(CUSTOMERS)], [slots] * CUSTOMERS)
             time.sleep(SETTLE_S)
-            mine, least = ours.client.used_memory() / CUSTOMERS, floor.client.used_memory() / CUSTOMERS
-    return mine / least, f"{mine:.0f} over {least:.0f} bytes a customer, {len(layout.features)} slots"
+            own, least = ours.client.used_memory() / CUSTOMERS, floor.client.used_memory() / CUSTOMERS
+    return own / least, f"{own:.0f} over {least:.0f} bytes a customer, {len(layout.features)} slots"
 
 
 def encode_256_ratio(_bench: Bench) -> Measured:
@@ -124,8 +124,8 @@ def encode_256_ratio(_bench: Bench) -> Measured:
         ]
         scoring_pb2.BatchScoreCustomersResponse(results=results).SerializeToString()
 
-    found = paired(lambda: cpu_of(lambda: encode_batch(part, scores)), lambda: cpu_of(by_messages))
-    return found.median, f"CPU; with message objects {found.unit * 1e6:,.0f} µs; {found.spread}"
+    result = paired(lambda: cpu_of(lambda: encode_batch(part, scores)), lambda: cpu_of(by_messages))
+    return result.median, f"CPU; with message objects {result.unit * 1e6:,.0f} µs; {result.spread}"
 
 
 def mget_256_ratio(bench: Bench) -> Measured:
@@ -141,14 +141,14 @@ def mget_256_ratio(bench: Bench) -> Measured:
         values: Any = await theirs.mget([*keys.states(ids), *profile_keys(ids)])
         layout.unpack(values[: len(ids)])
 
-    found = paired(
+    result = paired(
         lambda: cpu_of(lambda: loop.run_until_complete(ours.read(ids))),
         lambda: cpu_of(lambda: loop.run_until_complete(by_client())),
     )
     loop.run_until_complete(store.close())
     loop.run_until_complete(theirs.aclose())
     loop.close()
-    return found.median, f"CPU; redis-py's client {found.unit * 1e6:,.0f} µs; {found.spread}"
+    return result.median, f"CPU; redis-py's client {result.unit * 1e6:,.0f} µs; {result.spread}"
 
 
 def http2_ratio(_bench: Bench) -> Measured:
@@ -177,8 +177,8 @@ def http2_ratio(_bench: Bench) -> Measured:
                     connection.send_headers(event.stream_id, OK, end_stream=True)
             connection.data_to_send()
 
-    found = paired(lambda: cpu_of(by_zttp, 3), lambda: cpu_of(by_h2, 3))
-    return found.median, f"CPU per call; h2 {found.unit / ROUND * 1e6:.0f} µs; {found.spread}"
+    result = paired(lambda: cpu_of(by_zttp, 3), lambda: cpu_of(by_h2, 3))
+    return result.median, f"CPU per call; h2 {result.unit / ROUND * 1e6:.0f} µs; {result.spread}"
 
 
 FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (

@@ -62,8 +62,8 @@ def cost(target: Server, in_flight: int) -> float:
 def unary(in_flight: int, bench: Bench) -> Measured:
     """Server CPU per unary call, over an empty call on grpcio's sync server."""
     with tidemark_server(bench.registry, bench.url) as ours, empty_server() as empty:
-        found = paired(lambda: cost(ours, in_flight), lambda: cost(empty, in_flight))
-    return found.median, f"CPU per call; the empty call costs {found.unit * 1e6:.0f} µs; {found.spread}"
+        result = paired(lambda: cost(ours, in_flight), lambda: cost(empty, in_flight))
+    return result.median, f"CPU per call; the empty call costs {result.unit * 1e6:.0f} µs; {result.spread}"
 
 
 def fronts_1(bench: Bench) -> Measured:
@@ -72,27 +72,27 @@ def fronts_1(bench: Bench) -> Measured:
         tidemark_server(bench.registry, bench.url, "--transport", "lean") as lean,
         tidemark_server(bench.registry, bench.url, "--transport", "grpcio") as grpcio,
     ):
-        found = paired(lambda: cost(lean, 1), lambda: cost(grpcio, 1))
-    return found.median, f"CPU per call; on grpcio's front {found.unit * 1e6:.0f} µs; {found.spread}"
+        result = paired(lambda: cost(lean, 1), lambda: cost(grpcio, 1))
+    return result.median, f"CPU per call; on grpcio's front {result.unit * 1e6:.0f} µs; {result.spread}"
 
 
 def unary_clients(front: str, bench: Bench) -> Measured:
     """The same with 64 in flight, called by grpcio's clients on four channels."""
     with tidemark_server(bench.registry, bench.url, "--transport", front) as ours, empty_server() as empty:
         a, b = (Caller(target, UNARY, unary_requests(), 64) for target in (ours, empty))
-        found = paired(lambda: a.cost(SLICE_S), lambda: b.cost(SLICE_S))
+        result = paired(lambda: a.cost(SLICE_S), lambda: b.cost(SLICE_S))
         a.close()
         b.close()
-    return found.median, f"CPU per call; the empty call costs {found.unit * 1e6:.0f} µs; {found.spread}"
+    return result.median, f"CPU per call; the empty call costs {result.unit * 1e6:.0f} µs; {result.spread}"
 
 
 def unary_1_latency(bench: Bench) -> Measured:
     """Median latency of one call at a time, over the empty call's."""
     with tidemark_server(bench.registry, bench.url) as ours, empty_server() as empty:
-        found = paired(
+        result = paired(
             lambda: latency(ours, raw_load.Requests(ours.port)), lambda: latency(empty, raw_load.Requests(empty.port))
         )
-    return found.median, f"the empty call takes {found.unit * 1e6:.0f} µs; {found.spread}"
+    return result.median, f"the empty call takes {result.unit * 1e6:.0f} µs; {result.spread}"
 
 
 def latency(target: Server, requests: raw_load.Pool) -> float:
@@ -115,8 +115,8 @@ def latency(target: Server, requests: raw_load.Pool) -> float:
 
 def metrics_cost(bench: Bench) -> Measured:
     """Server CPU per unary call with metrics, which are scraped once a slice, over without, 64 in flight."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as result:
+        port = result.getsockname()[1]
     with (
         tidemark_server(bench.registry, bench.url, "--metrics-port", str(port)) as seen,
         tidemark_server(bench.registry, bench.url) as unseen,
@@ -164,9 +164,12 @@ def batch_256_share(bench: Bench) -> Measured:
                 done += 1
             return done * 256 / (time.perf_counter() - start)
 
-        found = paired(served, bare)
+        result = paired(served, bare)
         caller.close()
-    return found.median, f"customers a second, 4 calls in flight; the bare loop does {found.unit:,.0f}; {found.spread}"
+    return (
+        result.median,
+        f"customers a second, 4 calls in flight; the bare loop does {result.unit:,.0f}; {result.spread}",
+    )
 
 
 def workers_2(bench: Bench) -> Measured:
@@ -174,9 +177,9 @@ def workers_2(bench: Bench) -> Measured:
     cores = sorted(os.sched_getaffinity(0))[:2]
     with (
         tidemark_server(bench.registry, bench.url, "--workers", "2") as two,
-        tidemark_server(bench.registry, bench.url) as one,
+        tidemark_server(bench.registry, bench.url) as item,
     ):
-        for task in Path(f"/proc/{one.process.pid}/task").iterdir():
+        for task in Path(f"/proc/{item.process.pid}/task").iterdir():
             os.sched_setaffinity(int(task.name), cores[:1])
         costs: list[float] = []
 
@@ -185,9 +188,9 @@ def workers_2(bench: Bench) -> Measured:
             costs.append(load.cpu_s / load.seconds)
             return load.calls / load.seconds
 
-        found = paired(lambda: rate(two), lambda: rate(one))
+        result = paired(lambda: rate(two), lambda: rate(item))
     load_share = f"the load takes {statistics.median(costs):.0%} of a core, Redis comes on top"
-    return found.median, f"one worker answers {found.unit:,.0f} a second; {load_share}; {found.spread}"
+    return result.median, f"one worker answers {result.unit:,.0f} a second; {load_share}; {result.spread}"
 
 
 def interference_p99(bench: Bench) -> Measured:
@@ -204,14 +207,14 @@ def interference_p99(bench: Bench) -> Measured:
         def disturbed() -> float:
             with subprocess.Popen([*rude, str(4 * SLICE_S)], stdout=subprocess.PIPE) as client:
                 time.sleep(SLICE_S)  # it starts
-                found = p99()
+                result = p99()
                 large.append(int(client.communicate()[0]))
-            return found
+            return result
 
-        found = paired(disturbed, p99)
+        result = paired(disturbed, p99)
     rows = statistics.median(large) / (4 * SLICE_S) * 1000
     beside = f"{rows:,.0f} customers a second in large calls beside them"
-    return found.median, f"without {found.unit * 1e3:.1f} ms, at {half:,.0f} a second; {beside}; {found.spread}"
+    return result.median, f"without {result.unit * 1e3:.1f} ms, at {half:,.0f} a second; {beside}; {result.spread}"
 
 
 def paced(port: int, requests: raw_load.Pool, rate: float, count: int, lines: int = LINES) -> list[float]:
@@ -290,10 +293,10 @@ def peers(bench: Bench) -> dict[str, Measured]:
     with ExitStack() as stack:
         empty = stack.enter_context(empty_server())
         costs = {name: partial(measure, stack.enter_context(start)) for name, (start, measure) in here.items()}
-        rounds = [({name: one() for name, one in costs.items()}, cost(empty, 64)) for _ in range(7)][1:]
+        rounds = [({name: item() for name, item in costs.items()}, cost(empty, 64)) for _ in range(7)][1:]
     return {
         name: (
-            statistics.median(found[name] / unit for found, unit in rounds),
+            statistics.median(result[name] / unit for result, unit in rounds),
             f"CPU per call; {min(f[name] / u for f, u in rounds):.2f} to {max(f[name] / u for f, u in rounds):.2f}",
         )
         for name in costs

@@ -84,8 +84,8 @@ def _know(target: str) -> None:
 
 def garbage(bench: Bench) -> Measured:
     """Crashes, INTERNALs and wrong scores under garbage in requests to all methods, in bundles and in Redis."""
-    found = [
+    result = [
         feed(bench.registry, REQUESTS // 2, VALUES // 2, BUNDLES // 2, "--transport", front, seed=at)
         for at, front in enumerate(("lean", "grpcio"))
     ]
-    return float(sum(one.faults.total() for one in found)), "; ".join(one.said() for one in found)
+    return float(sum(item.faults.total() for item in result)), "; ".join(item.said() for item in result)

@@ -109,13 +109,13 @@ def methods(channel: grpc.Channel) -> list[Method]:
             files[file.name] = file
     pool = descriptor_pool.DescriptorPool()
     _add(pool, files, ask)
-    found = []
+    result = []
     for name in names:
         for method in pool.FindServiceByName(name).methods:
             kind = message_factory.GetMessageClass(method.input_type)
             many, streams = method.client_streaming, method.server_streaming
-            found.append(Method(f"/{name}/{method.name}", kind, many=many, streams=streams))
-    return found
+            result.append(Method(f"/{name}/{method.name}", kind, many=many, streams=streams))
+    return result
 
 
 def _add(pool: descriptor_pool.DescriptorPool, files: dict[str, Any], ask: Any) -> None:
@@ -170,10 +170,10 @@ class Maker:
 
     def _fill(self, made: Message, field: FieldDescriptor, ids: Sequence[str], depth: int) -> None:
         count = self.pick.choice((0, 1, 1, 2, 2, 3, 8, 1001 if self.pick.random() < 0.02 else 1))
-        one: Callable[..., Any] = (
+        item: Callable[..., Any] = (
             self._inner if field.message_type is not None else lambda field, ids, _depth: self._scalar(field, ids)
         )
-        values = [one(field, ids, depth) for _ in range(min(count, 8))]
+        values = [item(field, ids, depth) for _ in range(min(count, 8))]
         getattr(made, field.name).extend(itertools.islice(itertools.cycle(values), count) if values else [])
 
     def _inner(self, field: FieldDescriptor, ids: Sequence[str], depth: int) -> Any:
@@ -208,20 +208,20 @@ class Maker:
 
     def mutated(self, data: bytes) -> bytes:
         """Bytes that may be no message any more."""
-        pick, found = self.pick, bytearray(data)
+        pick, result = self.pick, bytearray(data)
         for _ in range(pick.choice((1, 1, 2, 5))):
-            at = pick.randrange(len(found) + 1)
+            at = pick.randrange(len(result) + 1)
             match pick.randrange(6):
-                case 0 if found:
-                    found[at % len(found)] ^= 1 << pick.randrange(8)
+                case 0 if result:
+                    result[at % len(result)] ^= 1 << pick.randrange(8)
                 case 1:
-                    del found[at:]
+                    del result[at:]
                 case 2:
-                    found[at:at] = pick.randbytes(pick.choice((1, 2, 10)))
+                    result[at:at] = pick.randbytes(pick.choice((1, 2, 10)))
                 case 3:
-                    found += found[: pick.randrange(200)]
+                    result += result[: pick.randrange(200)]
                 case 4:
-                    found += b"\xfa\x7f\x03abc"  # a field that nobody knows
+                    result += b"\xfa\x7f\x03abc"  # a field that nobody knows
                 case _:
-                    found += b"\x0b" * pick.choice((1, 200))  # groups within groups
-        return bytes(found)
+                    result += b"\x0b" * pick.choice((1, 200))  # groups within groups
+        return bytes(result)

@@ -149,8 +149,8 @@ class Requests:
         else:
             part = decode_batch(sent)
             results = scoring_pb2.BatchScoreCustomersResponse.FromString(reply).results
-            scores = [one.score if one.HasField("score") else None for one in results]
-            if any(one.status.code and GRPC_CODES[one.status.code] not in GOOD for one in results):
+            scores = [item.score if item.HasField("score") else None for item in results]
+            if any(item.status.code and GRPC_CODES[item.status.code] not in GOOD for item in results):
                 self._tally.fault(f"{path}: a customer's status is none that is defined")
         if len(scores) != len(part.customer_ids):
             self._tally.fault(f"{path}: {len(scores)} results for {len(part.customer_ids)} customers")

@@ -54,34 +54,34 @@ class Values:
         )
         strangers = [self._redis.get(stranger), before[record if key == state else state]]
         self._redis.set(key, self._mutated(before[key] or b"", [value for value in strangers if value]))
-        found = self._answer(request)
+        result = self._answer(request)
         self._tally.counts["values in Redis"] += 1
-        if found is not None and not same(found, good):
+        if result is not None and not same(result, good):
             self._tally.fault("a score from a value that was mutated")
-        self._tally.counts["values refused"] += found is None
+        self._tally.counts["values refused"] += result is None
         for call in self._others:
             self._answer_of(call, request)
         for key, value in before.items():
             self._redis.delete(key) if value is None else self._redis.set(key, value)
 
     def _mutated(self, value: bytes, others: Sequence[bytes]) -> bytes:
-        pick, found = self._pick, bytearray(value)
+        pick, result = self._pick, bytearray(value)
         match pick.randrange(7):
-            case 0 | 1 if found:
+            case 0 | 1 if result:
                 for _ in range(pick.choice((1, 1, 1, 2, 8))):
-                    found[pick.randrange(len(found))] ^= 1 << pick.randrange(8)
+                    result[pick.randrange(len(result))] ^= 1 << pick.randrange(8)
             case 2:
-                del found[pick.randrange(len(found) + 1) :]
+                del result[pick.randrange(len(result) + 1) :]
             case 3:
-                found += pick.randbytes(pick.choice((1, 8, 100)))
-            case 4 if len(found) > 32:
-                at = 8 * pick.randrange(2, len(found) // 8)
-                found[at : at + 8] = np.float64(pick.choice(NUMBERS)).tobytes()
+                result += pick.randbytes(pick.choice((1, 8, 100)))
+            case 4 if len(result) > 32:
+                at = 8 * pick.randrange(2, len(result) // 8)
+                result[at : at + 8] = np.float64(pick.choice(NUMBERS)).tobytes()
             case 5:
-                found[pick.randrange(len(found) + 1) :] = bytes(pick.choice((0, 8, len(found))))
+                result[pick.randrange(len(result) + 1) :] = bytes(pick.choice((0, 8, len(result))))
             case _:
                 return pick.choice(list(others) or [b""])
-        return bytes(found)
+        return bytes(result)
 
     def _answer(self, request: bytes) -> Any:
         """A score, None where it was refused by a status that is defined."""
@@ -109,9 +109,9 @@ def same(a: Any, b: Any) -> bool:
     if b is None:
         return False
     pairs = [(a.expected_spend, b.expected_spend)]
-    for mine, theirs in ((a.churn, b.churn), (a.propensity, b.propensity)):
-        pairs += [(mine.probability, theirs.probability), (mine.threshold, theirs.threshold)]
-        if mine.automated_response_off is not theirs.automated_response_off:
+    for ours, theirs in ((a.churn, b.churn), (a.propensity, b.propensity)):
+        pairs += [(ours.probability, theirs.probability), (ours.threshold, theirs.threshold)]
+        if ours.automated_response_off is not theirs.automated_response_off:
             return False
     close = all(math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-4) for x, y in pairs)
     return close and a.top_interest == b.top_interest and abs(a.feature_time.seconds - b.feature_time.seconds) <= 1
@@ -144,13 +144,13 @@ class Bundles:
                 what = self._mutate(registry / self._folder.name)
                 self._tally.counts["bundles"] += 1
                 try:
-                    found = self._scores(Model.current(registry))
+                    result = self._scores(Model.current(registry))
                 except BundleError:
                     self._tally.counts["bundles refused"] += 1
                 except Exception as error:  # a server would end with a stack trace
                     self._tally.fault(f"a bundle ({what}): {type(error).__name__} {error}")
                 else:
-                    if not np.allclose(found, self._good, rtol=TOLERANCE, atol=TOLERANCE):
+                    if not np.allclose(result, self._good, rtol=TOLERANCE, atol=TOLERANCE):
                         self._tally.fault(f"a bundle that was mutated ({what}) serves other scores")
                 shutil.rmtree(registry)
 
@@ -176,10 +176,10 @@ class Bundles:
         other = self._pick.choice((bundle.MODEL_FILE, bundle.GOLDEN_FILE, bundle.MANIFEST_FILE))
         if self._pick.random() < 0.2:
             (folder / name).unlink()
-        mine, theirs = folder / name, folder / other
-        data = mine.read_bytes() if mine.exists() else b""
+        ours, theirs = folder / name, folder / other
+        data = ours.read_bytes() if ours.exists() else b""
         if theirs.exists():
-            mine.write_bytes(theirs.read_bytes())
+            ours.write_bytes(theirs.read_bytes())
         theirs.write_bytes(data)
         return f"{name} and {other} swapped"
 

@@ -44,12 +44,12 @@ def load_ratio(bench: Bench) -> Measured:
                 lags.append((result.lag[50.0], result.lag[99.0]))
                 return result.cpu_cores * result.seconds / result.offered
 
-            found = paired(ours, lambda: uvloop.run(_by_aio(server.port)))
+            ratio = paired(ours, lambda: uvloop.run(_by_aio(server.port)))
     p50, p99 = np.median(lags, axis=0)
     note = (
-        f"CPU per call; grpc.aio {found.unit * 1e6:.0f} µs; late by p50 {p50:.2f} ms, p99 {p99:.2f} ms; {found.spread}"
+        f"CPU per call; grpc.aio {ratio.unit * 1e6:.0f} µs; late by p50 {p50:.2f} ms, p99 {p99:.2f} ms; {ratio.spread}"
     )
-    return found.median, note
+    return ratio.median, note
 
 
 async def _by_aio(port: int) -> float:

@@ -63,10 +63,10 @@ def reload(server: Server, registry: Path, times: int) -> int:
 
 def published(registry: Path) -> str:
     """The current bundle once more, under a version of its own."""
-    found = bundle.read(registry)
-    version = f"{found.manifest.created[:10].replace('-', '')}-{time.time_ns()}"
+    result = bundle.read(registry)
+    version = f"{result.manifest.created[:10].replace('-', '')}-{time.time_ns()}"
     golden = (registry / bundle.CURRENT / bundle.GOLDEN_FILE).read_bytes()
-    bundle.publish(registry, found.manifest.model_copy(update={"version": version}), found.model, golden)
+    bundle.publish(registry, result.manifest.model_copy(update={"version": version}), result.model, golden)
     return version
 
 

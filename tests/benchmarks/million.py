@@ -31,18 +31,18 @@ def run(port: int, calls: int) -> tuple[int, int]:
     share = [*command, "--calls", str(calls // PROCESSES)]
     clients = [subprocess.Popen(share, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
     try:
-        found = [json.loads(client.communicate(timeout=LIMIT_S)[0]) for client in clients]
+        result = [json.loads(client.communicate(timeout=LIMIT_S)[0]) for client in clients]
     finally:
         for client in clients:
             client.kill()
-    return sum(one["failed"] for one in found), sum(one["wrong"] for one in found)
+    return sum(item["failed"] for item in result), sum(item["wrong"] for item in result)
 
 
 async def call(port: int, calls: int) -> dict[str, int]:
     """Make the calls, as clients do by default: a call that never left is sent again elsewhere, others are not."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) for _ in range(CONNECTIONS)]
-    found = {"failed": 0, "wrong": 0}
+    result = {"failed": 0, "wrong": 0}
     left = calls
 
     async def client(number: int) -> None:
@@ -56,15 +56,15 @@ async def call(port: int, calls: int) -> dict[str, int]:
             try:
                 reply = await ask(request, timeout=DEADLINE_S)
             except grpc.aio.AioRpcError as error:
-                found["failed"] += 1
+                result["failed"] += 1
                 print(error.code(), error.details(), file=sys.stderr)
             else:
-                found["wrong"] += scoring_pb2.ScoreCustomerResponse.FromString(reply).score.customer_id != name
+                result["wrong"] += scoring_pb2.ScoreCustomerResponse.FromString(reply).score.customer_id != name
 
     await asyncio.gather(*(client(number) for number in range(IN_FLIGHT)))
     for channel in channels:
         await channel.close()
-    return found
+    return result
 
 
 @click.command()

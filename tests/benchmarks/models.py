@@ -63,19 +63,19 @@ def switches(bench: Bench) -> dict[str, Measured]:
 
 def two_versions(bench: Bench, registry: Path) -> None:
     """A registry with the bundle, and with the same one under another version."""
-    found = bench.bundle
+    result = bench.bundle
     golden = (bench.registry / bundle.CURRENT / bundle.GOLDEN_FILE).read_bytes()
-    again = found.manifest.model_copy(update={"version": f"{found.manifest.version}-again"})
-    for manifest in (found.manifest, again):
-        bundle.publish(registry, manifest, found.model, golden)
+    again = result.manifest.model_copy(update={"version": f"{result.manifest.version}-again"})
+    for manifest in (result.manifest, again):
+        bundle.publish(registry, manifest, result.model, golden)
 
 
 @contextmanager
 def switching(registry: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
     """What makes the switches, spread over most of a run, and what has it begin."""
     options = {"registry": registry, "port": port, "seconds": 0.8 * RUN_S}
-    given = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "tests.benchmarks.models", *given]
+    provided = [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "tests.benchmarks.models", *provided]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None

@@ -113,7 +113,7 @@ def outage(bench: Bench) -> Mapping[str, Measured]:
         try:
             server.await_answer()
             load_customers(server.url, bench.bundle)
-            found = {
+            result = {
                 "lean": _outage(bench, server, "lean", server.kill, server.start),
                 "grpcio": _outage(bench, server, "grpcio", server.kill, server.start),
                 "lean, Redis hangs": _outage(bench, server, "lean", server.pause, server.resume),
@@ -121,13 +121,13 @@ def outage(bench: Bench) -> Mapping[str, Measured]:
         finally:
             server.process.kill()
             server.process.wait()
-    medians = {name: statistics.median(seen.refusals) for name, seen in found.items()}
-    recoveries = {name: seen.recovery_s for name, seen in found.items()}
-    told = ", ".join(f"{name} {ms:.1f}" for name, ms in medians.items())
-    codes = "; ".join(f"{name}: {seen.codes}" for name, seen in found.items())
+    medians = {name: statistics.median(seen.refusals) for name, seen in result.items()}
+    recoveries = {name: seen.recovery_s for name, seen in result.items()}
+    reported = ", ".join(f"{name} {ms:.1f}" for name, ms in medians.items())
+    codes = "; ".join(f"{name}: {seen.codes}" for name, seen in result.items())
     back = ", ".join(f"{name} {seconds:.3f}" for name, seconds in recoveries.items())
     return {
-        "outage_ms": (max(medians.values()), f"median ms to the refusal at {RATE} calls a second: {told}; {codes}"),
+        "outage_ms": (max(medians.values()), f"median ms to the refusal at {RATE} calls a second: {reported}; {codes}"),
         "recovery_s": (max(recoveries.values()), f"seconds from the first PONG to the first score: {back}"),
     }
 

@@ -56,7 +56,7 @@ def overload(bench: Bench) -> dict[str, Measured]:
         rounds = [_round(unbound, load) for _ in range(ROUNDS)]
     shares = [most.goodput / whole.goodput for _, _, whole, most in rounds]
     slower = [most.p99_ms / quiet.p99_ms for _, quiet, _, most in rounds]
-    capacity = statistics.median(found for found, *_ in rounds)
+    capacity = statistics.median(result for result, *_ in rounds)
     shed = statistics.median(most.shed / most.offered for *_, most in rounds)
     goodput = f"capacity {capacity:,.0f} a second, {shed:.0%} shed at twice that; {_load(rounds)}; {_spread(shares)}"
     quiet_ms, most_ms, shed_ms = (
@@ -112,12 +112,12 @@ def shed_ratio(_bench: Bench) -> Measured:
             await asyncio.sleep(0)
         server.lost(connection)
 
-    found = paired(
+    result = paired(
         lambda: cpu_of(lambda: loop.run_until_complete(refuse(sheds)), 3),
         lambda: cpu_of(lambda: loop.run_until_complete(refuse({})), 3),
     )
     loop.close()
-    return found.median, f"CPU per call; refused like any other {found.unit / CALLS * 1e6:.1f} µs; {found.spread}"
+    return result.median, f"CPU per call; refused like any other {result.unit / CALLS * 1e6:.1f} µs; {result.spread}"
 
 
 async def _never(_parts: Sequence[ScoreRequest]) -> list[Scores]:

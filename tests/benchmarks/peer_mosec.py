@@ -47,7 +47,7 @@ def _answers(peer: Server) -> bool:
 def cost(peer: Server, *, in_flight: int, seconds: float) -> float:
     """CPU seconds of all of mosec's processes per call; RuntimeError where one failed."""
     before = peer.cpu_s()
-    found = raw_http.run(peer.port, "/inference", in_flight=in_flight, seconds=seconds)
-    if found.failed:
-        raise RuntimeError(f"mosec failed {found.failed} of {found.calls + found.failed} calls")
-    return (peer.cpu_s() - before) / found.calls
+    result = raw_http.run(peer.port, "/inference", in_flight=in_flight, seconds=seconds)
+    if result.failed:
+        raise RuntimeError(f"mosec failed {result.failed} of {result.calls + result.failed} calls")
+    return (peer.cpu_s() - before) / result.calls

@@ -67,11 +67,11 @@ def run(port: int, *, connections: int, in_flight: int, seconds: float) -> RawLo
 def run_apart(port: int, *, connections: int, in_flight: int, seconds: float, core: int | None = None) -> RawLoad:
     """The same from a process of its own, on that core where one is given."""
     options = {"port": port, "connections": connections, "in-flight": in_flight, "seconds": seconds, "core": core}
-    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    command = [sys.executable, "-m", "tests.benchmarks.raw_load", *given]
+    provided = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    command = [sys.executable, "-m", "tests.benchmarks.raw_load", *provided]
     limit = seconds + 4 * PATIENCE_S
-    found = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=limit)
-    return RawLoad(**json.loads(found.stdout))
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=limit)
+    return RawLoad(**json.loads(result.stdout))
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
@@ -129,10 +129,10 @@ class Lines:
 
     def ready(self) -> list[tuple[Line, Opener]]:
         """Lines that have enough to read; all of them every now and then."""
-        found = [key.data for key, _ in self._selector.select(GLANCE_S)]
+        result = [key.data for key, _ in self._selector.select(GLANCE_S)]
         if (now := time.perf_counter()) > self._glance:
-            self._glance, found = now + GLANCE_S, self.all()
-        return found
+            self._glance, result = now + GLANCE_S, self.all()
+        return result
 
 
 def drive(openers: Sequence[Opener], seconds: float) -> RawLoad:
@@ -358,8 +358,8 @@ class Reply:
     def count(self, view: memoryview) -> int:
         """How many replies at the start of this look just so."""
         count, wanted = 0, self._wanted
-        for found in self._fixed.iter_unpack(view[: len(view) // self.size * self.size]):
-            if found != wanted:
+        for result in self._fixed.iter_unpack(view[: len(view) // self.size * self.size]):
+            if result != wanted:
                 break
             count += 1
         return count

@@ -119,7 +119,7 @@ def _scored(client: ScoringClient, ids: Sequence[str]) -> bool:
     """Whether each is scored as itself."""
     if len(ids) == 1:
         return client.score(ids[0]).customer_id == ids[0]
-    return [one.customer_id for one in client.score_many(ids) if isinstance(one, Score)] == ids
+    return [item.customer_id for item in client.score_many(ids) if isinstance(item, Score)] == ids
 
 
 def _recorded(record: Callable[[Sequence[Event]], Recorded], events: Sequence[Event]) -> bool:
@@ -130,17 +130,17 @@ def _recorded(record: Callable[[Sequence[Event]], Recorded], events: Sequence[Ev
 
 def rolling_lost(bench: Bench) -> Measured:
     """Calls lost while all workers are replaced, on the lean front; and in words on the other one."""
-    found = {front: rolled(bench, front) for front in ("lean", "grpcio")}
-    lost = {front: sum(count for what, count in one.items() if what not in KEPT) for front, one in found.items()}
-    calls = ", ".join(f"{front}: {one['calls']:,} calls, {one['events']:,} events" for front, one in found.items())
-    return float(sum(lost.values())), f"{ROLLS} restarts of {WORKERS} workers on each front; {calls}{_why(found)}"
+    result = {front: rolled(bench, front) for front in ("lean", "grpcio")}
+    lost = {front: sum(count for what, count in item.items() if what not in KEPT) for front, item in result.items()}
+    calls = ", ".join(f"{front}: {item['calls']:,} calls, {item['events']:,} events" for front, item in result.items())
+    return float(sum(lost.values())), f"{ROLLS} restarts of {WORKERS} workers on each front; {calls}{_why(result)}"
 
 
 KEPT: Final = ("calls", "events")
 
 
 def _why(found: dict[str, Counter[str]]) -> str:
-    lost = {f"{front} {what}": n for front, one in found.items() for what, n in one.items() if n and what not in KEPT}
+    lost = {f"{front} {what}": n for front, item in found.items() for what, n in item.items() if n and what not in KEPT}
     return f"; {lost}" if lost else ""
 
 
@@ -158,10 +158,10 @@ def rolled(bench: Bench, front: str) -> Counter[str]:
                 time.sleep(1)
                 restart(server)
             time.sleep(1)
-            return sum((Counter(json.loads(one.communicate(timeout=LIMIT_S)[0])) for one in clients), Counter())
+            return sum((Counter(json.loads(item.communicate(timeout=LIMIT_S)[0])) for item in clients), Counter())
         finally:
-            for one in clients:
-                one.kill()
+            for item in clients:
+                item.kill()
 
 
 def restart(server: Server) -> None:
@@ -177,12 +177,12 @@ def restart(server: Server) -> None:
 
 def workers(server: Server) -> set[int]:
     """Process ids of the workers: multiprocessing has a process of its own beside them."""
-    found = set()
+    result = set()
     for process in server.process.children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if any("spawn_main" in word for word in process.cmdline()):
-                found.add(process.pid)
-    return found
+                result.add(process.pid)
+    return result
 
 
 @click.command()

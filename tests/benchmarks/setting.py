@@ -82,8 +82,8 @@ def server(*command: str, environment: Mapping[str, str] | None = None) -> Itera
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if found := re.search(r"serving on \S+:(\d+)", line):
-                yield Server(psutil.Process(process.pid), int(found[1]))
+            if result := re.search(r"serving on \S+:(\d+)", line):
+                yield Server(psutil.Process(process.pid), int(result[1]))
                 break
         else:
             raise RuntimeError("the server did not start")
@@ -199,5 +199,5 @@ def paired(a: Callable[[], float], b: Callable[[], float], pairs: int = 7) -> Ra
     """Measure a and b in turn, after a warm-up of each."""
     a()
     b()
-    found = [(a(), b()) for _ in range(pairs)]
-    return Ratio([x / y for x, y in found], statistics.median(y for _, y in found))
+    result = [(a(), b()) for _ in range(pairs)]
+    return Ratio([x / y for x, y in result], statistics.median(y for _, y in result))

@@ -94,8 +94,8 @@ def states(_bench: Bench) -> dict[str, Measured]:
             connection.execute(f"COPY ({GENERATED}) TO '{path}'")
         command = [sys.executable, "-m", "tests.benchmarks.states", "--events", str(path)]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=LIMIT_S)
-    found = json.loads(done.stdout)
-    return {name: (value, note) for name, (value, note) in found.items()}
+    result = json.loads(done.stdout)
+    return {name: (value, note) for name, (value, note) in result.items()}
 
 
 @click.command()
@@ -104,7 +104,7 @@ def main(events: Path) -> None:
     """Print the figures as JSON."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    found: dict[str, Measured] = {}
+    result: dict[str, Measured] = {}
     with OfflineStore(Source(events=f"FROM '{events}'")) as source:
         source.connection.execute(f"SET threads = {CORES}")
         read = peak_gib()
@@ -114,15 +114,15 @@ def main(events: Path) -> None:
             bare, bare_cpu = timed(partial(scans, source, cutoffs))
             ratio = paired(ours, bare, pairs)
             note = f"{len(layout.features)} slots; the scans take {ratio.unit:.1f} s; {ratio.spread}"
-            found[name] = ratio.median, f"{note}; CPU {min(cpu) / min(bare_cpu):.2f}"
-    found["states_gib"] = peak_gib(), f"at most, all included; {read:.1f} when the events had been read"
-    print(json.dumps(found))
+            result[name] = ratio.median, f"{note}; CPU {min(cpu) / min(bare_cpu):.2f}"
+    result["states_gib"] = peak_gib(), f"at most, all included; {read:.1f} when the events had been read"
+    print(json.dumps(result))
 
 
 def all_states(source: OfflineStore, layout: StateLayout, cutoffs: list[float]) -> None:
     """Ours: states at each cut-off, of which one at a time is held."""
-    for found in source.states_at(layout, cutoffs):
-        assert len(found.customer_ids)
+    for result in source.states_at(layout, cutoffs):
+        assert len(result.customer_ids)
 
 
 def scans(source: OfflineStore, cutoffs: list[float]) -> None:

@@ -126,13 +126,15 @@ def first_answer_seconds(_bench: Bench) -> Measured:
 def quality(bench: Bench) -> dict[str, Measured]:
     """What the bundle says of itself: manifest and evidence."""
     manifest = bench.bundle.manifest
-    found: dict[str, Measured] = {f"{o}_auc": (manifest.metrics[f"{o}_auc"], "manifest, test cut-offs") for o in OFFERS}
+    result: dict[str, Measured] = {
+        f"{o}_auc": (manifest.metrics[f"{o}_auc"], "manifest, test cut-offs") for o in OFFERS
+    }
     for offer in OFFERS:
-        found[f"calibration_error_{offer}"] = manifest.metrics[offer]["calibration_error"], "manifest, test cut-offs"
+        result[f"calibration_error_{offer}"] = manifest.metrics[offer]["calibration_error"], "manifest, test cut-offs"
     layout = StateLayout(manifest.features)
-    found["state_slots"] = float(len(layout.features)), f"a packed state has {layout.dtype.itemsize} bytes"
+    result["state_slots"] = float(len(layout.features)), f"a packed state has {layout.dtype.itemsize} bytes"
     evidence, _ = read_evidence(bench.registry / manifest.version)
-    return found | {
+    return result | {
         "robustness_20": robustness(evidence),
         "dynamic_wins": dynamic_wins(evidence),
         "value_reliability": value_reliability(evidence),
@@ -175,7 +177,7 @@ def dynamic_wins(evidence: Evidence) -> Measured:
 def graph_times(bench: Bench) -> dict[str, Measured]:
     """Microseconds per row of the graph as the server runs it, one customer at a time and 256 at once."""
     graph, states = load_graph(bench.bundle), bench.bundle.golden["input_state"]
-    found: dict[str, Measured] = {}
+    result: dict[str, Measured] = {}
     for rows in (1, 256):
         inputs = {
             "state": np.resize(states, (rows, states.shape[1])),
@@ -188,8 +190,8 @@ def graph_times(bench: Bench) -> dict[str, Measured]:
 
         times = [cpu_of(run, max(RUNS // rows, 10)) / rows * 1e6 for _ in range(ROUNDS)]
         note = f"CPU per row; {min(times):.2f} to {max(times):.2f} in {ROUNDS} rounds"
-        found[f"graph_{rows}_us"] = statistics.median(times), note
-    return found
+        result[f"graph_{rows}_us"] = statistics.median(times), note
+    return result
 
 
 # --- a model without limits -----------------------------------------------------------------------------------------
@@ -229,17 +231,17 @@ def ratios(features: tuple[Feature, ...], numbers: npt.NDArray[np.float32]) -> n
     """Differences of logarithms ``[n, pairs]``: recent over older, amount over count, time away and usual interval."""
     at = {(f.event, f.aggregate, f.half_life_days): column for column, f in enumerate(features)}
     events = sorted({str(f.event) for f in features})
-    found = []
+    result = []
     for event in events:
         count, amount = (
             [at[event, kind, days] for days in HALF_LIVES if (event, kind, days) in at] for kind in ("count", "sum")
         )
         for slots in (count, amount):
-            found += [numbers[:, short] - numbers[:, long] for short, long in zip(slots, slots[2:], strict=False)]
-        found += [numbers[:, much] - numbers[:, often] for much, often in zip(amount, count, strict=False)]
-        found += [numbers[:, at[event, "latest", None]] + numbers[:, often] for often in count]
-        found.append(numbers[:, at[event, "earliest", None]] - numbers[:, at[event, "latest", None]])
-    return np.column_stack(found)
+            result += [numbers[:, short] - numbers[:, long] for short, long in zip(slots, slots[2:], strict=False)]
+        result += [numbers[:, much] - numbers[:, often] for much, often in zip(amount, count, strict=False)]
+        result += [numbers[:, at[event, "latest", None]] + numbers[:, often] for often in count]
+        result.append(numbers[:, at[event, "earliest", None]] - numbers[:, at[event, "latest", None]])
+    return np.column_stack(result)
 
 
 def strong_scores(features: npt.NDArray[np.float32], labels: Floats, split: Splits) -> Floats:

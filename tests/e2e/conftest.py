@@ -110,14 +110,14 @@ def server(
 
 @pytest.fixture(scope="session")
 def client(server: ServerProcess) -> Iterator[ScoringClient]:
-    with ScoringClient(server.target, timeout_s=PATIENCE_S) as found:
-        yield found
+    with ScoringClient(server.target, timeout_s=PATIENCE_S) as result:
+        yield result
 
 
 @pytest.fixture(scope="session")
 def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.target) as found:
-        yield found
+    with grpc.insecure_channel(server.target) as result:
+        yield result
 
 
 def load_small(url: str, small: Trained) -> None:
@@ -157,11 +157,11 @@ def run_service(tmp_path: Path) -> Run:
 @contextmanager
 def refused(code: grpc.StatusCode) -> Iterator[list[status_pb2.Status]]:
     """The call inside must fail with ``code``; its google.rpc.Status is in the list afterwards."""
-    found: list[status_pb2.Status] = []
+    result: list[status_pb2.Status] = []
     with pytest.raises(grpc.RpcError) as caught:
-        yield found
+        yield result
     assert caught.value.code() is code, caught.value.details()
     trailers: Any = caught.value.trailing_metadata()
-    found.append(status_pb2.Status.FromString(dict(trailers)["grpc-status-details-bin"]))
-    assert found[0].code == code.value[0]
-    assert found[0].message == caught.value.details()
+    result.append(status_pb2.Status.FromString(dict(trailers)["grpc-status-details-bin"]))
+    assert result[0].code == code.value[0]
+    assert result[0].message == caught.value.details()

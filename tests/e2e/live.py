@@ -90,8 +90,8 @@ def summed(replies: Iterable[Any], sizes: Sequence[int] = ()) -> Summed:
     for reply in replies:
         assert reply.acknowledged_messages == total.messages + 1
         before = sum(sizes[: total.messages])
-        for one in (*reply.rejected, *reply.guarded):
-            one.index += before
+        for item in (*reply.rejected, *reply.guarded):
+            item.index += before
         total.rejected += reply.rejected
         total.guarded += reply.guarded
         total.messages += 1
@@ -155,8 +155,8 @@ class Live:
     def consent(self, customer_id: str, **allowed: bool) -> tuple[bool, bool]:
         """SetConsent."""
         request = customers_pb2.SetConsentRequest(customer_id=customer_id, **allowed)
-        told = self._customers.SetConsent(request, timeout=PATIENCE_S).consent
-        return told.scoring, told.automated_response
+        reported = self._customers.SetConsent(request, timeout=PATIENCE_S).consent
+        return reported.scoring, reported.automated_response
 
     def score(self, customer_id: str) -> Any:
         """ScoreCustomer."""
@@ -172,11 +172,11 @@ class Live:
     def decayed(self, customer_id: str, what: str) -> dict[float, float]:
         """Decayed sums of one kind, such as ``visit_count``, by half-life in days: the model chose which there are."""
         name = re.compile(rf"{what}_(\d+(?:_\d+)?)d")
-        found = {
+        result = {
             m[1]: feature.value for feature in self.get(customer_id).features if (m := name.fullmatch(feature.name))
         }
-        assert found
-        return {float(days.replace("_", ".")): value for days, value in found.items()}
+        assert result
+        return {float(days.replace("_", ".")): value for days, value in result.items()}
 
     def count(self, customer_id: str, event_type: str) -> float:
         """Events of a type, as the one that forgets slowest has counted them."""
@@ -184,8 +184,8 @@ class Live:
 
     def feature(self, customer_id: str, name: str) -> float | None:
         """One of the features of a customer, None where it has no value."""
-        (found,) = [feature for feature in self.get(customer_id).features if feature.name == name]
-        return float(found.value) if found.HasField("value") else None
+        (result,) = [feature for feature in self.get(customer_id).features if feature.name == name]
+        return float(result.value) if result.HasField("value") else None
 
     def counted(self, customer_id: str) -> int:
         """Live events of a customer who always says where it was."""

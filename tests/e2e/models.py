@@ -20,11 +20,11 @@ OTHER_HALF_LIFE: Final = "half_life_days = 7"
 
 def republished(registry: Path, *, activate: bool = True, **changes: Any) -> str:
     """The current bundle once more, under another version and with some changes of its manifest."""
-    found = bundle.read(registry)
+    result = bundle.read(registry)
     golden = (registry / bundle.CURRENT / bundle.GOLDEN_FILE).read_bytes()
     version = f"29990101T{next(_numbers):06}"
-    manifest = found.manifest.model_copy(update={"version": version, **changes})
-    bundle.publish(registry, manifest, found.model, golden, activate=activate)
+    manifest = result.manifest.model_copy(update={"version": version, **changes})
+    bundle.publish(registry, manifest, result.model, golden, activate=activate)
     return version
 
 
@@ -49,8 +49,8 @@ class Models:
 
     def listed(self) -> dict[str, Any]:
         """ListModels, by version."""
-        found = self.page().models
-        return {model.version: model for model in found}
+        result = self.page().models
+        return {model.version: model for model in result}
 
     def page(self, size: int = 0, token: str = "") -> Any:
         """ListModels."""

@@ -72,18 +72,18 @@ class Reply:
     @property
     def messages(self) -> list[bytes]:
         """The messages that have come whole."""
-        found, data = [], self.data
+        result, data = [], self.data
         while len(data) >= 5 and len(data) >= (end := 5 + int.from_bytes(data[1:5], "big")):
-            found.append(gzip.decompress(data[5:end]) if data[0] else data[5:end])
+            result.append(gzip.decompress(data[5:end]) if data[0] else data[5:end])
             data = data[end:]
-        return found
+        return result
 
     @property
     def only(self) -> bytes:
         """The one message of a call that went well."""
         assert (self.status, self.code, self.reset) in ((200, 0, None), (200, 0, ErrorCodes.NO_ERROR)), self
-        (found,) = self.messages
-        return found
+        (result,) = self.messages
+        return result
 
 
 class RawClient:

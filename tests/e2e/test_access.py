@@ -138,10 +138,10 @@ def test_a_method_is_for_callers_with_its_scope(
             if scope == needed:
                 call(live)
                 continue
-            with refused(DENIED) as found:
+            with refused(DENIED) as result:
                 call(live)
-            assert told_of(found[0])[0] == "SCOPE_MISSING"
-            assert f"scope {needed}" in found[0].message
+            assert told_of(result[0])[0] == "SCOPE_MISSING"
+            assert f"scope {needed}" in result[0].message
     with calling_as(guarded.target, "all", scheme="bearer") as live:
         call(live)
 
@@ -157,10 +157,10 @@ def test_nobody_else_gets_in(method: str, needed: str, call: Callable[[Live], An
         ("expired", "Bearer", "CREDENTIALS_INVALID"),
         ("all", "Basic", "CREDENTIALS_INVALID"),
     ):
-        with calling_as(guarded.target, token, scheme) as live, refused(NOBODY) as found:
+        with calling_as(guarded.target, token, scheme) as live, refused(NOBODY) as result:
             call(live)
-        assert told_of(found[0]) == (reason, "")
-        messages.add(found[0].message)
+        assert told_of(result[0]) == (reason, "")
+        messages.add(result[0].message)
     assert len(messages) == 2  # one for who shows nothing, one for all others
 
 
@@ -170,10 +170,10 @@ def test_health_and_reflection_are_open_to_all(guarded: ServerProcess) -> None:
         assert health_pb2_grpc.HealthStub(channel).Check(asked, timeout=PATIENCE_S).status == 1
         assert next(iter(health_pb2_grpc.HealthStub(channel).Watch(asked, timeout=PATIENCE_S))).status == 1
         listing = [reflection_pb2.ServerReflectionRequest(list_services="")]
-        (told,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+        (reported,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
             iter(listing), timeout=PATIENCE_S
         )
-        assert "tidemark.v1.ScoringService" in {one.name for one in told.list_services_response.service}
+        assert "tidemark.v1.ScoringService" in {item.name for item in reported.list_services_response.service}
 
 
 def test_of_several_headers_the_last_one_counts_and_bytes_are_no_token(guarded: ServerProcess) -> None:
@@ -214,13 +214,13 @@ def test_who_uses_up_a_quota_is_told_when_to_come_back_and_others_do_not_notice(
         with pytest.raises(grpc.RpcError) as caught:
             use_up(lambda: live.score_many(*ids))
         assert caught.value.code() is EXHAUSTED
-        told: Any = caught.value.trailing_metadata()
-        trailers = dict(told)
+        reported: Any = caught.value.trailing_metadata()
+        trailers = dict(reported)
         status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
         assert told_of(status) == ("QUOTA_EXCEEDED", "")
         failure, retry = error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
         assert [detail.Unpack(failure) for detail in status.details].count(True) == 1
-        assert [(one.subject, one.description) for one in failure.violations] == [("metered", status.message)]
+        assert [(item.subject, item.description) for item in failure.violations] == [("metered", status.message)]
         assert [detail.Unpack(retry) for detail in status.details].count(True) == 1
         wait_s = retry.retry_delay.ToTimedelta().total_seconds()
         assert 0 < wait_s <= 1.1  # about (256 - 44) / 200, less what has come meanwhile
@@ -228,9 +228,9 @@ def test_who_uses_up_a_quota_is_told_when_to_come_back_and_others_do_not_notice(
         assert len(other.score_many(*ids)) == 256
         time.sleep(wait_s)
         assert len(live.score_many(*ids)) == 256
-        with refused(EXHAUSTED) as found:
+        with refused(EXHAUSTED) as result:
             use_up(lambda: live.record(*(event(someone()) for _ in range(300))))
-        assert info_of(found[0]).reason == "QUOTA_EXCEEDED"
+        assert info_of(result[0]).reason == "QUOTA_EXCEEDED"
 
 
 def test_a_stream_of_events_is_held_back_and_not_broken(guarded: ServerProcess) -> None:

@@ -46,16 +46,16 @@ def test_a_customer_is_shown_with_all_that_is_known(live: Live) -> None:
         *(event(customer, ago_s=10 * n, item_id="boots", channel="web") for n in range(1, 4)),
         event(customer, ago_s=5, item_id="hat", channel="app"),
     )
-    found = live.get(customer)
-    assert found.customer_id == customer
-    assert [(channel.channel, channel.events) for channel in found.channels] == [("web", 3), ("app", 1), ("store", 1)]
-    assert [(interest.item_id, interest.views) for interest in found.interests] == [("boots", 3), ("hat", 1)]
-    assert found.last_seen_time.ToNanoseconds() - found.first_seen_time.ToNanoseconds() == pytest.approx(
+    result = live.get(customer)
+    assert result.customer_id == customer
+    assert [(channel.channel, channel.events) for channel in result.channels] == [("web", 3), ("app", 1), ("store", 1)]
+    assert [(interest.item_id, interest.views) for interest in result.interests] == [("boots", 3), ("hat", 1)]
+    assert result.last_seen_time.ToNanoseconds() - result.first_seen_time.ToNanoseconds() == pytest.approx(
         48 * HOUR_S * 1e9, 1e-3
     )
-    assert (found.consent.scoring, found.consent.automated_response) == (True, True)
-    assert list(found.aliases) == []
-    values = {feature.name: feature.value if feature.HasField("value") else None for feature in found.features}
+    assert (result.consent.scoring, result.consent.automated_response) == (True, True)
+    assert list(result.aliases) == []
+    values = {feature.name: feature.value if feature.HasField("value") else None for feature in result.features}
     assert values["purchase_latest"] == pytest.approx(2.0, rel=1e-3)
     for half_life, amount in live.decayed(customer, "purchase_amount").items():
         assert amount == pytest.approx(20 * 2 ** (-2 / half_life), rel=1e-3)
@@ -63,32 +63,32 @@ def test_a_customer_is_shown_with_all_that_is_known(live: Live) -> None:
 
 
 def test_who_was_loaded_is_shown_too(live: Live) -> None:
-    found = live.get("900")
+    result = live.get("900")
     assert live.count("900", "purchase") > 0
-    assert found.HasField("first_seen_time")
-    assert found.HasField("last_seen_time")
-    assert not found.channels
+    assert result.HasField("first_seen_time")
+    assert result.HasField("last_seen_time")
+    assert not result.channels
 
 
 def test_of_whom_only_consent_is_known_nothing_else_is_shown(live: Live) -> None:
     customer = someone()
     assert live.consent(customer, automated_response=False) == (True, False)
-    found = live.get(customer)
-    assert not found.HasField("first_seen_time")
-    assert not found.HasField("last_seen_time")
+    result = live.get(customer)
+    assert not result.HasField("first_seen_time")
+    assert not result.HasField("last_seen_time")
     assert live.feature(customer, "purchase_latest") is None
-    with refused(grpc.StatusCode.NOT_FOUND) as told:
+    with refused(grpc.StatusCode.NOT_FOUND) as reported:
         live.score(customer)
-    assert info_of(told[0]).reason == "CUSTOMER_UNKNOWN"
+    assert info_of(reported[0]).reason == "CUSTOMER_UNKNOWN"
 
 
 def test_nobody_is_known_before_the_first_event(live: Live) -> None:
     customer = someone()
     for ask in (live.get, live.score):
-        with refused(grpc.StatusCode.NOT_FOUND) as found:
+        with refused(grpc.StatusCode.NOT_FOUND) as result:
             ask(customer)
-        assert told_of(found[0]) == ("CUSTOMER_UNKNOWN", "customer_id")
-        assert customer not in found[0].message
+        assert told_of(result[0]) == ("CUSTOMER_UNKNOWN", "customer_id")
+        assert customer not in result[0].message
     live.record(event(customer, "visit"))
     assert live.score(customer).customer_id == customer
 
@@ -102,16 +102,16 @@ def test_a_bad_id_is_an_invalid_argument_everywhere(live: Live, bad: str) -> Non
     }
     for field, calls in asked.items():
         for ask in calls:
-            with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+            with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
                 ask(bad)
-            assert told_of(found[0]) == ("CUSTOMER_ID_INVALID", field)
+            assert told_of(result[0]) == ("CUSTOMER_ID_INVALID", field)
 
 
 @pytest.mark.parametrize("method", ["GetCustomer", "MergeCustomers", "DeleteCustomer", "SetConsent"])
 def test_bytes_that_are_no_request_are_an_invalid_argument(live: Live, method: str) -> None:
-    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
         call(live, method, b"\xff\xff")
-    assert info_of(found[0]).reason == "REQUEST_MALFORMED"
+    assert info_of(result[0]).reason == "REQUEST_MALFORMED"
 
 
 def test_what_cannot_be_read_is_data_loss_until_it_is_deleted(live: Live, loaded_redis: str) -> None:
@@ -122,9 +122,9 @@ def test_what_cannot_be_read_is_data_loss_until_it_is_deleted(live: Live, loaded
     asked: list[Ask] = [live.get, live.score, lambda one: live.consent(one, scoring=True)]
     asked.append(lambda one: live.merge(one, someone()))
     for ask in asked:
-        with refused(grpc.StatusCode.DATA_LOSS) as found:
+        with refused(grpc.StatusCode.DATA_LOSS) as result:
             ask(customer)
-        assert info_of(found[0]).reason == "STATE_UNREADABLE"
+        assert info_of(result[0]).reason == "STATE_UNREADABLE"
     (rejected,) = live.record(event(customer)).rejected
     assert (rejected.field, rejected.reason) == ("customer_id", "STATE_UNREADABLE")
     live.delete(customer)
@@ -144,12 +144,12 @@ def test_two_ids_become_one_customer_whose_states_add_up(live: Live) -> None:
         event(customer, item_id="boots", channel="web"),
     )
     assert live.merge(visitor, customer) == customer
-    one = live.get(visitor)
-    assert (one.customer_id, list(one.aliases)) == (customer, [visitor])
+    item = live.get(visitor)
+    assert (item.customer_id, list(item.aliases)) == (customer, [visitor])
     for half_life, amount in live.decayed(visitor, "purchase_amount").items():
         assert amount == pytest.approx(10 + 30 * 2 ** (-1 / half_life), rel=1e-4)
-    assert [(channel.channel, channel.events) for channel in one.channels] == [("web", 3), ("store", 1)]
-    assert [(interest.item_id, interest.views) for interest in one.interests] == [("boots", 2)]
+    assert [(channel.channel, channel.events) for channel in item.channels] == [("web", 3), ("store", 1)]
+    assert [(interest.item_id, interest.views) for interest in item.interests] == [("boots", 2)]
 
 
 def test_later_events_and_scores_under_the_old_id_reach_the_new_one(live: Live) -> None:
@@ -174,7 +174,7 @@ def test_a_merge_again_changes_nothing_and_a_chain_leads_to_its_end(live: Live) 
     assert live.merge(first, second) == live.merge(first, second) == second
     assert live.merge(second, third) == third
     assert live.merge(first, third) == live.merge(first, second) == third
-    assert {live.get(one).customer_id for one in (first, second, third)} == {third}
+    assert {live.get(item).customer_id for item in (first, second, third)} == {third}
     assert sorted(live.get(first).aliases) == sorted([first, second])
     assert live.counted(first) == 3
 
@@ -182,15 +182,15 @@ def test_a_merge_again_changes_nothing_and_a_chain_leads_to_its_end(live: Live) 
 def test_a_merge_that_makes_no_sense_is_refused_with_its_reason(live: Live) -> None:
     first, second, other = someone(), someone(), someone()
     live.record(event(first), event(second), event(other))
-    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
         live.merge(first, first)
-    assert told_of(found[0]) == ("MERGE_WITH_ITSELF", "source_customer_id")
+    assert told_of(result[0]) == ("MERGE_WITH_ITSELF", "source_customer_id")
     live.merge(first, second)
     for given_up, stays, reason in ((second, first, "MERGE_CYCLE"), (first, other, "ALREADY_MERGED")):
-        with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
+        with refused(grpc.StatusCode.FAILED_PRECONDITION) as result:
             live.merge(given_up, stays)
-        assert info_of(found[0]).reason == reason
-        assert not may_retry(found[0])
+        assert info_of(result[0]).reason == reason
+        assert not may_retry(result[0])
     assert live.get(first).customer_id == second
 
 
@@ -200,9 +200,9 @@ def test_an_id_that_a_thousand_share_is_no_customers(live: Live, loaded_redis: s
     with redis.Redis.from_url(loaded_redis) as store:
         key = f"tm:live:{customer}".encode()
         store.set(key, with_checksum(key, Profile(aliases=[f"a{n}" for n in range(MAX_ALIASES)]).pack()))
-    with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as result:
         live.merge(visitor, customer)
-    assert told_of(found[0]) == ("TOO_MANY_ALIASES", "target_customer_id")
+    assert told_of(result[0]) == ("TOO_MANY_ALIASES", "target_customer_id")
     assert live.get(visitor).customer_id == visitor
 
 
@@ -217,11 +217,11 @@ def test_merges_and_events_at_once_lose_nothing(server: ServerProcess, live: Liv
     customer, visitors = someone(), [someone("visitor") for _ in range(12)]
 
     def act(visitor: str) -> None:
-        with calling(server.target) as mine:
+        with calling(server.target) as ours:
             for number in range(20):
-                assert mine.record(event(visitor, "visit", channel="web", event_id=f"{visitor}-{number}")).accepted == 1
+                assert ours.record(event(visitor, "visit", channel="web", event_id=f"{visitor}-{number}")).accepted == 1
                 if number == 10:
-                    assert mine.merge(visitor, customer) == customer
+                    assert ours.merge(visitor, customer) == customer
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(act, visitors))
@@ -237,16 +237,16 @@ def test_who_does_not_allow_scoring_gets_no_score_and_leaves_no_events(live: Liv
     customer, other = someone(), someone()
     live.record(event(customer, "visit", channel="web"), event(other, "visit"))
     assert live.consent(customer, scoring=False) == (False, True)
-    with refused(grpc.StatusCode.PERMISSION_DENIED) as found:
+    with refused(grpc.StatusCode.PERMISSION_DENIED) as result:
         live.score(customer)
-    assert told_of(found[0]) == ("CONSENT_WITHHELD", "customer_id")
+    assert told_of(result[0]) == ("CONSENT_WITHHELD", "customer_id")
     withheld, scored, unknown = live.score_many(customer, other, someone())
     assert withheld.status.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
     assert told_of(withheld.status) == ("CONSENT_WITHHELD", "customer_ids")
     assert scored.score.customer_id == other
     assert unknown.status.code == grpc.StatusCode.NOT_FOUND.value[0]
     reply = live.record(event(customer, "visit"), event(other, "visit"))
-    assert (reply.accepted, [one.index for one in reply.rejected]) == (1, [0])
+    assert (reply.accepted, [item.index for item in reply.rejected]) == (1, [0])
     assert reply.rejected[0].reason == "CONSENT_WITHHELD"
     assert live.counted(customer) == 1
     assert live.consent(customer, scoring=True) == (True, True)
@@ -276,17 +276,17 @@ def test_consent_is_kept_part_by_part_and_the_stricter_one_stays_in_a_merge(live
     assert live.consent(first, scoring=True) == (True, False)
     assert live.consent(second, scoring=False) == (False, True)
     live.merge(first, second)
-    for one in (first, second):
-        consent = live.get(one).consent
+    for item in (first, second):
+        consent = live.get(item).consent
         assert (consent.scoring, consent.automated_response) == (False, False)
     assert live.consent(first, scoring=True) == (True, False)
     assert live.get(second).consent.scoring
 
 
 def test_consent_without_an_answer_is_an_invalid_argument(live: Live) -> None:
-    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
         live.consent(someone())
-    assert told_of(found[0]) == ("CONSENT_MISSING", "scoring")
+    assert told_of(result[0]) == ("CONSENT_MISSING", "scoring")
 
 
 # --- being forgotten ------------------------------------------------------------------------------------------------
@@ -298,12 +298,12 @@ def test_who_is_deleted_is_forgotten_under_all_names(live: Live, loaded_redis: s
     live.merge(visitor, customer)
     live.consent(customer, scoring=False)
     live.delete(visitor)
-    for one in (visitor, customer):
+    for item in (visitor, customer):
         for ask in (live.get, live.score):
-            with refused(grpc.StatusCode.NOT_FOUND) as found:
-                ask(one)
-            assert info_of(found[0]).reason == "CUSTOMER_UNKNOWN"
-        live.delete(one)  # again
+            with refused(grpc.StatusCode.NOT_FOUND) as result:
+                ask(item)
+            assert info_of(result[0]).reason == "CUSTOMER_UNKNOWN"
+        live.delete(item)  # again
     with redis.Redis.from_url(loaded_redis) as store:
         for name in store.scan_iter(count=10_000):
             assert customer.encode() not in name
@@ -322,18 +322,18 @@ def test_a_deletion_amid_events_leaves_only_what_came_after_it(server: ServerPro
     customer = someone()
 
     def act(number: int) -> None:
-        with calling(server.target) as mine:
+        with calling(server.target) as ours:
             for at in range(50):
-                reply = mine.record(event(customer, "visit", channel="web", event_id=f"{number}-{at}"))
+                reply = ours.record(event(customer, "visit", channel="web", event_id=f"{number}-{at}"))
                 # An event that happened before the deletion, and comes in after it, is not accepted.
                 assert reply.accepted == 1 or reply.rejected[0].reason == "EVENT_TOO_LATE"
 
     with ThreadPoolExecutor(3) as pool:
         acting = [pool.submit(act, number) for number in range(3)]
-        while not all(one.done() for one in acting):
+        while not all(item.done() for item in acting):
             live.delete(customer)
-        for one in acting:
-            one.result()
+        for item in acting:
+            item.result()
     live.delete(customer)
     live.record(event(customer, "visit", channel="web"))
     assert live.counted(customer) == 1

@@ -70,7 +70,7 @@ def fates(reply: Any) -> tuple[int, int, list[int], list[int]]:
 
 def names(noted: Any) -> list[tuple[int, str, str]]:
     """Index, field and reason."""
-    return [(one.index, one.field, one.reason) for one in noted]
+    return [(item.index, item.field, item.reason) for item in noted]
 
 
 # --- what is recorded -----------------------------------------------------------------------------------------------
@@ -78,9 +78,9 @@ def names(noted: Any) -> list[tuple[int, str, str]]:
 
 def test_events_are_accepted_once_and_told_apart(live: Live) -> None:
     customer = someone()
-    mine = [event(customer, event_id=str(number), item_id="a") for number in range(3)]
-    assert fates(live.record(*mine)) == (3, 0, [], [])
-    assert fates(live.record(*mine, event(customer, event_id="3"))) == (1, 3, [], [])
+    ours = [event(customer, event_id=str(number), item_id="a") for number in range(3)]
+    assert fates(live.record(*ours)) == (3, 0, [], [])
+    assert fates(live.record(*ours, event(customer, event_id="3"))) == (1, 3, [], [])
     assert fates(live.record(*[event(customer, event_id="4")] * 5)) == (1, 4, [], [])
     assert fates(live.record(event(someone(), event_id="4"))) == (1, 0, [], [])  # an id is its customer's
     assert fates(live.record(*[event(customer)] * 2)) == (2, 0, [], [])  # without one, each is another
@@ -111,17 +111,17 @@ def test_each_bad_event_rejects_itself_alone_and_says_why(live: Live) -> None:
     every: list[Any] = []
     fields: dict[int, str] = {}
     for field, events in bad.items():
-        for one in events:
+        for item in events:
             fields[len(every)] = field
-            every += [one, event(customer, channel="web")]
+            every += [item, event(customer, channel="web")]
     reply = live.record(*every)
-    assert {one.index: one.field for one in reply.rejected} == fields
+    assert {item.index: item.field for item in reply.rejected} == fields
     assert reply.accepted == live.counted(customer) == len(fields)
-    assert [one.index for one in reply.rejected] == sorted(fields)
-    for one in reply.rejected:
-        assert one.reason.isupper()
-        assert one.message
-        assert customer not in one.message
+    assert [item.index for item in reply.rejected] == sorted(fields)
+    for item in reply.rejected:
+        assert item.reason.isupper()
+        assert item.message
+        assert customer not in item.message
 
 
 def test_the_bounds_of_time_are_named_in_the_reason(live: Live, start: Start) -> None:
@@ -139,11 +139,11 @@ def test_the_bounds_of_time_are_named_in_the_reason(live: Live, start: Start) ->
 
 @pytest.mark.parametrize("seconds", [-1, -(2**40), 253_402_300_800, 2**62])
 def test_a_time_out_of_this_world_is_rejected(live: Live, seconds: int) -> None:
-    one = event(someone())
-    one.event_time.CopyFrom(Timestamp(seconds=seconds))
-    assert names(live.record(one).rejected)[0][:2] == (0, "event_time")
-    one.event_time.CopyFrom(Timestamp(seconds=int(time.time()), nanos=-1))
-    assert names(live.record(one).rejected) == [(0, "event_time", "EVENT_TIME_INVALID")]
+    item = event(someone())
+    item.event_time.CopyFrom(Timestamp(seconds=seconds))
+    assert names(live.record(item).rejected)[0][:2] == (0, "event_time")
+    item.event_time.CopyFrom(Timestamp(seconds=int(time.time()), nanos=-1))
+    assert names(live.record(item).rejected) == [(0, "event_time", "EVENT_TIME_INVALID")]
 
 
 def test_a_thousand_events_are_one_request_and_more_are_too_many(live: Live) -> None:
@@ -152,9 +152,9 @@ def test_a_thousand_events_are_one_request_and_more_are_too_many(live: Live) -> 
     assert fates(live.record(*events)) == (1000, 0, [], [])
     assert [live.counted(customer) for customer in customers] == [100] * 10
     for send in SENDS:
-        with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
             send(live, [*events, events[0]])
-        assert told_of(found[0]) == ("TOO_MANY_EVENTS", "events")
+        assert told_of(result[0]) == ("TOO_MANY_EVENTS", "events")
     assert [live.counted(customer) for customer in customers] == [100] * 10
 
 
@@ -167,9 +167,9 @@ def test_bytes_that_are_no_events_are_an_invalid_argument(live: Live, data: byte
         lambda: next(stream(iter([data]), timeout=PATIENCE_S)),
     ]
     for ask in asked:
-        with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
             ask()
-        assert info_of(found[0]).reason == "REQUEST_MALFORMED"
+        assert info_of(result[0]).reason == "REQUEST_MALFORMED"
 
 
 def test_what_is_beyond_a_cap_is_accepted_and_told_and_not_folded(start: Start) -> None:
@@ -190,7 +190,7 @@ def test_what_is_beyond_a_cap_is_accepted_and_told_and_not_folded(start: Start) 
         assert live.counted(customer) == 8
         streamed = live.stream([[event(customer)], [event("")], [event(customer)]])
         assert (streamed.accepted, len(streamed.guarded), len(streamed.rejected)) == (2, 2, 1)
-        assert [one.index for one in streamed.guarded] == [0, 2]
+        assert [item.index for item in streamed.guarded] == [0, 2]
 
 
 def test_events_are_refused_where_the_archive_is_behind(own_redis: RedisProcess, start: Start) -> None:
@@ -200,10 +200,10 @@ def test_events_are_refused_where_the_archive_is_behind(own_redis: RedisProcess,
         for _ in range(3):
             assert live.record(event(customer, channel="web")).accepted == 1
         for send in SENDS:
-            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as found:
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as result:
                 send(live, [event(customer)])
-            assert info_of(found[0]).reason == "ARCHIVE_BEHIND"
-            assert may_retry(found[0])
+            assert info_of(result[0]).reason == "ARCHIVE_BEHIND"
+            assert may_retry(result[0])
         assert live.counted(customer) == 3
         live.delete(customer)  # whoever wants to be forgotten does not wait for the archive
 
@@ -260,12 +260,12 @@ def test_the_order_of_arrival_changes_nothing(live: Live) -> None:
     for customer in (first, second):
         shuffled = pick.sample(range(12), 12)
         for at in shuffled:
-            one = event(customer, ("purchase", "visit", "view")[at % 3], amount=at * 1.5, item_id=f"i{at % 2}")
-            one.event_time.CopyFrom(moments[at])
-            live.record(one)
-    mine, theirs = live.get(first), live.get(second)
-    assert [f.value for f in mine.features] == pytest.approx([f.value for f in theirs.features], rel=1e-6, abs=1e-6)
-    assert (mine.first_seen_time, mine.last_seen_time) == (theirs.first_seen_time, theirs.last_seen_time)
+            item = event(customer, ("purchase", "visit", "view")[at % 3], amount=at * 1.5, item_id=f"i{at % 2}")
+            item.event_time.CopyFrom(moments[at])
+            live.record(item)
+    ours, theirs = live.get(first), live.get(second)
+    assert [f.value for f in ours.features] == pytest.approx([f.value for f in theirs.features], rel=1e-6, abs=1e-6)
+    assert (ours.first_seen_time, ours.last_seen_time) == (theirs.first_seen_time, theirs.last_seen_time)
 
 
 def test_what_several_clients_send_again_in_any_order_is_counted_once(server: ServerProcess, live: Live) -> None:
@@ -274,11 +274,11 @@ def test_what_several_clients_send_again_in_any_order_is_counted_once(server: Se
 
     def send(seed: int) -> int:
         pick, accepted = random.Random(seed), 0
-        mine = pick.sample(events, len(events))
+        ours = pick.sample(events, len(events))
         with calling(server.target) as client:
-            while mine:
+            while ours:
                 size = pick.choice((1, 7, 50))
-                part, mine = mine[:size], mine[size:]
+                part, ours = ours[:size], ours[size:]
                 reply = client.record(*part) if pick.random() < 0.7 else client.stream([part[:3], part[3:]])
                 assert reply.accepted + reply.duplicates == len(part)
                 accepted += reply.accepted
@@ -295,8 +295,8 @@ def test_what_several_clients_send_again_in_any_order_is_counted_once(server: Se
 
 def test_a_stream_means_what_its_messages_would(live: Live) -> None:
     customer = someone()
-    one = event(customer, event_id="1", channel="web")
-    reply = live.stream([[one, event("")], [], [one], [event(customer, channel="app"), event(customer, "")]])
+    item = event(customer, event_id="1", channel="web")
+    reply = live.stream([[item, event("")], [], [item], [event(customer, channel="app"), event(customer, "")]])
     assert fates(reply) == (2, 1, [1, 4], [])
     assert names(reply.rejected) == [(1, "customer_id", "CUSTOMER_ID_INVALID"), (4, "event_type", "EVENT_TYPE_INVALID")]
     assert reply.messages == 4
@@ -318,7 +318,7 @@ def test_each_message_is_acknowledged_before_the_next_is_sent(live: Live) -> Non
 
     for number, reply in enumerate(live.streaming(requests()), 1):
         assert (reply.acknowledged_messages, reply.accepted) == (number, 1)
-        assert [one.index for one in reply.rejected] == [1]
+        assert [item.index for item in reply.rejected] == [1]
         assert live.counted(customer) == number
         acknowledged.release()
 
@@ -328,7 +328,7 @@ def test_every_event_that_was_refused_is_told(live: Live) -> None:
     messages = [[event("")] * 600, [event(customer, channel="web")], [event("")] * 600, [event("")] * 600]
     reply = live.stream(messages)
     assert (reply.accepted, len(reply.rejected)) == (1, 1800)
-    assert [one.index for one in reply.rejected] == [*range(600), *range(601, 1801)]
+    assert [item.index for item in reply.rejected] == [*range(600), *range(601, 1801)]
 
 
 def test_two_thousand_messages_are_one_stream(live: Live) -> None:
@@ -523,8 +523,8 @@ def test_a_stop_under_load_keeps_what_it_acknowledged(start: Start) -> None:
         loading = [pool.submit(load, customer) for customer in customers]
         until(lambda: all(accepted[customer] for customer in customers))
         assert server.stop() == 0
-        for one in loading:
-            one.result()
+        for item in loading:
+            item.result()
     assert ends <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     assert "Traceback" not in server.log
     with calling(start().target) as live:
@@ -550,10 +550,10 @@ def test_redis_away_ends_streams_and_calls_with_a_time_to_retry_and_heals(
             lambda: live.consent("x", scoring=False),
         ]
         for ask in asked:
-            with refused(grpc.StatusCode.UNAVAILABLE) as found:
+            with refused(grpc.StatusCode.UNAVAILABLE) as result:
                 ask()
-            assert info_of(found[0]).reason == "FEATURE_STORE_UNAVAILABLE"
-            assert may_retry(found[0])
+            assert info_of(result[0]).reason == "FEATURE_STORE_UNAVAILABLE"
+            assert may_retry(result[0])
         own_redis.start()
         again = until_answered(lambda: live.record(event(stream.customer, event_id="1", channel="web")))
         assert again.duplicates == 1

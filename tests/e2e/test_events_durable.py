@@ -38,9 +38,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     with ExitStack() as stack:
 
         def begin(fsync: str) -> RedisProcess:
-            found = RedisProcess(tmp_path_factory.mktemp("r"), fsync)
-            stack.callback(found.kill)
-            return found
+            result = RedisProcess(tmp_path_factory.mktemp("r"), fsync)
+            stack.callback(result.kill)
+            return result
 
         yield begin
 
@@ -66,12 +66,12 @@ class Client(threading.Thread):
     def run(self) -> None:
         while not self.over.is_set():
             first = len(self.sent)
-            mine = [self._event(first + at) for at in range(TOGETHER)]
-            while (reply := self._send(mine)) is None:
+            ours = [self._event(first + at) for at in range(TOGETHER)]
+            while (reply := self._send(ours)) is None:
                 time.sleep(0.05)
             if reply.accepted + reply.duplicates != TOGETHER:
                 self.problem = str(reply)
-            self.sent += [(one.customer_id, one.event_id) for one in mine]
+            self.sent += [(item.customer_id, item.event_id) for item in ours]
 
     def _event(self, at: int) -> Any:
         customer = self._customers[at % len(self._customers)]
@@ -113,7 +113,7 @@ def await_more(clients: list[Client]) -> None:
 
 def assert_all_is_there(url: str, target: str, clients: list[Client]) -> None:
     """All that was acknowledged stands once in the customers and once in the log, and nothing else does."""
-    sent = Counter(one for client in clients for one in client.sent)
+    sent = Counter(single for client in clients for single in client.sent)
     assert set(sent.values()) == {1}
     assert len(sent) >= CLIENTS * TOGETHER
     logged: Counter[tuple[str, str]] = Counter()
@@ -177,9 +177,9 @@ def test_a_durable_acknowledgement_comes_when_the_disk_has_it_without_further_se
     with calling(server.target) as live:
         customer = someone()
         began = time.monotonic()
-        one = event(customer, event_id="1", channel="web")
-        assert live.record(one).accepted == 1
-        assert live.stream([[one]]).duplicates == 1
+        item = event(customer, event_id="1", channel="web")
+        assert live.record(item).accepted == 1
+        assert live.stream([[item]]).duplicates == 1
         assert live.consent(customer, automated_response=False) == (True, False)
         assert time.monotonic() - began > (1 if fsync == "everysec" else 0)
         assert live.counted(customer) == 1
@@ -195,12 +195,12 @@ def test_without_an_append_only_file_a_durable_server_acknowledges_nothing_and_s
     with calling(server.target) as live:
         check = health_pb2_grpc.HealthStub(live.channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert check.status == NOT_SERVING
-        one = event(someone(), event_id="1", channel="web")
-        for send in (lambda: live.record(one), lambda: live.stream([[one]]), lambda: live.delete(one.customer_id)):
-            with refused(grpc.StatusCode.UNAVAILABLE) as found:
+        item = event(someone(), event_id="1", channel="web")
+        for send in (lambda: live.record(item), lambda: live.stream([[item]]), lambda: live.delete(item.customer_id)):
+            with refused(grpc.StatusCode.UNAVAILABLE) as result:
                 send()
-            assert info_of(found[0]).reason == "FEATURE_STORE_UNAVAILABLE"
-            assert may_retry(found[0])
+            assert info_of(result[0]).reason == "FEATURE_STORE_UNAVAILABLE"
+            assert may_retry(result[0])
         with redis.Redis.from_url(store.url) as connection:
             connection.config_set("appendonly", "yes")
         server.wait_for("health is SERVING")

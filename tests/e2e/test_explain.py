@@ -37,9 +37,9 @@ def check(score: Score) -> None:
     for alert in (score.churn, score.propensity):
         why = alert.explanation
         assert why is not None
-        told = math.fsum(one.contribution for one in why.contributions)
-        assert abs(why.baseline_probability + told + why.other_contribution - alert.probability) < ROUNDING
-        sizes = [abs(one.contribution) for one in why.contributions]
+        reported = math.fsum(item.contribution for item in why.contributions)
+        assert abs(why.baseline_probability + reported + why.other_contribution - alert.probability) < ROUNDING
+        sizes = [abs(item.contribution) for item in why.contributions]
         assert sizes == sorted(sizes, reverse=True)
 
 
@@ -53,12 +53,12 @@ def test_a_score_is_explained_in_sentences_that_sum_to_it(client: ScoringClient,
     assert why.exact
     assert 0 < len(why.contributions) <= 5
     names = {feature.name for feature in model.layout.features}
-    for one in why.contributions:
-        assert one.reason_code.startswith(one.feature.upper())
-        direction = "raises" if one.contribution > 0 else "lowers"
-        assert one.sentence.endswith("points.")
-        assert f"this {direction} the probability of leaving by" in one.sentence
-        assert {slot.slot for slot in one.slots} <= names
+    for item in why.contributions:
+        assert item.reason_code.startswith(item.feature.upper())
+        direction = "raises" if item.contribution > 0 else "lowers"
+        assert item.sentence.endswith("points.")
+        assert f"this {direction} the probability of leaving by" in item.sentence
+        assert {slot.slot for slot in item.slots} <= names
 
 
 def test_all_customers_have_one_baseline_and_fewer_reasons_leave_more_to_the_rest(client: ScoringClient) -> None:
@@ -73,24 +73,27 @@ def test_all_customers_have_one_baseline_and_fewer_reasons_leave_more_to_the_res
 
 def test_a_batch_of_a_hundred_is_explained_and_each_error_is_its_own(client: ScoringClient) -> None:
     ids = [*(str(i) for i in range(1, 120)), "nobody-4711", ""]
-    found = client.score_many(ids, explain=True, timeout_s=PATIENCE_S)
-    assert len(found) == len(ids)
+    result = client.score_many(ids, explain=True, timeout_s=PATIENCE_S)
+    assert len(result) == len(ids)
     plain = client.score_many(ids, timeout_s=PATIENCE_S)
-    assert [type(one) for one in found] == [type(one) for one in plain]
-    scores = [one for one in found if isinstance(one, Score)]
+    assert [type(item) for item in result] == [type(item) for item in plain]
+    scores = [item for item in result if isinstance(item, Score)]
     assert len(scores) > 100
-    for one in scores:
-        check(one)
-    assert [one.reason for one in found[-2:] if isinstance(one, Problem)] == ["CUSTOMER_UNKNOWN", "CUSTOMER_ID_INVALID"]
+    for item in scores:
+        check(item)
+    assert [item.reason for item in result[-2:] if isinstance(item, Problem)] == [
+        "CUSTOMER_UNKNOWN",
+        "CUSTOMER_ID_INVALID",
+    ]
 
 
 def test_too_many_to_explain_are_an_invalid_argument(stub: scoring_pb2_grpc.ScoringServiceStub) -> None:
     request = scoring_pb2.BatchScoreCustomersRequest(customer_ids=[KNOWN] * 101)
     assert len(stub.BatchScoreCustomers(request).results) == 101
     request.explain = True
-    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
         stub.BatchScoreCustomers(request)
-    info = info_of(found[0])
+    info = info_of(result[0])
     assert (info.reason, info.metadata["field"]) == ("TOO_MANY_EXPLAINED", "customer_ids")
 
 
@@ -124,9 +127,9 @@ def test_a_newcomer_is_explained_from_the_next_score_on(server: ServerProcess, c
     check(score)
     assert score.churn.automated_response_off
     assert score.propensity.explanation is not None
-    told = {one.feature: one for one in score.propensity.explanation.contributions}
-    assert "less than a day ago" in told["purchase_recency"].sentence
-    visits = told["visit_count"].slots[0]
+    reported = {item.feature: item for item in score.propensity.explanation.contributions}
+    assert "less than a day ago" in reported["purchase_recency"].sentence
+    visits = reported["visit_count"].slots[0]
     assert (visits.value, visits.text.partition(" ")[0]) == (0.0, "0")
 
 

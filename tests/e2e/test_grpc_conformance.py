@@ -112,8 +112,8 @@ def keys_asked(url: str) -> int:
 
 
 def details(reply: Reply) -> bytes:
-    found = reply.told.get(b"grpc-status-details-bin", b"")
-    return base64.b64decode(found + b"=" * (-len(found) % 4), validate=True)
+    result = reply.told.get(b"grpc-status-details-bin", b"")
+    return base64.b64decode(result + b"=" * (-len(result) % 4), validate=True)
 
 
 # --- requests and replies -------------------------------------------------------------------------------------------
@@ -131,8 +131,8 @@ def test_a_reply_is_headers_a_message_and_trailers(raw: RawClient) -> None:
 def test_an_error_is_trailers_alone_that_say_all(raw: RawClient) -> None:
     reply = raw.ask(SCORE, scoring_pb2.ScoreCustomerRequest(customer_id="nobody").SerializeToString())
     assert (reply.status, reply.code, reply.data, reply.trailers) == (200, NOT_FOUND, b"", {})
-    told = status_pb2.Status.FromString(details(reply))
-    assert (told.code, told.message) == (NOT_FOUND, reply.message)
+    reported = status_pb2.Status.FromString(details(reply))
+    assert (reported.code, reported.message) == (NOT_FOUND, reply.message)
 
 
 def test_metadata_of_all_kinds_changes_nothing(raw: RawClient) -> None:
@@ -690,7 +690,7 @@ def economics(**churn: float) -> scoring_pb2.Economics:
 
 def events(*customer_ids: str, method: str = "RecordEvents") -> Asked:
     """Events without a time, which change nothing."""
-    request = events_pb2.RecordEventsRequest(events=[events_pb2.Event(customer_id=one) for one in customer_ids])
+    request = events_pb2.RecordEventsRequest(events=[events_pb2.Event(customer_id=item) for item in customer_ids])
     return Asked(f"/tidemark.v1.EventService/{method}", framed(request.SerializeToString()))
 
 
@@ -793,9 +793,11 @@ def said(target: str, asked: Asked) -> Said:
     with RawClient(target) as raw:
         stream = raw.begin(asked.path, asked.headers)
         raw.send(stream, asked.body)
-        reply, told = raw.end(stream), raw.replies[stream].told
-        message = told.get(b"grpc-message", b"")
-        return Said(reply.status, told[b"grpc-status"], message, details(reply), told[b"content-type"], reply.messages)
+        reply, reported = raw.end(stream), raw.replies[stream].told
+        message = reported.get(b"grpc-message", b"")
+        return Said(
+            reply.status, reported[b"grpc-status"], message, details(reply), reported[b"content-type"], reply.messages
+        )
 
 
 @pytest.fixture(scope="module")

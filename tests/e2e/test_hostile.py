@@ -147,21 +147,21 @@ class Peer:
         """Read until that is so, or the server has closed; whether it is so."""
         deadline = time.monotonic() + seconds
         self.socket.settimeout(0)
-        while not (found := bool(until(self))) and not self.closed and time.monotonic() < deadline:
+        while not (result := bool(until(self))) and not self.closed and time.monotonic() < deadline:
             if select.select([self.socket], [], [], 0.1)[0]:
                 self._receive()
-        return found or bool(until(self))
+        return result or bool(until(self))
 
     @property
     def frames(self) -> list[Any]:
         """All whole frames so far."""
-        found, data = [], self.got
+        result, data = [], self.got
         while len(data) >= 9 and len(data) >= (size := 9 + int.from_bytes(data[:3])):
-            one, _ = frames.Frame.parse_frame_header(memoryview(data[:9]))
-            one.parse_body(memoryview(data[9:size]))
-            found.append(one)
+            item, _ = frames.Frame.parse_frame_header(memoryview(data[:9]))
+            item.parse_body(memoryview(data[9:size]))
+            result.append(item)
             data = data[size:]
-        return found
+        return result
 
     def ended(self, stream: int) -> bool:
         """Whether the server has ended the stream."""
@@ -169,17 +169,17 @@ class Peer:
 
     def status(self, stream: int) -> int:
         """The grpc-status of a stream, -1 without one."""
-        decoder, found = hpack.Decoder(), -1
-        for one in self.frames:
-            if one.type == HEADERS:
-                fields: dict[str, str] = dict(decoder.decode(bytes(one.data)))  # type: ignore[arg-type]
-                if one.stream_id == stream:
-                    found = int(fields.get("grpc-status", found))
-        return found
+        decoder, result = hpack.Decoder(), -1
+        for item in self.frames:
+            if item.type == HEADERS:
+                fields: dict[str, str] = dict(decoder.decode(bytes(item.data)))  # type: ignore[arg-type]
+                if item.stream_id == stream:
+                    result = int(fields.get("grpc-status", result))
+        return result
 
     def goodbyes(self) -> list[int]:
         """Codes of GOAWAY so far."""
-        return [one.error_code for one in self.frames if one.type == GOAWAY]
+        return [item.error_code for item in self.frames if item.type == GOAWAY]
 
     def gone(self, seconds: float) -> bool:
         """Whether the server closes in that time."""
@@ -192,7 +192,7 @@ class Peer:
         assert self.read(lambda peer: len(peer._pongs()) > before)
 
     def _pongs(self) -> list[Any]:
-        return [one for one in self.frames if one.type == PING and "ACK" in one.flags]
+        return [item for item in self.frames if item.type == PING and "ACK" in item.flags]
 
     def open_window(self) -> None:
         """Let the server send as much on the connection as it wants: responses that nobody reads would fill it."""

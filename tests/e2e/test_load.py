@@ -43,8 +43,8 @@ def load(tmp_path: Path, ids: Path) -> Load:
 
     def run(target: str, *options: object, meanwhile: Sequence[Later] = ()) -> tuple[Outcome, dict[str, Any]]:
         report = tmp_path / "load.json"
-        given = [target, "--ids", ids, "--warm-up", 0.2, "--json", report, *BUSY, *options]
-        command = [sys.executable, "-m", "tidemark.load", *map(str, given)]
+        provided = [target, "--ids", ids, "--warm-up", 0.2, "--json", report, *BUSY, *options]
+        command = [sys.executable, "-m", "tidemark.load", *map(str, provided)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             first = process.stderr.readline()
@@ -60,7 +60,7 @@ def load(tmp_path: Path, ids: Path) -> Load:
 
 
 def outcomes(step: dict[str, Any]) -> dict[tuple[str, str], int]:
-    return {(one["code"], one["reason"]): one["number"] for one in step["outcomes"]}
+    return {(item["code"], item["reason"]): item["number"] for item in step["outcomes"]}
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,12 @@ def test_every_call_is_counted_once_in_every_part_of_the_report(
         "--html",
         tmp_path / "a.html",
     )
-    done, found = load(server.target, *options, "--html", tmp_path / "a.html")
+    done, result = load(server.target, *options, "--html", tmp_path / "a.html")
     assert done.code == 0, done.err
-    (step,) = found["steps"]
+    (step,) = result["steps"]
     assert (step["offered"], step["answered"], step["generator"]["unsent"]) == (300, 300, 0)
     assert outcomes(step) == {("OK", ""): 300}
-    assert [one["answered"] for one in step["slices"]] == [150, 150]
+    assert [item["answered"] for item in step["slices"]] == [150, 150]
     assert HdrHistogram.decode(step["histogram"]).get_total_count() == 300
     assert sum(step["customers_by_model"].values()) == 300
     assert 0 < step["latency_ms"]["p50"] <= step["latency_ms"]["p99"] <= step["latency_ms"]["max"]
@@ -114,10 +114,10 @@ def test_batches_of_customers_in_redis_tell_who_has_no_score(
 ) -> None:
     command = ("--rate", 20, "--duration", 1, "--batch", 50, "--arrivals", "constant")
     ids.write_text("1\nnobody")
-    done, found = load(server.target, *command, "--draw", "uniform")
-    (step,) = found["steps"]
+    done, result = load(server.target, *command, "--draw", "uniform")
+    (step,) = result["steps"]
     assert (done.code, step["answered"]) == (0, 20)
-    ((code, reason, _, unknown),) = [tuple(one.values()) for one in step["customers_without_score"]]
+    ((code, reason, _, unknown),) = [tuple(item.values()) for item in step["customers_without_score"]]
     assert (code, reason) == ("NOT_FOUND", "CUSTOMER_UNKNOWN")
     assert unknown + sum(step["customers_by_model"].values()) == 1000
     assert 400 < unknown < 600
@@ -129,8 +129,8 @@ def test_batches_of_customers_in_redis_tell_who_has_no_score(
 
 def test_failures_are_told_by_code_and_reason(server: ServerProcess, load: Load, ids: Path) -> None:
     ids.write_text("nobody")
-    done, found = load(server.target, "--rate", 50, "--duration", 0.5, "--p99-ms", 500)
-    (step,) = found["steps"]
+    done, result = load(server.target, "--rate", 50, "--duration", 0.5, "--p99-ms", 500)
+    (step,) = result["steps"]
     assert done.code == 1
     assert step["failed"] == step["offered"] > 0
     assert list(outcomes(step)) == [("NOT_FOUND", "CUSTOMER_UNKNOWN")]
@@ -139,8 +139,8 @@ def test_failures_are_told_by_code_and_reason(server: ServerProcess, load: Load,
 
 def test_no_call_is_lost_when_the_server_asks_for_new_connections(server: ServerProcess, load: Load) -> None:
     options = ("--rate", 1800, "--duration", 1.5, "--warm-up", 0.5, "--connections", 1)
-    done, found = load(server.target, *options)
-    (step,) = found["steps"]
+    done, result = load(server.target, *options)
+    (step,) = result["steps"]
     assert outcomes(step) == {("OK", ""): step["offered"]}, done.err
     assert step["offered"] > 2400
 
@@ -148,10 +148,10 @@ def test_no_call_is_lost_when_the_server_asks_for_new_connections(server: Server
 @pytest.mark.one_front
 def test_a_search_tells_the_highest_rate_that_held(server: ServerProcess, load: Load, tmp_path: Path) -> None:
     options = ("--find", "--p99-ms", 9000, "--rate", 20, "--duration", 0.3, "--steps", 3, "--html", tmp_path / "a.html")
-    done, found = load(server.target, *options)
+    done, result = load(server.target, *options)
     assert done.code == 0, done.err
-    assert [step["rate"] for step in found["steps"]] == [20, 40, 80]
-    assert (found["highest_rate"], found["lowest_rate_that_failed"]) == (80, None)
+    assert [step["rate"] for step in result["steps"]] == [20, 40, 80]
+    assert (result["highest_rate"], result["lowest_rate_that_failed"]) == (80, None)
     assert "At least 80.0 calls/s hold a p99 of 9000 ms: no higher rate was tried." in done.out
     assert "step  3:" in done.err
     assert "Steps of the search" in (tmp_path / "a.html").read_text()
@@ -169,8 +169,8 @@ def test_a_stall_of_the_server_shows_in_all_calls_that_it_kept_waiting(
         stall = (1.5, lambda _: server.process.send_signal(signal.SIGSTOP))
         goes_on = (2.5, lambda _: server.process.send_signal(signal.SIGCONT))
         options = ("--rate", 100, "--duration", 5, "--arrivals", "constant")
-        _, found = load(server.target, *options, meanwhile=[stall, goes_on])
-    (step,) = found["steps"]
+        _, result = load(server.target, *options, meanwhile=[stall, goes_on])
+    (step,) = result["steps"]
     assert step["answered"] == step["offered"] == 500
     # 2.5 seconds without answers at 100 calls a second: 250 calls waited, 1.2 seconds on average. A closed loop over
     # four connections would have seen four.
@@ -184,8 +184,8 @@ def test_a_server_that_goes_away_is_told_and_the_test_ends(
     with own_server() as server:
         server.wait_for("health is SERVING")
         options = ("--rate", 100, "--duration", 4, "--arrivals", "constant", "--deadline-ms", 2000)
-        done, found = load(server.target, *options, meanwhile=[(2.5, lambda _: server.process.kill())])
-    (step,) = found["steps"]
+        done, result = load(server.target, *options, meanwhile=[(2.5, lambda _: server.process.kill())])
+    (step,) = result["steps"]
     assert done.code == 0, done.err
     assert step["offered"] == 400
     assert step["answered"] > 0
@@ -196,9 +196,9 @@ def test_a_server_that_goes_away_is_told_and_the_test_ends(
 @pytest.mark.one_front
 def test_ctrl_c_ends_it_with_a_report_of_what_there_was(server: ServerProcess, load: Load) -> None:
     stop = (2.5, lambda process: process.send_signal(signal.SIGINT))
-    done, found = load(server.target, "--rate", 50, "--duration", 60, meanwhile=[stop])
+    done, result = load(server.target, "--rate", 50, "--duration", 60, meanwhile=[stop])
     assert done.code == 0, done.err
-    (step,) = found["steps"]
+    (step,) = result["steps"]
     assert step["stopped"]
     assert 0 < step["seconds"] < 60
     assert 0 < step["answered"] == step["offered"] <= 100 * step["seconds"]
@@ -220,8 +220,8 @@ def test_tls_is_spoken_with_an_authority_of_ones_own(
     with own_server(*tls) as server:
         server.wait_for("health is SERVING")
         options = ("--rate", 50, "--duration", 0.5)
-        done, found = load(server.target, *options, "--ca", tmp_path / "ca.pem", "--token-file", tmp_path / "token")
-        assert (done.code, found["steps"][0]["answered"]) == (0, found["steps"][0]["offered"]), done.err
+        done, result = load(server.target, *options, "--ca", tmp_path / "ca.pem", "--token-file", tmp_path / "token")
+        assert (done.code, result["steps"][0]["answered"]) == (0, result["steps"][0]["offered"]), done.err
         done, _ = load(server.target, *options, "--tls")
         assert done.is_bad_input
         assert "cannot connect" in done.err
@@ -239,7 +239,7 @@ def test_locust_makes_the_same_calls(server: ServerProcess, ids: Path, tmp_path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     header, row, *_ = (tmp_path / "found_stats.csv").read_text().splitlines()
-    found = dict(zip(header.split(","), row.split(","), strict=True))
-    assert found["Name"] == "ScoreCustomer"
-    assert int(found["Request Count"]) >= 3
-    assert int(found["Failure Count"]) == 0
+    result = dict(zip(header.split(","), row.split(","), strict=True))
+    assert result["Name"] == "ScoreCustomer"
+    assert int(result["Request Count"]) >= 3
+    assert int(result["Failure Count"]) == 0

@@ -64,17 +64,17 @@ class Seen(NamedTuple):
 
     def counts(self, name: str, *labels: str) -> Counter[tuple[str, ...]]:
         """Values of all workers together, by these labels."""
-        found: Counter[tuple[str, ...]] = Counter()
+        result: Counter[tuple[str, ...]] = Counter()
         for family in self.families().values():
             for sample in family.samples:
                 if sample.name == name:
-                    found[tuple(sample.labels[label] for label in labels)] += int(sample.value)
-        return found
+                    result[tuple(sample.labels[label] for label in labels)] += int(sample.value)
+        return result
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as result:
+        return int(result.getsockname()[1])
 
 
 def seen(folder: Path, registry: Path, redis: str, *more: str) -> Seen:
@@ -93,10 +93,10 @@ def watched(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Seen]:
     """A server after some of all kinds of calls."""
-    found = seen(tmp_path_factory.mktemp("watched"), small_registry, loaded_redis, "--log-format", "json")
-    with found.server, grpc.insecure_channel(found.server.target) as channel:
+    result = seen(tmp_path_factory.mktemp("watched"), small_registry, loaded_redis, "--log-format", "json")
+    with result.server, grpc.insecure_channel(result.server.target) as channel:
         call_all(channel)
-        yield found
+        yield result
 
 
 def call_all(channel: grpc.Channel) -> None:
@@ -114,8 +114,8 @@ def bytes_call(channel: grpc.Channel, path: str, request: bytes = b"", **more: A
     try:
         call(request, timeout=more.pop("timeout", PATIENCE_S), **more)
     except grpc.RpcError as error:
-        found: Any = error
-        return grpc.StatusCode(found.code())
+        result: Any = error
+        return grpc.StatusCode(result.code())
     return grpc.StatusCode.OK
 
 
@@ -214,17 +214,17 @@ def expressions() -> list[str]:
 
 def selectors(expression: str) -> dict[str, set[str]]:
     """The metrics that an expression reads, each with the labels that it matches on or groups by; ValueError or not."""
-    found: dict[str, set[str]] = defaultdict(set)
+    result: dict[str, set[str]] = defaultdict(set)
 
     def visit(node: promql_parser.Expr, grouped: Sequence[str] = ()) -> bool:
         if isinstance(node, promql_parser.VectorSelector):
-            found[str(node.name)] |= {matcher.name for matcher in node.matchers.matchers} | set(grouped)
+            result[str(node.name)] |= {matcher.name for matcher in node.matchers.matchers} | set(grouped)
         elif isinstance(node, promql_parser.AggregateExpr) and node.modifier:
             promql_parser.walk(node.expr, partial(visit, grouped=node.modifier.labels))
         return True
 
     promql_parser.walk(promql_parser.parse(expression.replace("$__rate_interval", "5m")), visit)
-    return found
+    return result
 
 
 @pytest.mark.both_fronts
@@ -274,41 +274,41 @@ def test_no_customer_is_in_metrics_or_log(watched: Seen) -> None:
 def test_calls_that_are_given_up_and_a_redis_that_is_away_are_told(
     own_redis: RedisProcess, small_registry: Path, tmp_path: Path
 ) -> None:
-    found = seen(tmp_path, small_registry, own_redis.url, "--redis-timeout-s", "4")
-    with found.server, grpc.insecure_channel(found.server.target) as channel:
+    result = seen(tmp_path, small_registry, own_redis.url, "--redis-timeout-s", "4")
+    with result.server, grpc.insecure_channel(result.server.target) as channel:
         assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN)) is grpc.StatusCode.FAILED_PRECONDITION  # it is empty
         own_redis.pause()
         late = bytes_call(channel, f"/{SCORE}", asked_for(KNOWN), timeout=0.3)
         assert late is grpc.StatusCode.DEADLINE_EXCEEDED
         call: Any = channel.unary_unary(f"/{SCORE}")
         running = call.future(asked_for(KNOWN), timeout=PATIENCE_S)
-        found.server.await_idle()  # it waits for Redis
+        result.server.await_idle()  # it waits for Redis
         running.cancel()
         assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN), timeout=PATIENCE_S) is grpc.StatusCode.UNAVAILABLE
-        found.server.wait_for("health is NOT_SERVING")
+        result.server.wait_for("health is NOT_SERVING")
         codes = ("FAILED_PRECONDITION", "DEADLINE_EXCEEDED", "CANCELLED", "UNAVAILABLE")
-        until(lambda: found.counts("tidemark_calls_total", "code") == {(code,): 1 for code in codes})
-        assert found.counts("tidemark_serving") == {(): 0}
-        assert found.counts("tidemark_errors_total", "reason")["FEATURE_STORE_UNAVAILABLE",] == 1
-        assert found.counts("tidemark_breaker_open") == {(): 1}
-        assert found.counts("tidemark_breaker_opened_total") == {(): 1}
+        until(lambda: result.counts("tidemark_calls_total", "code") == {(code,): 1 for code in codes})
+        assert result.counts("tidemark_serving") == {(): 0}
+        assert result.counts("tidemark_errors_total", "reason")["FEATURE_STORE_UNAVAILABLE",] == 1
+        assert result.counts("tidemark_breaker_open") == {(): 1}
+        assert result.counts("tidemark_breaker_opened_total") == {(): 1}
 
 
 def test_workers_are_asked_at_once_and_told_apart(loaded_redis: str, small_registry: Path, tmp_path: Path) -> None:
-    found = seen(tmp_path, small_registry, loaded_redis, "--workers", "2")
-    with found.server:
-        found.server.wait_for("with 2 workers")
+    result = seen(tmp_path, small_registry, loaded_redis, "--workers", "2")
+    with result.server:
+        result.server.wait_for("with 2 workers")
         calls = 0
         with contextlib.ExitStack() as stack:
-            while len(found.counts("tidemark_calls_total", "worker")) < 2:  # until both have some of the connections
-                channel = stack.enter_context(grpc.insecure_channel(found.server.target, ALONE))
+            while len(result.counts("tidemark_calls_total", "worker")) < 2:  # until both have some of the connections
+                channel = stack.enter_context(grpc.insecure_channel(result.server.target, ALONE))
                 for _ in range(3):
                     assert bytes_call(channel, f"/{SCORE}", asked_for(KNOWN)) is grpc.StatusCode.OK
                 calls += 3
-        assert found.counts("tidemark_calls_total", "method", "code") == {(SCORE, "OK"): calls}
-        assert found.counts("tidemark_workers") == {(): 2}
-        assert set(found.counts("tidemark_model_info", "worker")) == {("0",), ("1",)}
-        assert found.server.stop() == 0
+        assert result.counts("tidemark_calls_total", "method", "code") == {(SCORE, "OK"): calls}
+        assert result.counts("tidemark_workers") == {(): 2}
+        assert set(result.counts("tidemark_model_info", "worker")) == {("0",), ("1",)}
+        assert result.server.stop() == 0
 
 
 def test_explanations_stale_scores_and_changes_of_the_model_are_counted(
@@ -317,35 +317,35 @@ def test_explanations_stale_scores_and_changes_of_the_model_are_counted(
     done = call(feature_store_cli, "load", shop.config, "--registry", registry, "--redis", own_redis.url)
     assert done.code == 0, done.err
     options = ("--registry-interval-s", "0.05", "--stale-cache-bytes", "100000")
-    found = seen(tmp_path, registry, own_redis.url, *options)
+    result = seen(tmp_path, registry, own_redis.url, *options)
     with (
-        found.server,
-        ScoringClient(found.server.target, timeout_s=PATIENCE_S) as client,
-        grpc.insecure_channel(found.server.target) as to,
+        result.server,
+        ScoringClient(result.server.target, timeout_s=PATIENCE_S) as client,
+        grpc.insecure_channel(result.server.target) as to,
     ):
         models = Models(to)
         first = str(models.serving().version)
-        assert found.counts("tidemark_model_info", "version", "role") == {(first, "active"): 1}
+        assert result.counts("tidemark_model_info", "version", "role") == {(first, "active"): 1}
         client.score("c0001", explain=True)
-        assert found.counts("tidemark_explained_total") == {(): 1}
-        assert found.counts("tidemark_stage_seconds_count", "stage")["explain",] == 1
+        assert result.counts("tidemark_explained_total") == {(): 1}
+        assert result.counts("tidemark_stage_seconds_count", "stage")["explain",] == 1
         models.roll_out(shadow=republished(registry, activate=False))
         client.score("c0001")
-        until(lambda: found.counts("tidemark_shadow_rows_total", "outcome")["compared",] == 1)
-        assert found.counts("tidemark_model_info", "role") == {("active",): 1, ("shadow",): 1}
+        until(lambda: result.counts("tidemark_shadow_rows_total", "outcome")["compared",] == 1)
+        assert result.counts("tidemark_model_info", "role") == {("active",): 1, ("shadow",): 1}
         bad, later = (republished(registry, activate=False) for _ in range(2))
         (registry / bad / bundle.MODEL_FILE).write_bytes(b"torn")
         bundle.set_link(registry, bundle.CURRENT, bad)
-        until(lambda: found.counts("tidemark_model_refusals_total") == {(): 1})
+        until(lambda: result.counts("tidemark_model_refusals_total") == {(): 1})
         bundle.set_link(registry, bundle.CURRENT, later)
-        until(lambda: found.counts("tidemark_model_switches_total") == {(): 1})
-        assert found.counts("tidemark_model_info", "version", "role")[later, "active"] == 1
+        until(lambda: result.counts("tidemark_model_switches_total") == {(): 1})
+        assert result.counts("tidemark_model_info", "version", "role")[later, "active"] == 1
         client.score("c0001")
-        until(lambda: found.counts("tidemark_recent_states") == {(): 1})  # each model has its own cache
+        until(lambda: result.counts("tidemark_recent_states") == {(): 1})  # each model has its own cache
         own_redis.kill()
-        until(lambda: found.counts("tidemark_breaker_open") == {(): 1})
+        until(lambda: result.counts("tidemark_breaker_open") == {(): 1})
         assert client.score("c0001", allow_stale=timedelta(minutes=1)).stale
-        assert found.counts("tidemark_stale_total") == {(): 1}
+        assert result.counts("tidemark_stale_total") == {(): 1}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -72,8 +72,8 @@ def served_by(server: ServerProcess, registry: Path, url: str) -> Iterator[Serve
 
 @pytest.fixture
 def served(start: Start, registry: Path, clean_redis: str) -> Iterator[Served]:
-    with served_by(start(*QUICK), registry, clean_redis) as found:
-        yield found
+    with served_by(start(*QUICK), registry, clean_redis) as result:
+        yield result
 
 
 def test_a_published_bundle_takes_over_without_a_failed_call_and_every_answer_names_its_model(served: Served) -> None:
@@ -97,14 +97,17 @@ def test_a_published_bundle_takes_over_without_a_failed_call_and_every_answer_na
         caller.join()
     assert versions == {served.first, later, last}
     assert {served.models.state(version) for version in (served.first, later)} == {"AVAILABLE"}
-    told = served.models.serving()
-    assert (told.version, served.models.state(last)) == (last, "SERVING")
+    reported = served.models.serving()
+    assert (reported.version, served.models.state(last)) == (last, "SERVING")
     manifest = bundle.read(served.registry).manifest
-    assert (told.fingerprint, told.create_time.ToJsonString()[:19]) == (manifest.fingerprint, manifest.created[:19])
+    assert (reported.fingerprint, reported.create_time.ToJsonString()[:19]) == (
+        manifest.fingerprint,
+        manifest.created[:19],
+    )
     assert served.models.listed()[last].churn_auc == manifest.metrics["churn_auc"]
-    assert told.activate_time.seconds > told.create_time.seconds
-    assert not told.HasField("refusal")
-    assert not told.HasField("rollout")
+    assert reported.activate_time.seconds > reported.create_time.seconds
+    assert not reported.HasField("refusal")
+    assert not reported.HasField("rollout")
 
 
 def tear(folder: Path) -> None:
@@ -114,18 +117,18 @@ def tear(folder: Path) -> None:
 
 def tamper(folder: Path) -> None:
     """Another graph, with the manifest's hashes put right: only the golden rows tell."""
-    found = json.loads((folder / bundle.MANIFEST_FILE).read_text())
+    result = json.loads((folder / bundle.MANIFEST_FILE).read_text())
     changed = (folder / bundle.MODEL_FILE).read_bytes().replace(b"propensity", b"propensitz")
     (folder / bundle.MODEL_FILE).write_bytes(changed)
-    found["model_sha256"] = bundle.sha256(changed)
-    found[bundle.MANIFEST_HASH] = bundle.manifest_hash(found)
-    (folder / bundle.MANIFEST_FILE).write_text(json.dumps(found))
+    result["model_sha256"] = bundle.sha256(changed)
+    result[bundle.MANIFEST_HASH] = bundle.manifest_hash(result)
+    (folder / bundle.MANIFEST_FILE).write_text(json.dumps(result))
 
 
 def misname(folder: Path) -> None:
-    found = json.loads((folder / bundle.MANIFEST_FILE).read_text())
-    found["features"][0]["name"] = "something_else"
-    (folder / bundle.MANIFEST_FILE).write_text(json.dumps(found))
+    result = json.loads((folder / bundle.MANIFEST_FILE).read_text())
+    result["features"][0]["name"] = "something_else"
+    (folder / bundle.MANIFEST_FILE).write_text(json.dumps(result))
 
 
 @pytest.mark.parametrize(
@@ -143,9 +146,9 @@ def test_a_bundle_that_must_not_be_served_is_refused_with_the_reason_and_the_old
     until(lambda: served.models.serving().refusal.version == bad)
     assert served.models.state(bad) == "REFUSED"
     assert reason in served.models.listed()[bad].message
-    told = served.models.serving()
-    assert (told.version, told.refusal.version) == (served.first, bad)
-    assert reason in told.refusal.message
+    reported = served.models.serving()
+    assert (reported.version, reported.refusal.version) == (served.first, bad)
+    assert reason in reported.refusal.message
     assert served.answering() == served.first
     for path in whole.iterdir():
         shutil.copy(path, served.registry / bad)
@@ -183,9 +186,9 @@ def test_a_shadow_answers_nobody_and_tells_how_it_differs(served: Served) -> Non
     alerts = [result.score.churn.alert for result in served.live.score_many(*KNOWN, "nobody")]
     assert set(served.versions(KNOWN)) == {served.first}
     until(lambda: served.models.serving().shadow_differences.compared == 2 * len(KNOWN))
-    told = served.models.serving()
-    assert (told.rollout.shadow.version, served.models.state(shadow)) == (shadow, "SHADOW")
-    seen = told.shadow_differences
+    reported = served.models.serving()
+    assert (reported.rollout.shadow.version, served.models.state(shadow)) == (shadow, "SHADOW")
+    seen = reported.shadow_differences
     assert (seen.unscored, seen.dropped) == (0, 0)
     assert seen.churn.alerts == 2 * sum(alerts) > 0  # the same graph at a price that nobody pays
     assert seen.propensity.alerts == 0
@@ -204,9 +207,9 @@ def test_a_canary_answers_its_share_always_the_same_and_a_batch_holds_answers_of
         assert served.versions(KNOWN) == wanted
         assert [served.live.score(customer_id).model_version for customer_id in KNOWN[:40]] == wanted[:40]
     mixed = served.live.score_many(*KNOWN, "nobody", "")
-    for one, other in zip(plain, mixed, strict=False):
-        assert one.score.customer_id == other.score.customer_id
-        assert one.score.churn.probability == pytest.approx(other.score.churn.probability, abs=1e-3)
+    for item, other in zip(plain, mixed, strict=False):
+        assert item.score.customer_id == other.score.customer_id
+        assert item.score.churn.probability == pytest.approx(other.score.churn.probability, abs=1e-3)
     reasons = [told_of(result.status)[0] for result in mixed[-2:]]
     assert reasons == ["CUSTOMER_UNKNOWN", "CUSTOMER_ID_INVALID"]
     assert {told_of(mixed[-1].status)[1]} == {"customer_ids"}
@@ -324,11 +327,11 @@ def test_all_workers_follow_and_a_restart_keeps_it(start: Start, registry: Path,
     server = start(*QUICK, "--workers", "2", wait_for="serving on")
 
     def everywhere(count: int = 12) -> set[str]:
-        found: set[str] = set()
+        outcome: set[str] = set()
         for _ in range(count):
             with calling(server.target) as live:
-                found |= {result.score.model_version for result in live.score_many(*KNOWN[:30])}
-        return found
+                outcome |= {result.score.model_version for result in live.score_many(*KNOWN[:30])}
+        return outcome
 
     with served_by(server, registry, clean_redis) as served:
         canary = republished(registry, activate=False)

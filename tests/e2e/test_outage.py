@@ -74,11 +74,11 @@ def shop(front: str, toy: Trained, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def moment(shop: Shop, toy: Trained) -> Iterator[int]:
     """When the states in Redis are as of; they are there, and the server knows it, before the test and after."""
-    found = fill(shop.redis.url, toy.registry)
+    result = fill(shop.redis.url, toy.registry)
     with grpc.insecure_channel(shop.server.target, ONCE) as channel:
         until_answered(lambda: one_score(channel))
         await_health(channel, SERVING)
-    yield found
+    yield result
     shop.redis.resume()
     if shop.redis.process.poll() is not None:
         shop.redis.start()
@@ -99,14 +99,14 @@ def own_redis(shop: Shop) -> RedisProcess:
 
 @pytest.fixture
 def channel(running: ServerProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(running.target, ONCE) as found:
-        yield found
+    with grpc.insecure_channel(running.target, ONCE) as result:
+        yield result
 
 
 @pytest.fixture
 def client(running: ServerProcess) -> Iterator[ScoringClient]:
-    with ScoringClient(running.target, timeout_s=PATIENCE_S) as found:
-        yield found
+    with ScoringClient(running.target, timeout_s=PATIENCE_S) as result:
+        yield result
 
 
 def await_health(channel: grpc.Channel, wanted: int) -> None:
@@ -128,9 +128,9 @@ def test_an_outage_is_told_at_once_and_ends_by_itself(
 ) -> None:
     one_score(channel)
     getattr(own_redis, how)()
-    with refused(grpc.StatusCode.UNAVAILABLE) as told:
+    with refused(grpc.StatusCode.UNAVAILABLE) as reported:
         one_score(channel)
-    assert "RetryInfo" in str(told[0].details)
+    assert "RetryInfo" in str(reported[0].details)
     await_health(channel, NOT_SERVING)
     took = []
     for _ in range(21):
@@ -181,8 +181,8 @@ def test_who_allows_it_gets_a_score_of_before_that_says_so(
     client.score("c2")
     own_redis.kill()
     await_health(channel, NOT_SERVING)
-    found = client.score_many(["c1", "c3", "c2", ""], allow_stale=HOUR)
-    first, unknown, second, bad = found
+    result = client.score_many(["c1", "c3", "c2", ""], allow_stale=HOUR)
+    first, unknown, second, bad = result
     assert isinstance(first, Score)
     assert isinstance(second, Score)
     assert (first.stale, second.stale) == (True, True)
@@ -215,8 +215,8 @@ def test_what_a_customer_withdrew_is_not_scored_from_memory(
             client.score("c2")
     own_redis.kill()
     reasons = [
-        found.reason if isinstance(found, Problem) else "scored"
-        for found in client.score_many(["c1", "c2", "c3"], allow_stale=HOUR)
+        result.reason if isinstance(result, Problem) else "scored"
+        for result in client.score_many(["c1", "c2", "c3"], allow_stale=HOUR)
     ]
     assert reasons == ["FEATURE_STORE_UNAVAILABLE", "CONSENT_WITHHELD", "scored"]
 
@@ -231,9 +231,9 @@ def test_a_redis_that_comes_back_empty_makes_nobody_unknown(
     for path in own_redis.path.parent.glob("appendonlydir/*"):
         path.unlink()
     own_redis.start()
-    with refused(grpc.StatusCode.FAILED_PRECONDITION) as told:
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as reported:
         until_answered(lambda: one_score(channel))
-    assert "FEATURES_NOT_LOADED" in str(told[0].details)
+    assert "FEATURES_NOT_LOADED" in str(reported[0].details)
     await_health(channel, SERVING)
     fill(own_redis.url, toy.registry)
     assert client.score("c1").customer_id == "c1"
@@ -250,7 +250,7 @@ def test_a_server_over_a_cluster_scores_and_refuses_events(toy: Trained, tmp_pat
                 ScoringClient(server.target, timeout_s=PATIENCE_S) as client,
                 EventClient(server.target, timeout_s=PATIENCE_S) as events,
             ):
-                assert not any(isinstance(found, Problem) for found in client.score_many(NAMES))
+                assert not any(isinstance(result, Problem) for result in client.score_many(NAMES))
                 with pytest.raises(CallFailedError) as caught:
                     events.record([Event("c1", "view")])
                 problem = caught.value.problem

@@ -163,20 +163,20 @@ def test_beyond_the_bound_calls_are_shed_at_once_and_the_others_answered(start: 
     server = start(*PATIENT, "--max-queue-s", "0.005")
 
     async def main() -> None:
-        async with Calls(server.target) as one, Calls(server.target) as other:
-            (warm,) = one.begin(SCORE, ONE)
+        async with Calls(server.target) as item, Calls(server.target) as other:
+            (warm,) = item.begin(SCORE, ONE)
             await warm
             redis.pause()
-            calls = [*one.begin(SCORE, ONE, 120), *other.begin(BATCH, SIXTY, 60)]
+            calls = [*item.begin(SCORE, ONE, 120), *other.begin(BATCH, SIXTY, 60)]
             await assert_shed(await first_refused(calls[:120] if calls[0].done() else calls))
             assert await serving(server.target) == health_pb2.HealthCheckResponse.SERVING  # though calls wait
-            (late,) = one.begin(SCORE, ONE)
+            (late,) = item.begin(SCORE, ONE)
             await assert_shed(await first_refused([late]))
             redis.resume()
             codes = await codes_of(calls)
             assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
             assert codes.count(grpc.StatusCode.OK) >= 3
-            await answered(one)
+            await answered(item)
 
     asyncio.run(main())
     server.stop()
@@ -205,22 +205,22 @@ def test_calls_that_were_cancelled_or_have_expired_are_not_scored(start: Start, 
     asyncio.run(main())
     server.stop()
     assert "customers scored so far: 7\n" in server.log
-    found = re.search(r"scoring calls not answered so far: cancelled (\d+)(?:, expired (\d+))?", server.log)
-    assert found is not None
+    result = re.search(r"scoring calls not answered so far: cancelled (\d+)(?:, expired (\d+))?", server.log)
+    assert result is not None
     # grpcio itself ends calls at their deadline, by cancelling them.
-    assert int(found[1]) + int(found[2] or 0) == 30
+    assert int(result[1]) + int(result[2] or 0) == 30
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Start, redis: RedisProcess) -> None:
     server = start(*PATIENT, "--max-queue-s", "60")
 
     async def main() -> None:
-        async with Calls(server.target) as one, Calls(server.target) as other:
-            await one.begin(SCORE, ONE)[0]
+        async with Calls(server.target) as item, Calls(server.target) as other:
+            await item.begin(SCORE, ONE)[0]
             # An idle server meets it.
-            assert await codes_of(one.begin(SCORE, ONE, timeout=30.0)) == [grpc.StatusCode.OK]
+            assert await codes_of(item.begin(SCORE, ONE, timeout=30.0)) == [grpc.StatusCode.OK]
             redis.pause()
-            waiting = [*one.begin(BATCH, SIXTY, 100), *other.begin(BATCH, SIXTY, 100)]
+            waiting = [*item.begin(BATCH, SIXTY, 100), *other.begin(BATCH, SIXTY, 100)]
             await settle(server)
             async with Calls(server.target) as third:
                 # More than 200 batches wait: none takes less than a tenth of a millisecond, and on a slow machine more.
@@ -230,7 +230,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Start, redis: R
                     for call in third.begin(SCORE, ONE, 20, timeout=timeout)
                 ]
                 redis.resume()
-                assert any("DEADLINE_TOO_SHORT" in found for found in refusals), refusals
+                assert any("DEADLINE_TOO_SHORT" in result for result in refusals), refusals
                 assert set(await codes_of(waiting)) == {grpc.StatusCode.OK}
 
     asyncio.run(main())

@@ -287,9 +287,9 @@ def statuses(outcome: Outcome) -> list[int]:
 
 
 def test_a_score_is_what_grpcio_is_told(carry_out: Client, expected: dict[str, Any], small_registry: Path) -> None:
-    (found,) = carry_out(Round([score(KNOWN)]))
-    assert_scores(scores(found), expected, [KNOWN])
-    assert scores(found)[0].model_version == bundle.read(small_registry).manifest.version
+    (result,) = carry_out(Round([score(KNOWN)]))
+    assert_scores(scores(result), expected, [KNOWN])
+    assert scores(result)[0].model_version == bundle.read(small_registry).manifest.version
 
 
 @pytest.mark.parametrize("gzip", [False, True], ids=["plain", "gzip"])
@@ -297,8 +297,8 @@ def test_batches_of_1000_side_by_side_keep_order_and_problems(
     carry_out: Client, expected: dict[str, Any], *, gzip: bool
 ) -> None:
     ids = ["nobody", *list(expected)[:600], "", *expected][:1000]
-    (found,) = carry_out(Round([batch(ids)] * 8), gzip=gzip)
-    for outcome in found:
+    (answer,) = carry_out(Round([batch(ids)] * 8), gzip=gzip)
+    for outcome in answer:
         results = outcome.read(scoring_pb2.BatchScoreCustomersResponse).results
         known = [n for n, customer_id in enumerate(ids) if customer_id in expected]
         assert_scores([results[n].score for n in known], expected, [ids[n] for n in known])
@@ -308,8 +308,8 @@ def test_batches_of_1000_side_by_side_keep_order_and_problems(
 
 def test_requests_larger_than_the_first_window_arrive_whole(carry_out: Client) -> None:
     ids = [f"{number:0256}" for number in range(1000)]
-    _, found = carry_out(Round([score(KNOWN)]), Round([batch(ids)] * 4))
-    for outcome in found:
+    _, answer = carry_out(Round([score(KNOWN)]), Round([batch(ids)] * 4))
+    for outcome in answer:
         results = outcome.read(scoring_pb2.BatchScoreCustomersResponse).results
         infos = [error_details_pb2.ErrorInfo.FromString(result.status.details[0].value) for result in results]
         assert [info.metadata["field"] for info in infos] == ["customer_ids"] * 1000
@@ -317,8 +317,8 @@ def test_requests_larger_than_the_first_window_arrive_whole(carry_out: Client) -
 
 def test_1000_calls_at_once_get_each_its_own_answer(carry_out: Client, expected: dict[str, Any]) -> None:
     ids = [*expected, *expected][:1000]
-    (found,) = carry_out(Round([score(customer_id) for customer_id in ids]))
-    assert_scores(scores(found), expected, ids)
+    (result,) = carry_out(Round([score(customer_id) for customer_id in ids]))
+    assert_scores(scores(result), expected, ids)
 
 
 def test_metadata_of_all_kinds_and_compression_change_nothing(carry_out: Client, expected: dict[str, Any]) -> None:
@@ -327,8 +327,8 @@ def test_metadata_of_all_kinds_and_compression_change_nothing(carry_out: Client,
         return ("authorization", f"Bearer {n}"), ("x-request-id", f"{n:032x}"), ("x-request-id", "again"), *seldom
 
     rounds = [Round([score(KNOWN)] * 3, metadata=sent(n)) for n in range(20)]
-    for found in carry_out(*rounds, gzip=True):
-        assert_scores(scores(found), expected, [KNOWN] * 3)
+    for result in carry_out(*rounds, gzip=True):
+        assert_scores(scores(result), expected, [KNOWN] * 3)
 
 
 @pytest.mark.parametrize("gzip", [False, True], ids=["plain", "gzip"])
@@ -341,8 +341,8 @@ def test_events_are_recorded_one_by_one_and_by_streams(carry_out: Client, target
     ]
     plan = [Round([record(*events), stream(*events)]), Round([stream(event(other, channel="web"))] * 20)]
     (recorded, streamed), many = carry_out(*plan, gzip=gzip)
-    one = recorded.read(events_pb2.RecordEventsResponse)
-    assert (one.accepted, [(bad.index, bad.field) for bad in one.rejected]) == (2, [(1, "customer_id")])
+    item = recorded.read(events_pb2.RecordEventsResponse)
+    assert (item.accepted, [(bad.index, bad.field) for bad in item.rejected]) == (2, [(1, "customer_id")])
     several = acknowledgements(streamed)
     assert [(reply.acknowledged_messages, reply.accepted) for reply in several] == [(1, 2), (2, 2), (3, 2)]
     assert [[bad.index for bad in reply.rejected] for reply in several] == [[1]] * STREAMED
@@ -352,8 +352,8 @@ def test_events_are_recorded_one_by_one_and_by_streams(carry_out: Client, target
 
 
 def test_a_stream_that_is_refused_in_the_middle_tells_every_client_why(carry_out: Client) -> None:
-    (found,), after = carry_out(Round([stream(*[event("x")] * 1001)]), Round([score(KNOWN)]))
-    assert (found.code, found.infos) == (
+    (result,), after = carry_out(Round([stream(*[event("x")] * 1001)]), Round([score(KNOWN)]))
+    assert (result.code, result.infos) == (
         grpc.StatusCode.INVALID_ARGUMENT.value[0],
         [["tidemark", "TOO_MANY_EVENTS", "events"]],
     )
@@ -375,18 +375,20 @@ def test_a_stream_that_is_refused_in_the_middle_tells_every_client_why(carry_out
 def test_an_error_arrives_with_its_details_to_the_byte(
     carry_out: Client, call: Call, code: grpc.StatusCode, reason: str, field: str
 ) -> None:
-    (found,), after = carry_out(Round([call]), Round([score(KNOWN)]))
-    assert (found.code, found.infos, found.replies) == (code.value[0], [["tidemark", reason, field]], [])
-    assert found.message
-    told = status_pb2.Status(code=code.value[0], message=found.message)
-    told.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tidemark", metadata={"field": field}))
+    (result,), after = carry_out(Round([call]), Round([score(KNOWN)]))
+    assert (result.code, result.infos, result.replies) == (code.value[0], [["tidemark", reason, field]], [])
+    assert result.message
+    reported = status_pb2.Status(code=code.value[0], message=result.message)
+    reported.details.add().Pack(
+        error_details_pb2.ErrorInfo(reason=reason, domain="tidemark", metadata={"field": field})
+    )
     if code is grpc.StatusCode.INVALID_ARGUMENT:
-        wrong = error_details_pb2.BadRequest.FieldViolation(field=field, description=found.message)
-        told.details.add().Pack(error_details_pb2.BadRequest(field_violations=[wrong]))
+        wrong = error_details_pb2.BadRequest.FieldViolation(field=field, description=result.message)
+        reported.details.add().Pack(error_details_pb2.BadRequest(field_violations=[wrong]))
     page = f"reference/errors/{reason.lower().replace('_', '-')}.html"
     link = error_details_pb2.Help.Link(description="Cause and fix", url=page)
-    told.details.add().Pack(error_details_pb2.Help(links=[link]))
-    assert found.details == told.SerializeToString()
+    reported.details.add().Pack(error_details_pb2.Help(links=[link]))
+    assert result.details == reported.SerializeToString()
     assert scores(after)
 
 
@@ -443,7 +445,7 @@ def test_a_health_probe_ends_with_the_code_that_orchestrators_expect(target: str
 def connections(server: ServerProcess, port: int) -> int:
     """How many clients are connected."""
     every = psutil.Process(server.process.pid).net_connections("tcp")
-    return sum(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in every)
+    return sum(item.laddr.port == port and item.status == psutil.CONN_ESTABLISHED for item in every)
 
 
 def test_every_client_watches_health_go_and_come_back(
@@ -485,8 +487,8 @@ def test_buf_curl_learns_the_contract_by_reflection_and_calls_it(target: str, tm
     refused = json.loads(curl(f"/{SERVICE}/ScoreCustomer", '--data={"customer_id": "nobody"}').stderr)
     info = error_details_pb2.ErrorInfo.FromString(_bytes(refused["details"][0]["value"]))
     assert (refused["code"], info.reason) == ("not_found", "CUSTOMER_UNKNOWN")
-    one = {"customerId": someone(), "eventType": "visit", "eventTime": datetime.now(UTC).isoformat()}
-    data = json.dumps({"events": [one, one]})
+    item = {"customerId": someone(), "eventType": "visit", "eventTime": datetime.now(UTC).isoformat()}
+    data = json.dumps({"events": [item, item]})
     assert json.loads(curl(f"/{EVENTS}/RecordEvents", f"--data={data}").stdout) == {"accepted": "2"}
     streamed = curl(f"/{EVENTS}/StreamEvents", f"--data={data}{data}").stdout
     assert [json.loads(line) for line in re.findall(r"\{[^}]*\}", streamed)] == [
@@ -499,8 +501,8 @@ def test_buf_curl_learns_the_contract_by_reflection_and_calls_it(target: str, tm
 @pytest.fixture(scope="session")
 def h2load(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command: the system's, or Debian's with what it needs, unpacked into the build folder; never installed."""
-    if found := shutil.which("h2load"):
-        return [found]
+    if result := shutil.which("h2load"):
+        return [result]
     folder, apt_folder = ROOT / "build" / "h2load", tmp_path_factory.mktemp("apt")
     library, program = folder / "usr" / "lib" / f"{platform.machine()}-linux-gnu", folder / "usr" / "bin" / "h2load"
     if not program.exists():

@@ -76,9 +76,9 @@ def assert_online_is_offline(client: ScoringClient, registry: Path, config: str)
         states = source.states(model.layout, source.summary.end)
     ids = states.customer_ids.tolist()
     before = time.time()
-    found = client.score_many(ids)
+    result = client.score_many(ids)
     after = time.time()
-    scores = [score for score in found if isinstance(score, Score)]
+    scores = [score for score in result if isinstance(score, Score)]
     assert [score.customer_id for score in scores] == ids
     moment = np.array([score.feature_time.timestamp() for score in scores])
     yes = np.ones(len(ids), dtype=bool)
@@ -100,33 +100,33 @@ def test_thresholds_differ_between_customers_and_some_alert(client: ScoringClien
 
 
 def test_an_unknown_customer_is_not_found(stub: scoring_pb2_grpc.ScoringServiceStub) -> None:
-    with refused(grpc.StatusCode.NOT_FOUND) as found:
+    with refused(grpc.StatusCode.NOT_FOUND) as result:
         stub.ScoreCustomer(scoring_pb2.ScoreCustomerRequest(customer_id="nobody-4711"))
-    info = info_of(found[0])
+    info = info_of(result[0])
     assert (info.reason, info.metadata["field"]) == ("CUSTOMER_UNKNOWN", "customer_id")
-    assert "4711" not in found[0].message
+    assert "4711" not in result[0].message
 
 
 @pytest.mark.parametrize("customer_id", ["", "x" * 257, "tab\there"])
 def test_a_bad_id_is_an_invalid_argument(stub: scoring_pb2_grpc.ScoringServiceStub, customer_id: str) -> None:
-    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
         stub.ScoreCustomer(scoring_pb2.ScoreCustomerRequest(customer_id=customer_id))
-    assert info_of(found[0]).metadata["field"] == "customer_id"
+    assert info_of(result[0]).metadata["field"] == "customer_id"
 
 
 def test_too_many_customers_are_an_invalid_argument(stub: scoring_pb2_grpc.ScoringServiceStub) -> None:
-    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
         stub.BatchScoreCustomers(scoring_pb2.BatchScoreCustomersRequest(customer_ids=[KNOWN] * 1001))
-    assert info_of(found[0]).metadata["field"] == "customer_ids"
+    assert info_of(result[0]).metadata["field"] == "customer_ids"
     response = stub.BatchScoreCustomers(scoring_pb2.BatchScoreCustomersRequest(customer_ids=[KNOWN] * 1000))
     assert len(response.results) == 1000
 
 
 def test_features_older_than_allowed_are_a_failed_precondition(stub: scoring_pb2_grpc.ScoringServiceStub) -> None:
     request = scoring_pb2.ScoreCustomerRequest(customer_id=KNOWN, max_feature_age=Duration(nanos=1))
-    with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as result:
         stub.ScoreCustomer(request)
-    info = info_of(found[0])
+    info = info_of(result[0])
     assert (info.reason, info.metadata["field"]) == ("FEATURES_TOO_OLD", "max_feature_age")
     request.max_feature_age.FromTimedelta(timedelta(hours=2))
     assert stub.ScoreCustomer(request).score.customer_id == KNOWN
@@ -140,16 +140,16 @@ def test_bad_economics_and_bad_durations_name_their_field(stub: scoring_pb2_grpc
         ),
         "max_feature_age": scoring_pb2.ScoreCustomerRequest(customer_id=KNOWN, max_feature_age=Duration(seconds=-1)),
     }.items():
-        with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
             stub.ScoreCustomer(request)
-        assert info_of(found[0]).metadata["field"] == field
+        assert info_of(result[0]).metadata["field"] == field
 
 
 def test_bytes_that_are_no_request_are_an_invalid_argument(channel: grpc.Channel) -> None:
     call: Any = channel.unary_unary("/tidemark.v1.ScoringService/ScoreCustomer")
-    with refused(grpc.StatusCode.INVALID_ARGUMENT) as found:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as result:
         call(b"\xff\xff\xff")
-    assert info_of(found[0]).reason == "REQUEST_MALFORMED"
+    assert info_of(result[0]).reason == "REQUEST_MALFORMED"
 
 
 def test_a_batch_keeps_the_order_and_answers_each_id(client: ScoringClient) -> None:

@@ -136,10 +136,10 @@ def test_the_client_retries_unavailable_until_redis_is_back(fragile: tuple[Serve
     with ScoringClient(server.target, timeout_s=PATIENCE_S) as client, ThreadPoolExecutor(1) as pool:
         scored_in_the_end(client)
         redis.kill()
-        found = pool.submit(scored_in_the_end, client)
+        result = pool.submit(scored_in_the_end, client)
         time.sleep(0.1)  # it may fail meanwhile
         redis.start()  # not in a thread: it would end with the thread that started it
-        assert found.result() == "900"
+        assert result.result() == "900"
 
 
 def scored_in_the_end(client: ScoringClient) -> str:

@@ -70,9 +70,9 @@ def reason(error: Any) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as result:
+        result.bind(("127.0.0.1", 0))
+        return int(result.getsockname()[1])
 
 
 def workers(server: ServerProcess) -> set[int]:
@@ -136,8 +136,8 @@ def test_a_stream_that_does_not_end_is_told_to_come_again(start: Start) -> None:
         at = 0
         while not over.wait(0.02):
             at += 1
-            one = event(customer, event_id=str(at), channel="web")
-            yield events_pb2.StreamEventsRequest(events=[one])
+            item = event(customer, event_id=str(at), channel="web")
+            yield events_pb2.StreamEventsRequest(events=[item])
 
     with calling(server.target) as live:
         call = live.streaming(drip())
@@ -194,7 +194,7 @@ def test_who_waits_to_be_accepted_at_a_stop_is_not_reset(start: Start, front: st
         waiting = [stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_S)) for _ in range(20)]
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGCONT)
-        assert all(one.recv(1) for one in waiting)  # what HTTP/2 begins with
+        assert all(item.recv(1) for item in waiting)  # what HTTP/2 begins with
     assert server.process.wait(PATIENCE_S) == 0
 
 

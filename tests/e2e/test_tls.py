@@ -108,12 +108,12 @@ def score(server: ServerProcess, credentials: grpc.ChannelCredentials | None) ->
 
 
 def context(files: Files, *protocols: str, certificate: str = "") -> ssl.SSLContext:
-    found = ssl.create_default_context(cafile=files.ca)
+    result = ssl.create_default_context(cafile=files.ca)
     if protocols:
-        found.set_alpn_protocols(protocols)
+        result.set_alpn_protocols(protocols)
     if certificate:
-        found.load_cert_chain(getattr(files, certificate), getattr(files, f"{certificate}_key"))
-    return found
+        result.load_cert_chain(getattr(files, certificate), getattr(files, f"{certificate}_key"))
+    return result
 
 
 def test_a_client_that_trusts_the_authority_is_served(secure: ServerProcess, files: Files) -> None:
@@ -249,11 +249,11 @@ def test_a_stop_over_tls_ends_idle_connections_in_time(start: Start, files: File
 def test_what_cannot_work_ends_in_one_line(
     options: dict[str, str], said: str, files: Files, small_registry: Path, run_service: Run
 ) -> None:
-    given = [
+    provided = [
         part for name, file in options.items() for part in (f"--tls-{name}".replace("_", "-"), getattr(files, file))
     ]
     usual = ["--registry", small_registry, "--redis", "redis://127.0.0.1:1", "--port", "0"]
-    ended = run_service(*usual, *given)
+    ended = run_service(*usual, *provided)
     assert ended.is_bad_input, ended
     assert said.replace("_", "-") in ended.err.replace("_", "-")
     assert "value_error" not in ended.err.lower().replace(" ", "_")

@@ -116,9 +116,9 @@ def shown(server: ServerProcess) -> str:
         socket.create_connection((host, int(port)), timeout=PATIENCE_S) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
-        found = connection.getpeercert(binary_form=True)
-    assert found is not None
-    return ssl.DER_cert_to_PEM_cert(found)
+        result = connection.getpeercert(binary_form=True)
+    assert result is not None
+    return ssl.DER_cert_to_PEM_cert(result)
 
 
 def same(one: str, other: str) -> bool:

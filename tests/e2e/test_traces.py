@@ -123,8 +123,8 @@ def test_a_call_and_its_stages_are_in_the_callers_trace(traced: Traced) -> None:
     (resource,) = {
         attribute.value.string_value
         for request in traced.collector.requests
-        for found in request.resource_spans
-        for attribute in found.resource.attributes
+        for result in request.resource_spans
+        for attribute in result.resource.attributes
         if attribute.key == "service.name"
     }
     assert resource == "tidemark"
@@ -164,9 +164,9 @@ def test_a_call_that_fails_and_one_of_another_service_are_traced(traced: Traced)
         )
         Live(channel).delete(SECRET)
     (failed,) = [span for span in traced.collector.await_spans(unknown, 6) if span.name == SCORE]
-    told = {attribute.key: attribute.value for attribute in failed.attributes}
-    assert told["rpc.grpc.status_code"].int_value == grpc.StatusCode.NOT_FOUND.value[0]
-    assert told["tidemark.reason"].string_value == "CUSTOMER_UNKNOWN"
+    reported = {attribute.key: attribute.value for attribute in failed.attributes}
+    assert reported["rpc.grpc.status_code"].int_value == grpc.StatusCode.NOT_FOUND.value[0]
+    assert reported["tidemark.reason"].string_value == "CUSTOMER_UNKNOWN"
     (alone,) = traced.collector.await_spans(recorded, 1)
     assert alone.name == RECORD
 

@@ -79,8 +79,8 @@ def busy(process: psutil.Process) -> float:
 def test_workers_share_a_port_and_all_are_healthy(start: Start) -> None:
     server = start()
     assert re.search(r"serving on \S+:\d+ with 2 workers", server.log)
-    found = workers(server)
-    assert len(found) == 2
+    result = workers(server)
+    assert len(result) == 2
     taken: set[int] = set()
     with ExitStack() as stack:
         while len(taken) < 2:
@@ -89,7 +89,7 @@ def test_workers_share_a_port_and_all_are_healthy(start: Start) -> None:
             until(lambda health=health: health.Check(health_pb2.HealthCheckRequest()).status == SERVING)  # type: ignore[misc]
             taken |= {
                 worker.pid
-                for worker in found
+                for worker in result
                 if any(c.status == psutil.CONN_ESTABLISHED and c.raddr for c in worker.net_connections("inet"))
             }
     score_on_new_connections(server.target, 10)
@@ -165,18 +165,18 @@ def test_both_workers_know_at_once_what_either_has_recorded_and_nothing_is_lost(
         while len(taken) < 2 or len(lives) < 6:  # until both have some of the connections
             lives.append(stack.enter_context(calling(server.target)))
             lives[-1].record(event(someone()))
-            found = workers(server)
+            result = workers(server)
             taken = {
                 worker.pid
-                for worker in found
+                for worker in result
                 if any(c.status == psutil.CONN_ESTABLISHED and c.raddr for c in worker.net_connections("tcp"))
             }
 
         def act(number: int) -> int:
             live, accepted = lives[number], 0
             for at in range(30):
-                mine = [event(one, "visit", event_id=f"{number // 2}-{at}", channel="web") for one in customers]
-                accepted += live.record(*mine).accepted
+                ours = [event(item, "visit", event_id=f"{number // 2}-{at}", channel="web") for item in customers]
+                accepted += live.record(*ours).accepted
             return accepted
 
         with ThreadPoolExecutor(len(lives)) as pool:

@@ -72,10 +72,10 @@ def test_an_event_without_an_id_is_never_counted_twice_by_the_server_itself(
         store = RedisStore(f"unix://{tmp_path}/s", 2.0)
         customers = CustomerStore(store, fold)
         await customers.record([event()])
-        for one in (event(), event("1")):
+        for item in (event(), event("1")):
             between.swallow = True
             with pytest.raises(StoreUnavailableError):
-                await customers.record([one])
+                await customers.record([item])
         (outcome,) = await customers.record([event("1")])
         assert outcome.verdict is Verdict.DUPLICATE
         assert (await customers.get("once")).profile.channels == {"web": 3}

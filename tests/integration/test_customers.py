@@ -92,11 +92,11 @@ class Shop:
             fold = EventFolder([self.layout], Interests(), self.rules)
             try:
                 return await question(
-                    *(CustomerStore(one, fold, clock=lambda: NOW, **self.options) for one in connections)
+                    *(CustomerStore(item, fold, clock=lambda: NOW, **self.options) for item in connections)
                 )
             finally:
-                for one in connections:
-                    await one.close()
+                for item in connections:
+                    await item.close()
 
         return asyncio.run(ask())
 
@@ -147,14 +147,14 @@ class Shop:
     def contents(self) -> dict[bytes, bytes]:
         """All keys, and in plain bytes what they hold (Redis may squeeze what it dumps)."""
         with redis.Redis.from_url(self.url) as connection:
-            found = {}
+            result = {}
             for key in connection.scan_iter(count=1000):
                 kind = connection.type(key)
                 if kind == b"string":
-                    found[key] = connection.get(key) or b""
+                    result[key] = connection.get(key) or b""
                 else:
-                    found[key] = b"|".join(connection.smembers(key) if kind == b"set" else [])
-            return found
+                    result[key] = b"|".join(connection.smembers(key) if kind == b"set" else [])
+            return result
 
     def set(self, key: bytes, value: bytes) -> None:
         with redis.Redis.from_url(self.url) as connection:
@@ -270,15 +270,15 @@ def test_however_many_write_at_once_nothing_is_lost(shop: Shop) -> None:
     async def write(*stores: CustomerStore) -> None:
         async def one(number: int, store: CustomerStore) -> None:
             for turn in range(rounds):
-                mine = [visit("c", f"{number}-{turn}", -number), purchase("c", 1.0), visit(f"own-{number}")]
-                assert await store.record(mine) == [ACCEPTED] * 3
+                ours = [visit("c", f"{number}-{turn}", -number), purchase("c", 1.0), visit(f"own-{number}")]
+                assert await store.record(ours) == [ACCEPTED] * 3
 
         await asyncio.gather(*(one(number, store) for number, store in enumerate(stores)))
 
     shop.at_once(writers, write)
-    found = shop.get("c")
+    result = shop.get("c")
     assert shop.slots("c")[:2] == pytest.approx([writers * rounds] * 2, rel=1e-4)
-    assert len(found.profile.counted) == 2 * writers * rounds
+    assert len(result.profile.counted) == 2 * writers * rounds
     assert len(shop.log()) == 3 * writers * rounds
     for number in range(writers):
         assert shop.slots(f"own-{number}")[0] == rounds
@@ -292,7 +292,7 @@ def test_the_same_batch_sent_by_several_at_once_counts_once(shop: Shop) -> None:
 
     outcomes = shop.at_once(6, send)
     for at in range(len(batch)):
-        assert sorted(one[at].verdict.value for one in outcomes) == ["accepted"] + ["duplicate"] * 5
+        assert sorted(single[at].verdict.value for single in outcomes) == ["accepted"] + ["duplicate"] * 5
     assert [shop.slots(f"c{n}")[0] for n in range(3)] == [4.0] * 3
     assert sorted(item[8] for item in shop.log()) == sorted(event.event_id for event in batch)
 
@@ -329,14 +329,14 @@ def test_events_merges_and_consent_at_once_meet_in_one_customer(shop: Shop) -> N
 
 
 def test_a_merge_adds_up_two_states_exactly(shop: Shop) -> None:
-    mine = [visit("a", at=-DAY_S), purchase("a", 3.0, -2 * DAY_S), visit("a")]
+    ours = [visit("a", at=-DAY_S), purchase("a", 3.0, -2 * DAY_S), visit("a")]
     yours = [visit("b", at=-1.5 * DAY_S), purchase("b", 5.0), purchase("b", 7.0, -DAY_S)]
-    shop.record(*mine, *yours)
-    shop.record(*(Event("one", e.event_type, e.event_time, e.amount) for e in (*mine, *yours)))
+    shop.record(*ours, *yours)
+    shop.record(*(Event("one", e.event_type, e.event_time, e.amount) for e in (*ours, *yours)))
     assert shop.merge("a", "b") == "b"
     assert shop.slots("b") == pytest.approx(shop.slots("one"), rel=1e-12, nan_ok=True)
-    record, one = shop.get("b").profile, shop.get("one").profile
-    assert (record.first_seen, record.last_seen, len(record.counted)) == (one.first_seen, one.last_seen, 6)
+    record, item = shop.get("b").profile, shop.get("one").profile
+    assert (record.first_seen, record.last_seen, len(record.counted)) == (item.first_seen, item.last_seen, 6)
     assert shop.log()[-1] == ["m", "a", "b"]
 
 
@@ -478,8 +478,8 @@ def test_two_merges_that_would_make_a_circle_meet_and_one_is_refused(shop: Shop)
     async def meet(one: CustomerStore, other: CustomerStore) -> Sequence[object]:
         return await asyncio.gather(one.merge("a", "b"), other.merge("b", "a"), return_exceptions=True)
 
-    found = shop.at_once(2, meet)
-    assert sorted(type(outcome).__name__ for outcome in found) == ["MergeRefusedError", "str"]
+    result = shop.at_once(2, meet)
+    assert sorted(type(outcome).__name__ for outcome in result) == ["MergeRefusedError", "str"]
     np.testing.assert_array_equal(shop.slots("a"), shop.slots("b"))
     assert shop.slots("a")[0] == 2.0
 
@@ -570,11 +570,11 @@ def test_a_later_event_starts_from_nothing(shop: Shop, name: str) -> None:
     with pytest.raises(UnknownCustomerError):
         shop.get(name)
     assert shop.record(visit(name, "e1", at=1.0)) == [ACCEPTED]
-    found = shop.get(name)
-    assert found.states.slots[0, 0] == 1.0
-    assert found.customer_id == name
-    assert (found.profile.automated_response, found.profile.aliases, found.profile.channels) == (True, [], {})
-    assert len(found.profile.counted) == 1
+    result = shop.get(name)
+    assert result.states.slots[0, 0] == 1.0
+    assert result.customer_id == name
+    assert (result.profile.automated_response, result.profile.aliases, result.profile.channels) == (True, [], {})
+    assert len(result.profile.counted) == 1
 
 
 def test_other_ids_of_which_the_erased_one_is_a_part_stay(shop: Shop) -> None:
@@ -605,7 +605,7 @@ def test_an_erasure_among_many_writers_leaves_only_what_came_after_it(shop: Shop
                 await asyncio.sleep(0.004)
                 await store.erase("c")
 
-        await asyncio.gather(*(write(*one) for one in enumerate(stores[1:])), erase(stores[0]))
+        await asyncio.gather(*(write(*single) for single in enumerate(stores[1:])), erase(stores[0]))
 
     shop.set(ARCHIVED, b"0")
     shop.at_once(4, meet)
@@ -659,9 +659,9 @@ def test_nobody_is_shown_who_is_unknown_and_nothing_that_cannot_be_read(shop: Sh
 
 def test_who_has_a_record_and_no_state_is_shown_without_one(shop: Shop) -> None:
     shop.consent("c", response=False)
-    found = shop.get("c")
-    assert not found.states.found.any()
-    assert found.profile.automated_response is False
+    result = shop.get("c")
+    assert not result.states.found.any()
+    assert result.profile.automated_response is False
 
 
 # --- reading for scores ---------------------------------------------------------------------------------------------
@@ -675,8 +675,8 @@ def test_an_alias_is_scored_as_the_customer_it_belongs_to(shop: Shop) -> None:
     assert batch.slots[:, 0].tolist() == [2.0, 1.0, 2.0, 0.0, 2.0]
     assert sorted(batch.profiles) == []  # a visit is no view
     shop.record(Event("a", "view", NOW, item_id="lamp"))
-    told = shop.read("plain", "a", "b").profiles
-    assert {row: said.top.item_id for row, said in told.items() if said.top} == {1: "lamp", 2: "lamp"}
+    reported = shop.read("plain", "a", "b").profiles
+    assert {row: said.top.item_id for row, said in reported.items() if said.top} == {1: "lamp", 2: "lamp"}
 
 
 def test_consent_withheld_is_told_under_every_id(shop: Shop) -> None:

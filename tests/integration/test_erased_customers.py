@@ -337,9 +337,9 @@ def test_the_proof_of_an_erasure_names_every_place_and_no_id(shop: Shop, call: C
 
     def prove() -> tuple[object, str]:
         ids = ("--verify", "gone-a", "--verify", "gone-b")
-        found = call(cli, "erase", "--redis", shop.url, "--archive", archive, "--search", files, *ids)
-        assert "gone-" not in found.out
-        return found.code, found.out
+        result = call(cli, "erase", "--redis", shop.url, "--archive", archive, "--search", files, *ids)
+        assert "gone-" not in result.out
+        return result.code, result.out
 
     def move_log() -> None:
         with CommandClient(shop.url) as client, ArchiveWriter(archive) as writer:

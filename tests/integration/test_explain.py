@@ -35,21 +35,21 @@ def golden(registry: Path) -> Floats:
 
 
 def explained(model: Model, states: Floats, most: int = 50) -> list[dict[str, Explanation]]:
-    found = model.explainer.explain(states, np.zeros(len(states)), model.probabilities(states), most)
-    return [dict(one) for one in found if isinstance(one, dict)]
+    result = model.explainer.explain(states, np.zeros(len(states)), model.probabilities(states), most)
+    return [dict(item) for item in result if isinstance(item, dict)]
 
 
 def test_the_sum_is_exact_on_a_trained_graph(toy: Trained) -> None:
     model, states = Model.current(toy.registry), golden(toy.registry)
     answered = model.probabilities(states)
-    found = explained(model, states)
-    assert len(found) == len(states)
-    for row, explanations in zip(answered, found, strict=True):
+    result = explained(model, states)
+    assert len(result) == len(states)
+    for row, explanations in zip(answered, result, strict=True):
         for wanted, why in zip(row, explanations.values(), strict=True):
-            total = why.baseline_probability + sum(one.contribution for one in why.contributions)
+            total = why.baseline_probability + sum(item.contribution for item in why.contributions)
             assert abs(total + why.other_contribution - wanted) < 1e-12
             assert abs(why.other_contribution) < 1e-6  # all were told
-    names = {one.feature for explanations in found for why in explanations.values() for one in why.contributions}
+    names = {item.feature for explanations in result for why in explanations.values() for item in why.contributions}
     known = {"purchase_recency", "purchase_tenure", "purchase_count", "purchase_amount", "view_duration", "income"}
     assert names <= known
     assert len(names) > 2

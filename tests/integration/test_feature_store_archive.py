@@ -89,14 +89,14 @@ def histories(draw: st.DrawFn) -> list[list[list[Item]]]:
         for _ in range(draw(st.integers(0, 4))):
             items: list[Item] = []
             for kind in draw(st.lists(st.sampled_from("eeeeemd"), max_size=4)):
-                one, other = draw(ids), draw(ids)
+                item, other = draw(ids), draw(ids)
                 if kind == "e":
-                    items.append(event(one, START + draw(st.integers(0, 99)) / 8))
+                    items.append(event(item, START + draw(st.integers(0, 99)) / 8))
                 elif kind == "d":
-                    root = model.aliases.get(one, one)
+                    root = model.aliases.get(item, item)
                     items.append(["d", [root, *(name for name, to in model.aliases.items() if to == root)]])
-                elif one != other and not {one, other} & model.aliases.keys():
-                    items.append(["m", one, other])
+                elif item != other and not {item, other} & model.aliases.keys():
+                    items.append(["m", item, other])
                 model.take(0, items[-1:])
             entries.append(items)
         appends.append(entries)
@@ -134,18 +134,18 @@ def test_all_columns_come_back_as_they_were(tmp_path: Path) -> None:
         archive.append(log([event("ann", t, amount=None, duration_s=7, **texts, mark="capped")], [event("客户", -0.5)]))
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'Asia/Tokyo'")
-        found = read_archive(
+        result = read_archive(
             tmp_path, lambda snapshot: connection.execute(f"{snapshot.events_sql} ORDER BY seq").fetchnumpy()
         )
         kinds = {
             row[0]: row[1] for row in connection.execute(f"DESCRIBE FROM '{tmp_path}/events-*.parquet'").fetchall()
         }
-    assert found["t"].tolist() == [t, -0.5]
-    assert found["event_time"].astype("int64").tolist() == [1_700_000_000_123_457, -500_000]
-    assert [found[name][0] for name in texts] == list(texts.values())
-    assert found["mark"].tolist() == ["capped", ""]
-    assert found["duration_s"].tolist() == [7.0, None]
-    assert found["amount"].tolist() == [None, 1.5]
+    assert result["t"].tolist() == [t, -0.5]
+    assert result["event_time"].astype("int64").tolist() == [1_700_000_000_123_457, -500_000]
+    assert [result[name][0] for name in texts] == list(texts.values())
+    assert result["mark"].tolist() == ["capped", ""]
+    assert result["duration_s"].tolist() == [7.0, None]
+    assert result["amount"].tolist() == [None, 1.5]
     assert set(kinds) == set(COLUMNS)
     assert kinds["event_time"] == "TIMESTAMP"
 

@@ -73,13 +73,13 @@ def from_archive(shop: Shop) -> Path:
 def test_states_of_an_archive_are_those_of_the_same_events_by_sql(shop: Shop) -> None:
     by_sql, live = (load_config(TrainingConfig, str(path)) for path in (shop.config, from_archive(shop)))
     layout = StateLayout(by_sql.feature)
-    with OfflineStore(by_sql.source) as one, OfflineStore(live.source) as other:
-        assert one.summary == other.summary
+    with OfflineStore(by_sql.source) as item, OfflineStore(live.source) as other:
+        assert item.summary == other.summary
         for share in (0.2, 0.7, 1.0):
-            as_of = one.summary.start + share * (one.summary.end - one.summary.start)
-            expected, found = one.states(layout, as_of), other.states(layout, as_of)
-            assert found.customer_ids.tolist() == expected.customer_ids.tolist()
-            np.testing.assert_allclose(found.slots, expected.slots, rtol=1e-9, atol=1e-9)
+            as_of = item.summary.start + share * (item.summary.end - item.summary.start)
+            expected, result = item.states(layout, as_of), other.states(layout, as_of)
+            assert result.customer_ids.tolist() == expected.customer_ids.tolist()
+            np.testing.assert_allclose(result.slots, expected.slots, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -88,11 +88,11 @@ def test_a_fit_from_an_archive_is_that_from_the_same_events_by_sql(
 ) -> None:
     done = call(cli, "fit", from_archive(shop), "--registry", tmp_path / "models")
     assert done.code == 0, done.err
-    expected, found = bundle.read(toy.registry).manifest, bundle.read(tmp_path / "models").manifest
-    assert found.source == expected.source
-    assert found.cutoffs == expected.cutoffs
+    expected, result = bundle.read(toy.registry).manifest, bundle.read(tmp_path / "models").manifest
+    assert result.source == expected.source
+    assert result.cutoffs == expected.cutoffs
     assert len(numbers(expected.metrics)) > 10
-    assert numbers(found.metrics) == pytest.approx(numbers(expected.metrics), rel=1e-6)
+    assert numbers(result.metrics) == pytest.approx(numbers(expected.metrics), rel=1e-6)
 
 
 def numbers(metrics: Any) -> list[float]:
@@ -107,8 +107,8 @@ def numbers(metrics: Any) -> list[float]:
 def test_marked_events_are_left_out_and_aliases_count_for_their_root(tmp_path: Path) -> None:
     items = [event("a"), event("b"), event("b", mark="capped"), event("c"), ["m", "b", "a"], event("b")]
     with OfflineStore(archive(tmp_path, *items)) as source:
-        found = source.connection.execute("SELECT customer_id, count(*) FROM events GROUP BY ALL ORDER BY ALL")
-        assert found.fetchall() == [("a", 3), ("c", 1)]
+        result = source.connection.execute("SELECT customer_id, count(*) FROM events GROUP BY ALL ORDER BY ALL")
+        assert result.fetchall() == [("a", 3), ("c", 1)]
         assert (source.summary.events, source.summary.customers) == (4, 2)
 
 
@@ -127,8 +127,8 @@ def test_times_are_kept_to_the_last_bit(tmp_path: Path) -> None:
 def test_each_event_of_an_archive_has_an_id_of_its_own(tmp_path: Path) -> None:
     archive(tmp_path, event("a", event_id="mine", item_id="shoe"), event("a"), event("b"))
     with OfflineStore(archive(tmp_path, event("a"))) as opened:
-        found = opened.connection.execute("SELECT event_id, item_id FROM read ORDER BY ALL").fetchall()
-    assert found == [("mine", "shoe"), ("tm:log:1:1", None), ("tm:log:1:2", None), ("tm:log:2:0", None)]
+        result = opened.connection.execute("SELECT event_id, item_id FROM read ORDER BY ALL").fetchall()
+    assert result == [("mine", "shoe"), ("tm:log:1:1", None), ("tm:log:1:2", None), ("tm:log:2:0", None)]
 
 
 @pytest.mark.parametrize(
@@ -169,17 +169,17 @@ def test_attributes_of_an_alias_are_its_roots_the_larger_and_missing_loses(
         f"FROM (VALUES {known}) AS t (customer_id, income)"
     )
     with OfflineStore(archive(tmp_path, event("a"), event("b"), ["m", "b", "a"], attributes=attributes)) as opened:
-        found = opened.states(LAYOUT, opened.summary.end)
-    assert found.customer_ids.tolist() == (["a", "c"] if "'c'" in known else ["a"])
-    np.testing.assert_array_equal(found.slots[0], [2.0, expected])
+        result = opened.states(LAYOUT, opened.summary.end)
+    assert result.customer_ids.tolist() == (["a", "c"] if "'c'" in known else ["a"])
+    np.testing.assert_array_equal(result.slots[0], [2.0, expected])
 
 
 def test_ids_that_are_numbers_have_aliases_too(tmp_path: Path) -> None:
     attributes = "SELECT unnest([1, 2, 3]) AS customer_id, unnest([10, 20, 30]) AS income"
     with OfflineStore(archive(tmp_path, event("1"), ["m", "2", "1"], attributes=attributes)) as opened:
-        found = opened.states(LAYOUT, opened.summary.end)
-    assert found.customer_ids.tolist() == ["1", "3"]
-    assert found.slots[:, 1].tolist() == [20.0, 30.0]
+        result = opened.states(LAYOUT, opened.summary.end)
+    assert result.customer_ids.tolist() == ["1", "3"]
+    assert result.slots[:, 1].tolist() == [20.0, 30.0]
 
 
 def test_two_rows_of_one_id_are_refused_as_ever(tmp_path: Path) -> None:

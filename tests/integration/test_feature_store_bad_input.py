@@ -98,7 +98,7 @@ def test_a_sample_is_at_least_one_customer(store: Store, sample: str) -> None:
 
 def test_what_is_not_given_is_named(call: Call, toy: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
-    for arguments, told in (
+    for arguments, reported in (
         (["load"], "CONFIG"),
         (["load", toy.shop.config, "--redis", "redis://localhost"], "--registry"),
         (["load", toy.shop.config, "--registry", toy.registry], "--redis"),
@@ -106,7 +106,7 @@ def test_what_is_not_given_is_named(call: Call, toy: Trained, monkeypatch: pytes
     ):
         done = call(cli, *arguments)
         assert done.is_bad_input
-        assert told in done.err
+        assert reported in done.err
 
 
 def test_the_redis_url_may_come_from_the_environment(

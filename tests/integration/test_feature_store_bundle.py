@@ -37,8 +37,8 @@ def rewrite(registry: Path, **changes: Any) -> None:
 
 def replace_golden(registry: Path, change: Callable[[bundle.Arrays], None]) -> None:
     """Change the golden rows and the manifest's hash of them."""
-    found = bundle.read(registry)
-    arrays = dict(found.golden)
+    result = bundle.read(registry)
+    arrays = dict(result.golden)
     change(arrays)
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
@@ -58,19 +58,19 @@ def truncate(path: Path, by: int = 1) -> None:
 
 
 def test_a_bundle_is_read_as_it_was_written(toy: Trained) -> None:
-    found = bundle.read(toy.registry)
-    assert set(found.manifest.inputs) == set(INPUTS)
-    assert set(found.manifest.outputs) == {*OUTPUTS, "segment", "rfm"}
-    assert {name.partition("_")[0] for name in found.golden} == {"input", "output"}
-    assert bundle.read(toy.registry, found.manifest.version).manifest == found.manifest
+    result = bundle.read(toy.registry)
+    assert set(result.manifest.inputs) == set(INPUTS)
+    assert set(result.manifest.outputs) == {*OUTPUTS, "segment", "rfm"}
+    assert {name.partition("_")[0] for name in result.golden} == {"input", "output"}
+    assert bundle.read(toy.registry, result.manifest.version).manifest == result.manifest
 
 
 def test_a_good_bundle_opens_and_gives_its_golden_rows(toy: Trained) -> None:
-    found = bundle.read(toy.registry)
-    graph = load_graph(found)
-    outputs = graph.run(**{name: found.golden[f"input_{name}"] for name in INPUTS})
+    result = bundle.read(toy.registry)
+    graph = load_graph(result)
+    outputs = graph.run(**{name: result.golden[f"input_{name}"] for name in INPUTS})
     for name in OUTPUTS:
-        np.testing.assert_allclose(outputs[name], found.golden[f"output_{name}"], rtol=1e-6)
+        np.testing.assert_allclose(outputs[name], result.golden[f"output_{name}"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def contents(registry: Path) -> tuple[set[str], str]:
 
 
 def newer(registry: Path, version: str = "29990101T000000-newer") -> tuple[Manifest, bytes, bytes]:
-    found = bundle.read(registry)
+    result = bundle.read(registry)
     golden = (current(registry) / bundle.GOLDEN_FILE).read_bytes()
-    return found.manifest.model_copy(update={"version": version}), found.model, golden
+    return result.manifest.model_copy(update={"version": version}), result.model, golden
 
 
 def test_publishing_adds_a_version_and_moves_current_to_it(registry: Path) -> None:

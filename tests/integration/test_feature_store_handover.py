@@ -47,7 +47,7 @@ Result = TypeVar("Result")
 def history(count: int, end: float, seed: int, prefix: str = "s") -> list[Event]:
     """Events of the last 20 days before ``end``, and one right at it."""
     rng = random.Random(seed)
-    found = [
+    result = [
         Event(
             rng.choice(CUSTOMERS),
             rng.choice(["visit", "purchase"]),
@@ -57,7 +57,7 @@ def history(count: int, end: float, seed: int, prefix: str = "s") -> list[Event]
         )
         for number in range(count)
     ]
-    return sorted(found, key=lambda event: event.event_time)
+    return sorted(result, key=lambda event: event.event_time)
 
 
 def recent(count: int, seed: int, *, since: float = NOW - HOUR, prefix: str = "n") -> list[Event]:
@@ -152,9 +152,9 @@ async def _in_batches(store: CustomerStore, events: Sequence[Event]) -> list[Out
 
 @pytest.fixture
 def shop(tmp_path: Path, clean_redis: str) -> Shop:
-    found = Shop(tmp_path, clean_redis)
-    found.write(history(600, NOW - 2 * HOUR, seed=1))
-    return found
+    result = Shop(tmp_path, clean_redis)
+    result.write(history(600, NOW - 2 * HOUR, seed=1))
+    return result
 
 
 @pytest.fixture(params=[True, False], ids=["with ids", "without ids"])
@@ -251,10 +251,10 @@ def test_merges_and_erasures_before_during_and_after(either: Shop) -> None:
     either.record([event for event in recent(100, seed=3, prefix="m") if event.customer_id != "c03"])
     either.do(lambda store: store.merge("c05", "newcomer"))
     either.do(lambda store: store.merge("c06", "c07"))
-    found = either.verify()
-    assert found.ok, found
+    result = either.verify()
+    assert result.ok, result
     # c01 and c02 are c04, c06 is c07, c05 has another name, and c03 was erased after the events of the source
-    assert found.customers == len(CUSTOMERS) - 4
+    assert result.customers == len(CUSTOMERS) - 4
 
 
 def test_who_does_not_allow_scoring_is_left_alone(shop: Shop) -> None:
@@ -273,9 +273,9 @@ def test_a_replay_of_the_source_gives_what_a_load_gives(shop: Shop) -> None:
     events = history(600, NOW - 2 * HOUR, seed=1)
     random.Random(3).shuffle(events)
     shop.record([*events, *events[:200]])
-    found = shop.verify(as_of=NOW)
-    assert found.ok, found
-    assert found.compared == len({event.customer_id for event in events})
+    result = shop.verify(as_of=NOW)
+    assert result.ok, result
+    assert result.compared == len({event.customer_id for event in events})
 
 
 def test_the_archive_is_a_source(shop: Shop) -> None:
@@ -359,5 +359,5 @@ def test_events_may_come_in_while_a_load_goes_on(either: Shop, archiving: bool) 
     assert changed > 0
     assert meanwhile.ok, meanwhile
     assert set(sent) == {Verdict.ACCEPTED}
-    found = either.verify()
-    assert found.ok, found
+    result = either.verify()
+    assert result.ok, result

@@ -52,9 +52,9 @@ def figures(text: str) -> list[float]:
 
 
 def test_the_cost_of_a_config_is_measured_and_follows_its_features(call: Call, shop: Shop) -> None:
-    found = call(cli, "cost", shop.config, "--million", 3)
-    assert found.code == 0, found.err
-    lines = dict(line.split("  ", 1) for line in found.out.splitlines())
+    result = call(cli, "cost", shop.config, "--million", 3)
+    assert result.code == 0, result.err
+    lines = dict(line.split("  ", 1) for line in result.out.splitlines())
     features, state = figures(lines["features"]), figures(lines["state"])
     assert features == [6]
     assert state[0] == 24 + 8 * 6
@@ -74,9 +74,9 @@ def test_the_cost_of_candidates_is_that_of_what_training_kept(call: Call, toy: T
     refused = call(cli, "cost", wide)
     assert (refused.code, refused.out) == (2, "")
     assert "has candidates: fit it, and name the registry of the bundle with --registry" in refused.err
-    found = call(cli, "cost", wide, "--registry", toy.registry, "--events-per-month", 0)
-    assert found.code == 0, found.err
-    assert "features             6" in found.out
+    result = call(cli, "cost", wide, "--registry", toy.registry, "--events-per-month", 0)
+    assert result.code == 0, result.err
+    assert "features             6" in result.out
 
 
 def test_archive_moves_the_log_to_disk_once_and_leaves_nothing_of_it(

@@ -29,11 +29,11 @@ def layout(toy: Trained) -> StateLayout:
 
 def figures(outcome: Outcome) -> tuple[int, int, int]:
     """Mismatches, missing and extra, as verify prints them."""
-    found = [
+    result = [
         re.search(rf"^{name} +([\d,]+)$", outcome.out, re.MULTILINE)
         for name in ("mismatches", "missing in Redis", "extra in Redis")
     ]
-    mismatches, missing, extra = (int(match[1].replace(",", "")) if match else -1 for match in found)
+    mismatches, missing, extra = (int(match[1].replace(",", "")) if match else -1 for match in result)
     return mismatches, missing, extra
 
 

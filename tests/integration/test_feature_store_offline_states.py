@@ -106,12 +106,12 @@ def test_states_as_of_any_time_equal_the_fold_of_the_events_up_to_it(
     history: list[Row], known: dict[str, tuple[float | None, float | None]], as_of: float
 ) -> None:
     with store(history, known) as source:
-        found = by_customer(source.states(LAYOUT, as_of))
+        result = by_customer(source.states(LAYOUT, as_of))
     past = [row for row in history if row.time <= as_of]
-    assert set(found) == {row.customer_id for row in past} | set(known)
-    for customer_id, slots in found.items():
-        mine = [row.event for row in past if row.customer_id == customer_id]
-        times, states = LAYOUT.fold(np.array([START]), LAYOUT.identity[np.newaxis], [0] * len(mine), mine)
+    assert set(result) == {row.customer_id for row in past} | set(known)
+    for customer_id, slots in result.items():
+        ours = [row.event for row in past if row.customer_id == customer_id]
+        times, states = LAYOUT.fold(np.array([START]), LAYOUT.identity[np.newaxis], [0] * len(ours), ours)
         expected = LAYOUT.advance(states[0], as_of - times[0])
         expected[[1, 7]] = [math.nan if n is None else n for n in known.get(customer_id, (None, None))]
         np.testing.assert_allclose(slots, expected, rtol=1e-6, atol=1e-9)
@@ -139,10 +139,10 @@ def test_states_at_many_cutoffs_are_those_at_each(
         alone = [source.states(LAYOUT, cutoff) for cutoff in cutoffs]
         patch.setattr(point_in_time, "MAX_EVENTS", at_once)
         together = list(source.states_at(LAYOUT, cutoffs))
-    for one, other in zip(alone, together, strict=True):
-        assert one.customer_ids.tolist() == other.customer_ids.tolist()
+    for item, other in zip(alone, together, strict=True):
+        assert item.customer_ids.tolist() == other.customer_ids.tolist()
         # Amounts of up to 1000 that cancel out leave rounding behind.
-        np.testing.assert_allclose(other.slots, one.slots, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(other.slots, item.slots, rtol=1e-9, atol=1e-10)
 
 
 MANY = """SELECT 'c' || (hash(i) % 97) AS customer_id, event_type,
@@ -154,9 +154,9 @@ MANY = """SELECT 'c' || (hash(i) % 97) AS customer_id, event_type,
 
 def bits(source: OfflineStore, cutoffs: Sequence[float]) -> str:
     """Of states at each cut-off and at all of them."""
-    found = [source.states(LAYOUT, cutoff) for cutoff in cutoffs] + list(source.states_at(LAYOUT, cutoffs))
+    result = [source.states(LAYOUT, cutoff) for cutoff in cutoffs] + list(source.states_at(LAYOUT, cutoffs))
     seen = hashlib.sha256()
-    for states in found:
+    for states in result:
         seen.update(repr(states.customer_ids.tolist()).encode() + states.slots.tobytes())
     return seen.hexdigest()
 
@@ -168,26 +168,28 @@ def test_states_are_the_same_to_the_bit_whatever_the_threads_and_the_order_of_ro
     monkeypatch.setattr(point_in_time, "MAX_EVENTS", at_once)
     cutoffs = [START + days * DAY_S for days in (10.2, 50.0, 115.74)]
     known = "SELECT 'c1' AS customer_id, 7 AS age, 0.1 AS score"
-    found = set()
+    result = set()
     for order, threads in (("i", 1), ("i", 2), ("hash(i, 5)", 1), ("hash(i, 5)", 4), ("-i", 2)):
         with OfflineStore(Source(events=f"{MANY} ORDER BY {order}", attributes=known)) as source:
             source.connection.execute(f"SET threads = {threads}")
-            found.add(bits(source, cutoffs))
-    assert len(found) == 1
+            result.add(bits(source, cutoffs))
+    assert len(result) == 1
 
 
 def test_an_event_at_the_moment_of_a_cutoff_belongs_to_it_alone() -> None:
     history = [Row("a", START, "purchase", 5.0, None), Row("a", START + DAY_S, "purchase", 7.0, None)]
     layout = StateLayout([FEATURES[4].model_copy(update={"half_life_days": 1})])
     with store(history) as source:
-        found = [one.slots.tolist() for one in source.states_at(layout, [START, START + DAY_S - 1e-6, START + DAY_S])]
-    assert found == [[[5.0]], [[pytest.approx(2.5)]], [[9.5]]]
+        result = [
+            item.slots.tolist() for item in source.states_at(layout, [START, START + DAY_S - 1e-6, START + DAY_S])
+        ]
+    assert result == [[[5.0]], [[pytest.approx(2.5)]], [[9.5]]]
 
 
 def test_nobody_is_known_before_the_first_event() -> None:
     with store([Row("a", START, "x", 1.0, None), Row("b", START + 5, "x", 1.0, None)]) as source:
-        found = [one.customer_ids.tolist() for one in source.states_at(LAYOUT, [START - 1, START, START + 5])]
-    assert found == [[], ["a"], ["a", "b"]]
+        result = [item.customer_ids.tolist() for item in source.states_at(LAYOUT, [START - 1, START, START + 5])]
+    assert result == [[], ["a"], ["a", "b"]]
 
 
 def test_events_of_every_type_make_a_customer_known() -> None:
@@ -210,7 +212,7 @@ def test_a_sample_holds_the_states_of_the_same_customers_at_any_time(
         Source(events=f"{MANY} LIMIT 20000", attributes="SELECT 'c0' AS customer_id, 1 AS age, 2 AS score")
     ) as source:
         everybody = list(source.states_at(LAYOUT, cutoffs))
-        some = list(source.states_at(LAYOUT, cutoffs, customers=sample_condition(0.3)))
+        several = list(source.states_at(LAYOUT, cutoffs, customers=sample_condition(0.3)))
         assert [
             len(states.customer_ids) for states in source.states_at(LAYOUT, cutoffs, customers=sample_condition(0))
         ] == [
@@ -218,7 +220,7 @@ def test_a_sample_holds_the_states_of_the_same_customers_at_any_time(
             0,
         ]
         assert len(next(source.states_at(LAYOUT, cutoffs, customers=sample_condition(1))).customer_ids) == len(ids)
-    for whole, part in zip(everybody, some, strict=True):
+    for whole, part in zip(everybody, several, strict=True):
         assert part.customer_ids.tolist() == expected
         rows = np.searchsorted(whole.customer_ids.astype(str), expected)
         np.testing.assert_allclose(part.slots, whole.slots[rows], rtol=1e-9, atol=1e-6)
@@ -229,23 +231,23 @@ def test_what_is_tiny_keeps_its_digits_beside_what_is_huge() -> None:
     history = [Row("small", START, "purchase", 1e-9, None), Row("huge", START, "purchase", 1e12, None)]
     cutoffs = [START + days * DAY_S for days in (1, 500, 950)]
     with store(history) as source:
-        found = [states.slots[:, 0] for states in source.states_at(layout, cutoffs)]
+        result = [states.slots[:, 0] for states in source.states_at(layout, cutoffs)]
     expected = [[1e12 * 2.0**-days, 1e-9 * 2.0**-days] for days in (1, 500, 950)]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
 def test_customers_may_be_named_by_any_sql() -> None:
     with store([Row(name, START, "x", 1.0, None) for name in IDS]) as source:
-        (found,) = source.states_at(LAYOUT, [START], customers="strlen(customer_id) = 2")
-    assert found.customer_ids.tolist() == ["C1", "c1"]
+        (result,) = source.states_at(LAYOUT, [START], customers="strlen(customer_id) = 2")
+    assert result.customer_ids.tolist() == ["C1", "c1"]
 
 
 def test_states_come_one_cutoff_at_a_time_and_beside_each_other() -> None:
     with store([Row("a", START, "purchase", 4.0, None), Row("b", START + 9, "purchase", 5.0, None)]) as source:
-        one, other = (source.states_at(LAYOUT, [START, START + 9]) for _ in range(2))
-        assert next(one).customer_ids.tolist() == next(other).customer_ids.tolist() == ["a"]
+        item, other = (source.states_at(LAYOUT, [START, START + 9]) for _ in range(2))
+        assert next(item).customer_ids.tolist() == next(other).customer_ids.tolist() == ["a"]
         del other
-        assert next(one).customer_ids.tolist() == ["a", "b"]
+        assert next(item).customer_ids.tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize("cutoffs", [[], [2.0, 1.0], [1.0, 1.0]])
@@ -294,8 +296,8 @@ def test_an_amount_that_is_no_number_counts_as_nothing(amount: str) -> None:
         SELECT 'a' AS customer_id, TIMESTAMP '2024-01-01' AS event_time, 'purchase' AS event_type, {amount} AS amount
         UNION ALL SELECT 'a', TIMESTAMP '2024-01-01', 'purchase', 7.0"""
     with OfflineStore(Source(events=events)) as source:
-        found = source.states(StateLayout([FEATURES[4], FEATURES[6]]), source.summary.end)
-    assert found.slots.tolist() == [[7.0, 2.0]]
+        result = source.states(StateLayout([FEATURES[4], FEATURES[6]]), source.summary.end)
+    assert result.slots.tolist() == [[7.0, 2.0]]
 
 
 @pytest.mark.parametrize(
@@ -314,8 +316,8 @@ def test_an_attribute_of_any_numeric_type_may_be_missing(kind: str) -> None:
         attributes=f"SELECT 'a' AS customer_id, 1::{kind} AS age UNION ALL SELECT 'b', NULL",
     )
     with OfflineStore(source) as opened:
-        found = opened.states(StateLayout([FEATURES[1]]), opened.summary.end)
-    np.testing.assert_array_equal(found.slots, [[1.0], [np.nan]])
+        result = opened.states(StateLayout([FEATURES[1]]), opened.summary.end)
+    np.testing.assert_array_equal(result.slots, [[1.0], [np.nan]])
 
 
 @pytest.mark.usefixtures("in_tokyo")

@@ -72,9 +72,9 @@ def test_more_customers_than_one_command_takes_are_written_read_and_removed(writ
     values = packed(*range(len(ids)))
     writer.write(ids, values)
     assert writer.read([*ids, "nobody"]) == [*values, None]
-    found = list(writer.customer_ids())
-    assert len(found) == len(ids)
-    assert set(found) == set(ids)
+    result = list(writer.customer_ids())
+    assert len(result) == len(ids)
+    assert set(result) == set(ids)
     writer.delete(ids[1:])
     assert list(writer.customer_ids()) == ["c0"]
 

@@ -18,6 +18,6 @@ def test_mutated_captures_of_real_traffic_find_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(script), "--cases", str(CASES), "--seed", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=FIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = re.search(r"^([\d,]+) answered", done.stdout, re.MULTILINE)
-    assert found, done.stdout
-    assert int(found[1].replace(",", "")) > CASES / 10, "most cases no longer get as far as a call"
+    result = re.search(r"^([\d,]+) answered", done.stdout, re.MULTILINE)
+    assert result, done.stdout
+    assert int(result[1].replace(",", "")) > CASES / 10, "most cases no longer get as far as a call"

@@ -11,7 +11,7 @@ from tests.benchmarks import garbage
 
 @pytest.mark.parametrize(("front", "bundles"), [("lean", 40), ("grpcio", 0)])
 def test_garbage_gets_a_defined_status_or_a_right_score(registry: Path, front: str, bundles: int) -> None:
-    found = garbage.feed(registry, 1200, 30, bundles, "--transport", front)
-    assert found.faults == {}, found.said()
-    assert found.counts["scores computed again"] > 50
-    assert found.counts["values refused"] > 10
+    result = garbage.feed(registry, 1200, 30, bundles, "--transport", front)
+    assert result.faults == {}, result.said()
+    assert result.counts["scores computed again"] > 50
+    assert result.counts["values refused"] > 10

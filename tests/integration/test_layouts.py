@@ -73,14 +73,14 @@ def add(url: str, layout: StateLayout) -> None:
 
 def test_servers_of_different_models_fold_into_each_others_states(clean_redis: str) -> None:
     async def act(store: RedisStore) -> None:
-        one, two = customers(store, FIRST), customers(store, SECOND)
-        await one.ensure_registered()
+        item, two = customers(store, FIRST), customers(store, SECOND)
+        await item.ensure_registered()
         await two.ensure_registered()
-        await one.record([visit("a"), purchase("a", 5.0)])
+        await item.record([visit("a"), purchase("a", 5.0)])
         await two.record([visit("a"), purchase("b", 7.0)])
         assert await slots(store, FIRST, "a") == [2.0]
         assert await slots(store, SECOND, "a") == [5.0, 2.0]
-        await one.merge("b", "a")
+        await item.merge("b", "a")
         assert await slots(store, SECOND, "a") == [12.0, 2.0]
         await two.erase("a")
         assert [await slots(store, layout, "a") for layout in (FIRST, SECOND)] == [None, None]
@@ -108,16 +108,16 @@ def interrupted(url: str) -> Interrupted:
 def test_a_layout_that_is_announced_while_an_event_is_recorded_gets_it_all_the_same(clean_redis: str) -> None:
     async def act(_: RedisStore) -> None:
         store = interrupted(clean_redis)
-        mine = customers(store)
-        await mine.record([visit("a"), visit("c")])
+        ours = customers(store)
+        await ours.record([visit("a"), visit("c")])
         store.between = [partial(add, clean_redis, SECOND)]
-        await mine.record([visit("a"), purchase("b", 1.0)])
+        await ours.record([visit("a"), purchase("b", 1.0)])
         assert [await slots(store, SECOND, name) for name in ("a", "b")] == [[0.0, 1.0], [1.0, 0.0]]
         store.between = [partial(add, clean_redis, THIRD)]
-        await mine.merge("c", "a")
+        await ours.merge("c", "a")
         assert store.between == []
         assert await slots(store, FIRST, "a") == [3.0]
-        assert [outcome.verdict for outcome in await mine.record([visit("a")])] == [Verdict.ACCEPTED]
+        assert [outcome.verdict for outcome in await ours.record([visit("a")])] == [Verdict.ACCEPTED]
         assert await slots(store, THIRD, "a") == [0.0]
         await store.close()
 
@@ -127,9 +127,9 @@ def test_a_layout_that_is_announced_while_an_event_is_recorded_gets_it_all_the_s
 def test_a_layout_that_is_pruned_while_an_event_is_recorded_does_not_come_back(clean_redis: str) -> None:
     async def act(_: RedisStore) -> None:
         store = interrupted(clean_redis)
-        mine = customers(store)
+        ours = customers(store)
         add(clean_redis, SECOND)
-        await mine.record([visit("a"), visit("b")])
+        await ours.record([visit("a"), visit("b")])
 
         def prune() -> None:
             with CommandClient(clean_redis) as client:
@@ -138,7 +138,7 @@ def test_a_layout_that_is_pruned_while_an_event_is_recorded_does_not_come_back(c
                 assert pruner.remove(SECOND.fingerprint) == 2
 
         store.between = [prune]
-        await mine.record([visit("a")])
+        await ours.record([visit("a")])
         assert (await slots(store, FIRST, "a"), await slots(store, SECOND, "a")) == ([2.0], None)
         await store.close()
 
@@ -152,11 +152,11 @@ def test_a_layout_that_is_pruned_while_an_event_is_recorded_does_not_come_back(c
 
 def test_a_redis_that_was_lost_hears_of_the_layouts_again(clean_redis: str) -> None:
     async def act(store: RedisStore) -> None:
-        mine = customers(store)
-        await mine.use(SECOND, Interests())
+        ours = customers(store)
+        await ours.use(SECOND, Interests())
         with redis.Redis.from_url(clean_redis) as connection:
             connection.flushdb()
-        await mine.record([visit("a")])
+        await ours.record([visit("a")])
         assert await slots(store, SECOND, "a") == [0.0, 1.0]
         with redis.Redis.from_url(clean_redis) as connection:
             assert connection.hkeys(ACTIVE_LAYOUTS) == [SECOND.fingerprint.encode()]
@@ -170,13 +170,13 @@ def test_a_state_that_cannot_be_read_in_another_layout_is_left_to_a_load_and_tak
     torn = b"torn" + bytes(12)
 
     async def act(store: RedisStore) -> None:
-        mine = customers(store)
+        ours = customers(store)
         add(clean_redis, SECOND)
         with redis.Redis.from_url(clean_redis) as connection:
             for key in Keys(SECOND.fingerprint).states(["a", "b"]):
                 connection.set(key, torn)
-        assert [outcome.verdict for outcome in await mine.record([visit("a"), visit("b")])] == [Verdict.ACCEPTED] * 2
-        await mine.merge("a", "b")
+        assert [outcome.verdict for outcome in await ours.record([visit("a"), visit("b")])] == [Verdict.ACCEPTED] * 2
+        await ours.merge("a", "b")
         assert await slots(store, FIRST, "b") == [2.0]
         with redis.Redis.from_url(clean_redis) as connection:
             assert connection.get(Keys(SECOND.fingerprint).states(["b"])[0])[:4] == b"torn"
@@ -193,8 +193,8 @@ def test_definitions_of_another_release_are_left_out_and_told(
         connection.set(LAYOUTS_VERSION, "1")
 
     async def act(store: RedisStore) -> None:
-        mine = customers(store)
-        await mine.record([visit("a")])
+        ours = customers(store)
+        await ours.record([visit("a")])
         assert await slots(store, FIRST, "a") == [1.0]
         assert not await layouts.is_ready(store, "0badcafe")
 

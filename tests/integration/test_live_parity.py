@@ -82,16 +82,16 @@ class Truth:
 
     def take(self, events: Sequence[Event]) -> list[Verdict]:
         """What should become of events that arrive."""
-        found = []
+        result = []
         for event in events:
             root = self.root(event.customer_id)
             bound = max((at for name, at in self.erased.items() if self.root(name) == root), default=-math.inf)
             late = Verdict.REJECTED if event.event_time <= bound else Verdict.ACCEPTED
-            found.append(late if self.is_new(event) else Verdict.DUPLICATE)
-            if found[-1] is Verdict.ACCEPTED:
+            result.append(late if self.is_new(event) else Verdict.DUPLICATE)
+            if result[-1] is Verdict.ACCEPTED:
                 self.events.append(event)
             self.sent.append(event)
-        return found
+        return result
 
     def merge(self, given_up: str, stays: str) -> str:
         """Which id stays, or why none does."""
@@ -129,16 +129,16 @@ class Run:
 
     def batch(self, *, with_ids: bool = False) -> list[Event]:
         """New events, late ones, and some that were sent before, under any of the customer's ids."""
-        truth, found = self.truth, []
+        truth, result = self.truth, []
         for _ in range(self.data.draw(st.integers(1, 6))):
             again = [event for event in truth.sent if event.event_id and event.event_time > truth.now - 72 * HOUR_S]
             if again and self.data.draw(st.integers(0, 3)) == 0:
                 event = self.data.draw(st.sampled_from(again))
                 names = [name for name in NAMES if truth.root(name) == truth.root(event.customer_id)]
-                found.append(replace(event, customer_id=self.data.draw(st.sampled_from(names))))
+                result.append(replace(event, customer_id=self.data.draw(st.sampled_from(names))))
             else:
-                found.append(self.event(with_ids=with_ids))
-        return found
+                result.append(self.event(with_ids=with_ids))
+        return result
 
     def event(self, *, with_ids: bool) -> Event:
         age, kind, name, cents = self.data.draw(
@@ -177,12 +177,12 @@ class Run:
 
     async def beside(self) -> None:
         """Both servers get the same events, and some of their own, at the same time."""
-        shared, one, two = self.batch(with_ids=True), self.batch(), self.batch()
-        found = await asyncio.gather(
-            self.store(self.first).record([*shared, *one]), self.store(self.second).record([*two, *shared])
+        shared, item, two = self.batch(with_ids=True), self.batch(), self.batch()
+        result = await asyncio.gather(
+            self.store(self.first).record([*shared, *item]), self.store(self.second).record([*two, *shared])
         )
-        expected = self.truth.take([*shared, *one, *two, *shared])
-        assert Counter(verdicts([*found[0], *found[1]])) == Counter(expected)
+        expected = self.truth.take([*shared, *item, *two, *shared])
+        assert Counter(verdicts([*result[0], *result[1]])) == Counter(expected)
 
     async def lost(self) -> None:
         """The answer does not arrive, so the caller sends again."""
@@ -192,9 +192,9 @@ class Run:
         if self.first.lose_next:
             with pytest.raises(StoreUnavailableError):
                 await self.store(self.first).record(events)
-        found = await self.store(self.second).record(events)
+        result = await self.store(self.second).record(events)
         again = {Verdict.ACCEPTED: Verdict.DUPLICATE}
-        assert verdicts(found) == [again.get(verdict, verdict) for verdict in expected]
+        assert verdicts(result) == [again.get(verdict, verdict) for verdict in expected]
 
     async def merge(self, *, lost: bool) -> None:
         given_up, stays = self.data.draw(st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)))
@@ -205,10 +205,10 @@ class Run:
             with pytest.raises(StoreUnavailableError):
                 await self.store(self.first).merge(given_up, stays)
         try:
-            found = await self.store(self.second).merge(given_up, stays)
+            result = await self.store(self.second).merge(given_up, stays)
         except MergeRefusedError as error:
-            found = str(error.args[0])
-        assert found == expected
+            result = str(error.args[0])
+        assert result == expected
 
 
 def verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
@@ -274,10 +274,10 @@ def test_whatever_happens_states_are_what_sql_says_of_the_same_events(
             await run.first.close()
             await run.second.close()
 
-    truth, found = asyncio.run(main())
+    truth, result = asyncio.run(main())
     expected = offline(tmp_path_factory.mktemp("parity"), truth) if truth.events else {}
-    assert found.keys() == {name for name in NAMES if truth.root(name) in expected}
-    for name, slots in found.items():
+    assert result.keys() == {name for name in NAMES if truth.root(name) in expected}
+    for name, slots in result.items():
         np.testing.assert_allclose(slots, expected[truth.root(name)], rtol=1e-6, atol=1e-6)
     events, roots = logged(url)
     assert sorted(events) == sorted(

@@ -49,9 +49,9 @@ def seen(node_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("the browser is built for Linux on x86_64")
     folder = tmp_path_factory.mktemp("load")
-    results, found = [step(rate) for rate in (400, 800, 1600, 3200)], SearchResult(800.0, 1600.0, 4)
+    results, result = [step(rate) for rate in (400, 800, 1600, 3200)], SearchResult(800.0, 1600.0, 4)
     whole = report.Report(
-        PLAN, "2,469 ids", datetime.now(UTC), results, found, verdict(PLAN, results, found), results[1]
+        PLAN, "2,469 ids", datetime.now(UTC), results, result, verdict(PLAN, results, result), results[1]
     )
     page, unpacked = folder / "load.html", folder / "browser"
     report.write(page, report.as_html(whole))
@@ -73,10 +73,10 @@ def test_a_browser_has_nothing_to_complain_of_and_nothing_to_ask_for(seen: dict[
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_page_fits_the_screen_and_its_charts_are_large_enough(seen: dict[str, Any], look: str) -> None:
-    found = seen["looks"][look]
-    assert found["across"] == LOOKS[look]["width"]
-    assert found["beyond"] == []
-    charts = {plot["label"]: plot for plot in found["plots"] if plot["label"]}
+    result = seen["looks"][look]
+    assert result["across"] == LOOKS[look]["width"]
+    assert result["beyond"] == []
+    charts = {plot["label"]: plot for plot in result["plots"] if plot["label"]}
     assert [label.partition(":")[0] for label in charts] == [
         "Steps of the search",
         "Latency by percentile",
@@ -84,7 +84,7 @@ def test_the_page_fits_the_screen_and_its_charts_are_large_enough(seen: dict[str
         "Rates over time",
     ]
     assert min(chart["width"] for chart in charts.values()) > 280
-    for word in found["texts"]:
+    for word in result["texts"]:
         chart = charts[word["plot"]]
         assert min(word["width"], word["height"]) > 4, word
         assert word["x"] >= chart["x"] - 1, word

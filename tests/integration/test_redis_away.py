@@ -46,12 +46,12 @@ T = TypeVar("T")
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     """A Redis in which ``a`` has 7 visits, and which keeps them over a restart."""
-    found = Node(tmp_path / "node", config=f"{DATA}appendonly yes\nappendfsync always\nenable-debug-command yes\n")
-    with StateWriter(f"redis://127.0.0.1:{found.port}", LAYOUT) as writer:
+    result = Node(tmp_path / "node", config=f"{DATA}appendonly yes\nappendfsync always\nenable-debug-command yes\n")
+    with StateWriter(f"redis://127.0.0.1:{result.port}", LAYOUT) as writer:
         writer.write(["a"], [STATE])
         writer.record_load({"as_of": 1e9})
-    yield found
-    found.close()
+    yield result
+    result.close()
 
 
 def asked(node: Node, question: Callable[[RedisStore], Awaitable[T]]) -> T:
@@ -350,7 +350,7 @@ def test_what_was_read_is_remembered_and_what_was_withdrawn_is_not(node: Node) -
         assert batch.missing is MissingReason.STORE_AWAY
         assert batch.found.tolist() == [True, False, True, False, False]
         assert batch.slots[0, 0] == 7.0
-        assert [row for row, told in batch.profiles.items() if not told.scoring] == [2]
+        assert [row for row, reported in batch.profiles.items() if not reported.scoring] == [2]
 
     asked(node, question)
 

@@ -83,9 +83,9 @@ def fill(url: str) -> None:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[WatchedFiles]:
-    with watched(tmp_path) as found:
-        fill(found.url)
-        yield found
+    with watched(tmp_path) as result:
+        fill(result.url)
+        yield result
 
 
 def test_after_a_failover_the_next_master_is_asked(shop: WatchedFiles) -> None:
@@ -137,8 +137,8 @@ def test_a_name_that_the_sentinels_do_not_know_is_unavailable(shop: WatchedFiles
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
-    with cluster(tmp_path_factory.mktemp("cluster"), 3) as found:
-        yield found
+    with cluster(tmp_path_factory.mktemp("cluster"), 3) as result:
+        yield result
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_consent_and_deletion_work_in_a_cluster(cluster_url: str) -> None:
         await customers.ensure_registered()
         await customers.consent("c3", scoring=False, automated_response=None)
         batch = await StateReader(store, LAYOUT).read(["c3", "c4"])
-        assert [row for row, told in batch.profiles.items() if not told.scoring] == [0]
+        assert [row for row, reported in batch.profiles.items() if not reported.scoring] == [0]
         await customers.erase("c3")
         assert not (await StateReader(store, LAYOUT).read(["c3", "c4"])).found[0]
         with pytest.raises(UnknownCustomerError):

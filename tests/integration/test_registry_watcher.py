@@ -257,11 +257,11 @@ def test_memory_does_not_grow_with_switches(worker: Worker) -> None:
     import psutil  # noqa: PLC0415  # for this test alone
 
     async def act(watch: RegistryWatcher) -> None:
-        one, two = serving(watch), republished(worker.registry, activate=False)
+        item, two = serving(watch), republished(worker.registry, activate=False)
 
         async def switches(count: int) -> int:
             for at in range(count):
-                await watch.activate((two, one)[at % 2])
+                await watch.activate((two, item)[at % 2])
             return int(psutil.Process(os.getpid()).memory_info().rss)
 
         before = await switches(20)
@@ -328,12 +328,12 @@ def test_a_folder_copied_under_another_name_is_refused(registry: Path) -> None:
 
 def test_a_graph_as_wide_as_other_features_is_refused(registry: Path) -> None:
     path = registry / bundle.CURRENT / bundle.MANIFEST_FILE
-    found = json.loads(path.read_text())
-    found["features"].pop()
-    found["baseline"].pop()
-    features = bundle.Manifest.model_validate(found).features
-    found["fingerprint"] = fingerprint(features)
-    found[bundle.MANIFEST_HASH] = bundle.manifest_hash(found)
-    path.write_text(json.dumps(found))
+    result = json.loads(path.read_text())
+    result["features"].pop()
+    result["baseline"].pop()
+    features = bundle.Manifest.model_validate(result).features
+    result["fingerprint"] = fingerprint(features)
+    result[bundle.MANIFEST_HASH] = bundle.manifest_hash(result)
+    path.write_text(json.dumps(result))
     with pytest.raises(BundleError, match="another number of features"):
         Model.current(registry)

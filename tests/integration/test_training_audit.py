@@ -33,10 +33,10 @@ def test_a_healthy_shop_ends_well_and_its_findings_are_in_the_file(call: Call, s
     done = call(cli, "audit", shop.config, "--json", tmp_path / "found.json")
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[-1] == "0 fatal, 1 warning, 1 note"
-    undated, found = [Finding.model_validate(row) for row in json.loads((tmp_path / "found.json").read_text())]
+    undated, result = [Finding.model_validate(row) for row in json.loads((tmp_path / "found.json").read_text())]
     assert (undated.severity, undated.check) == ("warning", "attributes without times")
-    assert (found.severity, found.where) == ("note", "attributes.income")
-    assert found.share == pytest.approx(1 / 7, abs=0.01)
+    assert (result.severity, result.where) == ("note", "attributes.income")
+    assert result.share == pytest.approx(1 / 7, abs=0.01)
 
 
 def test_a_fatal_finding_ends_with_exit_code_1_and_shows_place_problem_and_fix(
@@ -46,16 +46,16 @@ def test_a_fatal_finding_ends_with_exit_code_1_and_shows_place_problem_and_fix(
     done = call(cli, "audit", config, "--json", tmp_path / "found.json")
     assert (done.code, done.err) == (1, "")
     assert done.out.splitlines()[-1].startswith("1 fatal, ")
-    for told in ("fatal", "propensity.event", "the source has no events of type 'order'", "name one that it has:"):
-        assert told in done.out
+    for reported in ("fatal", "propensity.event", "the source has no events of type 'order'", "name one that it has:"):
+        assert reported in done.out
     assert json.loads((tmp_path / "found.json").read_text())[0]["severity"] == "fatal"
 
 
 def test_problems_in_a_shops_data_are_found(call: Call, shop: Shop, tmp_path: Path) -> None:
     shop.change_events("FROM old UNION ALL FROM old UNION ALL SELECT * REPLACE ('c9999' AS customer_id) FROM old")
-    told = messages(call, shop.config, tmp_path)
-    assert "repeat another one in every column" in told
-    assert "one customer has 33.3% of all events" in told
+    reported = messages(call, shop.config, tmp_path)
+    assert "repeat another one in every column" in reported
+    assert "one customer has 33.3% of all events" in reported
     assert "c9999" not in (tmp_path / "found.json").read_text()
 
 
@@ -89,9 +89,9 @@ def test_the_built_in_sample_has_no_finding_but_christmas(call: Call) -> None:
 def test_known_problems_of_public_data_are_found(call: Call, tmp_path: Path) -> None:
     config = tmp_path / "cdnow.toml"
     assert call(cli, "init", "--events", DATA / "cdnow" / "CDNOW_master.txt", "--output", config).code == 0
-    told = messages(call, config, tmp_path)
-    assert "51% of the customers with a 'purchase' have only one" in told
-    assert "dates without a time of day" in told
+    reported = messages(call, config, tmp_path)
+    assert "51% of the customers with a 'purchase' have only one" in reported
+    assert "dates without a time of day" in reported
     config = tmp_path / "retailrocket.toml"
     assert call(cli, "init", "--events", DATA / "retailrocket" / "events.csv", "--output", config).code == 0
     assert "one customer has 5.1% of all events, 111 times the average" in messages(call, config, tmp_path)

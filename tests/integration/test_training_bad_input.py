@@ -150,10 +150,10 @@ def test_a_registry_that_cannot_be_written_is_refused(call: Call, toy: Trained, 
 
 
 def test_missing_arguments_are_named(call: Call) -> None:
-    for arguments, told in ((["fit"], "CONFIG"), (["fit", "complete_journey"], "--registry"), (["fat"], "fat")):
+    for arguments, reported in ((["fit"], "CONFIG"), (["fit", "complete_journey"], "--registry"), (["fat"], "fat")):
         done = call(cli, *arguments)
         assert done.is_bad_input
-        assert told in done.err
+        assert reported in done.err
 
 
 def test_as_a_separate_process_it_ends_the_same_way(run_module: Run, shop: Shop, tmp_path: Path) -> None:

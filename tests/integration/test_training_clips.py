@@ -24,10 +24,10 @@ COUNT = Feature(name="purchases_28d", aggregate="count", event="purchase", half_
 
 @given(st.floats(1e-6, 1e12))
 def test_a_clip_has_two_digits_and_is_never_below_what_it_was_made_of(value: float) -> None:
-    found = rounded_up(value)
-    assert value <= found * (1 + 1e-9)
-    assert found <= value * 1.11
-    assert float(f"{found:.1e}") == found
+    result = rounded_up(value)
+    assert value <= result * (1 + 1e-9)
+    assert result <= value * 1.11
+    assert float(f"{result:.1e}") == result
 
 
 def learnt(shop: Shop, *features: Feature, until: float = END) -> list[Feature]:
@@ -48,9 +48,9 @@ def test_sums_get_a_clip_that_hardly_any_event_reaches_and_others_get_none(shop:
 
 
 def test_a_clip_of_the_config_stays_and_one_that_differs_is_another_feature(shop: Shop) -> None:
-    mine = SPEND.model_copy(update={"clip": 12.5})
-    assert learnt(shop, mine) == [mine]
-    assert not features_match([mine], learnt(shop, SPEND))
+    ours = SPEND.model_copy(update={"clip": 12.5})
+    assert learnt(shop, ours) == [ours]
+    assert not features_match([ours], learnt(shop, SPEND))
 
 
 def test_nothing_after_the_training_time_has_a_say(shop: Shop) -> None:
@@ -74,8 +74,8 @@ def test_an_event_beyond_the_clip_counts_as_the_clip_and_a_missing_amount_as_not
     layout = StateLayout([SPEND.model_copy(update={"clip": 300.0})])
     with OfflineStore(load_config(FeatureConfig, str(shop.config)).source) as source:
         states = source.states(layout, END)
-    found = dict(zip(states.customer_ids, states.slots[:, 0], strict=True))
-    assert (found["typo"], found["return"], found["nothing"]) == (300.0, -300.0, 0.0)
+    result = dict(zip(states.customer_ids, states.slots[:, 0], strict=True))
+    assert (result["typo"], result["return"], result["nothing"]) == (300.0, -300.0, 0.0)
 
 
 def test_the_bundle_keeps_what_was_learnt_and_its_states_are_loaded_with_it(

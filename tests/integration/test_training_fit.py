@@ -62,8 +62,8 @@ def blocks(made: Bundle, config: TrainingConfig) -> dict[str, Rows]:
     times = {block: [moment(cutoff) for cutoff in cutoffs] for block, cutoffs in made.manifest.cutoffs.items()}
     # All in one pass, as training reads them: what is decayed in other steps differs in the last bits.
     with OfflineStore(config.source) as source:
-        rows = build_rows(source, layout, config, sorted({cutoff for some in times.values() for cutoff in some}))
-    return {block: rows.at(some) for block, some in times.items()}
+        rows = build_rows(source, layout, config, sorted({cutoff for several in times.values() for cutoff in several}))
+    return {block: rows.at(several) for block, several in times.items()}
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +135,12 @@ def test_a_manifest_names_the_cut_offs(made: Bundle) -> None:
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_a_manifest_holds_the_evidence_of_the_contract(made: Bundle, offer: str) -> None:
-    found, typical_customer = made.manifest.metrics[offer], made.manifest.metrics[offer]["recency_alone"]
+    result, typical_customer = made.manifest.metrics[offer], made.manifest.metrics[offer]["recency_alone"]
     for name in ("auc", "average_precision", "brier", "log_loss", "base_rate"):
-        assert 0 <= found[name] <= 1
+        assert 0 <= result[name] <= 1
         assert 0 <= typical_customer[name] <= 1
-    assert made.manifest.metrics[f"{offer}_auc"] == found["auc"] > 0.65
-    assert set(found["policy"]) >= {
+    assert made.manifest.metrics[f"{offer}_auc"] == result["auc"] > 0.65
+    assert set(result["policy"]) >= {
         "alert_share",
         "profit_dynamic_threshold",
         "profit_low",
@@ -156,23 +156,23 @@ def test_a_manifest_holds_the_evidence_of_the_contract(made: Bundle, offer: str)
 def test_the_figures_are_those_of_the_test_cut_offs_rows_as_the_evaluations_models_scored_them(
     toy: Trained, made: Bundle, blocks: dict[str, Rows], scored: dict[str, HoldoutRows], offer: str
 ) -> None:
-    test, found = blocks[TESTS[offer]], scored[offer]
+    test, result = blocks[TESTS[offer]], scored[offer]
     # Row by row the customers of the source at these cut-offs, with the outcomes that came.
     key = read_key(default_key_path(toy.registry))
     assert key is not None
-    plain = replace(found, customer=hashed_ids(test.customer_id.tolist()))
-    np.testing.assert_array_equal(found.customer, with_keyed_ids(plain, key).customer)
-    assert not np.isin(found.customer, plain.customer).any()
-    np.testing.assert_array_equal(found.cutoff, test.cutoff)
-    np.testing.assert_array_equal(found.label, test.label(offer) > 0)
-    np.testing.assert_array_equal(found.recency_days, test.recency_days)
+    plain = replace(result, customer=hashed_ids(test.customer_id.tolist()))
+    np.testing.assert_array_equal(result.customer, with_keyed_ids(plain, key).customer)
+    assert not np.isin(result.customer, plain.customer).any()
+    np.testing.assert_array_equal(result.cutoff, test.cutoff)
+    np.testing.assert_array_equal(result.label, test.label(offer) > 0)
+    np.testing.assert_array_equal(result.recency_days, test.recency_days)
     figures = made.manifest.metrics[offer]
-    assert figures["auc"] == pytest.approx(roc_auc_score(found.label, found.probability))
-    assert figures["log_loss"] == pytest.approx(log_loss(found.label, found.probability))
-    assert figures["recency_alone"]["auc"] == pytest.approx(roc_auc_score(found.label, found.baseline))
-    alerts = found.probability >= found.threshold
+    assert figures["auc"] == pytest.approx(roc_auc_score(result.label, result.probability))
+    assert figures["log_loss"] == pytest.approx(log_loss(result.label, result.probability))
+    assert figures["recency_alone"]["auc"] == pytest.approx(roc_auc_score(result.label, result.baseline))
+    alerts = result.probability >= result.threshold
     assert figures["policy"]["contacts"] == alerts.sum() > 0
-    assert figures["policy"]["precision"] == pytest.approx(found.label[alerts].mean())
+    assert figures["policy"]["precision"] == pytest.approx(result.label[alerts].mean())
 
 
 @pytest.mark.parametrize("offer", OFFERS)
@@ -180,9 +180,9 @@ def test_the_served_model_has_learnt_from_the_test_cut_offs_and_the_figures_have
     made: Bundle, blocks: dict[str, Rows], scored: dict[str, HoldoutRows], offer: str
 ) -> None:
     served = run(made, blocks[TESTS[offer]].state)[f"{offer}_probability"].astype(np.float64)
-    found = scored[offer]
-    assert log_loss(found.label, served) < made.manifest.metrics[offer]["log_loss"]
-    assert np.corrcoef(served, found.probability)[0, 1] > 0.8
+    result = scored[offer]
+    assert log_loss(result.label, served) < made.manifest.metrics[offer]["log_loss"]
+    assert np.corrcoef(served, result.probability)[0, 1] > 0.8
 
 
 def test_no_file_of_a_bundle_contains_a_customer_id(toy: Trained) -> None:
@@ -247,8 +247,8 @@ def test_the_budget_is_met_on_the_newest_block_before_the_test(
     # The served model has another price. It is found with the scores of a model that has not seen the newest cut-offs,
     # so the served model, which was fitted on them, meets the budget approximately.
     newest = blocks[TESTS[offer]].at(made_cutoffs(made, TESTS[offer])[-2:]).state
-    found = run(made, newest)
-    share = float((found[f"{offer}_probability"] >= found[f"{offer}_threshold"]).mean())
+    result = run(made, newest)
+    share = float((result[f"{offer}_probability"] >= result[f"{offer}_threshold"]).mean())
     assert share == pytest.approx(budget, abs=0.03)
 
 
@@ -264,16 +264,16 @@ def test_the_graph_has_the_inputs_and_outputs_of_the_contract(made: Bundle) -> N
 def test_every_output_has_one_finite_value_a_customer(made: Bundle, blocks: dict[str, Rows]) -> None:
     unknown = StateLayout(made.manifest.features).identity
     for state in (blocks["test"].state, unknown[np.newaxis], np.tile(unknown, (1000, 1))):
-        found = run(made, state)
-        assert {name: value.shape for name, value in found.items()} == dict.fromkeys(
+        result = run(made, state)
+        assert {name: value.shape for name, value in result.items()} == dict.fromkeys(
             [*OUTPUTS, "segment", "rfm"], (len(state),)
         )
-        assert set(found["segment"].tolist()) <= set(range(len(made.manifest.segments)))
-        assert set("".join(str(int(code)) for code in found["rfm"])) <= set("12345")
-        assert all(np.isfinite(value).all() for value in found.values())
-        assert (found["expected_spend"] > 0).all()
+        assert set(result["segment"].tolist()) <= set(range(len(made.manifest.segments)))
+        assert set("".join(str(int(code)) for code in result["rfm"])) <= set("12345")
+        assert all(np.isfinite(value).all() for value in result.values())
+        assert (result["expected_spend"] > 0).all()
         for offer in OFFERS:
-            assert ((found[f"{offer}_probability"] >= 0) & (found[f"{offer}_probability"] <= 1)).all()
+            assert ((result[f"{offer}_probability"] >= 0) & (result[f"{offer}_probability"] <= 1)).all()
 
 
 def test_a_customer_gets_the_same_scores_alone_and_among_others(made: Bundle, blocks: dict[str, Rows]) -> None:
@@ -321,33 +321,36 @@ def test_scores_of_an_older_state_are_those_of_the_state_moved_to_now(made: Bund
 
 def test_a_caller_can_price_an_offer_of_its_own(made: Bundle, blocks: dict[str, Rows], config: TrainingConfig) -> None:
     figures = made.manifest.economics | {"margin": 0.5, "churn.offer_cost": 7.5, "churn.budget_price": 0.25}
-    found = Graph(made.model).run(**graph_inputs(blocks["test"].state, figures))
+    result = Graph(made.model).run(**graph_inputs(blocks["test"].state, figures))
     offer = config.economics.churn.model_copy(update={"offer_cost": 7.5})
-    value = found["churn_value_if_won"].astype(np.float64)
-    np.testing.assert_allclose(found["churn_threshold"], threshold(value, offer, 0.25, 0.01), atol=1e-5)
+    value = result["churn_value_if_won"].astype(np.float64)
+    np.testing.assert_allclose(result["churn_threshold"], threshold(value, offer, 0.25, 0.01), atol=1e-5)
     usual = run(made, blocks["test"].state)
     np.testing.assert_allclose(value, 0.5 / config.economics.margin * usual["churn_value_if_won"], rtol=1e-5)
-    np.testing.assert_array_equal(found["churn_probability"], usual["churn_probability"])
-    assert (found["churn_threshold"] != usual["churn_threshold"]).any()
+    np.testing.assert_array_equal(result["churn_probability"], usual["churn_probability"])
+    assert (result["churn_threshold"] != usual["churn_threshold"]).any()
 
 
 def test_a_caller_can_say_what_a_win_is_worth(made: Bundle, blocks: dict[str, Rows], config: TrainingConfig) -> None:
     figures = made.manifest.economics | {"churn.value_if_won": 40.0}
-    found, usual = Graph(made.model).run(**graph_inputs(blocks["test"].state, figures)), run(made, blocks["test"].state)
+    result, usual = (
+        Graph(made.model).run(**graph_inputs(blocks["test"].state, figures)),
+        run(made, blocks["test"].state),
+    )
     price = made.manifest.economics["churn.budget_price"]
     expected = threshold(np.array([40.0]), config.economics.churn, price, 0.01)[0]
-    np.testing.assert_allclose(found["churn_threshold"], expected, atol=1e-6)
-    assert (found["churn_value_if_won"] == 40.0).all()
-    np.testing.assert_array_equal(found["propensity_value_if_won"], usual["propensity_value_if_won"])
+    np.testing.assert_allclose(result["churn_threshold"], expected, atol=1e-6)
+    assert (result["churn_value_if_won"] == 40.0).all()
+    np.testing.assert_array_equal(result["propensity_value_if_won"], usual["propensity_value_if_won"])
 
 
 def test_expected_spend_is_the_spend_of_those_who_stay_times_the_probability_to_stay(
     made: Bundle, blocks: dict[str, Rows], config: TrainingConfig
 ) -> None:
-    found = run(made, blocks["test"].state)
-    spend_if_stays = found["churn_value_if_won"].astype(np.float64) / config.economics.margin
-    expected = (1 - found["churn_probability"].astype(np.float64)) * spend_if_stays
-    np.testing.assert_allclose(found["expected_spend"], expected, rtol=1e-3, atol=1e-4)
+    result = run(made, blocks["test"].state)
+    spend_if_stays = result["churn_value_if_won"].astype(np.float64) / config.economics.margin
+    expected = (1 - result["churn_probability"].astype(np.float64)) * spend_if_stays
+    np.testing.assert_allclose(result["expected_spend"], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_second_fit_adds_a_version_of_the_same_model_and_moves_current(

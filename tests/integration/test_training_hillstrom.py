@@ -39,43 +39,43 @@ def campaign(email: str) -> tuple[Floats, npt.NDArray[np.bool_], Floats, npt.NDA
 @cache
 def values(email: str) -> dict[tuple[str, str], Value]:
     features, treated, visit, customer = campaign(email)
-    found = evaluate_treatment(features, experiment(treated, 0.5, visit, customer, VISIT_COST))
-    return {(row.policy, row.estimator): row for row in found}
+    result = evaluate_treatment(features, experiment(treated, 0.5, visit, customer, VISIT_COST))
+    return {(row.policy, row.estimator): row for row in result}
 
 
 @pytest.mark.parametrize("estimator", ["IPS", "SNIPS", "DR"])
 @pytest.mark.parametrize(("email", "visits"), [(MENS, 0.183), (WOMENS, 0.151)])
 def test_the_known_shares_of_visitors_come_out(email: str, visits: float, estimator: str) -> None:
-    found = values(email)
-    assert found[NOBODY, estimator].value == pytest.approx(0.106, abs=0.001)
-    assert found[EVERYBODY, estimator].value == pytest.approx(visits - VISIT_COST, abs=0.001)
-    effect = found[f"{EVERYBODY} instead of {NOBODY}", estimator]
+    result = values(email)
+    assert result[NOBODY, estimator].value == pytest.approx(0.106, abs=0.001)
+    assert result[EVERYBODY, estimator].value == pytest.approx(visits - VISIT_COST, abs=0.001)
+    effect = result[f"{EVERYBODY} instead of {NOBODY}", estimator]
     assert effect.low < visits - 0.106 - VISIT_COST < effect.high
     assert effect.high - effect.low < 0.015
 
 
 @pytest.mark.parametrize("email", [MENS, WOMENS])
 def test_all_estimators_agree_about_each_policy(email: str) -> None:
-    found = values(email)
-    for (policy, estimator), row in found.items():
+    result = values(email)
+    for (policy, estimator), row in result.items():
         assert row.low <= row.value <= row.high
-        assert row.value == pytest.approx(found[policy, "DR"].value, abs=0.006), (policy, estimator)
+        assert row.value == pytest.approx(result[policy, "DR"].value, abs=0.006), (policy, estimator)
 
 
 def test_uplift_finds_the_customers_whom_the_womens_email_affects() -> None:
     # At 5 % of a visit it does not pay to write to everybody; to those who are moved it does.
-    found = values(WOMENS)
-    assert found[f"{EVERYBODY} instead of {NOBODY}", "DR"].low < 0
-    assert found[f"{ABOVE_COST} instead of {NOBODY}", "DR"].low > 0.005
-    assert found[f"{ABOVE_COST} instead of {EVERYBODY}", "DR"].low > 0.01
-    assert found["treat 50% by uplift instead of treat 50% by chance", "DR"].low > 0.005
-    assert found["treat 50% by uplift instead of treat 50% by response", "DR"].low > 0
+    result = values(WOMENS)
+    assert result[f"{EVERYBODY} instead of {NOBODY}", "DR"].low < 0
+    assert result[f"{ABOVE_COST} instead of {NOBODY}", "DR"].low > 0.005
+    assert result[f"{ABOVE_COST} instead of {EVERYBODY}", "DR"].low > 0.01
+    assert result["treat 50% by uplift instead of treat 50% by chance", "DR"].low > 0.005
+    assert result["treat 50% by uplift instead of treat 50% by response", "DR"].low > 0
 
 
 def test_a_third_is_not_the_treatment_probability_among_two_of_three_arms() -> None:
     # Each arm got a third, so among those with this e-mail or none it is a half.
     _, treated, visit, customer = campaign(MENS)
     assert check_chance(experiment(treated, 0.5, visit, customer)) is None
-    found = check_chance(experiment(treated, 1 / 3, visit, customer))
-    assert found is not None
-    assert "0.5000 of the rows were treated; by the stated probability it should be 0.3333" in found.message
+    result = check_chance(experiment(treated, 1 / 3, visit, customer))
+    assert result is not None
+    assert "0.5000 of the rows were treated; by the stated probability it should be 0.3333" in result.message

@@ -79,8 +79,8 @@ def test_a_file_becomes_a_config_that_reads_all_of_it(
     output.parent.mkdir()
     done = call(cli, "init", "--events", file, "--output", output)
     assert (done.code, done.out) == (0, ""), done.err
-    settings, found = read(output)
-    assert found == EXPECTED
+    settings, result = read(output)
+    assert result == EXPECTED
     assert settings.churn.event == "purchase"
     assert "9,000 events of 300 customers, 2023-01-01 to 2024-03-13" in done.err
 
@@ -112,8 +112,8 @@ def test_a_pattern_stands_for_many_files(call: Call, tmp_path: Path) -> None:
 def test_sql_is_kept_as_it_is(call: Call, tmp_path: Path) -> None:
     sql = f"{SHOP} WHERE '$' <> 'it''s' -- all of them"
     assert call(cli, "init", "--events", f"{sql};", "--output", tmp_path / "shop.toml").code == 0
-    settings, found = read(tmp_path / "shop.toml")
-    assert found == EXPECTED
+    settings, result = read(tmp_path / "shop.toml")
+    assert result == EXPECTED
     assert sql in settings.source.sql(settings.source.events or "")
 
 

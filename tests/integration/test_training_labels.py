@@ -91,10 +91,10 @@ def labels(rows: Rows) -> dict[str, tuple[bool, bool, float, float]]:
 
 
 def test_labels_are_those_of_the_contract_to_the_second(source: OfflineStore) -> None:
-    found = labels(build_rows(source, LAYOUT, config(), [CUTOFF]))
-    assert found.keys() == EXPECTED.keys()
+    result = labels(build_rows(source, LAYOUT, config(), [CUTOFF]))
+    assert result.keys() == EXPECTED.keys()
     for name, expected in EXPECTED.items():
-        assert found[name] == pytest.approx(expected), name
+        assert result[name] == pytest.approx(expected), name
 
 
 def test_a_row_carries_the_state_of_its_own_customer(source: OfflineStore) -> None:
@@ -124,13 +124,13 @@ def test_rows_of_many_cut_offs_are_those_of_each(source: OfflineStore) -> None:
     assert len(rows) == sum(len(rows.at([cutoff])) for cutoff in cutoffs)
     for cutoff in cutoffs:
         alone = build_rows(source, LAYOUT, config(), [cutoff])
-        some = rows.at([cutoff])
-        for name, column in vars(some).items():
+        several = rows.at([cutoff])
+        for name, column in vars(several).items():
             if name == "state":  # decayed in other steps, so that the last bits may differ
                 np.testing.assert_allclose(column, alone.state, rtol=1e-12)
             elif name != "group":
                 np.testing.assert_array_equal(column, getattr(alone, name))
-        assert len(set(zip(some.customer_id, some.group, strict=True))) == len(set(some.group.tolist()))
+        assert len(set(zip(several.customer_id, several.group, strict=True))) == len(set(several.group.tolist()))
     # A group is a customer, at whatever cut-off.
     assert (
         len(set(zip(rows.customer_id, rows.group, strict=True))) == len(set(rows.customer_id)) == rows.group.max() + 1

@@ -146,8 +146,8 @@ def test_noise_after_the_last_training_time_changes_no_choice_of_a_fit(shop: Sho
     assert before[-1]
     shop.change_events(NOISE.format(moment=moment))
     after = choices(with_changes(wide(shop), moment, LATER_CHANGES.format(moment=moment)), target)
-    for was, found in zip(before, after, strict=True):
-        assert was == found
+    for was, result in zip(before, after, strict=True):
+        assert was == result
 
 
 @pytest.mark.usefixtures("without_pictures")

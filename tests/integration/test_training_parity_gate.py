@@ -43,9 +43,9 @@ def untouched(registry: Path) -> Iterator[Path]:
 
 def golden(toy: Trained) -> tuple[Graph, Arrays, Arrays]:
     """A graph, inputs, and what is expected of them."""
-    found = bundle.read(toy.registry)
-    inputs = {name: found.golden[f"input_{name}"] for name in found.manifest.inputs}
-    return Graph(found.model), inputs, {name: found.golden[f"output_{name}"].astype(np.float64) for name in OUTPUTS}
+    result = bundle.read(toy.registry)
+    inputs = {name: result.golden[f"input_{name}"] for name in result.manifest.inputs}
+    return Graph(result.model), inputs, {name: result.golden[f"output_{name}"].astype(np.float64) for name in OUTPUTS}
 
 
 def test_equal_outputs_pass_with_their_differences(toy: Trained) -> None:

@@ -135,9 +135,9 @@ def test_a_shop_nobody_tuned_for_is_read_whole_and_scored_better_than_by_recency
     config.write_text(SHOPS[name].replace("DATA", str(DATA)))
     done = call(cli, "fit", config, "--registry", registry)
     assert (done.code, done.err) == (0, "")
-    found = bundle.read(registry)
-    load_graph(found)
-    manifest = found.manifest
+    result = bundle.read(registry)
+    load_graph(result)
+    manifest = result.manifest
     assert (manifest.source["events"], manifest.source["customers"]) == size
     for offer in OFFERS:
         metrics = manifest.metrics[offer]

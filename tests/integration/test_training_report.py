@@ -71,9 +71,9 @@ def test_compare_prints_a_verdict_and_keeps_the_figures(folder: Path, tmp_path: 
     done = call(cli, "compare", folder, folder, "--json", tmp_path / "found.json")
     assert done.code == 0
     assert done.out.splitlines()[-1].startswith("verdict: no difference shown (log loss +0.0000")
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert (found["a"], found["b"], found["verdict"]) == (folder.name, folder.name, "no difference shown")
-    assert list(found["offers"]["churn"]["measures"]) == ["log_loss", "brier", "auc", "profit"]
+    result = json.loads((tmp_path / "found.json").read_text())
+    assert (result["a"], result["b"], result["verdict"]) == (folder.name, folder.name, "no difference shown")
+    assert list(result["offers"]["churn"]["measures"]) == ["log_loss", "brier", "auc", "profit"]
 
 
 def test_compare_says_why_bundles_cannot_be_compared(folder: Path, tmp_path: Path, call: Call) -> None:
@@ -110,8 +110,8 @@ def seen(node_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     shutil.rmtree(unpacked)
     assert (ended.returncode, ended.stderr) == (0, "")
     manifest = json.loads((bundle / "manifest.json").read_text())
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found | {"url": report.as_uri(), "metrics": manifest["metrics"]}
+    result: dict[str, Any] = json.loads(ended.stdout)
+    return result | {"url": report.as_uri(), "metrics": manifest["metrics"]}
 
 
 def test_a_browser_reports_no_errors_and_requests_no_other_files(seen: dict[str, Any]) -> None:
@@ -121,21 +121,21 @@ def test_a_browser_reports_no_errors_and_requests_no_other_files(seen: dict[str,
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_page_fits_the_screen(seen: dict[str, Any], look: str) -> None:
-    found, width = seen["looks"][look], LOOKS[look]["width"]
-    assert found["across"] == width
-    assert found["beyond"] == []
-    assert len(found["plots"]) > 30
-    for plot in found["plots"]:
+    result, width = seen["looks"][look], LOOKS[look]["width"]
+    assert result["across"] == width
+    assert result["beyond"] == []
+    assert len(result["plots"]) > 30
+    for plot in result["plots"]:
         assert plot["width"] > 250, plot["label"]
         assert plot["height"] > 80, plot["label"]
 
 
 @pytest.mark.parametrize("look", ["phone", "desk"])
 def test_words_in_plots_are_large_enough_inside_and_do_not_overlap(seen: dict[str, Any], look: str) -> None:
-    found = seen["looks"][look]
-    plots = {plot["label"]: plot for plot in found["plots"]}
+    result = seen["looks"][look]
+    plots = {plot["label"]: plot for plot in result["plots"]}
     words: dict[str, list[dict[str, Any]]] = {}
-    for word in found["texts"]:
+    for word in result["texts"]:
         if word["text"].strip():
             words.setdefault(word["plot"], []).append(word)
     assert set(words) == set(plots)
@@ -158,14 +158,14 @@ def _overlap(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def test_headlines_come_first_and_say_what_the_manifest_says(seen: dict[str, Any]) -> None:
-    found = seen["looks"]["phone"]
-    assert found["headings"][:3] == [
+    result = seen["looks"]["phone"]
+    assert result["headings"][:3] == [
         "How good is this model?",
         "Churn: will this customer leave?",
         "Propensity: will this customer buy?",
     ]
-    assert found["headings"][-2:] == ["Model card", "Notes of the fit"]
-    for offer, headline in zip(OFFERS, found["headlines"], strict=True):
+    assert result["headings"][-2:] == ["Model card", "Notes of the fit"]
+    for offer, headline in zip(OFFERS, result["headlines"], strict=True):
         for name, label in FIGURES.items():
             assert f"{label}\n{seen['metrics'][offer][name]:.4f}" in headline
 

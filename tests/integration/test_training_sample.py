@@ -40,11 +40,11 @@ def test_recency_alone_is_as_good_as_was_measured_before(manifest: Manifest) -> 
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_the_models_beat_recency_in_every_way(manifest: Manifest, offer: str) -> None:
-    found, baseline = manifest.metrics[offer], manifest.metrics[offer]["recency_alone"]
-    assert found["auc"] > baseline["auc"]
-    assert found["average_precision"] > baseline["average_precision"]
-    assert found["brier"] < baseline["brier"]
-    assert found["log_loss"] < baseline["log_loss"]
+    result, baseline = manifest.metrics[offer], manifest.metrics[offer]["recency_alone"]
+    assert result["auc"] > baseline["auc"]
+    assert result["average_precision"] > baseline["average_precision"]
+    assert result["brier"] < baseline["brier"]
+    assert result["log_loss"] < baseline["log_loss"]
 
 
 def test_the_whole_year_was_read(manifest: Manifest) -> None:
@@ -75,9 +75,9 @@ def test_the_graph_agreed_with_scikit_learn_on_every_test_row(manifest: Manifest
 def test_alerts_meet_the_budget_and_pay_better_than_one_threshold_for_all(
     manifest: Manifest, offer: str, budget: float
 ) -> None:
-    found = manifest.metrics[offer]
-    assert found["alert_share_newest_block"] == pytest.approx(budget, abs=0.01)
-    assert found["policy"]["profit_dynamic_threshold"] > found["policy"]["profit_single_threshold"]
+    result = manifest.metrics[offer]
+    assert result["alert_share_newest_block"] == pytest.approx(budget, abs=0.01)
+    assert result["policy"]["profit_dynamic_threshold"] > result["policy"]["profit_single_threshold"]
 
 
 def test_the_bundle_opens(sample_registry: Path) -> None:

@@ -177,9 +177,9 @@ def serve(call: Call, made: Fitted, url: str, names: list[str]) -> dict[str, np.
     with StateWriter(url, model.layout) as redis:
         states = model.layout.unpack(redis.read(names))
     assert states.found.all()
-    found = model.run(states, time.time(), np.tile(model.economics, (len(names), 1)))
-    assert np.isfinite(found).all()
-    return dict(zip(OUTPUTS, found.T, strict=False))
+    result = model.run(states, time.time(), np.tile(model.economics, (len(names), 1)))
+    assert np.isfinite(result).all()
+    return dict(zip(OUTPUTS, result.T, strict=False))
 
 
 def write_table(path: Path, columns: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -126,8 +126,8 @@ def test_a_fingerprint_changes_with_the_aggregate() -> None:
 
 
 def test_a_fingerprint_changes_with_order_and_length() -> None:
-    both, turned, one = features(SPEND, VISITS), features(VISITS, SPEND), features(SPEND)
-    assert len({fingerprint(both), fingerprint(turned), fingerprint(one)}) == 3
+    both, turned, item = features(SPEND, VISITS), features(VISITS, SPEND), features(SPEND)
+    assert len({fingerprint(both), fingerprint(turned), fingerprint(item)}) == 3
 
 
 def test_a_config_may_leave_the_clip_of_a_sum_to_training() -> None:
@@ -155,11 +155,11 @@ def test_a_bundle_of_any_other_features_is_not_that_of_the_config(
 
 
 def test_interests_are_there_without_a_line_in_the_config() -> None:
-    found = Interests()
-    assert (found.view, found.purchase, found.half_life_days, found.keep, found.repeated_views) == (
+    result = Interests()
+    assert (result.view, result.purchase, result.half_life_days, result.keep, result.repeated_views) == (
         *("view", "purchase", 7.0, 4, 3),
     )
-    assert found.half_life_s == 7 * 86_400
+    assert result.half_life_s == 7 * 86_400
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ GOOD = Event("c1", "purchase", NOW - 60, 12.5, 3.0, "lamp", "web", "e1", "nice")
 
 def fault(changes: dict[str, Any], rules: Rules = RULES) -> str:
     """Field and reason's name, empty for a good event."""
-    found = problem(replace(GOOD, **changes), rules, NOW)
-    return f"{found.field} {found.reason}" if found else ""
+    result = problem(replace(GOOD, **changes), rules, NOW)
+    return f"{result.field} {result.reason}" if result else ""
 
 
 def test_a_good_event_is_taken() -> None:
@@ -119,10 +119,10 @@ numbers = st.none() | st.floats()
 
 @given(st.builds(Event, odd, odd, st.floats(), numbers, numbers, odd, odd, odd, st.text(max_size=50)))
 def test_whatever_is_sent_is_taken_or_refused_with_a_mend(event: Event) -> None:
-    found = problem(event, RULES, NOW)
-    if found is not None:
-        name, words = found.reason, found.message
-        assert hasattr(event, found.field)
+    result = problem(event, RULES, NOW)
+    if result is not None:
+        name, words = result.reason, result.message
+        assert hasattr(event, result.field)
         assert name == name.upper()
         assert name.replace("_", "").isalpha()
         assert words
@@ -148,10 +148,10 @@ def test_whatever_is_sent_is_taken_or_refused_with_a_mend(event: Event) -> None:
 )
 def test_no_reason_repeats_what_was_sent(changes: dict[str, Any]) -> None:
     event = replace(GOOD, customer_id="customer-4711", item_id=SECRET)
-    found = problem(replace(event, **changes), RULES, NOW)
-    assert found is not None
-    assert SECRET not in found.reason
-    assert "4711" not in found.reason
+    result = problem(replace(event, **changes), RULES, NOW)
+    assert result is not None
+    assert SECRET not in result.reason
+    assert "4711" not in result.reason
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,6 @@ def test_every_item_is_one_line_of_json_that_gives_the_event_back_exactly(event:
     assert "\n" not in item
     # In the log it stands among others.
     kind, customer_id, t, event_type, amount, duration_s, *texts, mark = json.loads(f"[{item},{item}]".encode())[1]
-    found = Event(customer_id, event_type, t, amount, duration_s, *(text or "" for text in texts))
+    result = Event(customer_id, event_type, t, amount, duration_s, *(text or "" for text in texts))
     assert (kind, mark) == ("e", "")
-    assert asdict(found) == asdict(event)
+    assert asdict(result) == asdict(event)

@@ -59,8 +59,8 @@ class Shop:
         """What becomes of events that arrive together, in their order."""
         ids = list(dict.fromkeys(event.customer_id for event in events))
         known = [StoredCustomer(name, [self.states.get(name)], self.records.get(name)) for name in ids]
-        mine = [[event for event in events if event.customer_id == name] for name in ids]
-        changes = EventFolder([LAYOUT], self.interests, self.rules).fold(known, mine, now)
+        ours = [[event for event in events if event.customer_id == name] for name in ids]
+        changes = EventFolder([LAYOUT], self.interests, self.rules).fold(known, ours, now)
         for name, change in zip(ids, changes, strict=True):
             self._store(name, change)
         left = {name: iter(change.outcomes) for name, change in zip(ids, changes, strict=True)}
@@ -84,9 +84,9 @@ class Shop:
         return LAYOUT.unpack([self.states.get(name)])
 
     def slots(self, name: str = "c") -> list[float]:
-        found = self.state(name)
-        assert found.valid.all()
-        return [float(value) for value in found.slots[0]]
+        result = self.state(name)
+        assert result.valid.all()
+        return [float(value) for value in result.slots[0]]
 
 
 def visit(at: float = 0.0, event_id: str = "", name: str = "c", **more: Any) -> Event:
@@ -156,10 +156,10 @@ def test_an_order_of_arrival_cut_anywhere_gives_the_same_customers() -> None:
         apart(event)
     for name in ("c0", "c1", "c2"):
         np.testing.assert_allclose(whole.slots(name), apart.slots(name), rtol=1e-12)
-        mine, other = whole.record(name), apart.record(name)
-        assert (mine.first_seen, mine.last_seen, mine.channels) == (other.first_seen, other.last_seen, other.channels)
-        assert {(i.item_id, i.views) for i in mine.interests} == {(i.item_id, i.views) for i in other.interests}
-        assert sorted(mine.counted.ids) == sorted(other.counted.ids)
+        ours, other = whole.record(name), apart.record(name)
+        assert (ours.first_seen, ours.last_seen, ours.channels) == (other.first_seen, other.last_seen, other.channels)
+        assert {(i.item_id, i.views) for i in ours.interests} == {(i.item_id, i.views) for i in other.interests}
+        assert sorted(ours.counted.ids) == sorted(other.counted.ids)
     assert sorted(map(str, whole.log)) == sorted(map(str, apart.log))
 
 
@@ -283,8 +283,8 @@ def test_capped_events_that_are_sent_again_later_stay_capped(
 def test_a_cap_by_the_hour_leaves_other_types_hours_and_customers_alone() -> None:
     shop = Shop(Rules(cap_type_hour=2))
     shop(visit(), visit())
-    found = shop(visit(), purchase(1.0), visit(-HOUR_S), visit(HOUR_S), visit(name="d"))
-    assert verdicts(found) == ["accepted:EVENT_CAPPED", *["accepted"] * 4]
+    result = shop(visit(), purchase(1.0), visit(-HOUR_S), visit(HOUR_S), visit(name="d"))
+    assert verdicts(result) == ["accepted:EVENT_CAPPED", *["accepted"] * 4]
 
 
 def test_a_batch_of_capped_events_alone_is_logged_and_changes_nothing() -> None:
@@ -335,8 +335,8 @@ def test_an_amount_beyond_the_clip_is_told_counted_as_the_clip_and_logged_as_it_
 
 def test_only_what_is_clipped_is_told_as_such() -> None:
     shop = Shop()
-    found = shop(purchase(100.0), purchase(), visit(duration_s=600.0), visit(duration_s=601.0), visit(amount=1e6))
-    assert verdicts(found) == ["accepted", "accepted", "accepted", "accepted:DURATION_CLIPPED", "accepted"]
+    result = shop(purchase(100.0), purchase(), visit(duration_s=600.0), visit(duration_s=601.0), visit(amount=1e6))
+    assert verdicts(result) == ["accepted", "accepted", "accepted", "accepted:DURATION_CLIPPED", "accepted"]
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -394,8 +394,8 @@ def test_a_customer_who_is_refused_disturbs_nobody_else(state: bytes | None, rec
     if record is not None:
         beside.records["bad"] = record
     assert alone(*good) == [ACCEPTED, ACCEPTED]
-    found = beside(*good[:place], visit(name="bad"), *good[place:])
-    assert [outcome.verdict for outcome in found if outcome.verdict is not Verdict.ACCEPTED] == [Verdict.REJECTED]
+    result = beside(*good[:place], visit(name="bad"), *good[place:])
+    assert [outcome.verdict for outcome in result if outcome.verdict is not Verdict.ACCEPTED] == [Verdict.REJECTED]
     for name in ("new", "old"):
         assert (beside.states[name], beside.records[name]) == (alone.states[name], alone.records[name])
     assert beside.log == alone.log
@@ -468,29 +468,29 @@ def test_state_log_and_outcomes_tell_the_same_story(
         outcomes += shop(*left[:size])
         left = left[size:]
     logged = [item[1:4] + item[8:9] + item[10:] for item in shop.log]
-    told = [
+    reported = [
         [e.customer_id, e.event_time, e.event_type, e.event_id or None, CAPPED if "CAPPED" in str(o.problem) else ""]
         for e, o in zip(history, outcomes, strict=True)
         if o.verdict is Verdict.ACCEPTED
     ]
-    assert sorted(map(str, logged)) == sorted(map(str, told))
+    assert sorted(map(str, logged)) == sorted(map(str, reported))
     for name in ("a", "b", "c"):
-        mine = [
+        ours = [
             e
             for e, o in zip(history, outcomes, strict=True)
             if e.customer_id == name and o.verdict is Verdict.ACCEPTED and "CAPPED" not in str(o.problem)
         ]
-        ids = [event.event_id for event in mine if event.event_id]
+        ids = [event.event_id for event in ours if event.event_id]
         assert len(ids) == len(set(ids))
-        assert len(mine) <= cap_total
-        assert max(Counter(event.event_time for event in mine).values(), default=0) <= cap_hour
-        if not mine:
+        assert len(ours) <= cap_total
+        assert max(Counter(event.event_time for event in ours).values(), default=0) <= cap_hour
+        if not ours:
             assert name not in shop.states
             continue
-        as_of, slots = LAYOUT.fold(np.array([-np.inf]), LAYOUT.identity[np.newaxis], [0] * len(mine), mine)
+        as_of, slots = LAYOUT.fold(np.array([-np.inf]), LAYOUT.identity[np.newaxis], [0] * len(ours), ours)
         assert shop.state(name).as_of[0] == as_of[0]
         np.testing.assert_allclose(shop.slots(name), slots[0], rtol=1e-9, atol=1e-9)
-        assert shop.record(name).first_seen == min(event.event_time for event in mine)
+        assert shop.record(name).first_seen == min(event.event_time for event in ours)
         assert shop.record(name).last_seen == as_of[0]
-        assert shop.record(name).channels == Counter(event.channel for event in mine if event.channel)
-        assert len(shop.record(name).counted) == len(mine)
+        assert shop.record(name).channels == Counter(event.channel for event in ours if event.channel)
+        assert len(shop.record(name).counted) == len(ours)

@@ -25,8 +25,8 @@ def test_spend_is_compared_relatively() -> None:
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_infinitely_far_off_on_either_side(odd: float) -> None:
-    for found, expected in ((odd, 0.5), (0.5, odd), (odd, np.nan)):
-        worst = largest_differences(of("churn_probability", found), of("churn_probability", expected))
+    for result, expected in ((odd, 0.5), (0.5, odd), (odd, np.nan)):
+        worst = largest_differences(of("churn_probability", result), of("churn_probability", expected))
         assert worst == {"churn_probability": np.inf}
         assert beyond_tolerance(worst) == "churn_probability is off by inf"
 

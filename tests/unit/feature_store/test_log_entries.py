@@ -22,9 +22,9 @@ def entry(*items: Any) -> bytes:
 
 
 def test_an_event_becomes_a_row_under_its_entry_and_its_index() -> None:
-    found = replay([(7, entry(EVENT)), (9, entry(["m", "bob", "ann"], changed(3, "view")))], Aliases({}))
-    assert [row.values for row in found.rows] == [(7, 0, *EVENT[1:]), (9, 1, *changed(3, "view")[1:])]
-    assert not found.erased
+    result = replay([(7, entry(EVENT)), (9, entry(["m", "bob", "ann"], changed(3, "view")))], Aliases({}))
+    assert [row.values for row in result.rows] == [(7, 0, *EVENT[1:]), (9, 1, *changed(3, "view")[1:])]
+    assert not result.erased
 
 
 def test_whole_numbers_become_floats() -> None:
@@ -35,11 +35,11 @@ def test_whole_numbers_become_floats() -> None:
 
 def test_an_erasure_takes_what_came_before_it_and_leaves_what_comes_after() -> None:
     bob = changed(1, "bob")
-    found = replay(
+    result = replay(
         [(1, entry(EVENT, bob)), (2, entry(EVENT, ["d", ["ann", "cleo"]], EVENT)), (3, entry(EVENT))], Aliases({})
     )
-    assert [row.values[:3] for row in found.rows] == [(1, 1, "bob"), (2, 2, "ann"), (3, 0, "ann")]
-    assert found.erased == {"ann", "cleo"}
+    assert [row.values[:3] for row in result.rows] == [(1, 1, "bob"), (2, 2, "ann"), (3, 0, "ann")]
+    assert result.erased == {"ann", "cleo"}
 
 
 def test_aliases_of_aliases_point_to_the_root() -> None:

@@ -95,14 +95,14 @@ def test_the_position_of_a_commit_stands_at_bytes_8_to_15_and_changes_nothing(re
 
 @given(records | aliases)
 def test_a_score_is_told_what_the_whole_record_says(record: Profile) -> None:
-    found = read_summary(record.pack())
+    result = read_summary(record.pack())
     if record.alias_of is not None:
-        assert found == record.alias_of
+        assert result == record.alias_of
         return
     top = record.interests[0] if record.interests and record.interests[0].views else None
     allowed = record.scoring and record.automated_response
     said = None if allowed and top is None else ProfileSummary(record.scoring, record.automated_response, top)
-    assert found == said
+    assert result == said
 
 
 @given(records | aliases)
@@ -120,10 +120,10 @@ flips = st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_siz
 
 
 def mutated(value: bytes, changes: Sequence[tuple[int, int]]) -> bytes:
-    found = bytearray(value)
+    result = bytearray(value)
     for at, mask in changes:
-        found[at % len(found)] ^= mask
-    return bytes(found)
+        result[at % len(result)] ^= mask
+    return bytes(result)
 
 
 damaged = st.one_of(
@@ -254,9 +254,9 @@ def test_interests_in_the_order_of_time_are_the_views_since_the_last_purchase(
 
 @given(st.data(), st.lists(steps.filter(lambda step: not step[2]), max_size=12))
 def test_views_may_come_in_any_order(data: st.DataObject, history: list[tuple[float, str, bool]]) -> None:
-    found, expected = shown(happened(data.draw(st.permutations(history)))), plain(history)
-    assert found.keys() == expected.keys()
-    for item, interest in found.items():
+    result, expected = shown(happened(data.draw(st.permutations(history)))), plain(history)
+    assert result.keys() == expected.keys()
+    for item, interest in result.items():
         assert (interest.views, interest.at) == (len(expected[item]), max(expected[item]))
         assert interest.weight_at(NOW, HALF_LIFE) == pytest.approx(weight(expected[item], NOW))
 
@@ -265,9 +265,9 @@ def test_views_may_come_in_any_order(data: st.DataObject, history: list[tuple[fl
 def test_whatever_the_order_what_was_bought_after_all_views_is_gone_and_no_other(
     data: st.DataObject, history: list[tuple[float, str, bool]]
 ) -> None:
-    found, expected = shown(happened(data.draw(st.permutations(history)))), plain(history)
-    assert found.keys() == expected.keys()
-    for item, interest in found.items():
+    result, expected = shown(happened(data.draw(st.permutations(history)))), plain(history)
+    assert result.keys() == expected.keys()
+    for item, interest in result.items():
         views = [at for at, name, is_purchase in history if name == item and not is_purchase]
         assert 1 <= interest.views <= len(views)
         assert interest.at == max(expected[item])
@@ -307,18 +307,18 @@ def test_the_best_comes_first_and_stays_there_while_nothing_happens(
 
 @given(st.data(), interests)
 def test_the_order_does_not_depend_on_the_order_of_arrival(data: st.DataObject, mine: list[Interest]) -> None:
-    one, two = Profile(interests=mine), Profile(interests=data.draw(st.permutations(mine)))
-    one.prune_interests(RULES, NOW, LATENESS)
+    item, two = Profile(interests=mine), Profile(interests=data.draw(st.permutations(mine)))
+    item.prune_interests(RULES, NOW, LATENESS)
     two.prune_interests(RULES, NOW, LATENESS)
-    assert one.interests == two.interests
+    assert item.interests == two.interests
 
 
 @given(interests, st.integers(0, 4))
 def test_no_more_than_the_best_are_kept(mine: list[Interest], keep: int) -> None:
-    every, some = Profile(interests=mine), Profile(interests=mine)
+    every, several = Profile(interests=mine), Profile(interests=mine)
     every.prune_interests(RULES, NOW, LATENESS)
-    some.prune_interests(RULES.model_copy(update={"keep": keep}), NOW, LATENESS)
-    assert some.interests == every.interests[:keep]
+    several.prune_interests(RULES.model_copy(update={"keep": keep}), NOW, LATENESS)
+    assert several.interests == every.interests[:keep]
 
 
 @given(interests)
@@ -385,10 +385,10 @@ def test_the_stricter_consent_wins_and_all_that_was_seen_stays(a: Profile, b: Pr
 def test_the_views_of_two_are_those_of_one_who_looked_at_all_of_it(
     mine: list[tuple[float, str, bool]], yours: list[tuple[float, str, bool]]
 ) -> None:
-    both, one = merged(happened(mine), happened(yours)), happened([*mine, *yours])
-    one.prune_interests(RULES, NOW, LATENESS)
-    assert [i.item_id for i in both.interests if i.views] == [i.item_id for i in one.interests if i.views]
-    for a, b in zip(both.interests, one.interests, strict=True):
+    both, item = merged(happened(mine), happened(yours)), happened([*mine, *yours])
+    item.prune_interests(RULES, NOW, LATENESS)
+    assert [i.item_id for i in both.interests if i.views] == [i.item_id for i in item.interests if i.views]
+    for a, b in zip(both.interests, item.interests, strict=True):
         assert (a.views, a.at) == (b.views, b.at)
         assert a.weight == pytest.approx(b.weight)
 
@@ -430,15 +430,15 @@ def test_channels_are_counted_and_beyond_a_few_counted_as_one(came_from: list[st
 
 def test_a_customer_of_many_identities_has_no_more_channels_than_any_other() -> None:
     # Each count is one byte of the packed value.
-    found = Profile()
+    result = Profile()
     for identity in range(40):
-        one = Profile()
+        item = Profile()
         for channel in range(MAX_CHANNELS):
-            one.add_channel(f"{identity}-{channel}")
-        found = merged(found, one) if identity % 2 else merged(one, found)
-    assert len(found.channels) <= MAX_CHANNELS + 1
-    assert sum(found.channels.values()) == 40 * MAX_CHANNELS
-    assert Profile.unpack(found.pack()) == found
+            item.add_channel(f"{identity}-{channel}")
+        result = merged(result, item) if identity % 2 else merged(item, result)
+    assert len(result.channels) <= MAX_CHANNELS + 1
+    assert sum(result.channels.values()) == 40 * MAX_CHANNELS
+    assert Profile.unpack(result.pack()) == result
 
 
 # --- events counted -------------------------------------------------------------------------------------------------
@@ -456,11 +456,11 @@ def test_what_is_too_old_to_come_again_is_forgotten_and_nothing_else(
 
 
 def test_an_event_that_both_have_counted_stands_once_and_those_without_an_id_all() -> None:
-    mine, yours = counted([(1, 1, 7), (1, 1, 0), (2, 1, 8)]), counted([(1, 1, 7), (1, 1, 0), (3, 1, 9)])
-    both = mine.merged(yours)
+    ours, yours = counted([(1, 1, 7), (1, 1, 0), (2, 1, 8)]), counted([(1, 1, 7), (1, 1, 0), (3, 1, 9)])
+    both = ours.merged(yours)
     assert sorted(entries_of(both)) == [(1, 1, 0), (1, 1, 0), (1, 1, 7), (2, 1, 8), (3, 1, 9)]
     assert both.ids == {7, 8, 9}
-    assert entries_of(mine) == [(1, 1, 7), (1, 1, 0), (2, 1, 8)]
+    assert entries_of(ours) == [(1, 1, 7), (1, 1, 0), (2, 1, 8)]
     assert entries_of(yours) == [(1, 1, 7), (1, 1, 0), (3, 1, 9)]
 
 

@@ -80,9 +80,11 @@ def test_the_memory_it_takes_is_bounded_by_what_it_was_given() -> None:
     for start in range(0, 20_000, 64):
         ids = [f"customer-{number:08}" for number in range(start, start + 64)]
         looks = [Interest(f"item-{name}", 3, 1.5 + row, 1e9 + row) for row, name in enumerate(ids)]
-        told = {row: ProfileSummary(scoring=True, automated_response=True, top=look) for row, look in enumerate(looks)}
-        recent.put(ids, [os.urandom(152) for _ in ids], told, 0)
-    del ids, told, looks
+        reported = {
+            row: ProfileSummary(scoring=True, automated_response=True, top=look) for row, look in enumerate(looks)
+        }
+        recent.put(ids, [os.urandom(152) for _ in ids], reported, 0)
+    del ids, reported, looks
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert most / 2 < taken < most

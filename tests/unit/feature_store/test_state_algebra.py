@@ -38,16 +38,16 @@ histories = st.lists(events, max_size=12)
 
 def plain(feature: Feature, history: Sequence[Event], as_of: float) -> float:
     """The definition of a slot, word for word."""
-    mine = [event for event in history if event.event_type == feature.event]
+    ours = [event for event in history if event.event_type == feature.event]
     if feature.aggregate in ("latest", "earliest"):
         never = -math.inf if feature.aggregate == "latest" else math.inf
         pick = max if feature.aggregate == "latest" else min
-        return pick((event.event_time - as_of for event in mine), default=never)
+        return pick((event.event_time - as_of for event in ours), default=never)
     half_life_s = (feature.half_life_days or math.nan) * DAY_S
-    weights = [2 ** (-(as_of - event.event_time) / half_life_s) for event in mine]
+    weights = [2 ** (-(as_of - event.event_time) / half_life_s) for event in ours]
     if feature.aggregate == "count":
         return sum(weights)
-    amounts = [getattr(event, str(feature.field)) or 0.0 for event in mine]
+    amounts = [getattr(event, str(feature.field)) or 0.0 for event in ours]
     if feature.clip is not None:
         amounts = [max(-feature.clip, min(feature.clip, amount)) for amount in amounts]
     return sum(w * amount for w, amount in zip(weights, amounts, strict=True))

@@ -45,12 +45,12 @@ incomes = st.lists(st.just(math.nan) | st.integers(0, 99).map(float), min_size=C
 
 def plain(feature: Feature, history: Sequence[Event], as_of: float) -> float:
     """The definition of a slot, word for word."""
-    mine = [event for event in history if event.event_type == feature.event]
+    ours = [event for event in history if event.event_type == feature.event]
     if feature.aggregate in ("latest", "earliest"):
         pick, never = (max, -math.inf) if feature.aggregate == "latest" else (min, math.inf)
-        return pick((event.event_time - as_of for event in mine), default=never)
+        return pick((event.event_time - as_of for event in ours), default=never)
     total = 0.0
-    for event in mine:
+    for event in ours:
         value = (getattr(event, feature.field) or 0.0) if feature.field else 1.0
         if feature.clip is not None:
             value = max(-feature.clip, min(feature.clip, value))
@@ -72,10 +72,10 @@ def fold(states: tuple[Floats, Floats], history: Sequence[Event]) -> tuple[Float
 def assert_plain(states: tuple[Floats, Floats], history: Sequence[Event], incomes: Sequence[float]) -> None:
     """Each state is that of the customer's own events, as of the newest of them."""
     for row, income in enumerate(incomes):
-        mine = [event for event in history if int(event.customer_id) == row]
-        as_of = max((event.event_time for event in mine), default=-math.inf)
+        ours = [event for event in history if int(event.customer_id) == row]
+        as_of = max((event.event_time for event in ours), default=-math.inf)
         assert states[0][row] == as_of
-        expected = [plain(f, mine, as_of) if f.event else income for f in FEATURES]
+        expected = [plain(f, ours, as_of) if f.event else income for f in FEATURES]
         np.testing.assert_allclose(states[1][row], expected, rtol=1e-11, atol=1e-9)
 
 
@@ -108,8 +108,8 @@ def test_it_does_not_matter_beside_whom_or_in_which_row_a_customer_is_folded(
     np.testing.assert_array_equal(apart[0], together[0][order])
     np.testing.assert_array_equal(apart[1], together[1][order])
     for row in range(CUSTOMERS):
-        mine = [event for event in history if int(event.customer_id) == row]
-        alone = LAYOUT.fold(as_of[[row]], slots[[row]], [0] * len(mine), mine)
+        ours = [event for event in history if int(event.customer_id) == row]
+        alone = LAYOUT.fold(as_of[[row]], slots[[row]], [0] * len(ours), ours)
         np.testing.assert_array_equal(alone[0][0], together[0][row])
         np.testing.assert_array_equal(alone[1][0], together[1][row])
 

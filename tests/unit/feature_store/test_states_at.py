@@ -47,9 +47,9 @@ def test_a_step_holds_no_more_events_than_fit_unless_an_hour_does(hours: dict[in
     events = np.array([hours[hour] for hour in sorted(hours)], dtype=np.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(point_in_time, "MAX_EVENTS", 12)
-        found = step_ends(starts, events, list(map(float, cutoffs)))
-    assert [ends[-1] for ends in found] == cutoffs
-    bounds = [-math.inf, *(end for ends in found for end in ends)]
+        result = step_ends(starts, events, list(map(float, cutoffs)))
+    assert [ends[-1] for ends in result] == cutoffs
+    bounds = [-math.inf, *(end for ends in result for end in ends)]
     assert bounds == sorted(set(bounds))
     for start, end in itertools.pairwise(bounds):
         # The hour that begins the step may have begun before it.

@@ -36,8 +36,8 @@ def test_it_is_the_median_of_each_slot_and_the_most_frequent_category() -> None:
 
 def test_what_most_customers_have_not_the_typical_one_has_not() -> None:
     nothing = LAYOUT.identity
-    some = np.array([-10.0, -90.0, 1.0, 30.0, 2.0])
-    np.testing.assert_array_equal(typical_state(LAYOUT, np.array([nothing, some, nothing])), nothing)
+    several = np.array([-10.0, -90.0, 1.0, 30.0, 2.0])
+    np.testing.assert_array_equal(typical_state(LAYOUT, np.array([nothing, several, nothing])), nothing)
     assert to_manifest(nothing) == [None, None, 0.0, None, None]
 
 
@@ -48,8 +48,8 @@ def test_each_value_is_one_that_some_customer_has(rows: int, seed: int) -> None:
     states[:, 4] = random.integers(0, 4, rows)
     states[random.random((rows, 5)) < 0.3] = np.nan
     states = np.where(np.isnan(states), LAYOUT.identity, states)
-    found = typical_state(LAYOUT, states)
-    same = (states == found) | (np.isnan(states) & np.isnan(found)) | np.isnan(found)
+    result = typical_state(LAYOUT, states)
+    same = (states == result) | (np.isnan(states) & np.isnan(result)) | np.isnan(result)
     assert same.any(axis=0).all()
 
 

@@ -134,8 +134,10 @@ def test_a_quota_is_shared_out_among_workers_and_a_burst_is_a_seconds_unless_it_
 
 def test_a_caller_is_known_by_each_of_its_tokens(tmp_path: Path) -> None:
     file = File(tmp_path, entry("a", "one"), entry("b", sha256=[sha256("old"), sha256("new")]))
-    told = [file.who(f"{scheme} {token}") for scheme in ("Bearer", "bearer") for token in ("one", "old", "new", "one")]
-    assert told == ["a", "b", "b", "a"] * 2
+    reported = [
+        file.who(f"{scheme} {token}") for scheme in ("Bearer", "bearer") for token in ("one", "old", "new", "one")
+    ]
+    assert reported == ["a", "b", "b", "a"] * 2
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_refusals_are_counted(tmp_path: Path) -> None:
 
 
 def test_both_transports_read_the_same_names_from_a_certificate() -> None:
-    told = {
+    reported = {
         "subject": ((("organizationName", "Shop"),), (("commonName", "jobs"),), (("commonName", "second"),)),
         "subjectAltName": (("DNS", "jobs.example"), ("URI", "spiffe://shop/jobs"), ("IP Address", "10.0.0.1")),
     }
@@ -204,7 +206,9 @@ def test_both_transports_read_the_same_names_from_a_certificate() -> None:
         "x509_subject_alternative_name": [b"jobs.example", b"spiffe://shop/jobs", b"10.0.0.1"],
         "x509_pem_cert": [b"PEM"],
     }
-    assert certificate_names(told) == names_of_peer(peer) == ("jobs", "jobs.example", "spiffe://shop/jobs", "10.0.0.1")
+    assert (
+        certificate_names(reported) == names_of_peer(peer) == ("jobs", "jobs.example", "spiffe://shop/jobs", "10.0.0.1")
+    )
     assert certificate_names({}) == names_of_peer({}) == ()
 
 

@@ -253,7 +253,7 @@ def test_grpc_does_not_repeat_a_stream_by_itself(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(grpc, "insecure_channel", noting)
     with EventClient("127.0.0.1:1") as client, pytest.raises(CallFailedError):
         client.stream([Event("a", "view")], timeout_s=0.05)
-    assert [found.get("grpc.enable_retries") for found in options] == [None, 0]
+    assert [result.get("grpc.enable_retries") for result in options] == [None, 0]
     config: Any = RETRY_POLICY["methodConfig"]
-    events = [name for one in config for name in one["name"] if name["service"].endswith("EventService")]
+    events = [name for item in config for name in item["name"] if name["service"].endswith("EventService")]
     assert events == [{"service": "tidemark.v1.EventService", "method": "RecordEvents"}]

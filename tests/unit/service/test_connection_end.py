@@ -55,8 +55,8 @@ class Peer:
     @property
     def trailers(self) -> dict[str, str]:
         """Of the call."""
-        found = [e for e in self.events if isinstance(e, h2.events.TrailersReceived | h2.events.ResponseReceived)]
-        return {str(name): str(value) for event in found for name, value in event.headers or []}
+        result = [e for e in self.events if isinstance(e, h2.events.TrailersReceived | h2.events.ResponseReceived)]
+        return {str(name): str(value) for event in result for name, value in event.headers or []}
 
 
 GOAWAY = 7
@@ -64,12 +64,12 @@ _HEADERS = {":method": "POST", ":scheme": "http", ":path": PATH, ":authority": "
 
 
 def _frames(data: bytes) -> list[bytes]:
-    found = []
+    result = []
     while data:
         end = 9 + int.from_bytes(data[:3])
-        found.append(data[:end])
+        result.append(data[:end])
         data = data[end:]
-    return found
+    return result
 
 
 def test_a_reply_that_waits_to_be_written_is_written_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

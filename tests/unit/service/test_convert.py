@@ -110,8 +110,8 @@ def test_every_figure_of_the_economics_lands_in_its_column() -> None:
         for offer, base in (("churn", 1.0), ("propensity", 2.0))
     }
     economics = scoring_pb2.Economics(margin=0.4, **offers)
-    found = decode_score(score_request(customer_id="a", economics=economics)).economics
-    named = {ECONOMICS[column]: round(figure, 6) for column, figure in found.items()}
+    result = decode_score(score_request(customer_id="a", economics=economics)).economics
+    named = {ECONOMICS[column]: round(figure, 6) for column, figure in result.items()}
     assert named == {
         "margin": 0.4,
         "churn.contact_cost": 1.1,
@@ -357,15 +357,19 @@ def test_an_explanation_stands_with_its_alert() -> None:
     plain = scores_of([("a", ROW, flags, Interest("shoe", 3, 1.0, 1.7e9))], "v1")
     scores = plain._replace(explanations={0: {"churn": WHY}})
     reply = scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), scores)).score
-    told = reply.churn.explanation
-    assert (told.baseline_probability, told.other_contribution, told.exact) == (0.2, 0.01, True)
-    assert [one.direction for one in told.contributions] == [1, 2]
-    assert [one.reason_code for one in told.contributions] == ["AGE_UNKNOWN", "REGION_DIFFERS"]
-    slot = told.contributions[0].slots[0]
+    reported = reply.churn.explanation
+    assert (reported.baseline_probability, reported.other_contribution, reported.exact) == (0.2, 0.01, True)
+    assert [item.direction for item in reported.contributions] == [1, 2]
+    assert [item.reason_code for item in reported.contributions] == ["AGE_UNKNOWN", "REGION_DIFFERS"]
+    slot = reported.contributions[0].slots[0]
     assert (slot.HasField("value"), slot.typical, slot.text) == (False, 40.0, "not known")
     assert not reply.propensity.HasField("explanation")
-    assert (told.threshold.value_if_won, told.threshold.spend_if_won, told.threshold.budget_price) == (23.0, 92.0, 1.0)
-    assert (told.threshold.HasField("offer_cost"), told.threshold.HasField("cost_if_other")) == (False, False)
+    assert (reported.threshold.value_if_won, reported.threshold.spend_if_won, reported.threshold.budget_price) == (
+        23.0,
+        92.0,
+        1.0,
+    )
+    assert (reported.threshold.HasField("offer_cost"), reported.threshold.HasField("cost_if_other")) == (False, False)
     assert score_of(reply).churn.explanation == WHY  # as the client reads it
     reply.churn.ClearField("explanation")
     assert reply == scoring_pb2.ScoreCustomerResponse.FromString(encode_score(ScoreRequest(["a"]), plain)).score

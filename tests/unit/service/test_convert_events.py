@@ -75,17 +75,17 @@ def test_what_is_not_set_is_unknown_and_a_zero_is_none_of_that() -> None:
 )
 def test_an_event_without_a_time_that_can_be_is_refused_for_that(moment: Timestamp | None) -> None:
     event = decoded(customer_id="c", event_type="visit", event_time=moment)
-    found = problem(event, Rules(), NOW)
-    assert found is not None
-    assert found.reason == "EVENT_TIME_INVALID"
+    result = problem(event, Rules(), NOW)
+    assert result is not None
+    assert result.reason == "EVENT_TIME_INVALID"
 
 
 def test_a_time_at_the_end_of_all_seconds_is_in_the_future() -> None:
     event = decoded(customer_id="c", event_type="visit", event_time=Timestamp(seconds=2**63 - 1))
     assert math.isfinite(event.event_time)
-    found = problem(event, Rules(), NOW)
-    assert found is not None
-    assert found.reason == "EVENT_IN_FUTURE"
+    result = problem(event, Rules(), NOW)
+    assert result is not None
+    assert result.reason == "EVENT_IN_FUTURE"
 
 
 def test_a_thousand_events_are_taken_in_their_order_and_one_more_is_not() -> None:
@@ -112,9 +112,9 @@ def test_bytes_that_are_no_events_are_malformed(data: bytes) -> None:
 )
 def test_a_duration_out_of_range_is_refused_for_that(length: Duration) -> None:
     event = decoded(customer_id="c", event_type="visit", event_time=Timestamp(seconds=NOW), duration=length)
-    found = problem(event, Rules(), NOW)
-    assert found is not None
-    assert (found.field, found.reason) == ("duration_s", "DURATION_INVALID")
+    result = problem(event, Rules(), NOW)
+    assert result is not None
+    assert (result.field, result.reason) == ("duration_s", "DURATION_INVALID")
 
 
 def test_other_work_has_turns_while_a_large_message_is_decoded() -> None:

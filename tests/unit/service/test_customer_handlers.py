@@ -94,9 +94,9 @@ def call(method: Callable[[bytes, CallContext], Awaitable[bytes]], request: Any)
 def shown(state: State | None, record: Profile) -> customers_pb2.GetCustomerResponse:
     value = None if state is None else LAYOUT.pack(state)
     store = FakeStore(Customer("root", LAYOUT.unpack([value]), record, LAYOUT))
-    found = call(customers(store).get, customers_pb2.GetCustomerRequest(customer_id="alias"))
+    result = call(customers(store).get, customers_pb2.GetCustomerRequest(customer_id="alias"))
     assert store.asked == [("get", "alias")]
-    return customers_pb2.GetCustomerResponse.FromString(found)
+    return customers_pb2.GetCustomerResponse.FromString(result)
 
 
 # --- showing --------------------------------------------------------------------------------------------------------

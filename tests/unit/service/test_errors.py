@@ -81,9 +81,9 @@ def test_every_status_code_of_grpc_is_there() -> None:
 
 @pytest.mark.parametrize(("reason", "code"), TABLE.items())
 def test_a_reason_maps_to_its_code(reason: str, code: str) -> None:
-    found = RequestError(Reason[reason], "what and how to mend it").code
-    assert found.name == code
-    assert GRPC_CODES[found.value] is getattr(grpc.StatusCode, code)
+    result = RequestError(Reason[reason], "what and how to mend it").code
+    assert result.name == code
+    assert GRPC_CODES[result.value] is getattr(grpc.StatusCode, code)
 
 
 def test_a_delay_of_its_own_is_told_to_callers_and_to_the_retries_of_grpc() -> None:
@@ -101,14 +101,14 @@ def test_a_delay_of_its_own_is_told_to_callers_and_to_the_retries_of_grpc() -> N
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_status_carries_one_error_info_and_says_when_to_retry(reason: Reason) -> None:
-    found = status(RequestError(reason, "what and how to mend it", "customer_id"))
+    result = status(RequestError(reason, "what and how to mend it", "customer_id"))
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    infos = [detail for detail in found.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
+    infos = [detail for detail in result.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
     assert len(infos) == 1
     infos[0].Unpack(info)
     assert (info.reason, info.domain, dict(info.metadata)) == (reason.value, "tidemark", {"field": "customer_id"})
-    retries = [detail for detail in found.details if detail.Unpack(retry)]
-    may_help = found.code in {Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED}
+    retries = [detail for detail in result.details if detail.Unpack(retry)]
+    may_help = result.code in {Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED}
     assert bool(retries) == (may_help and reason is not Reason.MESSAGE_TOO_LARGE)
     if retries:
         assert 0 < retry.retry_delay.ToTimedelta().total_seconds() <= 5
@@ -130,10 +130,10 @@ def test_every_error_links_to_the_page_of_its_reason(
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_an_invalid_argument_names_its_field_as_other_tools_expect_it(reason: Reason) -> None:
-    found = status(RequestError(reason, "what is wrong", "customer_id"))
+    result = status(RequestError(reason, "what is wrong", "customer_id"))
     request = error_details_pb2.BadRequest()
-    requests = [detail for detail in found.details if detail.Unpack(request)]
-    assert len(requests) == (found.code == Code.INVALID_ARGUMENT)
+    requests = [detail for detail in result.details if detail.Unpack(request)]
+    assert len(requests) == (result.code == Code.INVALID_ARGUMENT)
     assert [(wrong.field, wrong.description) for wrong in request.field_violations] == [
         ("customer_id", "what is wrong")
     ] * len(requests)

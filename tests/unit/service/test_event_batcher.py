@@ -85,33 +85,33 @@ def record(*mine: Event) -> tuple[RecordingResult, Store]:
 
 
 def test_rejected_and_guarded_events_are_reported_by_their_position_in_the_request() -> None:
-    found, store = record(*events("late", "ok", "clip", "dup", "withheld", "ok", "late", "clip", "withheld"))
-    assert (found.accepted, found.duplicates) == (4, 1)
-    assert [(noted.at, noted.problem.reason) for noted in found.rejected] == [
+    result, store = record(*events("late", "ok", "clip", "dup", "withheld", "ok", "late", "clip", "withheld"))
+    assert (result.accepted, result.duplicates) == (4, 1)
+    assert [(noted.at, noted.problem.reason) for noted in result.rejected] == [
         (0, "EVENT_TOO_LATE"),
         (4, "CONSENT_WITHHELD"),
         (6, "EVENT_TOO_LATE"),
         (8, "CONSENT_WITHHELD"),
     ]
-    assert found.guarded == [IndexedProblem(2, CLIPPED), IndexedProblem(7, CLIPPED)]
+    assert result.guarded == [IndexedProblem(2, CLIPPED), IndexedProblem(7, CLIPPED)]
     assert store.batches == [["c"] * 7]
 
 
 @given(st.lists(st.sampled_from(["ok", "dup", "clip", "withheld", "late"]), max_size=300))
 def test_positions_are_right_however_a_request_is_cut(kinds: list[str]) -> None:
-    found, store = record(*events(*kinds))
+    result, store = record(*events(*kinds))
     places: dict[str, list[int]] = {kind: [at for at, k in enumerate(kinds) if k == kind] for kind in set(kinds)}
-    assert found.accepted == kinds.count("ok") + kinds.count("clip")
-    assert found.duplicates == kinds.count("dup")
-    assert [noted.at for noted in found.rejected] == sorted([*places.get("withheld", []), *places.get("late", [])])
-    assert [noted.at for noted in found.guarded] == places.get("clip", [])
+    assert result.accepted == kinds.count("ok") + kinds.count("clip")
+    assert result.duplicates == kinds.count("dup")
+    assert [noted.at for noted in result.rejected] == sorted([*places.get("withheld", []), *places.get("late", [])])
+    assert [noted.at for noted in result.guarded] == places.get("clip", [])
     assert sum(map(len, store.batches)) == len(kinds) - kinds.count("late")
 
 
 @pytest.mark.parametrize("kinds", [(), ("late",), ("late", "late")])
 def test_where_nothing_is_good_nothing_is_stored(kinds: tuple[str, ...]) -> None:
-    found, store = record(*events(*kinds))
-    assert (found.accepted, len(found.rejected)) == (0, len(kinds))
+    result, store = record(*events(*kinds))
+    assert (result.accepted, len(result.rejected)) == (0, len(kinds))
     assert store.batches == []
 
 
@@ -138,8 +138,8 @@ def test_calls_that_arrive_together_form_one_batch() -> None:
     async def main() -> None:
         store = Store()
         recorder = recorder_of(store)
-        found = await asyncio.gather(*(recorder.record(events("ok")) for _ in range(BATCH_ROWS)))
-        assert [one.accepted for one in found] == [1] * BATCH_ROWS
+        result = await asyncio.gather(*(recorder.record(events("ok")) for _ in range(BATCH_ROWS)))
+        assert [item.accepted for item in result] == [1] * BATCH_ROWS
         assert [len(batch) for batch in store.batches] == [BATCH_ROWS]
 
     run(main())
@@ -165,8 +165,8 @@ def test_no_batch_is_larger_than_it_may_be_and_few_are_under_way() -> None:
         store = Store()
         recorder = recorder_of(store)
         sizes = [1000, 1, 63, 64, 65, 300]
-        found = await asyncio.gather(*(recorder.record(events(*["ok"] * size)) for size in sizes))
-        assert [one.accepted for one in found] == sizes
+        result = await asyncio.gather(*(recorder.record(events(*["ok"] * size)) for size in sizes))
+        assert [item.accepted for item in result] == sizes
         assert max(map(len, store.batches)) == BATCH_ROWS
         assert len(store.batches) <= math.ceil(sum(sizes) / BATCH_ROWS) + WORKERS
         assert store.most_at_once == WORKERS
@@ -272,9 +272,9 @@ def test_a_failure_fails_the_calls_of_its_batch_and_no_other() -> None:
         calls += [asyncio.create_task(recorder.record([event(name)])) for name in ("bad", "neighbour")]
         await settle()
         gate.set()
-        found = await asyncio.gather(*calls, return_exceptions=True)
+        result = await asyncio.gather(*calls, return_exceptions=True)
         assert store.batches == [["a"], ["b"], ["bad", "neighbour"]]
-        assert [isinstance(one, RequestError) for one in found] == [False, False, True, True]
+        assert [isinstance(item, RequestError) for item in result] == [False, False, True, True]
         assert (await recorder.record(events("ok"))).accepted == 1
 
     run(main())
@@ -305,8 +305,8 @@ def test_a_caller_that_gives_up_does_not_disturb_its_neighbours() -> None:
         calls[0].cancel()
         calls[3].cancel()
         gate.set()
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        assert [isinstance(one, RecordingResult) and one.accepted for one in found] == [False, 100, 100, False]
+        result = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(item, RecordingResult) and item.accepted for item in result] == [False, 100, 100, False]
         assert not any("3" in batch for batch in store.batches)  # its turn had not come yet
 
     run(main())
@@ -319,11 +319,11 @@ def message(*mine: Event) -> bytes:
     return events_pb2.StreamEventsRequest(
         events=[
             events_pb2.Event(
-                customer_id=one.customer_id,
-                event_type=one.event_type,
-                event_time=Timestamp(seconds=int(one.event_time)),
+                customer_id=item.customer_id,
+                event_type=item.event_type,
+                event_time=Timestamp(seconds=int(item.event_time)),
             )
-            for one in mine
+            for item in mine
         ]
     ).SerializeToString()
 
@@ -331,7 +331,7 @@ def message(*mine: Event) -> bytes:
 def streamed(store: Store, *messages: bytes) -> list[events_pb2.StreamEventsResponse]:
     async def main() -> list[events_pb2.StreamEventsResponse]:
         stream = EventStream(recorder_of(store), NO_CONTEXT)
-        return [events_pb2.StreamEventsResponse.FromString(await stream.answer(one)) for one in messages]
+        return [events_pb2.StreamEventsResponse.FromString(await stream.answer(item)) for item in messages]
 
     return asyncio.run(main())
 
@@ -346,13 +346,13 @@ def test_each_message_of_a_stream_is_acknowledged_with_its_own_outcome() -> None
     )
     assert [reply.acknowledged_messages for reply in replies] == [1, 2, 3, 4]
     assert [(reply.accepted, reply.duplicates) for reply in replies] == [(1, 0), (0, 0), (1, 1), (1, 0)]
-    assert [[(one.index, one.field) for one in reply.rejected] for reply in replies] == [
+    assert [[(item.index, item.field) for item in reply.rejected] for reply in replies] == [
         [(1, "event_time")],
         [],
         [(2, "customer_id")],
         [(0, "event_time")],
     ]
-    assert [[(one.index, one.field, one.reason, one.message) for one in reply.guarded] for reply in replies] == [
+    assert [[(item.index, item.field, item.reason, item.message) for item in reply.guarded] for reply in replies] == [
         [],
         [],
         [(0, *CLIPPED)],
@@ -363,8 +363,8 @@ def test_each_message_of_a_stream_is_acknowledged_with_its_own_outcome() -> None
 def test_an_acknowledgement_tells_every_event_that_was_refused_or_guarded() -> None:
     (reply,) = streamed(Store(), message(*events(*["late", "clip"] * 500)))
     assert reply.accepted == 500
-    assert [one.index for one in reply.rejected] == list(range(0, 1000, 2))
-    assert [one.index for one in reply.guarded] == list(range(1, 1000, 2))
+    assert [item.index for item in reply.rejected] == list(range(0, 1000, 2))
+    assert [item.index for item in reply.guarded] == list(range(1, 1000, 2))
 
 
 def test_a_message_that_fails_ends_the_stream_and_earlier_events_stay_recorded() -> None:

@@ -68,7 +68,7 @@ def test_calls_that_would_wait_too_long_are_shed_and_the_others_recorded() -> No
         await settle()
         gate.open.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        shed = [one for one in outcomes if isinstance(one, RequestError)]
+        shed = [item for item in outcomes if isinstance(item, RequestError)]
         assert {error.reason for error in shed} == {Reason.OVERLOADED}
         assert all(error.retry_after_s and error.pushback_ms for error in shed)
         assert len(shed) == recorder.drops.shed == 7  # two and a half batches of 2 ms, for two workers

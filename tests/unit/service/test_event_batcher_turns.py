@@ -42,7 +42,7 @@ class Store:
         for _ in range(self.turns):
             await asyncio.sleep(0)
         self.at_once -= 1
-        return [DUPLICATE if one.event_id == "again" else ACCEPTED for one in events]
+        return [DUPLICATE if item.event_id == "again" else ACCEPTED for item in events]
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -68,8 +68,8 @@ def test_events_that_come_in_the_very_turn_in_which_the_workers_end_are_not_left
         calls = [asyncio.create_task(recorder.record([event()])) for _ in range(WORKERS)]
         await asyncio.sleep(0)  # now the workers have been made, and end in the next turn
         calls.append(asyncio.create_task(recorder.record([event()])))
-        found = await asyncio.wait_for(asyncio.gather(*calls), PATIENCE_S)
-        assert [one.accepted for one in found] == [1] * (WORKERS + 1)
+        result = await asyncio.wait_for(asyncio.gather(*calls), PATIENCE_S)
+        assert [item.accepted for item in result] == [1] * (WORKERS + 1)
 
     asyncio.run(run())
 
@@ -84,7 +84,7 @@ def test_calls_share_batches_and_each_gets_the_outcomes_of_its_own_events() -> N
             recorder.record([event(), event("")]),
             *(recorder.record([event()]) for _ in "12345"),
         )
-        assert [(found.accepted, found.duplicates, len(found.rejected)) for found in replies] == [
+        assert [(result.accepted, result.duplicates, len(result.rejected)) for result in replies] == [
             (100, 100, 0),
             (1, 0, 1),
             *[(1, 0, 0)] * 5,

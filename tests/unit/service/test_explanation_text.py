@@ -31,8 +31,8 @@ def said(
     feature: Feature, value: float, typical: float, amount: float = 0.123, offer: str = "churn"
 ) -> tuple[str, str]:
     (player,) = players_of([feature])
-    found = contribution_of(offer, player, amount, [(feature, value, typical)])
-    return found.reason_code, found.sentence
+    result = contribution_of(offer, player, amount, [(feature, value, typical)])
+    return result.reason_code, result.sentence
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_values_have_units_that_a_program_can_use() -> None:
 
 def test_one_measure_of_one_event_is_one_player() -> None:
     again = COUNT.model_copy(update={"name": "carts_7", "half_life_days": 7.0})
-    found = players_of([again, LATEST, COUNT, REGION, AMOUNT])
-    assert [(player.name, player.slots) for player in found] == [
+    result = players_of([again, LATEST, COUNT, REGION, AMOUNT])
+    assert [(player.name, player.slots) for player in result] == [
         ("add_to_cart_count", (0, 2)),
         ("purchase_recency", (1,)),
         ("region", (3,)),

@@ -47,13 +47,13 @@ def code(body: bytes, encoding: bytes = IDENTITY, most: int = MOST) -> Code:
 def test_messages_come_out_in_order_wherever_the_body_was_cut(messages: list[bytes], data: st.DataObject) -> None:
     whole = b"".join(map(frame, messages))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=10)))
-    body, found = bytearray(), []
+    body, result = bytearray(), []
     for start, stop in zip([0, *cuts], [*cuts, len(whole)], strict=True):
         body += whole[start:stop]
         while (taken := next_message(body, IDENTITY, MOST)) is not None:
-            found.append(taken[0])
+            result.append(taken[0])
             del body[: taken[1]]
-    assert found == messages
+    assert result == messages
     assert not body
 
 
@@ -73,11 +73,11 @@ def test_what_others_compress_comes_out_as_it_went_in(encoding: bytes, message: 
 @given(st.binary(max_size=200), st.sampled_from([IDENTITY, GZIP, DEFLATE, b"br", b""]))
 def test_any_bytes_are_a_message_within_bounds_or_an_error_with_a_status(body: bytes, encoding: bytes) -> None:
     try:
-        found = next_message(body, encoding, 100)
+        result = next_message(body, encoding, 100)
     except (CallError, RequestError) as error:
         assert error.code in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED)  # noqa: PT017  # either is right
     else:
-        assert found is None or (len(found[0]) <= 100 and PREFIX <= found[1] <= len(body))
+        assert result is None or (len(result[0]) <= 100 and PREFIX <= result[1] <= len(body))
 
 
 @given(st.binary(min_size=1, max_size=2000), st.sampled_from([GZIP, DEFLATE]), st.data())
@@ -179,9 +179,9 @@ def test_messages_and_details_come_through_headers_as_clients_read_them(message:
     text = headers[b"grpc-message"].decode("ascii")
     assert text.isprintable()
     assert unquote(text) == message
-    found = headers.get(b"grpc-status-details-bin", b"")
-    assert b"=" not in found
-    assert base64.b64decode(found + b"=" * (-len(found) % 4), validate=True) == details
+    result = headers.get(b"grpc-status-details-bin", b"")
+    assert b"=" not in result
+    assert base64.b64decode(result + b"=" * (-len(result) % 4), validate=True) == details
 
 
 def test_when_to_come_back_is_a_trailer_of_its_own() -> None:

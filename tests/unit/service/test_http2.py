@@ -53,9 +53,9 @@ class Pair:
         return self.server.receive(self.client.data_to_send())
 
     def to_client(self) -> list[h2.events.Event]:
-        found = self.client.receive_data(self.server.to_send())
-        self.events += found
-        return found
+        result = self.client.receive_data(self.server.to_send())
+        self.events += result
+        return result
 
     def ask(self, body: bytes = b"body", *more: tuple[bytes, bytes], end: bool = True) -> Stream:
         stream = self.client.get_next_available_stream_id()
@@ -73,8 +73,8 @@ class Pair:
 
     def goodbyes(self) -> list[tuple[int, int]]:
         """Code and last stream of each GOAWAY."""
-        found = [e for e in self.events if isinstance(e, h2.events.ConnectionTerminated)]
-        return [(int(e.error_code or 0), e.last_stream_id or 0) for e in found]
+        result = [e for e in self.events if isinstance(e, h2.events.ConnectionTerminated)]
+        return [(int(e.error_code or 0), e.last_stream_id or 0) for e in result]
 
 
 def wire(bodies: Sequence[bytes]) -> bytes:
@@ -446,12 +446,14 @@ def test_the_parser_is_the_one_that_was_examined() -> None:
     own = zttp.Connection(zttp.SERVER, zttp.HTTP2)
     own.initiate_connection()
     settings = own.data_to_send()[9:]
-    found = {int.from_bytes(settings[at : at + 2]): int.from_bytes(settings[at + 2 : at + 6]) for at in range(0, 30, 6)}
+    result = {
+        int.from_bytes(settings[at : at + 2]): int.from_bytes(settings[at + 2 : at + 6]) for at in range(0, 30, 6)
+    }
     codes = h2.settings.SettingCodes
-    assert found[codes.MAX_CONCURRENT_STREAMS] == 128
-    assert found[codes.MAX_HEADER_LIST_SIZE] == 65_536
-    assert found[codes.HEADER_TABLE_SIZE] == 4096
-    assert found[codes.MAX_FRAME_SIZE] == 16_384
+    assert result[codes.MAX_CONCURRENT_STREAMS] == 128
+    assert result[codes.MAX_HEADER_LIST_SIZE] == 65_536
+    assert result[codes.HEADER_TABLE_SIZE] == 4096
+    assert result[codes.MAX_FRAME_SIZE] == 16_384
 
 
 SHED: Headers = [(b"content-type", b"application/grpc"), (b"grpc-status", b"8"), (b"details", b"x" * 300)]
@@ -468,18 +470,18 @@ def test_who_is_shed_gets_headers_alone_and_is_never_seen(welcome: list[bool], c
         pair.client.send_data(stream, b"body", end_stream=True)
     data = pair.client.data_to_send()
     for at in range(0, len(data), cut):
-        for one in list(pair.server.receive(data[at : at + cut])):
-            seen.add(one.id)
-            if one.ended:
-                pair.server.send(one, HEAD, b"reply", OK)
+        for item in list(pair.server.receive(data[at : at + cut])):
+            seen.add(item.id)
+            if item.ended:
+                pair.server.send(item, HEAD, b"reply", OK)
         pair.to_client()
     assert seen == {stream for stream, let in zip(asked, welcome, strict=True) if let}
-    told = {e.stream_id: dict(e.headers or []) for e in pair.events if isinstance(e, h2.events.ResponseReceived)}
-    assert set(told) == set(asked)
+    reported = {e.stream_id: dict(e.headers or []) for e in pair.events if isinstance(e, h2.events.ResponseReceived)}
+    assert set(reported) == set(asked)
     ended = [e.stream_id for e in pair.events if isinstance(e, h2.events.StreamEnded)]
     assert sorted(ended) == asked
     for stream, let in zip(asked, welcome, strict=True):
-        assert told[stream] == {b":status": b"200", **dict(HEAD if let else SHED)}
+        assert reported[stream] == {b":status": b"200", **dict(HEAD if let else SHED)}
     assert not pair.server.streams
 
 

@@ -44,9 +44,9 @@ def output_of(code: str) -> set[str]:
 
 
 def test_the_server_imports_no_training_code() -> None:
-    found = output_of(IMPORTED.format(module="service.app.server"))
-    assert {"onnxruntime", "redis", "grpc"} <= found
-    assert not found & {"training", "sklearn", "skl2onnx", "onnx", "pandas", "duckdb", "scipy", "rich"}
+    result = output_of(IMPORTED.format(module="service.app.server"))
+    assert {"onnxruntime", "redis", "grpc"} <= result
+    assert not result & {"training", "sklearn", "skl2onnx", "onnx", "pandas", "duckdb", "scipy", "rich"}
 
 
 def test_the_client_works_with_grpc_and_protobuf_alone() -> None:
@@ -54,15 +54,15 @@ def test_the_client_works_with_grpc_and_protobuf_alone() -> None:
 
 
 def test_training_imports_no_server() -> None:
-    found = output_of(IMPORTED.format(module="training.__main__"))
-    assert {"sklearn", "onnx", "duckdb"} <= found
-    assert not found & {"service", "grpc", "tidemark", "uvloop"}
+    result = output_of(IMPORTED.format(module="training.__main__"))
+    assert {"sklearn", "onnx", "duckdb"} <= result
+    assert not result & {"service", "grpc", "tidemark", "uvloop"}
 
 
 def test_a_load_test_needs_no_server_and_a_server_no_load_test() -> None:
-    found = output_of(IMPORTED.format(module="tidemark.load.cli"))
-    assert {"rich", "numpy", "zttp", "hdrh"} <= found
-    assert not found & {
+    result = output_of(IMPORTED.format(module="tidemark.load.cli"))
+    assert {"rich", "numpy", "zttp", "hdrh"} <= result
+    assert not result & {
         "feature_store",
         "service",
         "redis",
@@ -105,10 +105,10 @@ def test_few_modules_know_each_library_that_may_be_replaced(library: str, only: 
             name.partition(".")[0] for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
         }
 
-    found = [
+    result = [
         path.relative_to(folder).as_posix()
         for folder in (Path(package.__path__[0]) for package in (feature_store, service, tidemark))
         for path in folder.rglob("*.py")
         if library in imports(path)
     ]
-    assert sorted(found) == sorted(only)
+    assert sorted(result) == sorted(only)

@@ -37,9 +37,9 @@ def test_an_error_is_named_without_its_trace(
 ) -> None:
     started(monkeypatch, "text")
     logging.getLogger("grpc").error("Exception in RPC [%s]", "ScoreCustomer", exc_info=ValueError("customer 17"))
-    told = capsys.readouterr().err
-    assert told.endswith(" ERROR Exception in RPC [ScoreCustomer] (ValueError)\n")
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.endswith(" ERROR Exception in RPC [ScoreCustomer] (ValueError)\n")
+    assert reported.count("\n") == 1
 
 
 def test_other_records_are_left_alone() -> None:
@@ -71,8 +71,8 @@ def test_errors_of_the_event_loop_are_logged_without_their_data(caplog: pytest.L
 def test_a_customer_is_named_by_an_hmac_of_the_id() -> None:
     log = CustomerLog()
     log.key = b"of the shop"
-    found = log.hashed("küche-17")
-    assert found == hmac.new(b"of the shop", "küche-17".encode(), hashlib.sha256).hexdigest()[:16]
+    result = log.hashed("küche-17")
+    assert result == hmac.new(b"of the shop", "küche-17".encode(), hashlib.sha256).hexdigest()[:16]
     assert CustomerLog().hashed("17") != CustomerLog().hashed("17")
     assert customers.hashed("17") == customers.hashed("17")
 

@@ -55,8 +55,8 @@ def page(*snapshots: object) -> dict[str, Metric]:
 
     class Told(prometheus_client.registry.Collector):
         def collect(self) -> list[Metric]:
-            told = {number: json.loads(json.dumps(snapshot)) for number, snapshot in enumerate(snapshots)}
-            return list(families(told).values())
+            reported = {number: json.loads(json.dumps(snapshot)) for number, snapshot in enumerate(snapshots)}
+            return list(families(reported).values())
 
     registry = prometheus_client.CollectorRegistry()
     registry.register(Told())
@@ -79,14 +79,14 @@ def test_a_histogram_counts_as_the_library_does(one_by_one: list[float], at_once
         family.name: family
         for family in text_string_to_metric_families(prometheus_client.generate_latest(registry).decode())
     }
-    found = page(metrics.snapshot())
+    result = page(metrics.snapshot())
 
     def buckets(families: Mapping[str, Metric]) -> dict[float, float]:
         return {float(dict(labels)["le"]): count for labels, count in samples(families, "h_bucket").items()}
 
-    assert buckets(found) == buckets(expected)
-    assert samples(found, "h_count") == samples(expected, "h_count")
-    assert samples(found, "h_sum")[()] == pytest.approx(samples(expected, "h_sum")[()])
+    assert buckets(result) == buckets(expected)
+    assert samples(result, "h_count") == samples(expected, "h_count")
+    assert samples(result, "h_sum")[()] == pytest.approx(samples(expected, "h_sum")[()])
 
 
 def test_calls_are_counted_by_method_and_code_and_health_is_not() -> None:
@@ -98,13 +98,13 @@ def test_calls_are_counted_by_method_and_code_and_health_is_not() -> None:
     metrics.ended(SCORE, Code.NOT_FOUND, 0.001, RequestError(Reason.CUSTOMER_UNKNOWN, "…"))
     metrics.ended(SCORE, Code.INTERNAL, 0.001, ValueError("customer 17"))
     metrics.ended(HEALTH.encode(), Code.OK, 0.001)
-    found, method = page(metrics.snapshot()), ("method", SCORE[1:])
-    assert samples(found, "calls_total") == {
+    result, method = page(metrics.snapshot()), ("method", SCORE[1:])
+    assert samples(result, "calls_total") == {
         (("code", "OK"), method): 3.0,
         (("code", "NOT_FOUND"), method): 1.0,
         (("code", "INTERNAL"), method): 1.0,
     }
-    assert samples(found, "call_seconds_count") == {(method,): 5.0}
+    assert samples(result, "call_seconds_count") == {(method,): 5.0}
     assert metrics.errors == {"CUSTOMER_UNKNOWN": 1, "INTERNAL": 1}
 
 
@@ -129,10 +129,10 @@ def test_ages_are_counted_though_they_are_put_into_buckets_together() -> None:
     metrics = Metrics([])
     for _ in range(AGES_AT_ONCE + 3):
         metrics.features_aged(np.array([5.0, 7200.0]))
-    found = metrics.feature_ages()
-    assert found.counts[found.bounds.index(10.0)] == AGES_AT_ONCE + 3
-    assert sum(found.counts) == 2 * (AGES_AT_ONCE + 3)
-    assert sum(metrics.feature_ages().counts) == sum(found.counts)  # asked again, nothing is counted twice
+    result = metrics.feature_ages()
+    assert result.counts[result.bounds.index(10.0)] == AGES_AT_ONCE + 3
+    assert sum(result.counts) == 2 * (AGES_AT_ONCE + 3)
+    assert sum(metrics.feature_ages().counts) == sum(result.counts)  # asked again, nothing is counted twice
 
 
 def test_two_metrics_cannot_have_the_same_name() -> None:
@@ -149,10 +149,10 @@ def test_samples_are_labelled_by_worker_and_each_name_is_one_family() -> None:
         metrics.gauge("waiting", "Waiting.", lambda: {"small": spikes, "large": 0}, "lane")
         return metrics
 
-    found = page(one(3).snapshot(), one(4).snapshot())
-    assert list(found) == ["spikes", "waiting"]
-    assert [(s.labels, s.value) for s in found["spikes"].samples] == [({"worker": "0"}, 3.0), ({"worker": "1"}, 4.0)]
-    assert {(s.labels["worker"], s.labels["lane"]) for s in found["waiting"].samples} == {
+    result = page(one(3).snapshot(), one(4).snapshot())
+    assert list(result) == ["spikes", "waiting"]
+    assert [(s.labels, s.value) for s in result["spikes"].samples] == [({"worker": "0"}, 3.0), ({"worker": "1"}, 4.0)]
+    assert {(s.labels["worker"], s.labels["lane"]) for s in result["waiting"].samples} == {
         (worker, lane) for worker in "01" for lane in ("small", "large")
     }
 
@@ -175,18 +175,18 @@ def test_a_worker_that_is_gone_or_late_is_left_out_and_its_late_answer_is_thrown
     metrics.counter("reads_total", "…", read)
 
     async def scrape() -> None:
-        (mine, asked), (gone, theirs) = Pipe(), Pipe()
+        (ours, asked), (gone, theirs) = Pipe(), Pipe()
         theirs.close()
-        with closing(mine), closing(asked), closing(gone):
-            late = await asyncio.to_thread(collected, {0: mine, 1: gone})  # nobody answers yet
+        with closing(ours), closing(asked), closing(gone):
+            late = await asyncio.to_thread(collected, {0: ours, 1: gone})  # nobody answers yet
             assert late["tidemark_workers"].samples[0].value == 0
             monkeypatch.setattr("service.telemetry.prometheus.SCRAPE_TIMEOUT_S", PATIENCE_S)
             answer_scrapes(asked, metrics.snapshot)
             await asyncio.to_thread(until, lambda: calls)  # the first question is answered now, too late
-            found = await asyncio.to_thread(collected, {0: mine, 1: gone})
-            assert found["tidemark_workers"].samples[0].value == 1
-            assert found["reads"].samples[0].value == 2
-            mine.close()
+            result = await asyncio.to_thread(collected, {0: ours, 1: gone})
+            assert result["tidemark_workers"].samples[0].value == 1
+            assert result["reads"].samples[0].value == 2
+            ours.close()
             await asyncio.sleep(0.05)  # nobody will ask any more, and the loop goes on
 
     asyncio.run(scrape())

@@ -92,8 +92,8 @@ def test_a_draw_is_the_same_in_every_process_and_release() -> None:
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
 def test_the_share_of_customers_is_as_requested_for_ids_of_any_pattern(pattern: str, share: float) -> None:
     count = 20_000
-    found = sum(in_canary([pattern.format(number) for number in range(count)], share))
-    assert abs(found - count * share) < 5 * np.sqrt(count * share * (1 - share))
+    result = sum(in_canary([pattern.format(number) for number in range(count)], share))
+    assert abs(result - count * share) < 5 * np.sqrt(count * share * (1 - share))
 
 
 # --- batches of both ------------------------------------------------------------------------------------------------
@@ -122,13 +122,13 @@ def test_each_customer_of_a_batch_is_answered_by_the_right_model_in_the_right_pl
 
 
 def test_the_terms_of_a_call_reach_both_models() -> None:
-    (active, one), (canary, two) = served("old", 0.1), served("new", 0.2)
+    (active, item), (canary, two) = served("old", 0.1), served("new", 0.2)
     ids = [str(number) for number in range(50)]
     asyncio.run(ModelRouter(ModelSet(active, canary, 0.5)).score([ScoreRequest(ids, {3: 9.0}, 60.0)]))
-    for scorer in (one, two):
+    for scorer in (item, two):
         ((part,),) = scorer.asked
         assert (part.economics, part.max_age_s) == ({3: 9.0}, 60.0)
-    assert sorted([*one.asked[0][0].customer_ids, *two.asked[0][0].customer_ids]) == sorted(ids)
+    assert sorted([*item.asked[0][0].customer_ids, *two.asked[0][0].customer_ids]) == sorted(ids)
 
 
 def test_a_store_that_is_away_fails_a_mixed_batch_as_it_fails_any() -> None:

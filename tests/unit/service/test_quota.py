@@ -56,11 +56,11 @@ rates = st.floats(0.01, 1e5)
 def test_over_any_time_no_more_is_given_than_rate_and_burst_allow(
     asked: Sequence[tuple[float, int]], rate: float, burst: float
 ) -> None:
-    found, clock = bucket(rate, burst)
+    result, clock = bucket(rate, burst)
     given_at: list[tuple[float, int]] = []
     for pause, units in asked:
         clock.now += pause
-        if not found.take(units):
+        if not result.take(units):
             given_at.append((clock.now, units))
     for first, (start, _) in enumerate(given_at):
         total = 0
@@ -74,34 +74,34 @@ def test_over_any_time_no_more_is_given_than_rate_and_burst_allow(
 def test_after_the_wait_that_was_told_the_same_call_passes_and_just_before_it_does_not(
     asked: Sequence[tuple[float, int]], rate: float, burst: float
 ) -> None:
-    found, clock = bucket(rate, burst)
+    result, clock = bucket(rate, burst)
     for pause, units in asked:
         clock.now += pause
-        if wait_s := found.take(units):
+        if wait_s := result.take(units):
             began = clock.now
             clock.now = began + wait_s * 0.99
             if clock.now < began + wait_s:
-                assert found.take(units) > 0
+                assert result.take(units) > 0
             clock.now = began + wait_s * 1.001 + SLACK
-            assert found.take(units) == 0
+            assert result.take(units) == 0
 
 
 @given(rates, rates, st.integers(1, 1000))
 def test_a_full_bucket_gives_whatever_is_asked_and_what_was_too_much_is_owed(
     rate: float, burst: float, units: int
 ) -> None:
-    found, clock = bucket(rate, burst)
-    assert found.take(units) == 0
+    result, clock = bucket(rate, burst)
+    assert result.take(units) == 0
     clock.now += max(0.0, units - burst) / rate * 0.99
     if units > burst * 1.1:
-        assert found.take(1) > 0
+        assert result.take(1) > 0
 
 
 def test_time_that_goes_by_fills_it_no_further_than_the_burst() -> None:
-    found, clock = bucket(rate=10, burst=20)
+    result, clock = bucket(rate=10, burst=20)
     clock.now += 1e6
-    assert found.take(20) == 0
-    assert found.take(1) == pytest.approx(0.1)
+    assert result.take(20) == 0
+    assert result.take(1) == pytest.approx(0.1)
 
 
 # --- methods that take from it --------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_the_refusal_names_the_caller_and_when_to_come_back() -> None:
     status = status_pb2.Status.FromString(encoded)
     failure, retry = error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
     assert [detail.Unpack(failure) for detail in status.details].count(True) == 1
-    assert [(one.subject, one.description) for one in failure.violations] == [("shop", "used up")]
+    assert [(item.subject, item.description) for item in failure.violations] == [("shop", "used up")]
     assert [detail.Unpack(retry) for detail in status.details].count(True) == 1
     assert retry.retry_delay.ToTimedelta().total_seconds() == 1.25
     assert status.code == Code.RESOURCE_EXHAUSTED

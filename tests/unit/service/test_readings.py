@@ -63,8 +63,8 @@ def shown() -> Shown:
 def test_calls_that_are_not_worked_on_are_told_by_queue_and_cause(shown: Shown) -> None:
     shown.batcher.drops.shed, shown.batcher.drops.expired = 3, 2
     shown.components.event_batcher.drops.cancelled = 1
-    told = {labels: count for labels, count in shown.told("tidemark_dropped_calls_total").items() if count}
-    assert told == {("scoring", "shed"): 3, ("scoring", "expired"): 2, ("events", "cancelled"): 1}
+    reported = {labels: count for labels, count in shown.told("tidemark_dropped_calls_total").items() if count}
+    assert reported == {("scoring", "shed"): 3, ("scoring", "expired"): 2, ("events", "cancelled"): 1}
 
 
 def test_who_is_refused_is_told_under_the_names_of_the_reasons(shown: Shown) -> None:
@@ -80,8 +80,8 @@ def test_a_redis_that_is_away_and_what_is_kept_for_that_are_told(shown: Shown) -
     shown.components.scorers.cached_states, shown.components.scorers.cached_bytes = 7, 4096
     shown.components.scorers.counts.update(stale=5, explained=6)
     assert shown.told("tidemark_breaker_open") == {(): True}
-    found = {name: shown.told(f"tidemark_{name}")[()] for name in ("recent_states", "recent_bytes", "stale_total")}
-    assert found == {"recent_states": 7, "recent_bytes": 4096, "stale_total": 5}
+    result = {name: shown.told(f"tidemark_{name}")[()] for name in ("recent_states", "recent_bytes", "stale_total")}
+    assert result == {"recent_states": 7, "recent_bytes": 4096, "stale_total": 5}
     assert shown.told("tidemark_breaker_opened_total") == {(): 1}
     assert shown.told("tidemark_explained_total") == {(): 6}
 

@@ -110,10 +110,10 @@ def test_features_older_than_the_caller_allows_are_refused_for_that_caller_only(
 
 
 def test_the_economics_of_one_call_do_not_reach_its_neighbours() -> None:
-    one, two, three = score(
+    item, two, three = score(
         ScoreRequest(["known-1"]), ScoreRequest(["known-1"] * 2, economics={0: 0.5}), ScoreRequest(["known-1"])
     )
-    assert [spend for scores in (one, two, three) for spend in scores.rows["expected_spend"].tolist()] == [
+    assert [spend for scores in (item, two, three) for spend in scores.rows["expected_spend"].tolist()] == [
         0.25,
         0.5,
         0.5,

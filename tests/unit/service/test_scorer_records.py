@@ -147,18 +147,18 @@ def test_consent_comes_before_any_other_reason() -> None:
 
 def test_each_request_gets_the_errors_and_interests_of_its_own_customers() -> None:
     error = RequestError(Reason.CUSTOMER_ID_INVALID, "empty", "customer_ids")
-    one, two, three = score(
+    item, two, three = score(
         ScoreRequest(["plain", "lamp"]),
         ScoreRequest(["", "withheld", "off"], refused={0: error}),
         ScoreRequest(["withheld"]),
     )
-    assert [reasons(scores) for scores in (one, two, three)] == [
+    assert [reasons(scores) for scores in (item, two, three)] == [
         {},
         {0: Reason.CUSTOMER_ID_INVALID, 1: Reason.CONSENT_WITHHELD},
         {0: Reason.CONSENT_WITHHELD},
     ]
-    assert [dict(scores.top_interests) for scores in (one, two, three)] == [{1: LAMP}, {}, {}]
-    assert column(one, "churn", "automated_response_off") == [False, False]
+    assert [dict(scores.top_interests) for scores in (item, two, three)] == [{1: LAMP}, {}, {}]
+    assert column(item, "churn", "automated_response_off") == [False, False]
     assert column(two, "churn", "automated_response_off") == [False, False, True]
 
 
@@ -246,9 +246,9 @@ def test_an_answer_without_automated_response_does_not_alert() -> None:
 
 
 def test_a_spike_in_total_marks_every_answer_about_its_offer() -> None:
-    one, two = score(ScoreRequest(["plain"]), ScoreRequest(["calm", "lamp"]), churn=FakeGuard(total=True))
-    assert column(one, "churn", "spike") + column(two, "churn", "spike") == [True] * 3
-    assert column(one, "propensity", "spike") + column(two, "propensity", "spike") == [False] * 3
+    item, two = score(ScoreRequest(["plain"]), ScoreRequest(["calm", "lamp"]), churn=FakeGuard(total=True))
+    assert column(item, "churn", "spike") + column(two, "churn", "spike") == [True] * 3
+    assert column(item, "propensity", "spike") + column(two, "propensity", "spike") == [False] * 3
     (three,) = score(ScoreRequest(["plain"]), propensity=FakeGuard(total=True))
     assert (column(three, "churn", "spike"), column(three, "propensity", "spike")) == ([False], [True])
 

@@ -65,19 +65,19 @@ def test_the_image_starts_as_its_comment_says_and_not_without_saying_who_may_cal
     commands = re.findall(r"^#   docker run .*?(?=^[^#]|^#   docker|^# [^ ])", text, re.MULTILINE | re.DOTALL)
     assert len(commands) == 2
     for command in commands:
-        given = {name.lower(): value for name, value in re.findall(r"-e TIDEMARK_(\w+)=(\S+)", command)}
-        assert Settings(**(GOOD | given | {"host": host[1]})).host == host[1]
+        provided = {name.lower(): value for name, value in re.findall(r"-e TIDEMARK_(\w+)=(\S+)", command)}
+        assert Settings(**(GOOD | provided | {"host": host[1]})).host == host[1]
 
 
 def test_the_key_of_the_log_is_given_or_made_and_not_shown() -> None:
-    given, made, other = Settings(**GOOD, log_key=SecretStr("of the shop")), Settings(**GOOD), Settings(**GOOD)
-    assert given.log_key is not None
-    assert given.log_key.get_secret_value() == "of the shop"
+    provided, made, other = Settings(**GOOD, log_key=SecretStr("of the shop")), Settings(**GOOD), Settings(**GOOD)
+    assert provided.log_key is not None
+    assert provided.log_key.get_secret_value() == "of the shop"
     assert made.log_key is not None
     assert other.log_key is not None
     assert len(made.log_key.get_secret_value()) == 32
     assert made.log_key != other.log_key
-    assert "of the shop" not in repr(given)
+    assert "of the shop" not in repr(provided)
 
 
 def test_the_key_of_the_log_may_be_in_a_file(tmp_path: Path) -> None:

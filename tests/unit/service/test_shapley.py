@@ -37,9 +37,9 @@ def explainer(model: Model, count: int, baseline: Floats | None = None) -> Expla
 
 def contributions(model: Model, now: Floats, baseline: Floats | None = None) -> Floats:
     """By slot, 0 for those that have the typical value."""
-    found = explainer(model, len(now), baseline).attribute(now, np.repeat(model(now[np.newaxis]), 2))
+    result = explainer(model, len(now), baseline).attribute(now, np.repeat(model(now[np.newaxis]), 2))
     by_slot = np.zeros(len(now))
-    by_slot[list(found.players)] = found.contributions[0]
+    by_slot[list(result.players)] = result.contributions[0]
     return by_slot
 
 
@@ -80,8 +80,8 @@ def test_features_that_do_the_same_get_the_same(seed: int, count: int) -> None:
 
     now = someone(seed, count)
     now[1] = now[0]
-    found = contributions(symmetric, now)
-    assert abs(found[0] - found[1]) < 1e-12
+    result = contributions(symmetric, now)
+    assert abs(result[0] - result[1]) < 1e-12
 
 
 @given(seeds, st.integers(1, MANY))
@@ -89,8 +89,8 @@ def test_features_that_do_the_same_get_the_same(seed: int, count: int) -> None:
 def test_of_a_linear_model_they_are_coefficient_times_difference(seed: int, count: int) -> None:
     random = np.random.default_rng(seed)
     weights, baseline, now = random.normal(size=(3, count))
-    found = contributions(lambda slots: 0.3 + slots @ weights, now, baseline)
-    np.testing.assert_allclose(found, weights * (now - baseline), atol=1e-11)
+    result = contributions(lambda slots: 0.3 + slots @ weights, now, baseline)
+    np.testing.assert_allclose(result, weights * (now - baseline), atol=1e-11)
 
 
 @given(seeds, st.integers(EXACT_PLAYERS + 1, MANY))
@@ -99,9 +99,9 @@ def test_sampled_permutations_are_exact_if_features_interact_in_pairs_only(seed:
     random = np.random.default_rng(seed)
     linear, pairs = random.normal(size=count), np.triu(random.normal(size=(count, count)), 1)
     now = random.normal(size=count)
-    found = contributions(lambda slots: slots @ linear + np.einsum("ni,ij,nj->n", slots, pairs, slots), now)
+    result = contributions(lambda slots: slots @ linear + np.einsum("ni,ij,nj->n", slots, pairs, slots), now)
     both = pairs + pairs.T
-    np.testing.assert_allclose(found, linear * now + now * (both @ now) / 2, atol=1e-10)
+    np.testing.assert_allclose(result, linear * now + now * (both @ now) / 2, atol=1e-10)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -132,13 +132,13 @@ def test_sampled_permutations_come_close_to_all_coalitions(pairs: int) -> None:
 
 @pytest.mark.parametrize("count", [*range(1, 14), 50, 512])
 def test_coalitions_start_empty_end_complete_and_are_bounded_in_number(count: int) -> None:
-    found: Coalitions = coalitions(count)
-    assert not found.members[0].any()
-    assert found.members[-1].all()
-    assert found.weights.shape == found.members.T.shape
-    assert len(found.members) <= max(SAMPLED_ROWS, 4 * count) + 2
-    np.testing.assert_allclose(found.weights.sum(axis=0)[[0, -1]], [-1, 1])
-    assert coalitions(count) is found  # cached
+    result: Coalitions = coalitions(count)
+    assert not result.members[0].any()
+    assert result.members[-1].all()
+    assert result.weights.shape == result.members.T.shape
+    assert len(result.members) <= max(SAMPLED_ROWS, 4 * count) + 2
+    np.testing.assert_allclose(result.weights.sum(axis=0)[[0, -1]], [-1, 1])
+    assert coalitions(count) is result  # cached
 
 
 HISTORY = StateLayout(
@@ -164,28 +164,31 @@ def explained(now: Floats, age_s: float = 0.0, most: int = 5) -> dict[str, Expla
     model = Explainer(HISTORY, TYPICAL, lapsing)
     slots = now[np.newaxis]
     answered = lapsing(HISTORY.advance(slots, np.array([age_s])))
-    (found,) = model.explain(slots, np.array([age_s]), answered, most)
-    assert not isinstance(found, RequestError)
+    (result,) = model.explain(slots, np.array([age_s]), answered, most)
+    assert not isinstance(result, RequestError)
     for at, offer in enumerate(("churn", "propensity")):
-        told = math.fsum(one.contribution for one in found[offer].contributions)
-        assert abs(found[offer].baseline_probability + told + found[offer].other_contribution - answered[0, at]) < 1e-12
-    return dict(found)
+        reported = math.fsum(item.contribution for item in result[offer].contributions)
+        assert (
+            abs(result[offer].baseline_probability + reported + result[offer].other_contribution - answered[0, at])
+            < 1e-12
+        )
+    return dict(result)
 
 
 def test_contributions_come_largest_first_and_the_rest_as_a_sum() -> None:
     now = np.array([-41 * DAY_S, 0.25, 9.0, 5.0, np.nan])
     churn = explained(now)["churn"]
-    assert [one.reason_code for one in churn.contributions] == [
+    assert [item.reason_code for item in churn.contributions] == [
         "AGE_UNKNOWN",
         "PURCHASE_RECENCY_HIGH",
         "PURCHASE_COUNT_LOW",
     ]
-    assert [round(one.contribution, 6) for one in churn.contributions] == [0.1, 0.07, 0.015]
+    assert [round(item.contribution, 6) for item in churn.contributions] == [0.1, 0.07, 0.015]
     assert abs(churn.other_contribution) < 1e-12
     fewer = explained(now, most=1)
-    assert [one.reason_code for one in fewer["churn"].contributions] == ["AGE_UNKNOWN"]
+    assert [item.reason_code for item in fewer["churn"].contributions] == ["AGE_UNKNOWN"]
     assert fewer["churn"].other_contribution == pytest.approx(0.085)
-    assert [one.contribution < 0 for one in fewer["propensity"].contributions] == [True]
+    assert [item.contribution < 0 for item in fewer["propensity"].contributions] == [True]
 
 
 def test_spans_of_one_event_are_one_feature_and_the_sentence_is_about_the_one_that_does_it() -> None:
@@ -200,9 +203,9 @@ def test_a_state_is_explained_as_of_now() -> None:
     week = 7 * DAY_S
     before = HISTORY.advance(now, -week)
     fresh, aged = explained(now)["churn"], explained(before, week)["churn"]
-    for one, other in zip(fresh.contributions, aged.contributions, strict=True):
-        assert one.contribution == pytest.approx(other.contribution)
-        assert one.sentence == other.sentence
+    for item, other in zip(fresh.contributions, aged.contributions, strict=True):
+        assert item.contribution == pytest.approx(other.contribution)
+        assert item.sentence == other.sentence
 
 
 def test_the_typical_customer_has_nothing_to_explain() -> None:
@@ -217,9 +220,9 @@ def test_an_offer_that_nothing_was_learnt_about_is_not_explained() -> None:
         return np.stack([slots[:, 0] / 10, np.zeros(len(slots))], axis=1)
 
     model = Explainer(attributes(1), np.array([2.0]), churn_alone)
-    (found,) = model.explain(np.array([[4.0]]), np.zeros(1), np.array([[0.4, 0.0]]), 5)
-    assert not isinstance(found, RequestError)
-    assert list(found) == ["churn"]
+    (result,) = model.explain(np.array([[4.0]]), np.zeros(1), np.array([[0.4, 0.0]]), 5)
+    assert not isinstance(result, RequestError)
+    assert list(result) == ["churn"]
 
 
 def test_a_coalition_without_a_finite_score_is_an_error_of_this_customer_alone() -> None:
@@ -245,6 +248,6 @@ def test_a_coalition_without_a_finite_score_is_an_error_of_this_customer_alone()
 @pytest.mark.filterwarnings("error")
 def test_any_state_is_explained(slots: tuple[float, ...], age_s: float) -> None:
     model = Explainer(HISTORY, TYPICAL, lambda some: np.clip(np.nan_to_num(lapsing(some)), 0, 1))
-    (found,) = model.explain(np.array([slots]), np.array([age_s]), np.array([[0.5, 0.5]]), 5)
-    assert not isinstance(found, RequestError)
-    assert all(one.sentence for one in found["churn"].contributions)
+    (result,) = model.explain(np.array([slots]), np.array([age_s]), np.array([[0.5, 0.5]]), 5)
+    assert not isinstance(result, RequestError)
+    assert all(item.sentence for item in result["churn"].contributions)

@@ -46,18 +46,18 @@ def test_a_threshold_in_words(offer: str, changed: dict[str, float], value: floa
 
 
 def test_a_threshold_in_figures() -> None:
-    found = explain_threshold("churn", economics(budget_price=1.0), 23.0, 1.4 / 4.3)
-    assert (found.value_if_won, found.margin, found.spend_if_won) == (23.0, 0.25, 92.0)
-    assert (found.contact_cost, found.offer_cost, found.success_rate, found.redemption_rate) == (0.1, 3.0, 0.2, 0.1)
-    assert found.gain_if_intended == pytest.approx(0.2 * 20 - 0.1)
-    assert found.cost_if_other == pytest.approx(0.1 * 3 + 0.1)
-    assert found.budget_price == 1.0
+    result = explain_threshold("churn", economics(budget_price=1.0), 23.0, 1.4 / 4.3)
+    assert (result.value_if_won, result.margin, result.spend_if_won) == (23.0, 0.25, 92.0)
+    assert (result.contact_cost, result.offer_cost, result.success_rate, result.redemption_rate) == (0.1, 3.0, 0.2, 0.1)
+    assert result.gain_if_intended == pytest.approx(0.2 * 20 - 0.1)
+    assert result.cost_if_other == pytest.approx(0.1 * 3 + 0.1)
+    assert result.budget_price == 1.0
 
 
 def test_figures_that_the_server_does_not_know_are_not_set() -> None:
-    found = explain_threshold("churn", economics(offer_cost=math.nan, value_if_won=9.0), 9.0, 0.5)
-    assert (found.margin, found.spend_if_won, found.offer_cost) == (None, None, None)
-    assert (found.gain_if_intended, found.cost_if_other) == (None, None)
+    result = explain_threshold("churn", economics(offer_cost=math.nan, value_if_won=9.0), 9.0, 0.5)
+    assert (result.margin, result.spend_if_won, result.offer_cost) == (None, None, None)
+    assert (result.gain_if_intended, result.cost_if_other) == (None, None)
     assert (
         explain_threshold("churn", np.where(np.arange(len(ECONOMICS)), economics(), 0.0), 0.0, 1.0).spend_if_won is None
     )
@@ -78,8 +78,8 @@ def test_at_the_threshold_the_expected_gain_is_the_budgets_price(
     row = economics(
         contact_cost=contact, offer_cost=cost, success_rate=success, redemption_rate=redemption, budget_price=price
     )
-    found = explain_threshold("churn", row, value, at)
-    assert found.gain_if_intended is not None
-    assert found.cost_if_other is not None
+    result = explain_threshold("churn", row, value, at)
+    assert result.gain_if_intended is not None
+    assert result.cost_if_other is not None
     if 0.01 < at < 1:
-        assert at * found.gain_if_intended - (1 - at) * found.cost_if_other == pytest.approx(price, abs=1e-9)
+        assert at * result.gain_if_intended - (1 - at) * result.cost_if_other == pytest.approx(price, abs=1e-9)

@@ -168,10 +168,10 @@ def test_other_calls_are_not_traced(path: str, parent: str | None) -> None:
 
 def test_a_share_of_calls_begins_traces_of_its_own() -> None:
     of = tracer(share=0.5)
-    found = [trace for _ in range(400) if (trace := of.begin(SCORE, None, None, 0.0))]
-    assert 100 < len(found) < 300
+    result = [trace for _ in range(400) if (trace := of.begin(SCORE, None, None, 0.0))]
+    assert 100 < len(result) < 300
     assert of.begin(SCORE, NOT_SAMPLED, None, 0.0) is None  # the caller has decided
-    assert len({trace.span.get_span_context().trace_id for trace in found}) == len(found)
+    assert len({trace.span.get_span_context().trace_id for trace in result}) == len(result)
 
 
 def test_the_front_may_give_headers_as_bytes() -> None:

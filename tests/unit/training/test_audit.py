@@ -234,18 +234,18 @@ def test_clean_data_has_no_findings() -> None:
     ],
 )
 def test_problems_in_events_are_found(events: str, severity: str, check: str, where: str) -> None:
-    found = findings(events)
-    assert (severity, check, where) in brief(found), brief(found)
-    for finding in found:
+    result = findings(events)
+    assert (severity, check, where) in brief(result), brief(result)
+    for finding in result:
         assert finding.message
         assert finding.fix
         assert finding.share is None or 0 <= finding.share <= 1
 
 
 def test_no_finding_names_a_customer() -> None:
-    told = str(findings(changed("customer_id", "if(hash(event_id) % 5 = 0, 'anna@example.org', customer_id)")))
-    assert "heavy customer" in told
-    assert "anna" not in told
+    reported = str(findings(changed("customer_id", "if(hash(event_id) % 5 = 0, 'anna@example.org', customer_id)")))
+    assert "heavy customer" in reported
+    assert "anna" not in reported
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ def test_no_finding_names_a_customer() -> None:
     ],
 )
 def test_event_types_missing_from_the_source_are_fatal_and_existing_ones_are_listed(sections: Any, where: str) -> None:
-    found = only(findings(**sections), "config")
-    assert (found.severity, found.where) == ("fatal", where)
-    assert found.fix == "name one that it has: view, purchase"
+    result = only(findings(**sections), "config")
+    assert (result.severity, result.where) == ("fatal", where)
+    assert result.fix == "name one that it has: view, purchase"
 
 
 @pytest.mark.parametrize(
@@ -269,9 +269,9 @@ def test_event_types_missing_from_the_source_are_fatal_and_existing_ones_are_lis
     [({"view": "visit"}, "interests.view"), ({"view": "view", "purchase": "buy"}, "interests.purchase")],
 )
 def test_missing_event_types_of_interests_are_only_a_warning(interests: dict[str, str], where: str) -> None:
-    found = only(findings(interests=interests), "config")
-    assert (found.severity, found.where) == ("warning", where)
-    assert found.fix == "name one that it has: view, purchase"
+    result = only(findings(interests=interests), "config")
+    assert (result.severity, result.where) == ("warning", where)
+    assert result.fix == "name one that it has: view, purchase"
 
 
 def test_default_event_types_of_interests_may_be_missing() -> None:
@@ -285,10 +285,10 @@ def test_a_rare_event_type_named_in_the_config_is_known_among_many_types() -> No
 
 
 def test_a_short_history_is_reported_with_the_message_of_the_cutoffs() -> None:
-    found = only(findings("FROM clean WHERE event_time < '2024-05-01'"), "history")
-    assert "days give" in found.message
-    assert "cut-offs" in found.message
-    assert found.fix.startswith("bring a longer history")
+    result = only(findings("FROM clean WHERE event_time < '2024-05-01'"), "history")
+    assert "days give" in result.message
+    assert "cut-offs" in result.message
+    assert result.fix.startswith("bring a longer history")
 
 
 @pytest.mark.parametrize(
@@ -330,9 +330,9 @@ def test_problems_in_attributes_are_found(attributes: str, severity: str, check:
 
 
 def test_unused_attributes_are_not_checked() -> None:
-    told = findings(attributes=f"SELECT *, 'DE' AS country FROM ({ATTRIBUTES})", candidates={"attributes": ["age"]})
-    assert brief(told) == [("warning", "attributes without times", "source.attributes")]
-    assert told[0].message.startswith("age: these are today's values")
+    reported = findings(attributes=f"SELECT *, 'DE' AS country FROM ({ATTRIBUTES})", candidates={"attributes": ["age"]})
+    assert brief(reported) == [("warning", "attributes without times", "source.attributes")]
+    assert reported[0].message.startswith("age: these are today's values")
 
 
 def test_attributes_with_times_need_no_warning() -> None:
@@ -372,9 +372,9 @@ def test_an_attribute_that_was_written_after_the_cut_off_is_a_leak() -> None:
     ],
 )
 def test_missing_attributes_are_fatal(sections: Any, where: str) -> None:
-    found = only(findings(attributes=ATTRIBUTES, **sections), "config")
-    assert (found.severity, found.where) == ("fatal", where)
-    assert found.fix == "select it there; it has age, town"
+    result = only(findings(attributes=ATTRIBUTES, **sections), "config")
+    assert (result.severity, result.where) == ("fatal", where)
+    assert result.fix == "select it there; it has age, town"
 
 
 def test_large_sources_are_sampled_by_customer_and_small_ones_are_not() -> None:
@@ -385,8 +385,8 @@ def test_large_sources_are_sampled_by_customer_and_small_ones_are_not() -> None:
 def test_problems_are_found_in_sampled_large_snapshots() -> None:
     large = PEOPLE.replace("range(2000)", "range(250000)")
     assert of_snapshot(large) == []
-    found = of_snapshot(f"SELECT *, if(churned, 1.5, NULL) AS refund, customer_id AS again FROM ({large})")
-    assert {("warning", "leak", "snapshot.refund"), ("warning", "id column", "snapshot.again")} <= set(brief(found))
+    result = of_snapshot(f"SELECT *, if(churned, 1.5, NULL) AS refund, customer_id AS again FROM ({large})")
+    assert {("warning", "leak", "snapshot.refund"), ("warning", "id column", "snapshot.again")} <= set(brief(result))
 
 
 def test_only_a_fatal_finding_stops_the_fit_and_its_text_is_shown() -> None:
@@ -401,17 +401,17 @@ def test_only_a_fatal_finding_stops_the_fit_and_its_text_is_shown() -> None:
 
 
 def test_findings_are_printed_verbatim_the_most_severe_first_with_totals() -> None:
-    found = findings(
+    result = findings(
         changed("event_type", "if(event_time > '2024-11-01' AND amount > 50, '[red]', event_type)"),
         churn={"event": "purchse"},
     )
     file = io.StringIO()
-    print_findings(Console(file=file, width=200), found)
+    print_findings(Console(file=file, width=200), result)
     lines = file.getvalue().splitlines()
     assert lines[3].split()[:2] == ["fatal", "churn.event"]
     assert "events of type '[red]'" in file.getvalue()
-    assert lines[-1] == totals(found)
-    assert totals(found).startswith("1 fatal, 1 warning, ")
+    assert lines[-1] == totals(result)
+    assert totals(result).startswith("1 fatal, 1 warning, ")
 
 
 def test_without_findings_only_the_totals_are_printed() -> None:
@@ -477,8 +477,8 @@ def test_a_clean_snapshot_has_no_findings() -> None:
     ],
 )
 def test_problems_in_a_snapshot_are_found(table: str, severity: str, check: str, where: str) -> None:
-    found = of_snapshot(table.replace("PEOPLE", PEOPLE))
-    assert (severity, check, where) in brief(found), brief(found)
+    result = of_snapshot(table.replace("PEOPLE", PEOPLE))
+    assert (severity, check, where) in brief(result), brief(result)
 
 
 def test_columns_left_out_are_not_reported() -> None:
@@ -498,9 +498,9 @@ def test_columns_left_out_are_not_reported() -> None:
     ],
 )
 def test_missing_columns_of_a_snapshot_are_fatal(keys: Any, where: str) -> None:
-    found = only(of_snapshot(**keys), "config")
-    assert (found.severity, found.where) == ("fatal", where)
-    assert found.fix == "name one that it has: churned, age, town, spend"
+    result = only(of_snapshot(**keys), "config")
+    assert (result.severity, result.where) == ("fatal", where)
+    assert result.fix == "name one that it has: churned, age, town, spend"
 
 
 def test_missing_treatment_columns_are_fatal() -> None:

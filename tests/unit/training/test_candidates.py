@@ -95,11 +95,11 @@ def test_half_lives_longer_than_the_history_are_left_out_except_the_shortest() -
 def test_events_and_attributes_can_be_named() -> None:
     named = found(attributes=ATTRIBUTES, events=["purchase", "nobody"])
     assert {feature.event for feature in named} == {"purchase", None}
-    some = made_config(
+    several = made_config(
         source={"events": EVENTS, "attributes": ATTRIBUTES}, candidates={"attributes": ["town"], "events": ["purchase"]}
     )
-    with OfflineStore(some.source) as source:
-        assert [f.name for f in candidates(some, source, NOW) if f.aggregate == "attribute"] == ["town"]
+    with OfflineStore(several.source) as source:
+        assert [f.name for f in candidates(several, source, NOW) if f.aggregate == "attribute"] == ["town"]
 
 
 def test_attributes_are_numbers_or_texts_shared_by_enough_customers() -> None:
@@ -116,9 +116,9 @@ def test_a_column_of_another_spelling_is_read_by_its_own_name() -> None:
 
 
 def test_lines_of_the_config_come_first_and_keep_their_names() -> None:
-    mine = Feature(name="purchase_latest", aggregate="latest", event="refund")
-    slots = found(features=[mine])
-    assert slots[0] == mine
+    ours = Feature(name="purchase_latest", aggregate="latest", event="refund")
+    slots = found(features=[ours])
+    assert slots[0] == ours
     assert "purchase_latest_2" in [feature.name for feature in slots]
     assert len({feature.name for feature in slots}) == len(slots)
 

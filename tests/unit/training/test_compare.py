@@ -60,9 +60,9 @@ def test_noisier_predictions_are_worse_and_less_noisy_ones_better(rows: Rows) ->
 
 
 def test_the_same_bundle_twice_shows_no_difference(rows: Rows) -> None:
-    found = compared(rows, rows)
-    assert found.verdict == "no difference shown"
-    for offer in found.offers.values():
+    result = compared(rows, rows)
+    assert result.verdict == "no difference shown"
+    for offer in result.offers.values():
         assert offer.verdict == "no difference shown"
         for measure in offer.measures.values():
             assert (measure.difference, measure.low, measure.high) == (0, 0, 0)
@@ -74,9 +74,9 @@ def test_a_significant_but_irrelevant_change_is_no_difference(rows: Rows) -> Non
         offer: replace(test, probability=test.probability + 1e-6 * (2.0 * label[offer] - 1))
         for offer, test in rows.items()
     }
-    found = compared(rows, better)
-    assert found.log_loss.high < 0, "it is better on every row"
-    assert found.verdict == "no difference shown"
+    result = compared(rows, better)
+    assert result.log_loss.high < 0, "it is better on every row"
+    assert result.verdict == "no difference shown"
 
 
 def test_equally_good_models_seldom_differ() -> None:
@@ -111,37 +111,37 @@ def test_measures_of_a_resample_equal_those_of_repeated_rows(rows: Rows, digits:
     b = replace(a, probability=np.clip(noisy(a.probability).round(digits), 0.01, 0.99))
     customers, owner = np.unique(a.customer, return_inverse=True)
     weight = np.random.default_rng(1).integers(0, 4, len(customers)).astype(float)
-    found = Statistics(Pairs(a, b, owner), len(customers), OFFER).differences(weight)
+    result = Statistics(Pairs(a, b, owner), len(customers), OFFER).differences(weight)
     for name, score in (("log_loss", log_loss), ("brier", brier_score_loss), ("auc", roc_auc_score)):
-        expected = (score(a.label, one.probability, sample_weight=weight[owner]) for one in (a, b))
-        assert found[name] == pytest.approx(-np.subtract(*expected), abs=1e-12), name
+        expected = (score(a.label, item.probability, sample_weight=weight[owner]) for item in (a, b))
+        assert result[name] == pytest.approx(-np.subtract(*expected), abs=1e-12), name
 
 
 def test_profit_is_the_realised_profit_of_the_alerts(rows: Rows) -> None:
-    found = compared(rows, changed(rows, noisy))
+    result = compared(rows, changed(rows, noisy))
     for offer, test in rows.items():
         alerts = test.probability >= test.threshold
         won = 0.2 * (test.realised_value - 3.0) - 0.1  # with the rates and costs of OFFER
         expected = np.where(test.label, won, -0.1 * 3.0 - 0.1)[alerts].sum()
-        assert found.offers[offer].measures["profit"].a == pytest.approx(expected)
+        assert result.offers[offer].measures["profit"].a == pytest.approx(expected)
 
 
 def test_different_economics_are_noted(rows: Rows) -> None:
     manifest = made_manifest(rows)
     dear = manifest.model_copy(update={"economics": manifest.economics | {"churn.offer_cost": 9.0}})
-    found = compare_rows(manifest, rows, dear, rows, 20)
-    assert "churn.offer_cost" in found.offers["churn"].note
-    assert found.offers["propensity"].note == ""
+    result = compare_rows(manifest, rows, dear, rows, 20)
+    assert "churn.offer_cost" in result.offers["churn"].note
+    assert result.offers["propensity"].note == ""
 
 
 def test_only_rows_that_both_have_are_compared(rows: Rows) -> None:
     first = taken(rows, lambda test: test.cutoff < CUTOFFS[2])
     shuffled = np.random.default_rng(2).permutation(1200)
     second = taken(taken(rows, lambda _: shuffled), lambda test: (test.cutoff > CUTOFFS[0]) & (test.customer % 2 == 0))
-    found = compared(first, second)
+    result = compared(first, second)
     even = int((rows["churn"].customer[:400] % 2 == 0).sum())
     for offer in OFFERS:
-        shown = found.offers[offer]
+        shown = result.offers[offer]
         assert (shown.rows, shown.customers, shown.cutoffs) == (even, even, 1)
         assert shown.measures["log_loss"].difference == 0
 
@@ -177,6 +177,6 @@ def test_bundles_without_a_common_offer_cannot_be_compared(rows: Rows) -> None:
 
 def test_snapshots_are_compared_by_customer() -> None:
     rows = {offer: made_rows(offer, customers=300, snapshot=True) for offer in OFFERS}
-    found = compared(rows, changed(rows, noisy))
-    assert found.offers["churn"].rows == 300
-    assert found.verdict == "worse"
+    result = compared(rows, changed(rows, noisy))
+    assert result.offers["churn"].rows == 300
+    assert result.verdict == "worse"

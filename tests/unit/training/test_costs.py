@@ -42,8 +42,8 @@ def thresholds(settings: Any, state: Floats, economics: Floats) -> dict[str, Flo
     graph.input("state", 3)
     graph.input("economics", len(ECONOMICS))
     values = add_values(graph, graph.constant(np.full((1, len(OFFERS)), 40.0)), "economics", OFFERS)
-    found = add_thresholds(graph, values, add_own_costs(graph, settings, LAYOUT), OFFERS, 0.01)
-    whole = graph.add("Cast", found, to=graph.float32)
+    result = add_thresholds(graph, values, add_own_costs(graph, settings, LAYOUT), OFFERS, 0.01)
+    whole = graph.add("Cast", result, to=graph.float32)
     for column, offer in enumerate(OFFERS):
         graph.output(offer, whole, column)
     if not own_figures(settings, LAYOUT):
@@ -52,8 +52,8 @@ def thresholds(settings: Any, state: Floats, economics: Floats) -> dict[str, Flo
 
 
 def figures(settings: Any) -> dict[str, float]:
-    found: dict[str, float] = settings.economics.figures({"churn": PRICE, "propensity": PRICE})
-    return found
+    result: dict[str, float] = settings.economics.figures({"churn": PRICE, "propensity": PRICE})
+    return result
 
 
 costs = st.integers(0, 2000).map(lambda cents: cents / 100) | st.just(np.nan)
@@ -70,11 +70,11 @@ def test_the_graph_uses_the_same_costs_as_numpy(columns: dict[str, str], state: 
     settings = config(**columns)
     own = own_figures(settings, LAYOUT)
     inputs = graph_inputs(state, figures(settings), own)
-    found = thresholds(settings, state, inputs["economics"])
+    result = thresholds(settings, state, inputs["economics"])
     value = np.full(len(state), 0.5 * 40.0)
     for offer in OFFERS:
         expected = threshold(value, terms_of(settings, LAYOUT, offer, state), PRICE, 0.01)
-        np.testing.assert_allclose(found[offer], expected, atol=1e-6)
+        np.testing.assert_allclose(result[offer], expected, atol=1e-6)
 
 
 def test_the_slots_of_the_costs_are_found_by_their_columns() -> None:
@@ -98,7 +98,7 @@ def test_a_customer_without_costs_gets_those_of_the_config() -> None:
 def test_a_figure_given_in_a_call_applies_to_all_customers() -> None:
     state = np.array([[30.0, 1.5, 7.0], [30.0, 9.0, 1.0]])
     named = graph_inputs(state, figures(BOTH))["economics"]
-    found = thresholds(BOTH, state, named)["churn"]
+    result = thresholds(BOTH, state, named)["churn"]
     usual = threshold(np.full(2, 20.0), BOTH.economics.churn, PRICE, 0.01)
-    np.testing.assert_allclose(found, usual, atol=1e-6)
-    assert found[0] == found[1]
+    np.testing.assert_allclose(result, usual, atol=1e-6)
+    assert result[0] == result[1]

@@ -35,23 +35,23 @@ def days(cutoffs: list[float]) -> list[float]:
 
 
 def test_the_cutoffs_of_a_year_are_as_documented() -> None:
-    found = lay_out(config(), 0.0, 365 * DAY_S).churn
-    assert days(found.test) == [309, 323, 337]
-    assert days(found.calibration) == [267, 281]
-    assert days(found.gap) == [253]
-    assert days(found.fit) == [239 - 14 * i for i in range(12, -1, -1)]
-    assert len(found.training) + len(found.test) >= 12
+    result = lay_out(config(), 0.0, 365 * DAY_S).churn
+    assert days(result.test) == [309, 323, 337]
+    assert days(result.calibration) == [267, 281]
+    assert days(result.gap) == [253]
+    assert days(result.fit) == [239 - 14 * i for i in range(12, -1, -1)]
+    assert len(result.training) + len(result.test) >= 12
 
 
 def test_propensity_has_later_tests_and_training_on_the_same_grid() -> None:
     plan = lay_out(config(), 0.0, 365 * DAY_S)
-    found = plan.propensity
-    assert days(found.test) == [330, 344, 358]
-    assert days(found.calibration) == [309, 323]
-    assert found.gap == []
-    assert days(found.fit) == [295 - 14 * i for i in range(16, -1, -1)]
-    assert found.training[: len(plan.churn.training)] == plan.churn.training
-    assert plan.of("propensity") == found
+    result = plan.propensity
+    assert days(result.test) == [330, 344, 358]
+    assert days(result.calibration) == [309, 323]
+    assert result.gap == []
+    assert days(result.fit) == [295 - 14 * i for i in range(16, -1, -1)]
+    assert result.training[: len(plan.churn.training)] == plan.churn.training
+    assert plan.of("propensity") == result
     assert plan.of("churn") == plan.of("spend") == plan.churn
     assert plan.newest_known == plan.churn.training[-1]
 
@@ -66,9 +66,9 @@ def test_a_plan_describes_all_blocks_and_lists_each_cutoff_once() -> None:
 
 def test_folds_expand_are_purged_of_a_horizon_and_share_the_later_half() -> None:
     cutoffs = lay_out(config(), 0.0, 365 * DAY_S).churn
-    found = [(days(earlier), days(later)) for earlier, later in cutoffs.folds(3)]
+    result = [(days(earlier), days(later)) for earlier, later in cutoffs.folds(3)]
     # 16 cut-offs from 71 to 281: blocks of at most three from 183 on, each learnt from up to 28 days before.
-    assert found == [
+    assert result == [
         ([71 + 14 * i for i in range(7)], [183, 197]),
         ([71 + 14 * i for i in range(9)], [211, 225, 239]),
         ([71 + 14 * i for i in range(12)], [253, 267, 281]),
@@ -116,9 +116,9 @@ def laid_out(plan: dict[str, Any], end: float) -> tuple[TrainingConfig, CutoffPl
 
 @given(plans, ends, st.sampled_from(["churn", "propensity", "stay_spend"]))
 def test_the_guarantees_of_cutoffs_hold_for_any_plan(plan: dict[str, Any], end: float, target: str) -> None:
-    if (found := laid_out(plan, end)) is None:
+    if (result := laid_out(plan, end)) is None:
         return
-    settings, laid = found
+    settings, laid = result
     cutoffs = laid.of(target)
     churn, spend = settings.churn.horizon_days, settings.economics.horizon_days
     horizon = {"churn": churn, "propensity": settings.propensity.horizon_days, "stay_spend": max(churn, spend)}[
@@ -153,9 +153,9 @@ def test_the_guarantees_of_cutoffs_hold_for_any_plan(plan: dict[str, Any], end: 
 def test_no_label_of_a_fold_reaches_its_validation_block(
     plan: dict[str, Any], end: float, most: int, target: str
 ) -> None:
-    if (found := laid_out(plan, end)) is None:
+    if (result := laid_out(plan, end)) is None:
         return
-    cutoffs = found[1].of(target)
+    cutoffs = result[1].of(target)
     folds = cutoffs.folds(most)
     assert 1 <= len(folds) <= most
     assert folds[-1][1][-1] == cutoffs.training[-1]

@@ -19,13 +19,13 @@ LABELS = np.array([True, False, True, False])
 
 
 def test_metrics_of_probabilities_measure_ranking_and_calibration() -> None:
-    found = probability_metrics(LABELS, np.array([0.9, 0.2, 0.4, 0.6]))
+    result = probability_metrics(LABELS, np.array([0.9, 0.2, 0.4, 0.6]))
     # Pairs in order: 0.9>0.2, 0.9>0.6, 0.4>0.2, not 0.4>0.6. Precision at the hits: 1/1 and 2/3.
-    assert found["auc"] == 3 / 4
-    assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
-    assert found["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4)
-    assert found["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.8) + 2 * math.log(0.4)) / 4)
-    assert found["base_rate"] == 0.5
+    assert result["auc"] == 3 / 4
+    assert result["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    assert result["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4)
+    assert result["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.8) + 2 * math.log(0.4)) / 4)
+    assert result["base_rate"] == 0.5
 
 
 def test_calibration_error_is_zero_for_perfect_calibration() -> None:
@@ -62,14 +62,14 @@ def test_recency_alone_is_a_probability_that_rises_with_the_days_away() -> None:
     random = np.random.default_rng(0)
     recency = random.uniform(0, 60, 2000)
     churn = random.random(2000) < recency / 60
-    found = recency_probability(recency, churn, np.array([1.0, 20.0, 59.0]))
-    assert (np.diff(found) > 0).all()
-    assert ((found > 0) & (found < 1)).all()
+    result = recency_probability(recency, churn, np.array([1.0, 20.0, 59.0]))
+    assert (np.diff(result) > 0).all()
+    assert ((result > 0) & (result < 1)).all()
 
 
 def test_metrics_of_spend_measure_customers_and_the_total() -> None:
-    found = spend_metrics(np.array([0.0, 10.0, 20.0]), np.array([2.0, 10.0, 24.0]))
+    result = spend_metrics(np.array([0.0, 10.0, 20.0]), np.array([2.0, 10.0, 24.0]))
     deviance = 2 * (2 + 0 + 20 * math.log(20 / 24) - 20 + 24)
-    assert found == pytest.approx(
+    assert result == pytest.approx(
         {"mean_absolute_error": 2.0, "total_ratio": 1.2, "mean": 10.0, "poisson_deviance": deviance / 3}
     )

@@ -105,9 +105,9 @@ def test_the_training_matrix_uses_the_same_nodes(state: Floats) -> None:
 
 def test_an_unknown_customer_has_finite_features() -> None:
     spec = replace(SPEC, fill=tuple([7.0] * len(SPEC.names)))
-    found = nodes(spec).run(state=LAYOUT.identity[np.newaxis], age=np.array([[12.0]]))["features"][0]
+    result = nodes(spec).run(state=LAYOUT.identity[np.newaxis], age=np.array([[12.0]]))["features"][0]
     never = math.log(1 + MAX_DAYS)
-    assert found.tolist() == pytest.approx([never, 7, 0, 0, 0, 7, never, 1, 1, 0, 0])
+    assert result.tolist() == pytest.approx([never, 7, 0, 0, 0, 7, never, 1, 1, 0, 0])
 
 
 def test_a_very_old_event_counts_like_one_that_never_happened() -> None:
@@ -127,22 +127,22 @@ def test_a_spec_of_one_plain_slot_needs_no_other_parts() -> None:
 def test_missing_values_are_filled_with_medians(learnt: Floats, state: Floats, data: st.DataObject) -> None:
     matrix = filled_matrix(SPEC, learnt)
     gaps = np.array([[data.draw(st.booleans()) for _ in row] for row in state])
-    found = matrix(np.where(gaps, np.nan, state))
-    assert np.isfinite(found).all()
+    result = matrix(np.where(gaps, np.nan, state))
+    assert np.isfinite(result).all()
     usual = matrix(np.full((1, len(FEATURES)), np.nan))[0]
     slots = len(FEATURES)
-    np.testing.assert_array_equal(found[:, :slots][gaps], np.broadcast_to(usual[:slots], gaps.shape)[gaps])
+    np.testing.assert_array_equal(result[:, :slots][gaps], np.broadcast_to(usual[:slots], gaps.shape)[gaps])
     whole = FeatureMatrix(SPEC)(state)[:, :slots]
     known = ~gaps & np.isfinite(whole)
-    np.testing.assert_array_equal(found[:, :slots][known], whole[known])
+    np.testing.assert_array_equal(result[:, :slots][known], whole[known])
 
 
 def test_the_fill_value_is_the_median_of_known_values_or_zero() -> None:
     attributes = FeatureSpec(StateLayout([FEATURES[1], FEATURES[5]]))
     matrix = filled_matrix(attributes, np.array([[1.0, np.nan], [np.nan, np.nan], [4.0, np.nan], [2.0, np.nan]]))
-    found = matrix(np.array([[np.nan, np.nan], [8.0, 3.0]]))
+    result = matrix(np.array([[np.nan, np.nan], [8.0, 3.0]]))
     expected = [[math.log(3), 0, 1, 1], [math.log(9), math.log(4), 0, 0]]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
 def test_each_category_is_a_flag_and_a_missing_one_sets_none() -> None:

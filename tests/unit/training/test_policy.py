@@ -77,10 +77,10 @@ def few(offer: Offer, calibration: ScoredRows, test: ScoredRows, name: str = "ch
 def test_at_each_budget_all_policies_contact_as_many_customers_as_the_dynamic_threshold(
     offer: Offer, seed: int
 ) -> None:
-    found = few(offer, crowd(seed=seed), crowd(300, seed + 1))
-    assert {row.budget_share for row in found} == {0.05, 0.3, 1.0, offer.budget_share}
-    for share in {row.budget_share for row in found}:
-        contacts = {name: row.contacts for name, row in by_policy(found, share).items()}
+    result = few(offer, crowd(seed=seed), crowd(300, seed + 1))
+    assert {row.budget_share for row in result} == {0.05, 0.3, 1.0, offer.budget_share}
+    for share in {row.budget_share for row in result}:
+        contacts = {name: row.contacts for name, row in by_policy(result, share).items()}
         assert all(contacts[name] == pytest.approx(contacts[DYNAMIC]) for name in AS_MANY)
 
 
@@ -89,31 +89,31 @@ def test_at_each_budget_all_policies_contact_as_many_customers_as_the_dynamic_th
 def test_no_policy_has_a_higher_expected_profit_with_as_many_contacts(offer: Offer, seed: int) -> None:
     rows = crowd(seed=seed)
     for share in (0.05, 0.3, 1.0):
-        found = by_policy(few(offer, rows, rows), share)
-        assert all(found[DYNAMIC].expected >= found[name].expected - 1e-9 for name in AS_MANY)
+        result = by_policy(few(offer, rows, rows), share)
+        assert all(result[DYNAMIC].expected >= result[name].expected - 1e-9 for name in AS_MANY)
 
 
 @given(seeds)
 @settings(max_examples=20, deadline=None)
 def test_no_single_threshold_earns_more_than_the_one_chosen_in_hindsight(seed: int) -> None:
-    found = few(OFFER, crowd(seed=seed), crowd(300, seed + 1))
+    result = few(OFFER, crowd(seed=seed), crowd(300, seed + 1))
     for share in (0.05, 0.1, 0.3, 1.0):
-        rows = by_policy(found, share)
+        rows = by_policy(result, share)
         assert rows[HINDSIGHT].realised >= max(rows[SINGLE].realised, rows[TUNED].realised) - 1e-9
 
 
 def test_a_far_too_expensive_offer_is_made_to_nobody() -> None:
     dear = OFFER.model_copy(update={"offer_cost": 1e5})
-    found = few(dear, crowd(), crowd(seed=1))
-    assert {(row.contacts, row.expected, row.realised, row.low, row.high) for row in found} == {(0, 0, 0, 0, 0)}
+    result = few(dear, crowd(), crowd(seed=1))
+    assert {(row.contacts, row.expected, row.realised, row.low, row.high) for row in result} == {(0, 0, 0, 0, 0)}
 
 
 def test_customers_worth_at_most_the_offers_cost_are_not_contacted() -> None:
     rows = crowd(2000)
     cheap = replace(rows, value=np.where(rows.probability > 0.1, np.minimum(rows.value, 3.0), rows.value))
-    found = by_policy(few(OFFER, cheap, cheap), 1.0)
-    assert 0 < found[EVERYBODY].contacts == (cheap.value > 3.0).sum()
-    assert found[TUNED].contacts <= found[EVERYBODY].contacts
+    result = by_policy(few(OFFER, cheap, cheap), 1.0)
+    assert 0 < result[EVERYBODY].contacts == (cheap.value > 3.0).sum()
+    assert result[TUNED].contacts <= result[EVERYBODY].contacts
 
 
 @given(seeds)
@@ -125,10 +125,10 @@ def test_profit_scales_with_the_currency(seed: int) -> None:
     before, after = crowd(seed=seed), crowd(300, seed + 1)
     dear = OFFER.model_copy(update={"contact_cost": 0.2, "offer_cost": 6.0})
     plain, doubled = few(OFFER, before, after), few(dear, double(before), double(after))
-    for one, two in zip(plain, doubled, strict=True):
-        assert (two.policy, two.contacts) == (one.policy, one.contacts)
+    for item, two in zip(plain, doubled, strict=True):
+        assert (two.policy, two.contacts) == (item.policy, item.contacts)
         for name in ("expected", "realised", "low", "high"):
-            assert getattr(two, name) == pytest.approx(2 * getattr(one, name))
+            assert getattr(two, name) == pytest.approx(2 * getattr(item, name))
 
 
 @given(offers, seeds)
@@ -145,10 +145,10 @@ def test_an_interval_contains_its_estimate(offer: Offer, seed: int) -> None:
 
 
 def test_the_lead_is_the_difference_of_realised_profits() -> None:
-    found = by_policy(few(OFFER, crowd(), crowd(seed=1)), 0.3)
-    for row in found.values():
+    result = by_policy(few(OFFER, crowd(), crowd(seed=1)), 0.3)
+    for row in result.values():
         if row.ahead is not None:
-            assert row.ahead == pytest.approx(found[DYNAMIC].realised - row.realised)
+            assert row.ahead == pytest.approx(result[DYNAMIC].realised - row.realised)
 
 
 def test_a_policy_is_paid_with_realised_values_and_its_own_values_are_shown_beside() -> None:
@@ -159,12 +159,12 @@ def test_a_policy_is_paid_with_realised_values_and_its_own_values_are_shown_besi
         realised_value=np.array([13.0, 23.0, 1000.0]),
         label=np.array([True, False, True]),
     )
-    found = by_policy(compare_policies("churn", OFFER, rows, rows, budgets=[], resamples=40), 1.0)[DYNAMIC]
+    result = by_policy(compare_policies("churn", OFFER, rows, rows, budgets=[], resamples=40), 1.0)[DYNAMIC]
     # The first two are contacted. The first is won: 0.2 * (13 - 3) - 0.1; the second wastes 0.1 * 3 + 0.1.
-    assert found.contacts == 2
-    assert found.precision == 0.5
-    assert found.realised == pytest.approx(0.2 * 10 - 0.1 - 0.4)
-    assert found.at_model_values == pytest.approx(0.2 * 100 - 0.1 - 0.4)
+    assert result.contacts == 2
+    assert result.precision == 0.5
+    assert result.realised == pytest.approx(0.2 * 10 - 0.1 - 0.4)
+    assert result.at_model_values == pytest.approx(0.2 * 100 - 0.1 - 0.4)
 
 
 def test_the_configs_own_budget_is_marked() -> None:
@@ -212,10 +212,10 @@ def test_the_best_single_threshold_of_an_example_worked_by_hand() -> None:
 def test_the_single_threshold_is_tuned_without_the_tests_outcomes() -> None:
     before, after = crowd(), crowd(seed=1)
     other = replace(after, label=~after.label)
-    one, two = (by_policy(few(OFFER, before, rows), 0.3) for rows in (after, other))
+    item, two = (by_policy(few(OFFER, before, rows), 0.3) for rows in (after, other))
     for name in (DYNAMIC, SINGLE, TUNED):
-        assert (one[name].contacts, one[name].expected) == (two[name].contacts, two[name].expected)
-    assert one[HINDSIGHT].expected != two[HINDSIGHT].expected
+        assert (item[name].contacts, item[name].expected) == (two[name].contacts, two[name].expected)
+    assert item[HINDSIGHT].expected != two[HINDSIGHT].expected
 
 
 def test_recency_ranks_longest_absence_first_for_churn_and_last_for_propensity() -> None:
@@ -235,8 +235,8 @@ def test_without_recency_there_is_no_ranking_by_it() -> None:
 def test_ties_are_broken_in_the_same_way_in_any_order_of_rows() -> None:
     rows = replace(crowd(), customer=np.arange(400, dtype=np.uint64), probability=np.full(400, 0.5))
     turned = replace(rows, **{name: column[::-1] for name, column in vars(rows).items() if column is not None})
-    one, two = (by_policy(few(OFFER, found, found), 0.3) for found in (rows, turned))
-    assert one[SINGLE].realised == pytest.approx(two[SINGLE].realised)
+    item, two = (by_policy(few(OFFER, result, result), 0.3) for result in (rows, turned))
+    assert item[SINGLE].realised == pytest.approx(two[SINGLE].realised)
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------
@@ -248,10 +248,10 @@ def test_the_grid_surrounds_the_configs_rates() -> None:
     assert sorted({cell.success_rate for cell in cells}) == [0.05, 0.1, 0.2, 0.4, 0.8]
     assert sorted({cell.redemption_rate for cell in cells}) == [0.025, 0.05, 0.1, 0.2, 0.4]
     same = next(cell for cell in cells if (cell.success_rate, cell.redemption_rate) == (0.2, 0.1))
-    found = by_policy(few(OFFER, crowd(), crowd(seed=1)), 0.1)
-    assert same.contacts == found[DYNAMIC].contacts
-    assert same.ahead == pytest.approx(found[DYNAMIC].realised - found[SINGLE].realised)
-    assert same.tuned_ahead == pytest.approx(found[DYNAMIC].realised - found[TUNED].realised)
+    result = by_policy(few(OFFER, crowd(), crowd(seed=1)), 0.1)
+    assert same.contacts == result[DYNAMIC].contacts
+    assert same.ahead == pytest.approx(result[DYNAMIC].realised - result[SINGLE].realised)
+    assert same.tuned_ahead == pytest.approx(result[DYNAMIC].realised - result[TUNED].realised)
     assert all(cell.low <= cell.ahead <= cell.high for cell in cells)
 
 
@@ -329,10 +329,10 @@ def test_savings_of_an_example_worked_by_hand() -> None:
     )
     # Winning them gains 0.2 * 100 - 0.1 = 19.9 and 9.9, the second wastes 0.1 * 3 + 0.1 = 0.4. Thresholds: 0.4 / 20.3,
     # 0.4 / 4.3 and 0.4 / 10.3 = 0.039, so the third is left alone and 9.9 + 0.4 is lost, where everybody costs 0.4.
-    found = cost_metrics(OFFER, rows, rows)
-    assert found["expected_savings_dynamic"] == pytest.approx(1 - 10.3 / 0.4)
+    result = cost_metrics(OFFER, rows, rows)
+    assert result["expected_savings_dynamic"] == pytest.approx(1 - 10.3 / 0.4)
     # Tuned on these very rows the single one takes all three.
-    assert found["expected_savings_single"] == pytest.approx(0.0)
+    assert result["expected_savings_single"] == pytest.approx(0.0)
 
 
 def test_perfect_knowledge_saves_everything() -> None:

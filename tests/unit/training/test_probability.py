@@ -62,8 +62,8 @@ def test_the_graph_of_each_learner_equals_scikit_learn(learner: Learner) -> None
 def test_two_models_in_one_graph_keep_their_own_columns_and_calibrations() -> None:
     models = (fitted(CLASSIFIERS[0]), fitted(CLASSIFIERS[-1]))
     features, _ = crowd(500, seed=2)
-    found = served("Sigmoid", features, *(model.score() for model in models))
-    np.testing.assert_allclose(found, np.column_stack([model.predict(features) for model in models]), atol=1e-5)
+    result = served("Sigmoid", features, *(model.score() for model in models))
+    np.testing.assert_allclose(result, np.column_stack([model.predict(features) for model in models]), atol=1e-5)
 
 
 def test_a_blend_is_the_mean_of_both_scores() -> None:

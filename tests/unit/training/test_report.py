@@ -220,8 +220,8 @@ def with_policy(rows: HoldoutRows, **figures: float) -> Manifest:
 
 
 def verdict(rows: HoldoutRows, policy: dict[str, float] | None = None, **tables: Any) -> tuple[bool | None, str]:
-    found = headline("churn", with_policy(rows, **(policy or {})), Evidence(**tables), rows)
-    return found.good, found.verdict
+    result = headline("churn", with_policy(rows, **(policy or {})), Evidence(**tables), rows)
+    return result.good, result.verdict
 
 
 def test_the_verdict_says_whether_to_act_on_it(rows: Rows) -> None:
@@ -240,8 +240,8 @@ def test_the_verdict_says_whether_to_act_on_it(rows: Rows) -> None:
 
 def test_an_offer_that_alerts_nobody_says_so(rows: Rows) -> None:
     test = replace(rows["churn"], threshold=np.ones(len(rows["churn"].label)))
-    told = headline("churn", with_policy(test, contacts=0.0), made_evidence(), test).sentence
-    assert told.endswith("points on average; nobody is alerted.")
+    reported = headline("churn", with_policy(test, contacts=0.0), made_evidence(), test).sentence
+    assert reported.endswith("points on average; nobody is alerted.")
 
 
 def test_long_names_keep_the_end_in_which_they_differ() -> None:
@@ -251,11 +251,11 @@ def test_long_names_keep_the_end_in_which_they_differ() -> None:
 
 def test_the_sentence_names_the_strongest_other_policy(rows: Rows) -> None:
     test = rows["churn"]
-    told = headline("churn", made_manifest({"churn": test}), made_evidence(), test).sentence
-    assert "not shown to differ from probability times value, the strongest other policy" in told
+    reported = headline("churn", made_manifest({"churn": test}), made_evidence(), test).sentence
+    assert "not shown to differ from probability times value, the strongest other policy" in reported
     policies = [policy for policy in made_evidence().policies if policy.policy != TIMES_VALUE]
-    told = headline("churn", made_manifest({"churn": test}), Evidence(policies=policies), test).sentence
-    assert re.search(r"\(\d+ more than single threshold, as many contacts, the strongest other policy", told)
+    reported = headline("churn", made_manifest({"churn": test}), Evidence(policies=policies), test).sentence
+    assert re.search(r"\(\d+ more than single threshold, as many contacts, the strongest other policy", reported)
 
 
 def test_savings_compare_the_chosen_subset_with_all_features() -> None:
@@ -290,10 +290,10 @@ def test_lift_gains_and_reliability_on_an_example_to_check_by_hand() -> None:
     contacted, reached = curves.gains(label, score)
     assert reached[[0, 10, 20, 100]].tolist() == pytest.approx([0, 0.5, 1, 1])
     assert contacted[10] == pytest.approx(0.1)
-    found = curves.reliability(label, score, np.arange(100, dtype=np.uint64))
-    assert found.predicted.tolist() == pytest.approx(np.arange(0.05, 1, 0.1).tolist())
-    assert found.observed.tolist() == [0] * 8 + [1] * 2
-    assert found.histogram.tolist() == pytest.approx([0.05] * 20)
+    result = curves.reliability(label, score, np.arange(100, dtype=np.uint64))
+    assert result.predicted.tolist() == pytest.approx(np.arange(0.05, 1, 0.1).tolist())
+    assert result.observed.tolist() == [0] * 8 + [1] * 2
+    assert result.histogram.tolist() == pytest.approx([0.05] * 20)
 
 
 def test_whiskers_of_the_reliability_are_wider_if_customers_have_several_equal_rows() -> None:

@@ -89,9 +89,9 @@ SEGMENTS = fitted(PLANTED)
 
 
 def test_planted_segments_are_found_and_named_by_value_in_plain_words() -> None:
-    found = SEGMENTS.predict(PLANTED)["segment"].reshape(len(KINDS), -1)
-    assert (found == found[:, :1]).all()
-    assert [SEGMENTS.names[at] for at in found[:, 0]] == NAMES
+    result = SEGMENTS.predict(PLANTED)["segment"].reshape(len(KINDS), -1)
+    assert (result == result[:, :1]).all()
+    assert [SEGMENTS.names[at] for at in result[:, 0]] == NAMES
     mean = [PLANTED[SEGMENTS.predict(PLANTED)["segment"] == at, -1].mean() for at in range(4)]
     assert mean == sorted(mean, reverse=True)
 
@@ -117,10 +117,10 @@ rows = st.lists(st.lists(st.floats(-1, 9, width=32), min_size=6, max_size=6), mi
 @given(rows)
 def test_the_graph_gives_what_scikit_learn_and_numpy_give(values: list[list[float]]) -> None:
     features = np.array(values, dtype=np.float32)
-    found, expected = run(SEGMENTS, features), SEGMENTS.predict(features)
-    assert found.keys() == expected.keys()
+    result, expected = run(SEGMENTS, features), SEGMENTS.predict(features)
+    assert result.keys() == expected.keys()
     for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name])
+        np.testing.assert_array_equal(result[name], expected[name])
 
 
 @given(rows)
@@ -130,14 +130,14 @@ def test_segments_of_any_rows_export_exactly_and_have_different_names(values: li
     features[:, 2] += np.arange(len(features), dtype=np.float32) / 64
     segments = fitted(features)
     assert len(set(segments.names)) == len(segments.names) == len(segments.kmeans.cluster_centers_)
-    found, expected = run(segments, features), segments.predict(features)
-    differ = found["segment"] != expected["segment"]
+    result, expected = run(segments, features), segments.predict(features)
+    differ = result["segment"] != expected["segment"]
     points = features.astype(np.float64) @ segments.weights + segments.offset
     away = ((points[:, np.newaxis] - segments.kmeans.cluster_centers_) ** 2).sum(axis=2)
     nearest, second = np.take_along_axis(away, expected["segment"][:, np.newaxis], 1)[:, 0], away.min(axis=1)
     np.testing.assert_allclose(nearest[differ], second[differ], rtol=1e-9, atol=1e-9)  # ties alone
     if "rfm" in expected:
-        np.testing.assert_array_equal(found["rfm"], expected["rfm"])
+        np.testing.assert_array_equal(result["rfm"], expected["rfm"])
 
 
 def test_rfm_scores_are_quintiles_and_555_is_the_best() -> None:

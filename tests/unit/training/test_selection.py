@@ -29,8 +29,8 @@ def planted(rows: int = 4000, seed: int = 0) -> tuple[Rows, FeatureSpec, dict[st
     """Who leaves is told by four of twelve slots."""
     random = np.random.default_rng(seed)
     state = random.gamma(2.0, 2.0, (rows, 12))
-    told = np.log1p(state) - np.log1p(state).mean(axis=0)
-    churn = (random.random(rows) < expit(3 * told[:, 4:8].sum(axis=1))).astype(np.float64)
+    reported = np.log1p(state) - np.log1p(state).mean(axis=0)
+    churn = (random.random(rows) < expit(3 * reported[:, 4:8].sum(axis=1))).astype(np.float64)
     made = made_rows(state, churn=churn)
     return made, FeatureSpec(LAYOUT), random_splits(made, ["churn"], folds=2, seed=7)
 
@@ -125,31 +125,31 @@ def choice(rows: Rows, spec: FeatureSpec, splits: dict[str, Splits]) -> ChosenLe
 
 def test_logistic_regression_is_chosen_for_linear_effects() -> None:
     rows, spec, splits = planted()
-    found = choice(rows, spec, splits)
-    assert found.learners["churn"].name == "logistic regression"
-    assert [trial.model for trial in found.trials] == [learner.name for learner in learners_of("churn")]
-    assert [trial.model for trial in found.trials if trial.chosen] == ["logistic regression"]
-    assert min(trial.behind for trial in found.trials) == 0.0
+    result = choice(rows, spec, splits)
+    assert result.learners["churn"].name == "logistic regression"
+    assert [trial.model for trial in result.trials] == [learner.name for learner in learners_of("churn")]
+    assert [trial.model for trial in result.trials if trial.chosen] == ["logistic regression"]
+    assert min(trial.behind for trial in result.trials) == 0.0
 
 
 def test_trees_are_chosen_for_nonlinear_effects() -> None:
     rows, spec, splits = planted()
     middle: Floats = np.log1p(rows.state[:, 4])
     churn = (np.abs(middle - np.median(middle)) < 0.3).astype(np.float64)
-    found = choice(Rows(**vars(rows) | {"churn": churn}), spec, splits)
-    assert "boosted trees" in found.learners["churn"].name
-    line = found.trials[0]
+    result = choice(Rows(**vars(rows) | {"churn": churn}), spec, splits)
+    assert "boosted trees" in result.learners["churn"].name
+    line = result.trials[0]
     assert line.behind > line.error
-    chosen = next(at for at, trial in enumerate(found.trials) if trial.chosen)
+    chosen = next(at for at, trial in enumerate(result.trials) if trial.chosen)
     # None that is simpler is within one standard error of the best.
-    assert all(trial.behind > trial.error for trial in found.trials[:chosen])
-    assert found.trials[chosen].behind <= found.trials[chosen].error
+    assert all(trial.behind > trial.error for trial in result.trials[:chosen])
+    assert result.trials[chosen].behind <= result.trials[chosen].error
 
 
 def test_a_shuffled_slot_has_the_same_values_in_another_order() -> None:
     state = np.arange(300.0).reshape(100, 3)
-    found = shuffled(state, 1, seed=7)
-    assert sorted(found[:, 1].tolist()) == state[:, 1].tolist()
-    assert (found[:, 1] != state[:, 1]).mean() > 0.9
-    np.testing.assert_array_equal(found[:, [0, 2]], state[:, [0, 2]])
+    result = shuffled(state, 1, seed=7)
+    assert sorted(result[:, 1].tolist()) == state[:, 1].tolist()
+    assert (result[:, 1] != state[:, 1]).mean() > 0.9
+    np.testing.assert_array_equal(result[:, [0, 2]], state[:, [0, 2]])
     assert state[1, 1] == 4.0

@@ -39,17 +39,17 @@ def explained(found: Correlations, columns: list[int]) -> float:
 
 
 def test_slots_go_in_the_order_of_a_stepwise_regression_that_is_fitted_anew_each_time() -> None:
-    found = correlations("churn", *made(), seed=7)
+    result = correlations("churn", *made(), seed=7)
     remaining, order = [0, 1, 2, 3, 4], []
 
     def without(slot: int) -> float:
         left = [other for other in remaining if other != slot]
-        return explained(found, [*left, *(5 + other for other in left)]) if left else 0.0
+        return explained(result, [*left, *(5 + other for other in left)]) if left else 0.0
 
     while remaining:
         order.append(max(remaining, key=without))
         remaining.remove(order[-1])
-    assert rank_slots([found], SINGLE, 5) == order[::-1]
+    assert rank_slots([result], SINGLE, 5) == order[::-1]
 
 
 def test_of_collinear_slots_one_is_the_most_important_and_the_other_is_not_needed() -> None:

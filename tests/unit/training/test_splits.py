@@ -33,26 +33,26 @@ def cutoffs_of(rows: Rows, index: Index) -> list[float]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_temporal_splits_follow_the_cutoffs_of_the_plan(target: str) -> None:
     rows, plan = timed(), PLAN.of(target)
-    found = temporal_splits(rows, PLAN, folds=3)[target]
-    assert cutoffs_of(rows, found.evaluation.fit) == plan.fit
-    assert cutoffs_of(rows, found.evaluation.calibration) == plan.calibration
-    assert cutoffs_of(rows, found.evaluation.everything) == plan.training
-    assert cutoffs_of(rows, found.test) == plan.test
-    assert len(found.test) == 4 * len(plan.test)
-    folds = [(cutoffs_of(rows, earlier), cutoffs_of(rows, later)) for earlier, later in found.folds]
+    result = temporal_splits(rows, PLAN, folds=3)[target]
+    assert cutoffs_of(rows, result.evaluation.fit) == plan.fit
+    assert cutoffs_of(rows, result.evaluation.calibration) == plan.calibration
+    assert cutoffs_of(rows, result.evaluation.everything) == plan.training
+    assert cutoffs_of(rows, result.test) == plan.test
+    assert len(result.test) == 4 * len(plan.test)
+    folds = [(cutoffs_of(rows, earlier), cutoffs_of(rows, later)) for earlier, later in result.folds]
     assert folds == plan.folds(3)
     final = plan.final()
-    assert cutoffs_of(rows, found.final.everything) == [*plan.training, *plan.test]
-    assert cutoffs_of(rows, found.final.calibration) == final.calibration
+    assert cutoffs_of(rows, result.final.everything) == [*plan.training, *plan.test]
+    assert cutoffs_of(rows, result.final.calibration) == final.calibration
 
 
 def test_rows_with_unknown_labels_are_in_no_split() -> None:
     rows = timed()
     rows = Rows(**vars(rows) | {"churn": np.where(np.arange(len(rows)) % 3 == 0, np.nan, rows.churn)})
-    found = temporal_splits(rows, CutoffPlan(PLAN.churn, PLAN.propensity, PLAN.spend), folds=3)
-    used = np.concatenate([found["churn"].final.everything, *(np.concatenate(pair) for pair in found["churn"].folds)])
+    result = temporal_splits(rows, CutoffPlan(PLAN.churn, PLAN.propensity, PLAN.spend), folds=3)
+    used = np.concatenate([result["churn"].final.everything, *(np.concatenate(pair) for pair in result["churn"].folds)])
     assert np.isfinite(rows.churn[used]).all()
-    assert len(found["churn"].test) < len(found["spend"].test)
+    assert len(result["churn"].test) < len(result["spend"].test)
 
 
 def parted(split: Split) -> list[Index]:
@@ -79,10 +79,10 @@ def test_random_splits_keep_the_rows_of_a_group_together() -> None:
     split = random_splits(rows, ["churn"], folds=3, seed=7)["churn"]
     apart = [[split.evaluation.everything, split.test], parted(split.evaluation), parted(split.final)]
     for parts in [*apart, *split.folds]:
-        for one, other in combinations(parts, 2):
-            assert len(one)
+        for item, other in combinations(parts, 2):
+            assert len(item)
             assert len(other)
-            assert not set(rows.group[one]) & set(rows.group[other])
+            assert not set(rows.group[item]) & set(rows.group[other])
 
 
 def test_random_splits_depend_on_the_seed_only() -> None:
@@ -122,8 +122,8 @@ def test_medians_are_learnt_from_rows_that_no_target_tests_on() -> None:
 def test_random_splits_are_the_same_for_all_targets_where_these_are_known() -> None:
     left = np.arange(1000) % 3 == 0
     rows = made_rows(np.zeros((1000, 1)), churn=left.astype(np.float64), stay_spend=np.where(left, np.nan, 20.0))
-    found = random_splits(rows, ["churn", "stay_spend"], folds=4, seed=7)
-    whole, stayed = found["churn"], found["stay_spend"]
+    result = random_splits(rows, ["churn", "stay_spend"], folds=4, seed=7)
+    whole, stayed = result["churn"], result["stay_spend"]
     assert stayed.test.tolist() == [row for row in whole.test.tolist() if not left[row]]
     assert stayed.final.fit.tolist() == [row for row in whole.final.fit.tolist() if not left[row]]
     assert [later.tolist() for _, later in stayed.folds] == [

@@ -13,16 +13,16 @@ from training.statistics import clustered_standard_error, log_losses, poisson_lo
 
 
 def test_losses_equal_their_textbook_definitions() -> None:
-    found = log_losses(np.array([1.0, 0.0]), np.array([0.8, 0.3]))
-    assert found.tolist() == pytest.approx([-math.log(0.8), -math.log(0.7)])
+    result = log_losses(np.array([1.0, 0.0]), np.array([0.8, 0.3]))
+    assert result.tolist() == pytest.approx([-math.log(0.8), -math.log(0.7)])
     spent = poisson_losses(np.array([0.0, 3.0, 2.0]), np.array([2.0, 3.0, 1.0]))
     assert spent.tolist() == pytest.approx([4.0, 0.0, 2 * (2 * math.log(2) - 1)])
 
 
 def test_a_certain_and_wrong_probability_has_a_large_finite_loss() -> None:
-    found = log_losses(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
-    assert np.isfinite(found).all()
-    assert (found > 25).all()
+    result = log_losses(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    assert np.isfinite(result).all()
+    assert (result > 25).all()
 
 
 def test_the_standard_error_is_clustered_by_customer() -> None:
@@ -46,10 +46,10 @@ def test_the_first_that_is_within_one_standard_error_of_the_best_is_the_simplest
     customer, best = np.arange(4), np.zeros(4)
     clearly_worse = best + 1.0
     noisily_worse = np.array([2.0, -1.9, 2.0, -1.9])
-    chosen, found = simplest([clearly_worse, noisily_worse, best], customer)
+    chosen, result = simplest([clearly_worse, noisily_worse, best], customer)
     assert chosen == 1
-    assert [gap.within_one_se for gap in found] == [False, True, True]
-    assert [gap.mean for gap in found] == pytest.approx([1.0, 0.05, 0.0])
+    assert [gap.within_one_se for gap in result] == [False, True, True]
+    assert [gap.mean for gap in result] == pytest.approx([1.0, 0.05, 0.0])
 
 
 def test_the_best_is_chosen_if_all_simpler_ones_are_worse_beyond_noise() -> None:

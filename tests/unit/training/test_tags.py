@@ -59,25 +59,25 @@ class Losses:
 
 def test_duplicate_opposite_and_implied_attributes_are_redundant() -> None:
     tags, names = planted()
-    found = {tag.tag: tag for tag in find_redundant(tags, names, Losses([]), CUSTOMERS)[0]}
-    assert list(found) == names
-    assert found["first"].said_by == ["duplicate", "not mirror", "implied"]
-    assert found["duplicate"].said_by == ["first", "not mirror", "implied"]
-    assert found["mirror"].said_by == ["not first", "not duplicate"]
-    assert found["implied"].said_by == []
-    assert found["first"].confidence == 1
-    assert 0.98 < found["duplicate"].confidence < 1
-    assert found["first"].support == pytest.approx(0.4, abs=0.02)
-    assert {found[name].cluster for name in ("first", "duplicate", "mirror", "related")} == {found["first"].cluster}
-    assert len({found[name].cluster for name in ("first", "b", "c", "d", "e")}) == 5
+    result = {tag.tag: tag for tag in find_redundant(tags, names, Losses([]), CUSTOMERS)[0]}
+    assert list(result) == names
+    assert result["first"].said_by == ["duplicate", "not mirror", "implied"]
+    assert result["duplicate"].said_by == ["first", "not mirror", "implied"]
+    assert result["mirror"].said_by == ["not first", "not duplicate"]
+    assert result["implied"].said_by == []
+    assert result["first"].confidence == 1
+    assert 0.98 < result["duplicate"].confidence < 1
+    assert result["first"].support == pytest.approx(0.4, abs=0.02)
+    assert {result[name].cluster for name in ("first", "duplicate", "mirror", "related")} == {result["first"].cluster}
+    assert len({result[name].cluster for name in ("first", "b", "c", "d", "e")}) == 5
 
 
 def test_the_smallest_set_that_loses_nothing_is_kept() -> None:
     tags, names = planted()
     copies = [0, 5, 6]
     losses = Losses([copies, [1], [2], [3], [4], [7], [10]])  # the implied and the related tag are needed
-    found, costs = find_redundant(tags, names, losses, CUSTOMERS)
-    kept = [tag.tag for tag in found if tag.kept]
+    result, costs = find_redundant(tags, names, losses, CUSTOMERS)
+    kept = [tag.tag for tag in result if tag.kept]
     assert len(kept) == 7
     assert {"b", "c", "d", "e", "implied", "related"} < set(kept)
     assert costs["all tags"] == costs["without rare tags"] == costs["without tags that say the same"] == 1
@@ -91,24 +91,24 @@ def test_a_loss_within_one_standard_error_is_no_loss(noise: float, kept: int) ->
     # The smallest set has a loss that is 2 higher, with a standard error of 2 noise / sqrt(50).
     tags, names = planted()
     losses = Losses([[0, 5, 6], [7], [10]], noise)
-    found, costs = find_redundant(tags, names, losses, CUSTOMERS)
-    assert sum(tag.kept for tag in found) == kept
+    result, costs = find_redundant(tags, names, losses, CUSTOMERS)
+    assert sum(tag.kept for tag in result) == kept
     assert costs["one tag per cluster"] == pytest.approx(3)
 
 
 def test_all_attributes_are_kept_if_each_is_needed() -> None:
     tags, names = planted()
-    found, costs = find_redundant(tags, names, Losses([[at] for at in range(len(names))]), CUSTOMERS)
-    assert all(tag.kept for tag in found)
+    result, costs = find_redundant(tags, names, Losses([[at] for at in range(len(names))]), CUSTOMERS)
+    assert all(tag.kept for tag in result)
     assert min(costs.values()) == costs["all tags"]
 
 
 @pytest.mark.parametrize("rows", [1_000, 20_000])
 def test_independent_attributes_are_not_redundant_and_cost_one_call(rows: int) -> None:
     losses = Losses([])
-    found, costs = find_redundant(independent(rows, 60), [f"t{i}" for i in range(60)], losses, CUSTOMERS)
-    assert all(tag.kept and not tag.said_by for tag in found)
-    assert len({tag.cluster for tag in found}) == 60
+    result, costs = find_redundant(independent(rows, 60), [f"t{i}" for i in range(60)], losses, CUSTOMERS)
+    assert all(tag.kept and not tag.said_by for tag in result)
+    assert len({tag.cluster for tag in result}) == 60
     assert list(costs) == ["all tags"]
     assert len(losses.calls) == 1
 
@@ -129,28 +129,28 @@ def test_confidence_and_support_are_those_of_association_rules() -> None:
 def test_an_attribute_that_nearly_all_have_is_not_implied_by_others() -> None:
     tags = independent(20_000, 6)
     tags[:, 0] = np.random.default_rng(5).random(20_000) < 0.97
-    found, _ = find_redundant(tags, list("abcdef"), Losses([]), CUSTOMERS)
-    assert all(not tag.said_by for tag in found)
+    result, _ = find_redundant(tags, list("abcdef"), Losses([]), CUSTOMERS)
+    assert all(not tag.said_by for tag in result)
 
 
 def test_constant_attributes_leave_one() -> None:
-    found, costs = find_redundant(np.ones((50, 6), dtype=bool), list("abcdef"), Losses([]), CUSTOMERS)
-    assert sum(tag.kept for tag in found) == 1
+    result, costs = find_redundant(np.ones((50, 6), dtype=bool), list("abcdef"), Losses([]), CUSTOMERS)
+    assert sum(tag.kept for tag in result) == 1
     assert list(costs) == ["all tags", "without rare tags"]
 
 
 def test_a_single_attribute_is_kept() -> None:
-    found, _ = find_redundant(independent(100, 1), ["a"], Losses([]), CUSTOMERS)
-    assert [tag.kept for tag in found] == [True]
+    result, _ = find_redundant(independent(100, 1), ["a"], Losses([]), CUSTOMERS)
+    assert [tag.kept for tag in result] == [True]
 
 
 def test_300_attributes_of_100_000_rows_are_not_compared_pair_by_pair() -> None:
     tags = independent(100_000, 300)
     tags[:, 1] = tags[:, 0]
     start = time.process_time()
-    found, _ = find_redundant(tags, [f"t{i}" for i in range(300)], Losses([]), CUSTOMERS)
+    result, _ = find_redundant(tags, [f"t{i}" for i in range(300)], Losses([]), CUSTOMERS)
     assert time.process_time() - start < 100  # pair by pair it would take many minutes
-    assert found[0].said_by == ["t1"]
+    assert result[0].said_by == ["t1"]
 
 
 def test_five_binary_columns_make_a_table_of_binary_attributes() -> None:

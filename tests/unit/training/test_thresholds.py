@@ -49,8 +49,8 @@ def crowd(n: int, seed: int = 0) -> tuple[Floats, Floats]:
 
 @given(st.lists(customer_values, min_size=1), offers, money)
 def test_the_formula_equals_a_plain_one_for_each_customer(values: list[float], terms: Offer, price: float) -> None:
-    found = threshold(np.array(values), terms, price, LEAST)
-    np.testing.assert_allclose(found, [plain(v, terms, price) for v in values], rtol=1e-12)
+    result = threshold(np.array(values), terms, price, LEAST)
+    np.testing.assert_allclose(result, [plain(v, terms, price) for v in values], rtol=1e-12)
 
 
 @given(offers, money, shares)
@@ -61,14 +61,14 @@ def test_customers_worth_at_most_the_offers_cost_have_threshold_one(terms: Offer
 
 @given(st.lists(customer_values, min_size=1), offers, money)
 def test_a_threshold_lies_between_the_minimum_and_one(values: list[float], terms: Offer, price: float) -> None:
-    found = threshold(np.array(values), terms, price, LEAST)
-    assert ((found >= LEAST) & (found <= 1.0)).all()
+    result = threshold(np.array(values), terms, price, LEAST)
+    assert ((result >= LEAST) & (result <= 1.0)).all()
 
 
 @given(st.lists(customer_values, min_size=2), offers, money)
 def test_a_higher_value_never_raises_the_threshold(values: list[float], terms: Offer, price: float) -> None:
-    found = threshold(np.sort(np.array(values)), terms, price, LEAST)
-    assert (np.diff(found) <= 1e-12).all()
+    result = threshold(np.sort(np.array(values)), terms, price, LEAST)
+    assert (np.diff(result) <= 1e-12).all()
 
 
 @given(customer_values, offers, money, money)
@@ -146,10 +146,10 @@ def graph_of_thresholds() -> Graph:
     spend = graph.input("spend", len(OFFERS))
     economics = graph.input("economics", len(ECONOMICS))
     values = add_values(graph, spend, economics, OFFERS)
-    found = graph.add("Cast", add_thresholds(graph, values, economics, OFFERS, LEAST), to=graph.float32)
+    result = graph.add("Cast", add_thresholds(graph, values, economics, OFFERS, LEAST), to=graph.float32)
     values = graph.add("Cast", values, to=graph.float32)
     for column, name in enumerate(OFFERS):
-        graph.output(f"{name}_threshold", found, column)
+        graph.output(f"{name}_threshold", result, column)
         graph.output(f"{name}_value_if_won", values, column)
     return Graph(graph.build("thresholds"))
 
@@ -180,15 +180,15 @@ def test_the_graph_computes_the_formula_for_each_customers_own_economics(
             for _, margin, a, x, b, y, values in rows
         ]
     )
-    found = THRESHOLDS.run(spend=np.array([spend for spend, *_ in rows]), economics=economics)
+    result = THRESHOLDS.run(spend=np.array([spend for spend, *_ in rows]), economics=economics)
     for at, (spend, margin, churn, x, propensity, y, given_values) in enumerate(rows):
         for name, each, given_value, terms, price in zip(
             OFFERS, spend, given_values, (churn, propensity), (x, y), strict=True
         ):
             value = margin * each if given_value is None else given_value
             expected = threshold(np.array([value]), terms, price, LEAST)[0]
-            assert found[f"{name}_threshold"][at] == pytest.approx(expected, abs=1e-6)
-            assert found[f"{name}_value_if_won"][at] == pytest.approx(value, rel=1e-6)
+            assert result[f"{name}_threshold"][at] == pytest.approx(expected, abs=1e-6)
+            assert result[f"{name}_value_if_won"][at] == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5])
@@ -197,6 +197,6 @@ def test_an_offer_of_zeros_has_threshold_one(margin: float) -> None:
     economics = np.zeros((2, len(ECONOMICS)))
     economics[:, 0] = margin
     economics[:, -len(OFFERS) :] = np.nan
-    found = THRESHOLDS.run(spend=np.array([[0.0, 0.0], [100.0, 100.0]]), economics=economics)
-    assert found["churn_threshold"].tolist() == [1.0, 1.0]
-    assert found["propensity_threshold"].tolist() == [1.0, 1.0]
+    result = THRESHOLDS.run(spend=np.array([[0.0, 0.0], [100.0, 100.0]]), economics=economics)
+    assert result["churn_threshold"].tolist() == [1.0, 1.0]
+    assert result["propensity_threshold"].tolist() == [1.0, 1.0]

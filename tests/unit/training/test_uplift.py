@@ -56,8 +56,8 @@ def choice(name: str, features: Floats) -> Floats:
 
 
 def estimated(name: str, features: Floats, data: Experiment, predicted: Floats) -> dict[str, Value]:
-    found = policy_values(name, influences(choice(name, features), data, predicted), data.customer)
-    return {row.estimator: row for row in found}
+    result = policy_values(name, influences(choice(name, features), data, predicted), data.customer)
+    return {row.estimator: row for row in result}
 
 
 def share_inside(name: str, estimator: str, chances: Floats | None = None) -> float:
@@ -68,8 +68,8 @@ def share_inside(name: str, estimator: str, chances: Floats | None = None) -> fl
         if chances is not None:
             data = replace(data, chance=chances[: len(data)])
         predicted = np.stack([0.9 - 0.1 * features[:, 2], 0.9 - 0.2 * features[:, 1]])
-        found = estimated(name, features, data, predicted)[estimator]
-        inside += found.low <= TRUTH[name] <= found.high
+        result = estimated(name, features, data, predicted)[estimator]
+        inside += result.low <= TRUTH[name] <= result.high
     return inside / SIMULATIONS
 
 
@@ -103,12 +103,12 @@ def test_values_of_an_example_worked_by_hand() -> None:
         customer=np.arange(4, dtype=np.uint64),
     )
     chosen, predicted = np.array([1.0, 0.0, 0.0, 0.0]), np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
-    found = {name: float(each.mean()) for name, each in influences(chosen, data, predicted).items()}
+    result = {name: float(each.mean()) for name, each in influences(chosen, data, predicted).items()}
     # First, second and fourth agree with the policy, with weights 2, 2 and 4, and gained 2, 1 and 5.
-    assert found["IPS"] == pytest.approx((2 * 2 + 2 * 1 + 4 * 5) / 4)
-    assert found["SNIPS"] == pytest.approx((2 * 2 + 2 * 1 + 4 * 5) / 8)
+    assert result["IPS"] == pytest.approx((2 * 2 + 2 * 1 + 4 * 5) / 4)
+    assert result["SNIPS"] == pytest.approx((2 * 2 + 2 * 1 + 4 * 5) / 8)
     # The model says 2 - 1 for the first and 1 for all others; it was wrong by 1, 0 and 4.
-    assert found["DR"] == pytest.approx(1 + (2 * 1 + 2 * 0 + 4 * 4) / 4)
+    assert result["DR"] == pytest.approx(1 + (2 * 1 + 2 * 0 + 4 * 4) / 4)
 
 
 @given(st.floats(0, 1), st.integers(0, 1000))
@@ -124,8 +124,8 @@ def test_a_random_policy_lies_between_nobody_and_everybody(share: float, seed: i
 def test_a_good_model_makes_the_interval_narrower() -> None:
     features, data = simulated(4000, 0)
     known = 5 * features[:, 2]
-    found = estimated("who gains", features, replace(data, outcome=data.outcome + known), np.stack([known, known]))
-    widths = {name: row.high - row.low for name, row in found.items()}
+    result = estimated("who gains", features, replace(data, outcome=data.outcome + known), np.stack([known, known]))
+    widths = {name: row.high - row.low for name, row in result.items()}
     assert widths["DR"] < 0.7 * min(widths["SNIPS"], widths["IPS"])
 
 
@@ -167,9 +167,9 @@ def test_intervals_of_learnt_policies_contain_their_true_values() -> None:
         features, data = simulated(600, seed)
         predicted, uplift, fold = crossfit(features, data, folds=3, seed=seed)
         chosen = treatment_policies(data, uplift, predicted[1], fold, budget_share=0.1, shares=[0.3])[ABOVE_COST]
-        found = policy_values("", influences(chosen, data, predicted), data.customer)[-1]
+        result = policy_values("", influences(chosen, data, predicted), data.customer)[-1]
         truth = TRUTH["nobody"] + np.mean(chosen * (effect(features) - COST))
-        inside += bool(found.low <= truth <= found.high)
+        inside += bool(result.low <= truth <= result.high)
     assert inside >= 35
 
 
@@ -254,14 +254,14 @@ def test_correct_probabilities_give_no_warning() -> None:
 
 def test_a_wrong_probability_gives_a_warning() -> None:
     _, data = simulated(2000, 0)
-    found = check_chance(replace(data, chance=data.chance * 0.8))
-    assert found is not None
-    assert (found.severity, found.where) == ("warning", "treatment.probability")
-    assert "by the stated probability it should be 0.3981" in found.message
+    result = check_chance(replace(data, chance=data.chance * 0.8))
+    assert result is not None
+    assert (result.severity, result.where) == ("warning", "treatment.probability")
+    assert "by the stated probability it should be 0.3981" in result.message
 
 
 def test_probabilities_that_are_right_only_on_average_give_a_warning() -> None:
     _, data = simulated(2000, 0)
-    found = check_chance(replace(data, chance=1 - data.chance))
-    assert found is not None
-    assert "not treated accordingly more often" in found.message
+    result = check_chance(replace(data, chance=1 - data.chance))
+    assert result is not None
+    assert "not treated accordingly more often" in result.message

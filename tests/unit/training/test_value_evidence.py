@@ -32,19 +32,19 @@ def crowd(n: int = 3000, seed: int = 0) -> ScoredRows:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_with_shuffled_values_the_dynamic_threshold_is_not_shown_ahead(seed: int) -> None:
-    found = run_negative_control("churn", OFFER, crowd(seed=seed), crowd(seed=seed + 100), resamples=100, seed=seed)
-    assert found.passed
-    assert found.shown_ahead <= MAX_SHOWN_AHEAD
-    assert found.mean_lead < 0
+    result = run_negative_control("churn", OFFER, crowd(seed=seed), crowd(seed=seed + 100), resamples=100, seed=seed)
+    assert result.passed
+    assert result.shown_ahead <= MAX_SHOWN_AHEAD
+    assert result.mean_lead < 0
 
 
 def test_a_comparison_that_pays_in_the_models_own_currency_fails_the_control(monkeypatch: pytest.MonkeyPatch) -> None:
     # What the comparison did in releases up to 0.2: a contact earns the value that it was chosen for.
     monkeypatch.setattr(ScoredRows, "profit", ScoredRows.profit_at_model_values)
-    found = run_negative_control("churn", OFFER, crowd(), crowd(seed=1), resamples=100)
-    assert not found.passed
-    assert found.shown_ahead == found.shuffles
-    assert found.mean_lead > 0
+    result = run_negative_control("churn", OFFER, crowd(), crowd(seed=1), resamples=100)
+    assert not result.passed
+    assert result.shown_ahead == result.shuffles
+    assert result.mean_lead > 0
 
 
 # --- what policies are paid with --------------------------------------------------------------------------------------
@@ -85,35 +85,35 @@ def test_propensity_is_paid_with_the_amount_of_the_purchase_that_came() -> None:
 
 def test_reliability_of_an_example_worked_by_hand() -> None:
     predicted, realised = np.repeat([10.0, 20.0], 10), np.repeat([8.0, 25.0], 10)
-    found = reliability_of(
+    result = reliability_of(
         "churn", predicted, realised, predicted > 15, np.arange(20, dtype=np.uint64), resamples=200, seed=1
     )
-    assert [tenth.predicted for tenth in found.bins] == [10.0] * 5 + [20.0] * 5
-    assert [tenth.realised for tenth in found.bins] == [8.0] * 5 + [25.0] * 5
-    assert found.total is not None
-    assert found.total.ratio == pytest.approx(300 / 330)
-    assert found.alerted is not None
-    assert found.alerted.ratio == pytest.approx(200 / 250)
-    assert found.alerted.rows == 10
-    assert found.alerted.low == pytest.approx(0.8)
+    assert [tenth.predicted for tenth in result.bins] == [10.0] * 5 + [20.0] * 5
+    assert [tenth.realised for tenth in result.bins] == [8.0] * 5 + [25.0] * 5
+    assert result.total is not None
+    assert result.total.ratio == pytest.approx(300 / 330)
+    assert result.alerted is not None
+    assert result.alerted.ratio == pytest.approx(200 / 250)
+    assert result.alerted.rows == 10
+    assert result.alerted.low == pytest.approx(0.8)
 
 
 def test_the_interval_of_the_ratio_contains_one_for_a_model_that_is_right() -> None:
     inside = 0
     for seed in range(100):
         rows = crowd(400, seed)
-        found = reliability_of(
+        result = reliability_of(
             "churn", rows.value, rows.realised_value, rows.label, rows.customer, resamples=200, seed=seed
         )
-        assert found.total is not None
-        inside += found.total.low <= 1 <= found.total.high
+        assert result.total is not None
+        inside += result.total.low <= 1 <= result.total.high
     assert 88 <= inside <= 100
 
 
 def test_without_realised_value_there_is_no_ratio() -> None:
     nothing = np.zeros(5)
-    found = reliability_of(
+    result = reliability_of(
         "churn", nothing + 1, nothing, nothing > 1, np.arange(5, dtype=np.uint64), resamples=10, seed=1
     )
-    assert found.total is None
-    assert found.alerted is None
+    assert result.total is None
+    assert result.alerted is None

@@ -27,25 +27,25 @@ def all_times(arrivals: Arrivals, rate: float, start: float, stop: float, seed: 
 def test_times_are_in_order_and_within_the_step(
     arrivals: Arrivals, rate: float, warm_up: float, duration: float
 ) -> None:
-    found = all_times(arrivals, rate, -warm_up, duration)
-    assert (np.diff(found) >= 0).all()
-    assert ((found >= -warm_up) & (found < duration)).all()
+    result = all_times(arrivals, rate, -warm_up, duration)
+    assert (np.diff(result) >= 0).all()
+    assert ((result >= -warm_up) & (result < duration)).all()
 
 
 def test_constant_arrivals_are_evenly_spaced_and_processes_take_turns() -> None:
     rng = np.random.default_rng(1)
-    one, two = (np.concatenate(list(arrival_times("constant", 50, 0, 2, rng, phase))) for phase in (0.0, 0.5))
-    both = np.sort(np.concatenate([one, two]))
+    item, two = (np.concatenate(list(arrival_times("constant", 50, 0, 2, rng, phase))) for phase in (0.0, 0.5))
+    both = np.sort(np.concatenate([item, two]))
     assert np.allclose(np.diff(both), 0.01)
     assert len(both) == 200
 
 
 def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process() -> None:
-    found = all_times("poisson", 1000, 0, 50)
-    assert len(found) == pytest.approx(50_000, rel=0.02)
-    gaps = np.diff(found)
+    result = all_times("poisson", 1000, 0, 50)
+    assert len(result) == pytest.approx(50_000, rel=0.02)
+    gaps = np.diff(result)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.03)
-    a_second = np.histogram(found, 500)[0]
+    a_second = np.histogram(result, 500)[0]
     assert a_second.var() == pytest.approx(a_second.mean(), rel=0.25)
 
 
@@ -57,7 +57,7 @@ def test_a_seed_gives_the_same_times() -> None:
 def test_zipf_draws_by_rank_and_all_processes_have_the_same_favourites() -> None:
     ids = [IdSampler(1000, "zipf", 1.0, seed=3) for _ in range(2)]
     drawn = [Counter(each.sample(50_000, np.random.default_rng(n)).tolist()) for n, each in enumerate(ids)]
-    first, second = (found.most_common(2) for found in drawn)
+    first, second = (result.most_common(2) for result in drawn)
     assert [identity for identity, _ in first] == [identity for identity, _ in second]
     assert first[0][1] == pytest.approx(2 * first[1][1], rel=0.1)
     assert first[0][1] == pytest.approx(50_000 / sum(1 / rank for rank in range(1, 1001)), rel=0.05)

@@ -43,8 +43,8 @@ ROWS = st.lists(
 @given(rows=ROWS)
 def test_every_call_after_the_warm_up_is_counted_once_everywhere(rows: list[Row]) -> None:
     result, counted = tallied(*rows), [row for row in rows if row[0] >= 0]
-    assert result.offered == len(counted) == sum(sum(one.calls.values()) for one in result.slices)
-    assert {k: result.calls(k) for k in Kind} == {k: sum(one.calls[k] for one in result.slices) for k in Kind}
+    assert result.offered == len(counted) == sum(sum(item.calls.values()) for item in result.slices)
+    assert {k: result.calls(k) for k in Kind} == {k: sum(item.calls[k] for item in result.slices) for k in Kind}
     timed = sorted(row[1] for row in counted if row[3] in (0, 2))
     assert HdrHistogram.decode(result.histogram).get_total_count() == len(timed)
     if timed:
@@ -85,8 +85,8 @@ def test_a_generator_that_is_late_says_so_and_nothing_else(late: int, unsent: in
     said = verdict(PLAN, [result], None)
     assert ("NOT VALID: the load generator was the bottleneck" in said) is not valid
     assert ("kept up" in said) is valid
-    found = verdict(PLAN, [result], SearchResult(50.0, 100.0, 2))
-    assert found.startswith("At least 50.0" if not valid else "50.0 calls/s hold a p99 of 10 ms, 100.0 do not")
+    outcome = verdict(PLAN, [result], SearchResult(50.0, 100.0, 2))
+    assert outcome.startswith("At least 50.0" if not valid else "50.0 calls/s hold a p99 of 10 ms, 100.0 do not")
 
 
 def test_no_calls_at_all_make_a_report_without_figures() -> None:
@@ -110,8 +110,8 @@ def test_reports_hold_no_token_and_are_valid_whatever_a_server_calls_its_reasons
     page, text = report.as_html(whole), report.as_json(whole)
     assert "<script" not in page
     assert "s3cret" not in page + text
-    found: dict[str, Any] = json.loads(text)
-    assert found["settings"]["token"] is True
-    assert found["steps"][0]["outcomes"] == [
+    outcome: dict[str, Any] = json.loads(text)
+    assert outcome["settings"]["token"] is True
+    assert outcome["steps"][0]["outcomes"] == [
         {"code": "INTERNAL", "reason": strange.reason, "kind": "failed", "number": 1}
     ]
