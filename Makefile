@@ -19,7 +19,7 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test test-full test-slow-machine check format bench docs protos baseline lock clean
+.PHONY: help install run test test-full test-faults test-slow-machine check format bench docs protos baseline lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: $(DEV) $(WHEEL) ## run the tests against the built wheel; prints test_seco
 
 test-full: $(DEV) $(WHEEL) ## run all tests on both fronts and at full size
 	$(BIN)/python -P tests/run_suite.py --full
+
+test-faults: $(DEV) $(WHEEL) ## run random histories with faults for ten minutes, against an independent model
+	$(BIN)/python -m tests.faults
 
 test-slow-machine: $(DEV) $(WHEEL) ## run the tests beside busy loops that leave them a third of each core
 	$(BIN)/python -P tests/slow_machine.py

@@ -12,7 +12,7 @@ from pathlib import Path
 
 BUILD = Path("build")
 # Integration tests come first: some of them fit models, and the longest should not begin last.
-SUITE = ["tests/integration", "tests/unit", "tests/e2e"]
+SUITE = ["tests/integration", "tests/unit", "tests/e2e", "tests/faults"]
 # One process more than there are cores: many tests wait for a server or a timer.
 WORKERS = ["--numprocesses", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal"]
 

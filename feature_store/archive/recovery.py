@@ -64,10 +64,11 @@ def restore(client: CommandClient, log: EventLog, snapshot: ArchiveSnapshot, com
                 lost[hashed] = erased_at
         consents = _lost_consents(connection, snapshot, start)
     key = bytes.fromhex(manifest.erasure_key)
-    restore_tombstones(client, ErasedCustomers(key, times))
+    known = ErasedCustomers(key, times)
+    restore_tombstones(client, known)
     forget_customers(client, ErasedCustomers(key, lost), common)
     newer = set(_consents_after(log, common))
-    _restore_consents(client, {name: consent for name, consent in consents.items() if name not in newer})
+    _restore_consents(client, {name: consent for name, consent in consents.items() if name not in newer}, known)
 
 
 def earlier_records(client: CommandClient, position: int) -> list[EventRow]:
@@ -114,23 +115,24 @@ def _consents_after(log: EventLog, position: int) -> Iterator[str]:
             yield from (item.customer_id for item in decode_entry(at, entry) if isinstance(item, LoggedConsent))
 
 
-def _restore_consents(client: CommandClient, consents: Mapping[str, Consent]) -> None:
+def _restore_consents(client: CommandClient, consents: Mapping[str, Consent], erased: ErasedCustomers) -> None:
     waiting = dict(consents)
     for _ in range(MAX_ATTEMPTS):
         names = iter(list(waiting))
         while chunk := list(islice(names, CHUNK)):
-            for name in _set_consents(client, {name: waiting[name] for name in chunk}):
+            for name in _set_consents(client, {name: waiting[name] for name in chunk}, erased):
                 del waiting[name]
         if not waiting:
             return
 
 
-def _set_consents(client: CommandClient, consents: Mapping[str, Consent]) -> Iterable[str]:
+def _set_consents(client: CommandClient, consents: Mapping[str, Consent], erased: ErasedCustomers) -> Iterable[str]:
     """Set consents, and return the customers for whom it is done."""
     names = list(consents)
     keys = profile_keys(names)
     values = remove_checksums(keys, client.call(client.redis.mget, keys))
     groups, setting, done = [], [], []
+    bounds = erased.among(names)
     for name, key, value in zip(names, keys, values, strict=True):
         profile = _profile(value)
         consent = consents[name]
@@ -138,6 +140,8 @@ def _set_consents(client: CommandClient, consents: Mapping[str, Consent]) -> Ite
             done.append(name)
             continue
         profile.scoring, profile.automated_response = consent
+        if value is None:
+            profile.not_before = bounds.get(name, profile.not_before)
         log = [encode_consent(name, **consent._asdict()), encode_link(name, position_of(value))]
         groups.append(Group([Write(key, value, profile.pack())], log))
         setting.append(name)

@@ -180,6 +180,8 @@ class Loader:
                 raise InputError("the log lost erasures during the load, which took too long: start again")
             new = None
         profile = _profile(packed)
+        if packed is None and (erasure := Tombstone.from_stored(tombstone)) is not None:
+            profile.not_before = erasure.erased_at
         if not profile.scoring:
             self.withheld.add(name)
             return Group()
