@@ -95,6 +95,7 @@ def prepared_shop(folder: Path, small: Trained, url: str) -> None:
     write_crm(folder / "crm.csv")
     write_campaign(folder / "campaign.csv")
     shutil.copytree(small.registry, folder / "models", symlinks=True)
+    shutil.copy(f"{small.registry}.key", folder / "models.key")  # of the hashes by which `compare` finds customers
     with redis.Redis.from_url(url) as connection:
         connection.flushall()
     options = ["--registry", str(folder / "models"), "--redis", url, "--shift-to-now"]
