@@ -29,7 +29,6 @@ from service.transport.lean.framing import HEAD, OK
 from service.transport.lean.http2 import Http2
 from tests.benchmarks import (
     documentation,
-    documents,
     events,
     explain,
     front,
@@ -184,7 +183,7 @@ def http2_ratio(_bench: Bench) -> Measured:
 FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("fit_seconds", "<= 36", training.fit_seconds),  # 60 s where nothing else runs and calibration takes 1.65 s
     ("first_answer_seconds", "<= 90", training.first_answer_seconds),
-    ("auc_gap", "<= 0.003", training.auc_gap),
+    ("auc_gap", "<= 0.002", training.auc_gap),
     ("unary_64", "<= 0.12", partial(front.unary, 64)),
     ("unary_16", "<= 0.30", partial(front.unary, 16)),
     ("unary_1", "<= 0.7", partial(front.unary, 1)),
@@ -219,9 +218,9 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
 GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, Measured]]]]] = (
     (
         {
-            "churn_auc": ">= 0.855",
-            "propensity_auc": ">= 0.813",
-            "calibration_error_churn": "<= 0.02",
+            "churn_auc": ">= 0.857",
+            "propensity_auc": ">= 0.815",
+            "calibration_error_churn": "<= 0.015",
             "calibration_error_propensity": "<= 0.02",
             "state_slots": "<= 24",
             "robustness_20": "<= 0.10",
@@ -239,7 +238,13 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
     ({"states_ratio": "<= 3", "states_ratio_wide": "", "states_gib": "<= 8"}, states.states),
     ({"test_seconds": "<= 360", "slow_machine": "<= 0"}, suite.latest_runs),
     (
-        {"docs_build_seconds": "<= 60", "readme_lines": "<= 200", "docs_reference_by_hand": "<= 0"},
+        {
+            "readme_lines": "<= 200",
+            "docs_examples": ">= 1",
+            "docs_reference_by_hand": "<= 0",
+            "docs_build_seconds": "<= 60",
+            "first_score_commands": "<= 5",
+        },
         documentation.documentation,
     ),
     ({"hillstrom_policy": ""}, hillstrom.hillstrom_policy),
@@ -253,15 +258,6 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
             "shuffled_value_wins": "<= 3",
         },
         known_truth.whole_fits,
-    ),
-    (
-        {
-            "readme_lines": "<= 200",
-            "docs_examples": ">= 1",
-            "first_score_commands": "<= 5",
-            "docs_build_seconds": "<= 60",
-        },
-        documents.documents,
     ),
     (dict.fromkeys(("peer_tidemark_64", "peer_mosec_64", "peer_empty_cpp_64"), ""), front.peers),
 )
