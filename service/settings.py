@@ -42,7 +42,7 @@ REMOVED: Final = frozenset({"max_batch_rows", "slice_rows", "spike_window_s"})
 
 
 class Settings(BaseSettings):
-    """Each field's description is its documentation: ``tidemark serve --help`` and the README show it."""
+    """Each setting is an option, or an environment variable: TIDEMARK_ and the option in capitals, with underscores."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,

@@ -48,7 +48,8 @@ def fed(registry: Path, *options: str) -> Iterator[tuple[str, str, Callable[[], 
     """A server over a Redis of its own with the customers in it: its target, the Redis, and whether it lives."""
     with embedded_redis() as url:
         fill(url, registry)
-        with tidemark_server(registry, url, *options) as server:
+        # However slow the machine is, Redis is not away: garbage is the subject here.
+        with tidemark_server(registry, url, "--redis-timeout-s", "60", *options) as server:
             yield f"127.0.0.1:{server.port}", url, server.process.is_running
 
 
