@@ -1,7 +1,7 @@
 """The key of the hashes by which evidence identifies customers: a file beside the registry, never a part of a bundle.
 
 ``REGISTRY.key`` holds 32 random bytes as hexadecimal digits, readable by its owner only. All bundles of a registry are
-hashed with the same key, so their rows can be compared. Whoever has a bundle but not the key cannot find out whether a
+hashed with the same key, so their rows can be compared. A bundle without the key does not reveal whether a
 customer is in it: unlike a plain hash, a keyed one (HMAC, RFC 2104) cannot be computed for a list of likely ids.
 """
 
