@@ -155,6 +155,7 @@ def load(
         for number, what in (
             (done.removed, "removed, about whom nothing is known"),
             (done.withheld, "left as they were, without consent"),
+            (done.lost, "left without scores, because their profile was lost"),
             (done.changed, "changed by events during the load"),
         )
         if number
@@ -194,6 +195,8 @@ def verify(
     click.echo(f"mismatches          {result.mismatches:,}")
     click.echo(f"missing in Redis    {result.missing:,}")
     click.echo(f"extra in Redis      {result.extra:,}")
+    if result.lost:
+        click.echo(f"profiles lost       {result.lost:,} (these customers get no score until their consent is stored)")
     click.echo(f"largest difference  {result.largest_difference:.3g} (relative; allowed {TOLERANCE:g})")
     click.echo("online equals offline" if result.ok else "ONLINE DIFFERS FROM OFFLINE: load again, then find out why")
     if not result.ok:

@@ -25,7 +25,7 @@ MAX_NAME_BYTES = 64
 MAX_CATEGORIES = 64
 """Maximum number of distinct values of a text attribute; all others count as one."""
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 """Version of the packed state. It is part of the fingerprint, so another format is another layout."""
 
 

@@ -7,7 +7,8 @@ be scored, and so would one who had withheld consent. The archive knows both, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -18,6 +19,7 @@ from feature_store.archive.replay import CONSENT, ERASED, EventRow, consent_reco
 from feature_store.online.command_client import CommandClient
 from feature_store.online.commit import Group, Write, position_of
 from feature_store.online.commit_groups import commit_groups
+from feature_store.online.customer_writes import flag_writes
 from feature_store.online.erased_customers import (
     ErasedCustomers,
     forget_customers,
@@ -25,8 +27,9 @@ from feature_store.online.erased_customers import (
     restore_tombstones,
 )
 from feature_store.online.event_log import EventLog
-from feature_store.online.keys import CHUNK, PROFILE_PREFIX, profile_keys
+from feature_store.online.keys import CHUNK, PROFILE_PREFIX, STORED_LAYOUTS, Keys, profile_keys
 from feature_store.state.checksum import remove_checksums
+from feature_store.state.folding import StoredCustomer
 from feature_store.state.log_entries import LoggedConsent, decode_entry, encode_consent, encode_link
 from feature_store.state.profile import Profile, UnreadableProfileError, alias_of
 
@@ -130,25 +133,37 @@ def _set_consents(client: CommandClient, consents: Mapping[str, Consent], erased
     """Set consents, and return the customers for whom it is done."""
     names = list(consents)
     keys = profile_keys(names)
-    values = remove_checksums(keys, client.call(client.redis.mget, keys))
+    layouts = [Keys(name.decode()) for name in sorted(client.call(client.redis.smembers, STORED_LAYOUTS))]
+    state_keys = [layout.states(names) for layout in layouts]
+    values, *columns = (_read(client, chunk) for chunk in (keys, *state_keys))
     groups, setting, done = [], [], []
     bounds = erased.among(names)
-    for name, key, value in zip(names, keys, values, strict=True):
+    for at, (name, key, value) in enumerate(zip(names, keys, values, strict=True)):
         profile = _profile(value)
         consent = consents[name]
-        if profile is None or (profile.scoring, profile.automated_response) == consent:
+        states = [of_layout[at] for of_layout in columns]
+        customer = StoredCustomer(name, states, value)
+        is_same = profile is not None and (profile.scoring, profile.automated_response) == consent
+        if profile is None or (is_same and not customer.has_lost_profile):
             done.append(name)
             continue
         profile.scoring, profile.automated_response = consent
+        writes = []
         if value is None:
-            profile.not_before = bounds.get(name, profile.not_before)
+            lost_up_to = customer.as_of if customer.has_lost_profile else -math.inf
+            profile.not_before = max(bounds.get(name, -math.inf), lost_up_to)
+            writes = flag_writes([of_layout[at] for of_layout in state_keys], states)
         log = [encode_consent(name, **consent._asdict()), encode_link(name, position_of(value))]
-        groups.append(Group([Write(key, value, profile.pack())], log))
+        groups.append(Group([Write(key, value, profile.pack()), *writes], log))
         setting.append(name)
     if groups:
         conflicts = set(commit_groups(client, groups).conflicts)
         done += [name for at, name in enumerate(setting) if at not in conflicts]
     return done
+
+
+def _read(client: CommandClient, keys: Sequence[bytes]) -> list[bytes | None]:
+    return remove_checksums(keys, client.call(client.redis.mget, keys))
 
 
 def _profile(value: bytes | None) -> Profile | None:

@@ -27,7 +27,8 @@ from feature_store.online.erased_customers import ErasedCustomers, read_erased_c
 from feature_store.online.keys import Keys, profile_keys, tombstone_keys
 from feature_store.online.state_writer import StateWriter
 from feature_store.state.events import HOUR_S
-from feature_store.state.layout import Floats, StateBatch, StateLayout
+from feature_store.state.folding import StoredCustomer
+from feature_store.state.layout import Floats, StateBatch, StateLayout, with_profile
 from feature_store.state.log_entries import encode_link
 from feature_store.state.profile import Profile, UnreadableProfileError, hash_event_id, hash_event_type, hour_of
 from feature_store.state.tombstone import Tombstone
@@ -55,6 +56,7 @@ class LoadSummary:
         customers: Number of customers loaded.
         removed: Customers removed, because nothing is known about them.
         withheld: Customers left as they were, because they do not allow scoring.
+        lost: Customers left as they were, because their profile was lost and nobody knows what they allow.
         changed: Customers that events changed during the load.
         as_of: Unix seconds in the source's time.
         shift: Seconds by which the source's times were moved.
@@ -63,6 +65,7 @@ class LoadSummary:
     customers: int
     removed: int
     withheld: int
+    lost: int
     changed: int
     as_of: float
     shift: float
@@ -70,7 +73,11 @@ class LoadSummary:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of comparing Redis with the states computed offline, in numbers of customers."""
+    """Result of comparing Redis with the states computed offline, in numbers of customers.
+
+    Attributes:
+        lost: Customers whose profile was lost.
+    """
 
     customers: int
     compared: int
@@ -78,11 +85,12 @@ class Verification:
     missing: int
     extra: int
     largest_difference: float
+    lost: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether Redis holds exactly the expected states."""
-        return not (self.mismatches or self.missing or self.extra)
+        return not (self.mismatches or self.missing or self.extra or self.lost)
 
 
 class Loader:
@@ -107,6 +115,7 @@ class Loader:
         self._erased = history.erased
         self._recent = history.source_events_since(time.time() - remember_s)
         self.withheld: set[str] = set()
+        self.lost: set[str] = set()
         self.removed: set[str] = set()
         self.changed: set[str] = set()
 
@@ -124,7 +133,7 @@ class Loader:
             waiting = [name for chunk in _chunks(waiting) for name in self._write_chunk(chunk)]
             if not waiting:
                 self._remove_erased()
-                return len(self._expected.customers - self.withheld)
+                return len(self._expected.customers - self.withheld - self.lost)
             self.changed.update(waiting)
             waiting = sorted(self._expected.catch_up(self._redis.log).union(waiting))
         raise InputError("customers change faster than they can be loaded: load at a quieter time")
@@ -138,10 +147,10 @@ class Loader:
         newest = self._redis.log.position()  # a larger position is not of this log
         groups, writing, ahead = [], [], []
         for name, new, state, profile in zip(names, self._expected.packed(names), states, profiles, strict=True):
-            tombstone = tombstones.get(name)
-            if position < max(position_of(state), position_of(profile), position_of(tombstone)) <= newest:
+            customer = StoredCustomer(name, [state], profile, tombstones.get(name))
+            if position < max(map(position_of, (state, profile, customer.tombstone))) <= newest:
                 ahead.append(name)
-            elif (group := self._group(name, new, state, profile, tombstone)).writes:
+            elif (group := self._group(customer, new)).writes:
                 groups.append(group)
                 writing.append(name)
         if groups:
@@ -166,40 +175,53 @@ class Loader:
         erasure = Tombstone.from_stored(tombstone)
         return erasure is not None and erasure.erased_at != known and name not in self._expected.erased
 
-    def _group(
-        self, name: str, new: bytes | None, state: bytes | None, packed: bytes | None, tombstone: bytes | None
-    ) -> Group:
-        """The writes of one customer: its new state, over the stored state and the packed profile.
+    def _group(self, customer: StoredCustomer, new: bytes | None) -> Group:
+        """The writes of one customer: its new state, over the stored one.
+
+        Args:
+            customer: As it is stored, with the state of this layout alone.
+            new: Its new state; None to remove it.
 
         Raises:
             InputError: The log no longer has an erasure of this customer.
         """
-        (state_key,), (profile_key,) = self._keys.states([name]), profile_keys([name])
+        name, (state,), tombstone = customer.customer_id, customer.states, customer.tombstone
+        if customer.has_lost_profile:
+            self.lost.add(name)
+            return Group()
+        self.lost.discard(name)
         if tombstone is not None and new is not None and self._is_missed(name, tombstone):
             if not self._redis.client.is_cluster:
                 raise InputError("the log lost erasures during the load, which took too long: start again")
             new = None
-        profile = _profile(packed)
-        if packed is None and (erasure := Tombstone.from_stored(tombstone)) is not None:
-            profile.not_before = erasure.erased_at
+        profile = _profile(customer)
         if not profile.scoring:
             self.withheld.add(name)
             return Group()
-        if new is None:
-            if state is not None:
-                self.removed.add(name)
-                return Group([Write(state_key, state, None)])
+        if new is not None:
+            return self._loaded(customer, new, profile)
+        if state is None:
             return Group()
+        self.removed.add(name)
+        return Group([Write(self._keys.states([name])[0], state, None)])
+
+    def _loaded(self, customer: StoredCustomer, new: bytes, profile: Profile) -> Group:
+        """The writes of a new state, and of the profile if it learns of events of the source."""
+        name, (state,), packed = customer.customer_id, customer.states, customer.profile
+        (state_key,), (profile_key,) = self._keys.states([name]), profile_keys([name])
+        is_remembering = self._remember(name, profile)
+        if is_remembering or packed is not None:
+            new = with_profile(new)
         writes = [Write(state_key, state, new)]
-        # The customer may be erased before this is written: then the profile is gone, or there is another tombstone.
-        if packed is None:
-            writes.append(Write(tombstone_keys(self._erased.key, [name])[0], tombstone, None, check_only=True))
-        elif state is None:
+        if is_remembering:
+            # Before the state: a cluster writes key by key, and the state must not be used without the profile.
+            writes.insert(0, Write(profile_key, packed, profile.pack()))
+        elif packed is None or state is None:
             writes.append(Write(profile_key, packed, None, check_only=True))
-        if not self._remember(name, profile):
-            return Group(writes)
-        writes.append(Write(profile_key, packed, profile.pack()))
-        is_logged = not self._redis.client.is_cluster
+        if packed is None:  # the customer may be erased before this is written: then there is another tombstone
+            key = tombstone_keys(self._erased.key, [name])[0]
+            writes.append(Write(key, customer.tombstone, None, check_only=True))
+        is_logged = is_remembering and not self._redis.client.is_cluster
         return Group(writes, [encode_link(name, position_of(packed))] if is_logged else [])
 
     def _remember(self, name: str, profile: Profile) -> bool:
@@ -223,7 +245,8 @@ def load_states(
 ) -> LoadSummary:
     """Write the states of all customers as of a time, live events included.
 
-    Customers about whom nothing is known are removed; those that do not allow scoring are left as they are.
+    Customers about whom nothing is known are removed; those that do not allow scoring are left as they are, and so are
+    those whose profile was lost.
 
     Args:
         source: The source.
@@ -251,6 +274,7 @@ def load_states(
         customers=customers,
         removed=len(loader.removed),
         withheld=len(loader.withheld),
+        lost=len(loader.lost),
         changed=len(loader.changed),
         as_of=point.as_of,
         shift=point.shift,
@@ -303,6 +327,7 @@ def verify_states(
         missing=comparison.missing,
         extra=len(set(redis.customer_ids()) - expected.customers - comparison.withheld),
         largest_difference=comparison.largest,
+        lost=len(comparison.lost),
     )
 
 
@@ -320,13 +345,19 @@ def _load_point(source: OfflineStore, redis: StateWriter, history: EventHistory,
 
 @dataclass
 class _Comparison:
-    """The comparison so far, in numbers of customers."""
+    """The comparison so far, in numbers of customers.
+
+    Attributes:
+        withheld: Customers that do not allow scoring.
+        lost: Customers whose profile was lost.
+    """
 
     compared: int = 0
     mismatches: int = 0
     missing: int = 0
     largest: float = 0.0
     withheld: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
 
     def add(self, names: Sequence[str], expected: ExpectedStates, redis: StateWriter, layout: StateLayout) -> list[str]:
         """Compare customers, and return those that were changed by commits after the expected states."""
@@ -335,7 +366,11 @@ class _Comparison:
         values, profiles = redis.read(names), redis.read_profiles(names)
         newest = expected.position if point.source_only else redis.log.position()  # a larger one is not of this log
         ahead = [n for n, value in zip(names, values, strict=True) if expected.position < position_of(value) <= newest]
-        self.withheld.update(n for n, packed in zip(names, profiles, strict=True) if not _profile(packed).scoring)
+        customers = [
+            StoredCustomer(n, [value], packed) for n, value, packed in zip(names, values, profiles, strict=True)
+        ]
+        self.lost.update(customer.customer_id for customer in customers if customer.has_lost_profile)
+        self.withheld.update(customer.customer_id for customer in customers if not _profile(customer).scoring)
         is_ahead = set(ahead)
         rows = [at for at, name in enumerate(names) if name not in is_ahead and name not in self.withheld]
         as_of, slots = expected.states([names[at] for at in rows])
@@ -364,9 +399,9 @@ def _differences(layout: StateLayout, stored: StateBatch, as_of: Floats, expecte
     return np.where(right_time, np.where(same, 0.0, difference).max(axis=1, initial=0.0), np.inf)
 
 
-def _profile(packed: bytes | None) -> Profile:
+def _profile(customer: StoredCustomer) -> Profile:
     try:
-        return Profile.from_stored(packed)
+        return customer.unpacked_profile()
     except UnreadableProfileError:
         return Profile(scoring=False)  # an unreadable profile may forbid scoring
 

@@ -18,7 +18,7 @@ from feature_store.errors import LayoutsChangedError, NotInClusterError, StoreUn
 from feature_store.online import active_layouts
 from feature_store.online.commit import CommitResult, Group, Write, position_of
 from feature_store.online.customer_reader import LayoutView, known_ids, read_customers, read_grouped
-from feature_store.online.customer_writes import changed_writes, merged_writes, profile_writes
+from feature_store.online.customer_writes import changed_writes, flag_writes, merged_writes, profile_writes
 from feature_store.online.erasure import complete_erasure, plan_erasure
 from feature_store.online.keys import profile_keys
 from feature_store.online.store import RedisStore
@@ -259,6 +259,9 @@ class CustomerStore:
     async def consent(self, customer_id: str, scoring: bool | None, automated_response: bool | None) -> Profile:
         """Store what a customer allows.
 
+        A customer whose profile was lost gets a new one. It does not allow what is not named, because nobody knows what
+        it allowed before, and it takes no events up to the time of its states, because nobody knows which were counted.
+
         Args:
             customer_id: The customer.
             scoring: Whether scoring is allowed; None leaves it as it is.
@@ -275,12 +278,15 @@ class CustomerStore:
         for _ in range(MAX_ATTEMPTS):
             view = self._view
             customer = (await read_customers(self._store, view, [customer_id], tombstones=True))[customer_id]
-            profile = customer.unpacked_profile()
+            profile = _profile_for_consent(customer)
             if scoring is not None:
                 profile.scoring = scoring
             if automated_response is not None:
                 profile.automated_response = automated_response
             writes = profile_writes(view, customer, profile.pack())
+            if customer.profile is None:
+                state_keys = [key for keys in view.keys for key in keys.states([customer.customer_id])]
+                writes += flag_writes(state_keys, customer.states)
             log = [] if self._store.is_cluster else _consent_items(customer, profile)
             ids = {customer_id, *known_ids(customer)}
             self._forget(ids)
@@ -297,7 +303,7 @@ class CustomerStore:
         if customer.states[0] is None and customer.profile is None:
             raise UnknownCustomerError
         states = layout.unpack([customer.states[0]])
-        if states.found[0] and not states.valid[0]:
+        if (states.found[0] and not states.valid[0]) or customer.has_lost_profile:
             raise UnreadableProfileError
         return Customer(customer.customer_id, states, Profile.from_stored(customer.profile), layout)
 
@@ -322,6 +328,13 @@ class CustomerStore:
         except LayoutsChangedError:
             await self.ensure_registered()
             return None
+
+
+def _profile_for_consent(customer: StoredCustomer) -> Profile:
+    """The profile in which a consent is stored, a new one if it was lost; UnreadableProfileError."""
+    if not customer.has_lost_profile:
+        return customer.unpacked_profile()
+    return Profile(scoring=False, automated_response=False, not_before=customer.as_of)
 
 
 def _consent_items(customer: StoredCustomer, profile: Profile) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from feature_store.online.commit import Write
 from feature_store.online.customer_reader import LayoutView
 from feature_store.online.keys import profile_keys, tombstone_keys
 from feature_store.state.folding import CustomerChange, StoredCustomer
-from feature_store.state.layout import State, StateLayout
+from feature_store.state.layout import MAGIC, State, StateLayout, needs_profile, with_profile
 from feature_store.state.profile import UnreadableProfileError
 
 
@@ -31,6 +33,23 @@ def profile_writes(view: LayoutView, customer: StoredCustomer, profile: bytes) -
     if customer.profile is None:
         (key,) = tombstone_keys(view.erasure_key, [customer.customer_id])
         writes.append(Write(key, customer.tombstone, None, check_only=True))
+    return writes
+
+
+def flag_writes(keys: Sequence[bytes], states: Sequence[bytes | None]) -> list[Write]:
+    """The writes that let the states of a customer say that it has a profile, when it gets one.
+
+    Args:
+        keys: Keys of its states.
+        states: What is stored under them. A missing state must still be missing when the profile is written; one that
+            a load writes afterwards says that there is a profile.
+    """
+    writes = []
+    for key, state in zip(keys, states, strict=True):
+        if state is None:
+            writes.append(Write(key, None, None, check_only=True))
+        elif state.startswith(MAGIC) and not needs_profile(state):
+            writes.append(Write(key, state, with_profile(state)))
     return writes
 
 
@@ -62,4 +81,4 @@ def _merged_state(layout: StateLayout, given_up: bytes | None, stays: bytes | No
     parts = [State(float(states.as_of[row]), states.slots[row]) for row in (0, 1) if states.found[row]]
     if not parts:
         return None
-    return layout.pack(parts[0] if len(parts) == 1 else layout.merge(*parts))
+    return with_profile(layout.pack(parts[0] if len(parts) == 1 else layout.merge(*parts)))

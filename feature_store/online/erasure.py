@@ -44,7 +44,7 @@ from feature_store.state.profile import Profile, UnreadableProfileError
 from feature_store.state.tombstone import KEEP_S, Tombstone
 
 EVERYWHERE: Final = 0
-"""Stands for the positions of all entries, if the profile cannot be read."""
+"""Stands for the positions of all entries, if the profile cannot be read or was lost."""
 PAGE: Final = 200
 """Log entries read at a time."""
 REPLACE: Final = b"""
@@ -106,8 +106,8 @@ async def plan_erasure(store: RedisStore, view: LayoutView, customer_id: str, no
     erased_at = now
     try:
         # An event may be ahead of the server's clock.
-        erased_at = max(now, Profile.from_stored(customer.profile).last_seen)
-        pending |= {position_of(customer.profile)} - {0}
+        erased_at = max(now, customer.as_of, Profile.from_stored(customer.profile).last_seen)
+        pending |= {EVERYWHERE} if customer.has_lost_profile else {position_of(customer.profile)} - {0}
     except UnreadableProfileError:
         pending.add(EVERYWHERE)
     packed = Tombstone(erased_at, sorted(pending)).pack()

@@ -9,7 +9,7 @@ from typing import Final
 from feature_store.online.keys import Keys, profile_keys
 from feature_store.online.stale_cache import StaleStateCache
 from feature_store.online.store import RedisStore
-from feature_store.state.layout import MissingReason, StateBatch, StateLayout
+from feature_store.state.layout import MissingReason, StateBatch, StateLayout, needs_profile
 from feature_store.state.profile import ProfileSummary, UnreadableProfileError, read_summary
 
 MAX_ALIAS_DEPTH: Final = 4
@@ -38,7 +38,8 @@ class StateReader:
         epoch = 0 if self._cache is None else self._cache.epoch
         values = await self._values(customer_ids)
         states, packed = values[: len(customer_ids)], values[len(customer_ids) :]
-        profiles = {} if packed.count(None) == len(packed) else await self._resolve(states, packed, until)
+        without_any = packed.count(None) == len(packed) and not any(map(needs_profile, states))
+        profiles = {} if without_any else await self._resolve(states, packed, until)
         if self._cache is not None:
             self._cache.put(customer_ids, states, profiles, epoch)
         batch = self._layout.unpack(states)
@@ -67,7 +68,7 @@ class StateReader:
             aliases = {}
             for row, value in zip(rows, packed, strict=True):
                 try:
-                    summary = None if value is None else read_summary(value)
+                    summary = _summary(states[row], value)
                 except UnreadableProfileError:
                     states[row] = b""  # invalid: the profile may forbid scoring
                     continue
@@ -87,3 +88,12 @@ class StateReader:
     async def _values(self, customer_ids: Sequence[str], budget_s: float | None = None) -> list[bytes | None]:
         """Packed states of customers, followed by their profiles."""
         return await self._store.values([*self._keys.states(customer_ids), *profile_keys(customer_ids)], budget_s)
+
+
+def _summary(state: bytes | None, profile: bytes | None) -> ProfileSummary | str | None:
+    """What :func:`read_summary` returns for a profile; UnreadableProfileError also if the profile was lost."""
+    if profile is not None:
+        return read_summary(profile)
+    if needs_profile(state):
+        raise UnreadableProfileError
+    return None

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,7 +20,7 @@ import numpy as np
 
 from feature_store.definitions import Interests
 from feature_store.state.events import HOUR_S, Event, EventReason, Problem, Rules
-from feature_store.state.layout import StateLayout
+from feature_store.state.layout import StateLayout, as_of_packed, needs_profile
 from feature_store.state.log_entries import CAPPED, encode_event
 from feature_store.state.profile import (
     Profile,
@@ -37,6 +38,11 @@ UNREADABLE: Final = Problem(
     "customer_id",
     EventReason.STATE_UNREADABLE,
     "the stored data of this customer cannot be read: load its features again",
+)
+LOST: Final = Problem(
+    "customer_id",
+    EventReason.STATE_UNREADABLE,
+    "the profile of this customer was lost, so nobody knows what it allows: store its consent first",
 )
 FORGOTTEN: Final = Problem(
     "event_time",
@@ -82,8 +88,20 @@ class StoredCustomer:
     profile: bytes | None
     tombstone: bytes | None = None
 
+    @property
+    def has_lost_profile(self) -> bool:
+        """Whether a state says that there is a profile, and there is none: Redis evicted it, or somebody deleted it."""
+        return self.profile is None and any(map(needs_profile, self.states))
+
+    @property
+    def as_of(self) -> float:
+        """The latest reference time of the states in unix seconds; -inf if there is none."""
+        return max((as_of_packed(state) for state in self.states if state is not None), default=-math.inf)
+
     def unpacked_profile(self) -> Profile:
-        """The profile, an empty one if there is none; UnreadableProfileError."""
+        """The profile, an empty one if there is none; UnreadableProfileError, also if it was lost."""
+        if self.has_lost_profile:
+            raise UnreadableProfileError
         profile = Profile.from_stored(self.profile)
         if self.profile is None and (tombstone := Tombstone.from_stored(self.tombstone)) is not None:
             profile.not_before = tombstone.erased_at
@@ -143,7 +161,7 @@ class EventFolder:
         for row, (customer, change) in enumerate(zip(customers, changes, strict=True)):
             profile = _readable_profile(customer) if readable[row] else None
             if profile is None or not profile.scoring:
-                refusal = Outcome(Verdict.REJECTED, UNREADABLE if profile is None else WITHHELD)
+                refusal = Outcome(Verdict.REJECTED, _refusal(customer, profile))
                 change.outcomes = [refusal] * len(events[row])
                 continue
             accepted = self._accept(profile, events[row], change, now)
@@ -161,7 +179,7 @@ class EventFolder:
             for layout, states in zip(self.layouts, before, strict=True):
                 as_of = np.where(states.found, states.as_of, -np.inf)
                 as_of, slots = layout.fold(as_of, states.slots, rows, folded)
-                packed = layout.pack_many(as_of[changed], slots[changed])
+                packed = layout.pack_many(as_of[changed], slots[changed], has_profile=True)
                 usable = (states.valid | ~states.found)[changed]  # an unreadable state is left to the next load
                 for row, state, is_usable in zip(changed, packed, usable, strict=True):
                     changes[row].states.append(state if is_usable else None)
@@ -241,6 +259,13 @@ def _capped(limit: str) -> Problem:
     return Problem(
         "customer_id", EventReason.EVENT_CAPPED, f"there are more than {limit}: the event is archived, but not counted"
     )
+
+
+def _refusal(customer: StoredCustomer, profile: Profile | None) -> Problem:
+    """Why all events of a customer are rejected, whose profile is None if its stored data cannot be read."""
+    if profile is not None:
+        return WITHHELD
+    return LOST if customer.has_lost_profile else UNREADABLE
 
 
 def _readable_profile(customer: StoredCustomer) -> Profile | None:

@@ -22,6 +22,7 @@ faster for whole histories; tests hold the two equal.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -32,21 +33,26 @@ import numpy.typing as npt
 
 from feature_store.definitions import STATE_FORMAT, Feature, fingerprint
 from feature_store.state.events import Event
-from feature_store.state.packed import PackedField
+from feature_store.state.packed import PackedField, struct_format
 from feature_store.state.profile import ProfileSummary
 
 Floats = npt.NDArray[np.float64]
 
 DAY_S: Final = 86_400.0
 MAGIC: Final = b"tm"
+FLAGS_AT: Final = 3
+HAS_PROFILE: Final = 1
+"""A flag: the customer has a profile, so the state must not be used without it."""
 HEADER_FIELDS: Final = (
     PackedField("magic", "S2", "The letters tm."),
-    PackedField("version", "<u2", "Version of the format."),
+    PackedField("version", "u1", "Version of the format."),
+    PackedField("flags", "u1", "Bit 0: the customer has a profile, without which the state must not be used."),
     PackedField("fingerprint", "V4", "Fingerprint of the features, in Redis combined with the checksum."),
     PackedField("position", "<u8", "Position of the commit that wrote the value."),
     PackedField("as_of", "<f8", "Reference time of the slots in unix seconds."),
 )
 """What precedes the slots, one ``<f8`` per feature, in a packed state."""
+_HEADER: Final = struct.Struct(struct_format(HEADER_FIELDS))
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,9 @@ class StateLayout:
         self.dtype: Final = np.dtype(
             [*((field.name, field.kind) for field in HEADER_FIELDS), ("slots", "<f8", (len(self.features),))]
         )
-        self.header: Final = MAGIC + STATE_FORMAT.to_bytes(2, "little") + bytes.fromhex(self.fingerprint)
+        self.headers: Final = tuple(
+            MAGIC + bytes((STATE_FORMAT, flags)) + bytes.fromhex(self.fingerprint) for flags in (0, HAS_PROFILE)
+        )
         self.clips: Final = _clips(self.features)
         self._type_slots = {kind: self._slots_of(kind) for kind in {f.event for f in self.features if f.event}}
         self._blank = self.pack(State(0.0, self.identity))
@@ -222,13 +230,20 @@ class StateLayout:
     # --- packing ------------------------------------------------------------------------------------------------
 
     def pack(self, state: State) -> bytes:
-        """Header (magic, format, fingerprint, position, as_of) and slots, little-endian: ``24 + 8 * slots`` bytes."""
+        """Header (:data:`HEADER_FIELDS`) and slots, little-endian: ``24 + 8 * slots`` bytes."""
         return self.pack_many(np.array([state.as_of]), state.slots[np.newaxis], state.position)[0]
 
-    def pack_many(self, as_of: Floats, slots: Floats, position: int = 0) -> list[bytes]:
-        """Packed values of states ``as_of`` ``[n]`` and ``slots`` ``[n, slots]``."""
+    def pack_many(self, as_of: Floats, slots: Floats, position: int = 0, *, has_profile: bool = False) -> list[bytes]:
+        """Packed values of states.
+
+        Args:
+            as_of: Float64 ``[n]``, unix seconds.
+            slots: Float64 ``[n, slots]``.
+            position: Position of the commit that wrote them.
+            has_profile: Whether these customers have profiles.
+        """
         values = np.zeros(len(slots), dtype=self.dtype)
-        values["magic"], values["version"] = MAGIC, STATE_FORMAT
+        values["magic"], values["version"], values["flags"] = MAGIC, STATE_FORMAT, HAS_PROFILE if has_profile else 0
         values["fingerprint"] = np.void(bytes.fromhex(self.fingerprint))
         values["position"], values["as_of"], values["slots"] = position, as_of, slots
         whole, size = values.tobytes(), self.dtype.itemsize
@@ -239,21 +254,42 @@ class StateLayout:
 
         A value of another length, format or fingerprint, or with an impossible number, is found but not valid.
         """
-        size, header = self.dtype.itemsize, self.header
+        size, headers = self.dtype.itemsize, self.headers
         sized = [value if value is not None and len(value) == size else self._blank for value in values]
         numbers = np.frombuffer(b"".join(sized), dtype="<f8").reshape(len(sized), size // 8)[:, 2:]
         # The usual case takes as few array operations as possible: their number dominates the cost of small batches.
-        if sized == values and surely_finite(numbers) and all(value.startswith(header) for value in sized):
+        if sized == values and surely_finite(numbers) and all(value.startswith(headers) for value in sized):
             every = np.ones(len(sized), dtype=np.bool_)
             return StateBatch(every, every, numbers[:, 0], numbers[:, 1:], all_valid=True)
         found = np.array([value is not None for value in values], dtype=np.bool_)
-        intact = np.array([value.startswith(header) for value in sized], dtype=np.bool_)
+        intact = np.array([value.startswith(headers) for value in sized], dtype=np.bool_)
         intact &= np.isfinite(numbers[:, 0]) & self._possible(numbers[:, 1:])
         valid = intact & np.array([value is not None and len(value) == size for value in values], dtype=np.bool_)
         if not intact.all():
             numbers = numbers.copy()
             numbers[~intact] = np.frombuffer(self._blank, dtype="<f8")[2:]
         return StateBatch(found, valid, numbers[:, 0], numbers[:, 1:])
+
+
+def needs_profile(value: bytes | None) -> bool:
+    """Whether a packed state, of any layout, says that its customer has a profile.
+
+    If the profile is missing all the same, it was lost: nobody knows what the customer allows.
+    """
+    return value is not None and len(value) > FLAGS_AT and bool(value[FLAGS_AT] & HAS_PROFILE)
+
+
+def with_profile(value: bytes) -> bytes:
+    """A packed state, of any layout, that says that its customer has a profile."""
+    return b"%b%c%b" % (value[:FLAGS_AT], value[FLAGS_AT] | HAS_PROFILE, value[FLAGS_AT + 1 :])
+
+
+def as_of_packed(value: bytes) -> float:
+    """The reference time of a packed state, of any layout, in unix seconds; -inf if it has none."""
+    if len(value) < _HEADER.size:
+        return -math.inf
+    as_of = float(_HEADER.unpack_from(value)[-1])
+    return as_of if math.isfinite(as_of) else -math.inf
 
 
 def _clips(features: Sequence[Feature]) -> dict[str, dict[str, float]]:

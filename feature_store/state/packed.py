@@ -20,7 +20,7 @@ class PackedField(NamedTuple):
     meaning: str
 
 
-STRUCT_CODES = {"u1": "B", "<u2": "H", "<u4": "I", "<f4": "f", "<f8": "d"}
+STRUCT_CODES = {"u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "<f4": "f", "<f8": "d"}
 """Codes of :mod:`struct` by NumPy type; other types are bytes of fixed length, such as ``V4``."""
 
 

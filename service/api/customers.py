@@ -106,7 +106,10 @@ async def _completed(operation: Awaitable[Result]) -> Result:
         message = "the server has no data about this customer: check the id"
         raise RequestError(Reason.CUSTOMER_UNKNOWN, message, "customer_id") from error
     except UnreadableProfileError as error:
-        message = "the stored data of this customer cannot be read: load its features again, or delete the customer"
+        message = (
+            "the stored data of this customer cannot be read: load its features again, or delete the customer; if its "
+            "profile was lost, store its consent"
+        )
         raise RequestError(Reason.STATE_UNREADABLE, message, "customer_id") from error
     except ConflictError as error:
         raise RequestError(Reason.CONFLICT, "other writers keep changing this customer: call again") from error

@@ -58,8 +58,10 @@ SERVER: Final[Mapping[str, ErrorEntry]] = {
         _damaged("flushall()", scoring('client.score("900")')),
     ),
     Reason.STATE_UNREADABLE: ErrorEntry(
-        "The stored value of the customer is damaged, belongs to other features, or gives no finite score.",
-        "Load the features again, or delete the customer. Find out what else writes into this Redis.",
+        "The stored value of the customer is damaged, belongs to other features, or gives no finite score. Or the "
+        "customer has a state and its profile was lost, for example evicted, so nobody knows what the customer allows.",
+        "Load the features again, or delete the customer. If the profile was lost, store the customer's consent. Find "
+        "out what else writes into this Redis, and whether its `maxmemory-policy` is `noeviction`.",
         _damaged('set("tm:live:visitor-11", "damaged")', customers('customers.get("visitor-11")')),
     ),
     Reason.FEATURE_STORE_FULL: ErrorEntry(

@@ -72,7 +72,10 @@ def row_errors(
 
 
 def _unreadable() -> RequestError:
-    message = "what is stored for this customer cannot be used: load the features of the serving model again"
+    message = (
+        "what is stored for this customer cannot be used: load the features of the serving model again; if the "
+        "customer's profile was lost, store its consent"
+    )
     return RequestError(Reason.STATE_UNREADABLE, message, "customer_id")
 
 

@@ -49,8 +49,18 @@ from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.checksum import with_checksum, without_checksum
 from feature_store.state.events import Event, Rules
-from feature_store.state.folding import ACCEPTED, DUPLICATE, UNREADABLE, WITHHELD, EventFolder, Outcome, Verdict
-from feature_store.state.layout import DAY_S, State, StateBatch, StateLayout
+from feature_store.state.folding import (
+    ACCEPTED,
+    DUPLICATE,
+    FORGOTTEN,
+    LOST,
+    UNREADABLE,
+    WITHHELD,
+    EventFolder,
+    Outcome,
+    Verdict,
+)
+from feature_store.state.layout import DAY_S, State, StateBatch, StateLayout, needs_profile
 from feature_store.state.profile import MAX_ALIASES, Profile, UnreadableProfileError
 from tests.waiting import PATIENCE_S
 
@@ -259,6 +269,91 @@ def test_an_unreadable_customer_is_refused_and_the_others_are_recorded(shop: Sho
     ]
     assert shop.contents()[record_key("torn")] == b"tr\1\4"
     assert [item[1] for item in shop.log()] == ["a", "b"]
+
+
+# --- a profile that was lost ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lost(shop: Shop) -> Shop:
+    """A customer ``c`` who withheld consent after some events, and whose profile Redis has evicted."""
+    shop.record(visit("c", "e1"), visit("other", "e2"))
+    shop.consent("c", scoring=False)
+    with redis.Redis.from_url(shop.url) as connection:
+        connection.delete(record_key("c"))
+    return shop
+
+
+def test_without_its_profile_a_customer_has_no_score_and_takes_no_events(lost: Shop) -> None:
+    before = lost.contents()
+    batch = lost.read("other", "c")
+    assert (batch.found.tolist(), batch.valid.tolist()) == ([True, True], [True, False])
+    assert lost.read("c").valid.tolist() == [False]
+    assert lost.record(visit("c", "e3"), visit("c", "e1")) == [Outcome(Verdict.REJECTED, LOST)] * 2
+    for use in (lambda: lost.get("c"), lambda: lost.merge("c", "other"), lambda: lost.merge("other", "c")):
+        with pytest.raises(UnreadableProfileError):
+            use()
+    assert lost.contents() == before
+
+
+def test_a_new_consent_ends_it_and_allows_only_what_it_names(lost: Shop) -> None:
+    assert not lost.consent("c", scoring=True).automated_response
+    assert lost.read("c").valid.tolist() == [True]
+    assert lost.record(visit("c", "e1")) == [Outcome(Verdict.REJECTED, FORGOTTEN)]  # it may have been counted
+    assert lost.record(visit("c", "e3", 1.0)) == [ACCEPTED]
+    assert lost.slots("c")[0] == pytest.approx(2.0, rel=1e-4)
+
+
+def test_erasing_it_finds_all_of_its_log_entries(lost: Shop) -> None:
+    lost.erase("c")
+    assert [item[1] for item in lost.log() if item[0] == "e"] == ["other"]
+    assert b'"c"' not in b"".join(value for key, value in lost.contents().items() if key.startswith(b"tm:log:"))
+    with pytest.raises(UnknownCustomerError):
+        lost.get("c")
+
+
+def test_every_way_to_a_profile_makes_the_state_say_so(shop: Shop) -> None:
+    def flagged(name: str) -> bool:
+        return needs_profile(without_checksum(state_key(name), shop.contents()[state_key(name)]))
+
+    with StateWriter(shop.url, LAYOUT) as writer:
+        loaded = LAYOUT.pack(State(NOW - DAY_S, np.array([4.0, 0.0, -np.inf, -5.0, 30.0])))
+        writer.write(["loaded", "asked", "stays", "given-up"], [loaded] * 4)
+    shop.record(visit("seen"))
+    shop.consent("asked", scoring=False)
+    shop.merge("given-up", "stays")
+    assert [flagged(name) for name in ("loaded", "seen", "asked", "stays")] == [False, True, True, True]
+    assert shop.slots("asked") == shop.slots("loaded")
+
+
+def test_a_consent_and_a_load_at_once_leave_a_state_that_says_so(shop: Shop) -> None:
+    state = Write(state_key("c"), None, LAYOUT.pack(State(NOW, np.array([4.0, 0.0, -np.inf, -5.0, 30.0]))))
+
+    async def load_after_reading(store: CustomerStore, connection: RedisStore) -> None:
+        values, is_first = connection.values, True
+
+        async def read(keys: Sequence[bytes], budget_s: float | None = None) -> list[bytes | None]:
+            nonlocal is_first
+            result = await values(keys, budget_s)
+            if is_first and state_key("c") in keys:
+                is_first = False
+                await connection.commit([Group([state])])
+            return result
+
+        connection.values = read  # type: ignore[method-assign]  # what a load does between reading and writing
+        await store.consent("c", scoring=False, automated_response=None)
+
+    async def run() -> None:
+        connection = RedisStore(shop.url, PATIENCE_S)
+        try:
+            folder = EventFolder([LAYOUT], Interests(), Rules())
+            await load_after_reading(CustomerStore(connection, folder, clock=lambda: NOW), connection)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+    with StateWriter(shop.url, LAYOUT) as writer:
+        assert needs_profile(writer.read(["c"])[0])
 
 
 # --- many at once ---------------------------------------------------------------------------------------------------

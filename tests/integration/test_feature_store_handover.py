@@ -27,7 +27,7 @@ from feature_store.online.state_writer import StateWriter
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder, Outcome, Verdict
-from feature_store.state.layout import StateLayout
+from feature_store.state.layout import State, StateLayout
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="visit"),
@@ -223,7 +223,7 @@ def test_who_came_in_live_only_stays_and_who_is_not_known_goes(shop: Shop) -> No
     shop.load()
     shop.record([Event("newcomer", "visit", NOW - 60.0, event_id="1")])
     with StateWriter(shop.url, LAYOUT) as redis:
-        redis.write(["stranger"], redis.read(["c01"]))  # type: ignore[arg-type]  # it is there
+        redis.write(["stranger"], [LAYOUT.pack(State(NOW, LAYOUT.identity))])
     assert shop.verify().extra == 1
     loaded = shop.load()
     assert (loaded.customers, loaded.removed) == (len(CUSTOMERS) + 1, 1)

@@ -13,7 +13,7 @@ import pytest
 
 from feature_store.bundles import bundle
 from feature_store.online.state_writer import StateWriter
-from feature_store.state.layout import DAY_S, State, StateLayout
+from feature_store.state.layout import DAY_S, State, StateLayout, with_profile
 
 if TYPE_CHECKING:
     from tests.conftest import Outcome, Shop, Store, Trained
@@ -87,9 +87,9 @@ def test_rounding_is_no_difference(store: Store, layout: StateLayout) -> None:
         pytest.param(lambda _: b"", id="empty"),
         pytest.param(lambda _: b"torn", id="torn"),
         pytest.param(lambda _: b"x" * 72, id="foreign"),
-        pytest.param(lambda layout: layout.header + bytes(64), id="zeros behind our header"),
+        pytest.param(lambda layout: layout.headers[0] + bytes(64), id="zeros behind our header"),
         pytest.param(
-            lambda layout: layout.header + b"x" * 64,
+            lambda layout: layout.headers[0] + b"x" * 64,
             id="rubbish behind our header",
         ),
     ],
@@ -103,6 +103,24 @@ def test_a_value_that_is_no_state_is_a_mismatch(
     verified = store("verify")
     assert figures(verified) == (1, 0, 0)
     assert "largest difference  inf" in verified.out
+
+
+def test_a_load_leaves_customers_whose_profile_was_lost_and_verify_counts_them(
+    store: Store, layout: StateLayout
+) -> None:
+    store("load")
+    with StateWriter(store.url, layout) as redis:
+        (state,) = redis.read(["c0001"])
+        assert state is not None
+        redis.write(["c0001"], [with_profile(state)])
+        before = redis.read(["c0001"])
+        loaded = store("load")
+        assert redis.read(["c0001"]) == before
+    assert loaded.code == 0
+    assert "1 left without scores, because their profile was lost" in loaded.out
+    verified = store("verify")
+    assert (verified.code, figures(verified)) == (1, (0, 0, 0))
+    assert "profiles lost       1 " in verified.out
 
 
 def test_a_wrong_time_up_to_which_events_are_known_is_a_mismatch(store: Store, layout: StateLayout) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from feature_store.definitions import Feature
 from feature_store.online.commit import position_of
-from feature_store.state.layout import State, StateLayout
+from feature_store.state.layout import State, StateLayout, as_of_packed, needs_profile, with_profile
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="visit"),
@@ -37,7 +37,7 @@ states = st.builds(
 
 def holds_a_state(value: bytes | None) -> bool:
     """The same in plain words: our header, a time, and in each slot a finite number or what stands for nothing."""
-    if value is None or len(value) != SIZE or value[:8] != LAYOUT.header:
+    if value is None or len(value) != SIZE or value[:8] not in LAYOUT.headers:
         return False
     _, as_of, *slots = struct.unpack("<Qd4d", value[8:])
     nothing = [
@@ -52,7 +52,7 @@ damaged = st.one_of(
     st.none(),
     st.binary(max_size=2 * SIZE),
     st.binary(min_size=SIZE, max_size=SIZE),
-    st.binary(min_size=SIZE - 8, max_size=SIZE - 8).map(lambda rest: LAYOUT.header + rest),
+    st.binary(min_size=SIZE - 8, max_size=SIZE - 8).map(lambda rest: LAYOUT.headers[0] + rest),
     st.integers(0, SIZE - 1).map(lambda n: PACKED[:n]),
     st.binary(min_size=1).map(lambda more: PACKED + more),
     st.integers(0, 63).map(lambda bit: (int.from_bytes(PACKED, "little") ^ 1 << bit).to_bytes(SIZE, "little")),
@@ -61,11 +61,27 @@ damaged = st.one_of(
 
 
 def test_a_packed_state_is_a_fixed_header_and_eight_bytes_a_slot() -> None:
-    magic, version, fingerprint, position, as_of, *slots = struct.unpack("<2sH4sQd4d", PACKED)
-    assert (magic, version, fingerprint.hex()) == (b"tm", 3, LAYOUT.fingerprint)
+    magic, version, flags, fingerprint, position, as_of, *slots = struct.unpack("<2sBB4sQd4d", PACKED)
+    assert (magic, version, flags, fingerprint.hex()) == (b"tm", 4, 0, LAYOUT.fingerprint)
     assert (position, as_of) == (STATE.position, STATE.as_of)
     np.testing.assert_array_equal(slots, STATE.slots)
     assert len(PACKED) == SIZE == LAYOUT.dtype.itemsize
+
+
+def test_a_state_can_say_that_there_is_a_profile_and_is_otherwise_the_same() -> None:
+    flagged = with_profile(PACKED)
+    assert flagged == with_profile(flagged)
+    assert [needs_profile(value) for value in (None, b"", b"tm", PACKED, flagged)] == [False, False, False, False, True]
+    plain, both = LAYOUT.unpack([PACKED]), LAYOUT.unpack([flagged, PACKED])
+    assert both.valid.all()
+    np.testing.assert_array_equal(both.slots, np.tile(plain.slots, (2, 1)))
+    assert as_of_packed(flagged) == as_of_packed(PACKED) == STATE.as_of
+    assert LAYOUT.pack_many(plain.as_of, plain.slots, STATE.position, has_profile=True) == [flagged]
+
+
+@pytest.mark.parametrize("value", [b"", PACKED[:23], LAYOUT.headers[1] + b"\xff" * 16])
+def test_a_damaged_state_has_no_time(value: bytes) -> None:
+    assert as_of_packed(value) == -np.inf
 
 
 @given(st.lists(states))
