@@ -586,7 +586,7 @@ def test_a_client_that_speaks_after_the_end_is_not_heard(options: list[str], tmp
 
 
 def opened(peer: Peer, stream: int) -> int:
-    """How much the server has let the peer send on a stream so far."""
+    """How much the server has let the peer send so far: on a stream, or on all of them (stream 0)."""
     return 65_535 + sum(int(f.window_increment) for f in peer.frames if f.type == WINDOW and f.stream_id == stream)
 
 
@@ -615,7 +615,7 @@ def test_a_stream_that_never_stops_gets_no_more_room_than_it_uses(server: Server
         sent, end = 0, time.monotonic() + 1.5
         data = memoryview(piece * 40)
         while sent < len(data) and (time.monotonic() < end or sent <= len(piece)) and not peer.ended(1):
-            room = min(opened(peer, 1) - sent, 16_384)
+            room = min(opened(peer, 1) - sent, opened(peer, 0) - sent, 16_384)
             if room > 0:
                 peer.send(raw(DATA, 0, 1, bytes(data[sent : sent + room])))
                 sent += room
