@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from feature_store.bundles.bundle import (
     ECONOMICS,
@@ -26,6 +25,9 @@ class Graph:
     """An ONNX graph that runs on the calling thread."""
 
     def __init__(self, model: bytes, outputs: Sequence[str] | None = None) -> None:
+        # Here, because it starts a thread when it is imported: what only imports this module may still fork.
+        import onnxruntime  # noqa: PLC0415
+
         options = onnxruntime.SessionOptions()
         # One thread: a worker process has one core, and batches are too small to gain from more.
         options.intra_op_num_threads = 1

@@ -25,17 +25,16 @@ from typing import Any
 MAX_REQUEST_BYTES = 2**20
 IMPORTED = [
     "service.__main__",
+    "service.app.server",
+    "service.app.supervisor",
     "service.batching",
-    "service.scoring",
     "service.telemetry.prometheus",
-    "feature_store.bundles.registry",
-    "feature_store.online",
     "grpc.aio",
     "redis.asyncio.cluster",
     "uvloop",
     "zttp",
 ]
-"""Nine tenths of what a server imports. The rest needs ONNX Runtime, which starts a thread when it is imported."""
+"""All that a server imports but ONNX Runtime, which starts a thread when it is imported."""
 
 
 @dataclass
