@@ -25,7 +25,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_the_demo_answers_and_stops_cleanly(stop: signal.Signals, sample_registry: Path, tmp_path: Path) -> None:
     port, said = free_port(), tmp_path / "said.txt"
     command = ["service.demo", "complete_journey", "--registry", str(sample_registry), "--port", str(port)]

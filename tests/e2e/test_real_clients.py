@@ -297,7 +297,7 @@ def test_batches_of_1000_side_by_side_keep_order_and_problems(
     carry_out: Client, expected: dict[str, Any], *, gzip: bool
 ) -> None:
     ids = ["nobody", *list(expected)[:600], "", *expected][:1000]
-    (answer,) = carry_out(Round([batch(ids)] * 8), gzip=gzip)
+    (answer,) = carry_out(Round([batch(ids)] * 3), gzip=gzip)
     for outcome in answer:
         results = outcome.read(scoring_pb2.BatchScoreCustomersResponse).results
         known = [n for n, customer_id in enumerate(ids) if customer_id in expected]

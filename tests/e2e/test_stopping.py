@@ -208,7 +208,7 @@ def test_alone_a_hangup_is_a_stop(start: Start) -> None:
 # --- workers, one by one --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_workers_are_replaced_under_load_and_nothing_is_lost(start: Start, count: int) -> None:
     server = start("--workers", str(count), "--supervised")
     before, load = workers(server), Load(server.target, count, ["20", "887", KNOWN])
