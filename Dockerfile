@@ -28,6 +28,8 @@ ENV PATH=/opt/tidemark/bin:$PATH \
     TIDEMARK_HOST=0.0.0.0 \
     TIDEMARK_PORT=50051 \
     TIDEMARK_REGISTRY=/registry
+# An empty folder: nothing is found in the current folder by accident.
+WORKDIR /var/empty/tidemark
 USER 10001
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["tidemark", "healthcheck"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from feature_store.errors import InputError
+from feature_store.files import PRIVATE_FOLDER, private_folder
 
 START_TIMEOUT_S: Final = 60.0
 """Redis reads its append-only file first."""
@@ -25,7 +26,8 @@ def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
     """Run a redis-server on a Unix socket until the end of the block.
 
     It writes an append-only file, so acknowledged writes survive however the server ends. If the machine fails, the
-    last second or two may be lost (``appendfsync everysec``), or nothing with ``"--appendfsync", "always"``.
+    last second or two may be lost (``appendfsync everysec``), or nothing with ``"--appendfsync", "always"``. No other
+    user can read its data or connect to it.
 
     Args:
         arguments: More options of redis-server.
@@ -35,7 +37,7 @@ def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
         Its URL.
 
     Raises:
-        InputError: It does not start, or another one uses the folder.
+        InputError: It does not start, or another one uses the folder, or every user of the machine has access to it.
     """
     with tempfile.TemporaryDirectory(prefix="tidemark-") as folder, _kept(data or Path(folder)) as kept:
         path = Path(folder) / "redis.sock"
@@ -55,6 +57,7 @@ def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
                 *arguments,
             ],
             stdout=subprocess.DEVNULL,
+            umask=~PRIVATE_FOLDER & 0o777,
             start_new_session=True,  # not stopped by Ctrl-C in the terminal: Redis ends after the server
         )
         try:
@@ -69,7 +72,7 @@ def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
 def _kept(folder: Path) -> Iterator[Path]:
     """Lock a folder for the data of one redis-server: two would damage each other's file."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"Redis cannot keep its data in {folder}: {error.strerror}") from error

@@ -1,12 +1,18 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that only their owner can read."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
+from typing import Final
 
 from feature_store.errors import InputError
+
+PRIVATE_FOLDER: Final = 0o700
+PRIVATE_FILE: Final = 0o600
+"""Permissions of data about customers: its owner alone has access."""
 
 
 def write_atomically(
@@ -44,6 +50,31 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
     if durable:
         sync(path.parent)
+
+
+def private_folder(folder: Path) -> int:
+    """Create a folder for data about customers, which only its owner can read.
+
+    An existing folder may be open to its group, because volumes of containers often are.
+
+    Args:
+        folder: The folder; its parents are created with the usual permissions.
+
+    Returns:
+        Permissions for files in it: those of the folder's group are those of the folder.
+
+    Raises:
+        InputError: The folder exists, and every user of the machine has access to it.
+        OSError: It cannot be created.
+    """
+    folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+    mode = folder.stat().st_mode
+    if mode & stat.S_IRWXO:
+        raise InputError(
+            f"{folder} holds data about customers, and every user of this machine has access to it "
+            f"(mode {stat.S_IMODE(mode):04o}): run 'chmod o= {folder}', or name a folder in it that does not exist yet"
+        )
+    return PRIVATE_FILE | mode & stat.S_IRGRP
 
 
 def sync(path: Path) -> None:

@@ -34,7 +34,7 @@ from feature_store.archive.reader import (
 )
 from feature_store.archive.replay import MERGED, Aliases, Changes, EventRow, merge_record, replay
 from feature_store.errors import InputError
-from feature_store.files import sync, write_atomically
+from feature_store.files import private_folder, sync, write_atomically
 from feature_store.online.epochs import Epoch
 from feature_store.sql import fill_table, literal, parquet_query
 
@@ -57,13 +57,14 @@ class ArchiveWriter:
             rows_per_file: Files are joined up to this size; rows of one append are never split.
 
         Raises:
-            InputError: Another process has it open, it is damaged, or the folder cannot be written.
+            InputError: Another process has it open, it is damaged, the folder cannot be written, or every user of the
+                machine has access to it.
         """
         self._folder: Final = folder
         self._rows_per_file: Final = rows_per_file
         self._records: list[EventRow] = []
         with _clear_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            self._file_mode: Final = private_folder(folder)
             # One thread, to leave the cores to the servers; no cache, because files are read once.
             self._connection: Final = duckdb.connect(
                 ":memory:", config={"threads": 1, "enable_external_file_cache": False}
@@ -251,13 +252,15 @@ class ArchiveWriter:
         if not rows:
             staging.unlink()
             return 0
+        staging.chmod(self._file_mode)
         sync(staging)
         staging.replace(target)
         return rows
 
     def _put(self, manifest: ArchiveManifest) -> None:
         """Make a manifest the current one, and remove the files that it does not name."""
-        write_atomically(self._folder / POSITION_FILE, manifest.model_dump_json() + "\n", durable=True)
+        content = manifest.model_dump_json() + "\n"
+        write_atomically(self._folder / POSITION_FILE, content, durable=True, mode=self._file_mode)
         self._manifest, self._records = manifest, []
         self._sweep(manifest)
 

@@ -19,10 +19,11 @@ from feature_store.bundles.bundle import (
     BundleError,
     default_economics,
 )
+from feature_store.bundles.onnx_files import check_self_contained
 
 
 class Graph:
-    """An ONNX graph that runs on the calling thread."""
+    """An ONNX graph that runs on the calling thread; BundleError if it cannot be loaded or names other files."""
 
     def __init__(self, model: bytes, outputs: Sequence[str] | None = None) -> None:
         # Here, because it starts a thread when it is imported: what only imports this module may still fork.
@@ -33,6 +34,8 @@ class Graph:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        check_self_contained(model)
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises one class per status, none of them public

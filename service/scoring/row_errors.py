@@ -54,19 +54,18 @@ def row_errors(
     stop = start + len(request.customer_ids)
     found = states.found[start:stop]
     has_score = np.ones_like(found) if usable is None else usable[start:stop]
+    withheld = {row - start for row, record in states.profiles.items() if not record.scoring and start <= row < stop}
     errors: dict[int, RequestError] = {}  # rows with the same fault share an error, so that it is encoded once
     if without := np.flatnonzero(~has_score).tolist():
         missing, unreadable = _missing(states.missing), _unreadable()
         for at in without:
             errors[at] = unreadable if found[at] else missing
-            if found[at]:
+            if found[at] and at not in withheld:
                 customers.report("what is stored cannot be used", request.customer_ids[at])
     if request.max_age_s is not None:
         too_old = has_score & (now - states.as_of[start:stop] > request.max_age_s)
         errors.update(dict.fromkeys(np.flatnonzero(too_old).tolist(), _too_old(request.max_age_s)))
-    if withheld := [
-        row - start for row, record in states.profiles.items() if not record.scoring and start <= row < stop
-    ]:
+    if withheld:
         errors.update(dict.fromkeys(withheld, _withheld()))
     return errors
 

@@ -16,10 +16,12 @@ from feature_store.definitions import Feature, Interests
 from feature_store.state.layout import Floats, State, StateBatch, StateLayout
 from feature_store.state.profile import MIN_INTEREST_WEIGHT, Interest, ProfileSummary
 from service.errors import Code, Reason, RequestError
+from service.scoring import row_errors
 from service.scoring.alert_spikes import SpikeGuard
 from service.scoring.model import Model
 from service.scoring.scorer import Guards, Scorer
 from service.scoring.types import SCORE_ROW, ScoreRequest, Scores
+from service.telemetry.logs import CustomerLog
 
 NOW = 1_800_000_000.0
 LAYOUT = StateLayout([Feature(name="visits", event="visit", aggregate="count", half_life_days=7)])
@@ -165,6 +167,17 @@ def test_each_request_gets_the_errors_and_interests_of_its_own_customers() -> No
 def test_no_error_repeats_a_customer_id() -> None:
     (scores,) = score(ScoreRequest(["withheld"]))
     assert "withheld " not in scores.errors[0].message
+
+
+def test_only_what_is_damaged_is_logged_and_not_a_missing_consent(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CustomerLog()
+    monkeypatch.setattr(row_errors, "customers", log)
+    score(ScoreRequest(["withheld", "torn", "unknown", "withheld-off"]))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"customer {log.hashed('torn')}: what is stored cannot be used"
+    ]
 
 
 # --- records --------------------------------------------------------------------------------------------------------
