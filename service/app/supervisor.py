@@ -9,14 +9,14 @@ that wait for a worker that is replaced, or dies, are accepted by its successor.
     SIGHUP ──► for each worker: start another on the same listener ─► ready ─► the old one stops: health, GOAWAY, grace
                                         └ cannot start: the old workers stay
 
-A worker that dies is replaced. If a worker cannot start at first, all of them end. If this process is killed, its
+A worker that dies is replaced. If its successor cannot start, another attempt follows after a pause that doubles each
+time, while the other workers serve. Only at first all of them end if one cannot start. If this process is killed, its
 workers see their pipe close and stop.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import multiprocessing
 import signal
 import socket
@@ -42,21 +42,34 @@ The second pipe asks it for its metrics.
 
 READY: Final = "ready"
 MIN_LIFE_S: Final = 5.0
-"""A worker that ends sooner is not replaced: its successor would end as soon."""
+"""A worker that ends sooner counts as one that could not start: its successor may end as soon."""
+MIN_PAUSE_S: Final = 0.5
+MAX_PAUSE_S: Final = 30.0
+"""Pauses before the next attempt to start a worker that could not start."""
 START_S: Final = 120.0
-"""Seconds within which a new worker must be ready to replace an old one."""
+"""Seconds within which a new worker must be ready."""
 CHECK_S: Final = 0.2
 """Seconds between looks at signals and workers."""
 
 
 @dataclass
 class _Worker:
-    """A worker process. ``since`` is when it was started and, from then on, when it became ready."""
+    """A worker process.
+
+    Attributes:
+        since: When it was started and, once it is ready, when it became ready.
+        ready: Whether it takes calls.
+        failures: Workers in its place before it that could not start, one after the other.
+        retry_at: When to start another in its place; None if it is not known to have ended.
+    """
 
     process: SpawnProcess
     pipe: Connection
     asking: Connection
     since: float
+    ready: bool = False
+    failures: int = 0
+    retry_at: float | None = None
 
 
 def supervise(settings: Settings, work: Work) -> None:
@@ -103,12 +116,12 @@ class _Supervisor:
         settings, port = self._settings, self._listeners[0].getsockname()[1]
         self._workers += [self._start(at) for at in range(settings.workers)]
         for worker in self._workers:
-            if problem := self._problem(worker):
+            if problem := self._problem(worker, START_S):
                 raise InputError(problem)
         if not self._stopping():
             logger.info("serving on %s:%d with %d workers", settings.host_of_address, port, settings.workers)
         while not self._stopping():
-            wait([worker.process.sentinel for worker in self._workers], CHECK_S)
+            wait([worker.process.sentinel for worker in self._workers if worker.retry_at is None], CHECK_S)
             self._replace_dead()
             if signal.SIGHUP in self._signals and not self._stopping():
                 self._signals.discard(signal.SIGHUP)
@@ -135,7 +148,7 @@ class _Supervisor:
         asked.close()
         return _Worker(process, ours, asking, time.monotonic())
 
-    def _problem(self, worker: _Worker, limit_s: float = math.inf) -> str:
+    def _problem(self, worker: _Worker, limit_s: float) -> str:
         """Wait for a worker to start. Why it cannot; empty if it is ready, or the supervisor stops."""
         answer = ""
         while not self._stopping() and not answer:
@@ -147,21 +160,49 @@ class _Supervisor:
                 except EOFError:
                     worker.process.join()
                     answer = f"a worker ended at once, with code {worker.process.exitcode}"
-        worker.since = time.monotonic()
-        return "" if answer == READY else answer
+        worker.since, worker.ready = time.monotonic(), answer == READY
+        return "" if worker.ready else answer
 
     def _replace_dead(self) -> None:
+        """Start workers in the places of those that have ended or cannot start. Never waits for one."""
         for at, worker in enumerate(self._workers):
-            if worker.process.is_alive() or self._stopping():
-                continue
-            code = worker.process.exitcode
-            if time.monotonic() < worker.since + MIN_LIFE_S:
-                raise InputError(f"a worker ended as soon as it had started, with code {code}")
-            logger.error("a worker ended with code %s: starting another", code)
-            worker.pipe.close()
-            self._workers[at] = self._start(at)
-            if problem := self._problem(self._workers[at]):
-                raise InputError(problem)
+            if self._stopping():
+                return
+            now = time.monotonic()
+            if worker.retry_at is not None:
+                if now >= worker.retry_at:
+                    self._workers[at] = self._start(at)
+                    self._workers[at].failures = worker.failures
+            elif not worker.process.is_alive():
+                lasted = worker.ready and now > worker.since + MIN_LIFE_S
+                self._retry(worker, f"a worker ended with code {worker.process.exitcode}", at_once=lasted)
+            elif not worker.ready:
+                self._look(worker)
+
+    def _look(self, worker: _Worker) -> None:
+        """See whether a worker that starts in the place of another is ready, or cannot start."""
+        answer = ""
+        try:
+            if worker.pipe.poll():
+                answer = worker.pipe.recv()
+        except EOFError:
+            return  # it is about to end
+        if answer == READY:
+            worker.since, worker.ready = time.monotonic(), True
+            logger.info("the new worker is ready")
+        elif answer or time.monotonic() > worker.since + START_S:
+            worker.process.kill()
+            worker.process.join()
+            self._retry(worker, f"a worker cannot start: {answer or f'it was not ready after {START_S:g} s'}")
+
+    def _retry(self, worker: _Worker, reason: str, *, at_once: bool = False) -> None:
+        """Have another worker started in the place of one that has ended."""
+        worker.failures = 0 if at_once else worker.failures + 1
+        pause_s = 0.0 if at_once else min(MIN_PAUSE_S * 2 ** (worker.failures - 1), MAX_PAUSE_S)
+        worker.retry_at = time.monotonic() + pause_s
+        worker.pipe.close()
+        what = "starting another" if at_once else f"starting another in {pause_s:g} s"
+        logger.error("%s: %s", reason, what)
 
     def _restart(self) -> None:
         """Replace all workers one by one, so that each listener always has a worker that accepts connections."""
@@ -183,7 +224,8 @@ class _Supervisor:
             return False
         old, self._workers[at] = self._workers[at], new
         self._extra = old
-        old.pipe.close()
+        if old.retry_at is None:
+            old.pipe.close()
         end = time.monotonic() + self._settings.grace_s + MIN_LIFE_S
         while old.process.is_alive() and time.monotonic() < end:
             old.process.join(CHECK_S)

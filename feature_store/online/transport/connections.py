@@ -33,6 +33,14 @@ from feature_store.online.transport.address import Address, Host, Kind
 from feature_store.online.transport.server_facts import ServerFacts, parse_facts
 
 Command = tuple[bytes, ...]
+MAX_CONNECTIONS: Final = 16
+"""Connections per event loop and server. Redis executes one command at a time, so more would not make it faster."""
+QUEUE_S: Final = 10.0
+"""Longest wait for a connection."""
+MAX_OPENINGS: Final = 2
+"""Attempts to open a connection while the event loop is busy."""
+LATE_S: Final = 0.05
+"""A timer that fires this much too late shows that the event loop was busy."""
 SLOTS: Final = REDIS_CLUSTER_HASH_SLOTS
 slot_of: Final = key_slot
 NOT_YET: Final = object()
@@ -116,6 +124,9 @@ class ServerConnector:
             raise asyncio.CancelledError
         opened = Connection(connection)
         opened.facts = parse_facts(await _answer(opened, INFO, self._timeout_s))
+        if problem := opened.facts.problem:
+            await opened.close()
+            raise StoreAwayError(problem)
         return opened
 
 
@@ -169,11 +180,16 @@ class MasterConnector:
 
 
 class ConnectionPool:
-    """The connections to one server or master. Each exchange has a connection to itself."""
+    """The connections to one server or master. Each exchange has a connection to itself.
+
+    There are at most MAX_CONNECTIONS; further exchanges wait for one in the order in which they came. The wait is not
+    taken from their time, because it says nothing about Redis.
+    """
 
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
         self._idle: list[Connection] = []
+        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
         self._generation = 0
         """Connections of an earlier generation are not used again."""
 
@@ -190,8 +206,23 @@ class ConnectionPool:
 
         Raises:
             StoreAwayError: There is no connection, or no answer in time.
-            StoreUnavailableError: The connection broke, and the commands may have been executed (``once`` only).
+            StoreUnavailableError: The connection broke, and the commands may have been executed (``once`` only). Or no
+                connection became free for QUEUE_S seconds.
         """
+        generation = self._generation
+        try:
+            async with asyncio.timeout(QUEUE_S):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailableError("too many calls wait for a connection") from error
+        try:
+            if generation != self._generation:  # while it waited, others found out that the server is away
+                raise StoreUnavailableError("it did not answer others")
+            return await self._ask(commands, budget_s, once=once, with_run=with_run)
+        finally:
+            self._free.release()
+
+    async def _ask(self, commands: Sequence[Command], budget_s: float, *, once: bool, with_run: bool) -> list[Any]:
         sent = b"" if with_run else packed(commands)
         while True:
             generation = self._generation
@@ -252,13 +283,17 @@ class ConnectionPool:
     async def _open(self, budget_s: float) -> tuple[Connection, float]:
         """A new connection, and the rest of the time."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + budget_s
-        try:
-            async with asyncio.timeout_at(until):
-                connection = await self._connector.open()
-        except TimeoutError as error:
-            raise StoreAwayError(type(error).__name__) from error
-        return connection, max(until - loop.time(), 0.0)
+        for _ in range(MAX_OPENINGS):
+            until = loop.time() + budget_s
+            try:
+                async with asyncio.timeout_at(until):
+                    connection = await self._connector.open()
+            except (TimeoutError, StoreAwayError) as error:
+                if loop.time() - until > LATE_S:
+                    continue  # the event loop was too busy to take the answers: Redis may well have sent them in time
+                raise error if isinstance(error, StoreAwayError) else StoreAwayError(type(error).__name__) from error
+            return connection, max(until - loop.time(), 0.0)
+        raise StoreAwayError(TimeoutError.__name__)
 
 
 class Connection(asyncio.Protocol):
@@ -270,6 +305,7 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[list[Any]] | None = None
         self._replies: list[Any] = []
         self._wanted = 0
+        self._until = 0.0
         self.facts = ServerFacts()
         self.lost = False
         """Whether it was closed by the other side."""
@@ -283,12 +319,22 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         answer = self._answer = loop.create_future()
         self._replies, self._wanted = [], wanted
-        timer = loop.call_later(timeout_s, self._fail, TimeoutError())
+        self._until = loop.time() + timeout_s
+        self._timer = loop.call_at(self._until, self._expire)
         self._transport.write(packed)
         try:
             return list(await answer)
         finally:
-            timer.cancel()
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        """Fail the exchange under way, unless the event loop was too busy to read the answer, which may be there."""
+        loop = asyncio.get_running_loop()
+        if (late_s := loop.time() - self._until) > LATE_S:
+            self._until = loop.time() + late_s
+            self._timer = loop.call_at(self._until, self._expire)
+        else:
+            self._fail(TimeoutError())
 
     async def close(self) -> None:
         """Close immediately."""

@@ -8,6 +8,7 @@ from typing import Final
 
 _LINE: Final = re.compile(rb"^(run_id|redis_version|maxmemory|maxmemory_policy|aof_enabled):([^\r\n]*)", re.MULTILINE)
 NO_EVICTION: Final = "noeviction"
+EVICTS_ALL: Final = "allkeys"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,15 @@ class ServerFacts:
     append_only: bool = False
 
     @property
-    def evicts(self) -> bool:
-        """Whether it may drop keys to make room. Data that customers' consent depends on would then be missing."""
-        return self.eviction != NO_EVICTION
+    def problem(self) -> str:
+        """Why it cannot keep customers' data; empty if it can.
+
+        A Redis that drops keys to make room loses consents and acknowledged events without a word. Policies that drop
+        only keys with a lifetime are no trouble: nothing of a customer has one.
+        """
+        if self.max_memory and self.eviction.startswith(EVICTS_ALL):
+            return f"it evicts customers' data when its memory is full: set maxmemory-policy {NO_EVICTION}"
+        return ""
 
 
 def parse_facts(info: bytes) -> ServerFacts:
