@@ -93,7 +93,10 @@ class Settings(BaseSettings):
         Field(description="Listen beyond this machine without callers or tls_client_ca: anyone may call."),
     ] = False
     redis_timeout_s: Annotated[
-        float, Field(ge=0.001, le=60, description="Seconds for Redis to connect, and to answer.")
+        float,
+        Field(
+            ge=0.001, le=60, description="Seconds for Redis to answer. Setting up a connection may take 1 s or more."
+        ),
     ] = 0.25
     health_interval_s: Annotated[
         float, Field(ge=0.01, le=60, description="Seconds between probes of Redis for the health service.")

@@ -87,7 +87,8 @@ class StateReader:
 
     async def _values(self, customer_ids: Sequence[str], budget_s: float | None = None) -> list[bytes | None]:
         """Packed states of customers, followed by their profiles."""
-        return await self._store.values([*self._keys.states(customer_ids), *profile_keys(customer_ids)], budget_s)
+        keys = [*self._keys.states(customer_ids), *profile_keys(customer_ids)]
+        return await self._store.values(keys, budget_s, urgent=True)
 
 
 def _summary(state: bytes | None, profile: bytes | None) -> ProfileSummary | str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final, Protocol
 
 from feature_store.errors import StoreAwayError, StoreUnavailableError
@@ -21,7 +22,8 @@ from feature_store.online.keys import LOG, STORED_LAYOUTS, Keys
 from feature_store.online.transport.address import Kind, parse
 from feature_store.online.transport.circuit_breaker import CircuitBreaker
 from feature_store.online.transport.cluster import Cluster
-from feature_store.online.transport.connections import Command, RedisError, pool_for
+from feature_store.online.transport.connection_pool import MAX_CONNECTIONS, QUEUE_S, pool_for
+from feature_store.online.transport.connections import Command, RedisError
 from feature_store.state.checksum import remove_checksums
 
 DISK_S: Final = 3.0
@@ -34,7 +36,13 @@ class Servers(Protocol):
     """Where commands are sent: one server, the master that Sentinels name, or a cluster."""
 
     async def ask(
-        self, commands: Sequence[Command], budget_s: float, *, once: bool = False, with_run: bool = False
+        self,
+        commands: Sequence[Command],
+        budget_s: float,
+        *,
+        once: bool = False,
+        with_run: bool = False,
+        urgent: bool = False,
     ) -> list[Any]:
         """The replies to commands, errors included; see :meth:`ConnectionPool.ask`."""
 
@@ -69,18 +77,20 @@ class RedisStore:
         self.changed: Final = asyncio.Event()
         """Set whenever the breaker opens or closes; the task that waits for it clears it."""
         self._probing: asyncio.Task[None] | None = None
+        self._waiting_for_disk: Final = asyncio.Semaphore(MAX_CONNECTIONS // 2)
 
-    async def ask(self, *command: bytes, budget_s: float | None = None) -> Any:
+    async def ask(self, *command: bytes, budget_s: float | None = None, urgent: bool = False) -> Any:
         """The reply to a command.
 
         Args:
             command: Its words.
             budget_s: Seconds it may take; ``timeout_s`` by default.
+            urgent: Go before the calls that wait for a connection and are not urgent.
 
         Raises:
             StoreUnavailableError: Redis does not answer in time, or answers with an error.
         """
-        (reply,) = await self.ask_all([command], budget_s=budget_s)
+        (reply,) = await self.ask_all([command], budget_s=budget_s, urgent=urgent)
         if isinstance(reply, RedisError):
             raise self._refused(reply) from reply
         return reply
@@ -93,6 +103,7 @@ class RedisStore:
         once: bool = False,
         with_run: bool = False,
         budget_s: float | None = None,
+        urgent: bool = False,
     ) -> list[Any]:
         """The replies to commands that are sent together, error replies included.
 
@@ -101,7 +112,8 @@ class RedisStore:
             extra_s: Seconds that Redis may take beyond the budget.
             once: Never send the commands a second time.
             with_run: Append the run of the server to the first command.
-            budget_s: Seconds it may take; ``timeout_s`` by default.
+            budget_s: Seconds that Redis may take; ``timeout_s`` by default.
+            urgent: Go before the calls that wait for a connection and are not urgent.
 
         Raises:
             StoreUnavailableError: Redis does not answer in time.
@@ -110,16 +122,20 @@ class RedisStore:
         if breaker.open:
             raise StoreAwayError(breaker.reason)
         generation = breaker.times_opened
+        budget_s = (self.timeout_s if budget_s is None else budget_s) + extra_s
         try:
-            budget_s = (self.timeout_s if budget_s is None else budget_s) + extra_s
-            return await self._servers.ask(commands, budget_s, once=once, with_run=with_run)
+            return await self._servers.ask(commands, budget_s, once=once, with_run=with_run, urgent=urgent)
         except StoreAwayError as error:
-            self._away(error, generation)
+            # No answer within what earlier exchanges have left of the time says nothing about Redis.
+            if budget_s >= self.timeout_s or not isinstance(error.__cause__, TimeoutError):
+                self._away(error, generation)
             raise
 
-    async def values(self, keys: Sequence[bytes], budget_s: float | None = None) -> list[bytes | None]:
-        """Packed values in the order of the keys, None for a missing key; StoreUnavailableError as for :meth:`ask`."""
-        return remove_checksums(keys, await self.ask(b"MGET", *keys, budget_s=budget_s))
+    async def values(
+        self, keys: Sequence[bytes], budget_s: float | None = None, *, urgent: bool = False
+    ) -> list[bytes | None]:
+        """Packed values in the order of the keys, None for a missing key; arguments and errors as for :meth:`ask`."""
+        return remove_checksums(keys, await self.ask(b"MGET", *keys, budget_s=budget_s, urgent=urgent))
 
     async def commit(
         self, groups: Sequence[Group], max_waiting: int = 0, *, layouts_version: bytes = b"", durable: bool = False
@@ -146,14 +162,30 @@ class RedisStore:
         rest = (b"%d" % len(keys), *keys, *arguments)
         to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (DISK_S * 1000))] if durable else []
         extra_s = DISK_S if durable else 0.0
-        replies = await self.ask_all([(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk], extra_s, once=True, with_run=True)
-        if str(replies[0]).startswith("NOSCRIPT"):  # the first commit since Redis was started
-            replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk], extra_s, once=True, with_run=True)
+        async with self._turn_to_wait_for_the_disk() if durable else nullcontext():
+            replies = await self.ask_all(
+                [(b"EVALSHA", SCRIPT_HASH, *rest), *to_disk], extra_s, once=True, with_run=True
+            )
+            if str(replies[0]).startswith("NOSCRIPT"):  # the first commit since Redis was started
+                replies = await self.ask_all([(b"EVAL", SCRIPT, *rest), *to_disk], extra_s, once=True, with_run=True)
         for reply in replies:
             self._unless_refused(reply)
         if to_disk and replies[1][0] < 1:
             raise StoreUnavailableError("the commit was not on disk in time")
         return commit_result(replies[0])
+
+    @asynccontextmanager
+    async def _turn_to_wait_for_the_disk(self) -> AsyncIterator[None]:
+        """Bound the commits that wait for the disk: each keeps a connection, and scores need some as well."""
+        try:
+            async with asyncio.timeout(QUEUE_S):
+                await self._waiting_for_disk.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailableError("too many commits wait for the disk") from error
+        try:
+            yield
+        finally:
+            self._waiting_for_disk.release()
 
     async def has_append_only_file(self) -> bool:
         """Whether Redis can confirm that a commit is on disk."""

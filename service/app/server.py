@@ -21,7 +21,7 @@ from feature_store.errors import InputError, ReadOnlyStoreError, StoreUnavailabl
 from feature_store.online.customer_store import CustomerStore
 from service.app.components import Components, build
 from service.app.metric_catalog import expose
-from service.app.supervisor import READY
+from service.app.worker_slot import READY
 from service.file_watch import watch_files
 from service.settings import Settings
 from service.telemetry.logs import log_loop_error, start_log

@@ -28,6 +28,7 @@ from service.scoring.types import ScoreRequest, Scores, rows_of
 from service.transport.lean.framing import HEAD, OK
 from service.transport.lean.http2 import Http2
 from tests.benchmarks import (
+    bursts,
     documentation,
     events,
     explain,
@@ -211,6 +212,7 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("live_bytes_ratio", "<= 2", events.live_bytes_ratio),
     ("load_ratio", "<= 0.6", load.load_ratio),
     ("rolling_lost", "<= 0", rolling.rolling_lost),
+    ("customer_burst", "<= 0", bursts.customer_burst),
     ("worker_memory", "<= 1.1", memory.worker_memory),
     ("garbage", "<= 0", garbage.garbage),
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,7 +16,6 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.app.supervisor import MIN_LIFE_S
 from tests.conftest import Run
 from tests.e2e.conftest import refused
 from tests.e2e.live import Live, calling, event, someone
@@ -54,8 +53,8 @@ def await_end(processes: list[psutil.Process]) -> None:
 def start(loaded_redis: str, small_registry: Path, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def start(*options: str, workers: int = 2, port: int = 0) -> ServerProcess:
-            usual = ["--registry", str(small_registry), "--redis", loaded_redis]
+        def start(*options: str, workers: int = 2, port: int = 0, registry: Path = small_registry) -> ServerProcess:
+            usual = ["--registry", str(registry), "--redis", loaded_redis]
             usual += ["--workers", str(workers), "--port", str(port)]
             server = stack.enter_context(ServerProcess(tmp_path, *usual, *options))
             server.wait_for("serving on")
@@ -101,28 +100,26 @@ def test_workers_share_a_port_and_all_are_healthy(start: Start) -> None:
     assert "Traceback" not in server.log
 
 
-def test_a_killed_worker_is_replaced(start: Start) -> None:
-    server = start()
-    time.sleep(MIN_LIFE_S)  # one that dies sooner is a fault that would come again
+def test_a_killed_worker_is_replaced_however_soon_it_died_and_though_the_registry_was_away_for_a_while(
+    start: Start, small_registry: Path, tmp_path: Path
+) -> None:
+    registry, away = tmp_path / "registry", tmp_path / "away"
+    shutil.copytree(small_registry, registry, symlinks=True)
+    server = start(registry=registry)
     first = workers(server)
+    registry.rename(away)
     first[0].kill()
-    server.wait_for("a worker ended with code -9: starting another")
-    until(lambda: len(workers(server)) == 2)
+    server.wait_for("a worker ended with code -9: starting another in 0.5 s")
+    server.wait_for("a worker cannot start")
+    assert workers(server) == [first[1]]
+    away.rename(registry)
+    server.wait_for("the new worker is ready")
+    assert len(workers(server)) == 2
     assert first[1].pid in {worker.pid for worker in workers(server)}
     score_on_new_connections(server.target, 10)
     everybody = family(server)
     assert server.stop() == 0
     await_end(everybody[1:])
-
-
-def test_a_worker_that_ends_at_once_ends_all(start: Start) -> None:
-    server = start()
-    everybody = family(server)
-    next(worker for worker in everybody if "spawn_main" in " ".join(worker.cmdline())).kill()
-    assert server.process.wait(PATIENCE_S) == 2
-    await_end(everybody[1:])
-    assert "Traceback" not in server.log
-    assert server.log.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

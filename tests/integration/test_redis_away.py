@@ -173,12 +173,12 @@ class Delayed(RedisStore):
         self.__dict__.update(store.__dict__)
         self._delay_s = delay_s
 
-    async def ask(self, *command: bytes, budget_s: float | None = None) -> object:
+    async def ask(self, *command: bytes, budget_s: float | None = None, urgent: bool = False) -> object:
         budget_s = self.timeout_s if budget_s is None else budget_s
         await asyncio.sleep(min(self._delay_s, budget_s))
         if budget_s < self._delay_s:
             raise StoreAwayError("TimeoutError")
-        return await super().ask(*command, budget_s=budget_s)
+        return await super().ask(*command, budget_s=budget_s, urgent=urgent)
 
 
 @pytest.mark.parametrize(

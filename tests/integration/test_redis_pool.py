@@ -1,100 +1,177 @@
-"""Connections to Redis: bounded, shared fairly, and a busy event loop is not taken for a Redis that does not answer."""
+"""Connections to Redis: bounded, shared, and neither a burst nor a busy event loop is taken for an outage."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+import uvloop
 
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreAwayError, StoreUnavailableError
 from feature_store.online.customer_store import CustomerStore
 from feature_store.online.store import RedisStore
-from feature_store.online.transport import connections
+from feature_store.online.transport import connection_pool
+from feature_store.online.transport.connection_pool import MAX_CONNECTIONS
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder
 from feature_store.state.layout import StateLayout
 from tests.redis_processes import Node
+from tests.waiting import PATIENCE_S, settle
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
 
 
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    result = Node(tmp_path)
+    yield result
+    result.close()
+
+
+def with_store(url: str, timeout_s: float, act: Callable[[RedisStore], Coroutine[Any, Any, None]]) -> None:
+    """Run ``act`` on the event loop of the server."""
+
+    async def run() -> None:
+        store = RedisStore(url, timeout_s)
+        try:
+            await act(store)
+        finally:
+            await store.close()
+
+    uvloop.run(run())
+
+
 def test_many_calls_at_the_same_time_share_few_connections_and_none_is_refused(clean_redis: str) -> None:
-    async def run() -> int:
-        store = RedisStore(clean_redis, 0.25)
+    def connections() -> int:
+        with redis.Redis.from_url(clean_redis) as client:
+            return len(client.client_list(_type="normal"))
+
+    async def act(store: RedisStore) -> None:
+        others = connections()
         customers = CustomerStore(store, EventFolder([LAYOUT], Interests(), Rules()))
-        try:
-            await customers.record([Event("c", "visit", time.time())])
-            await asyncio.gather(*(customers.get("c") for _ in range(400)))
-            assert store.breaker.times_opened == 0
-            with redis.Redis.from_url(clean_redis) as client:
-                return len(client.client_list(_type="normal"))
-        finally:
-            await store.close()
+        await customers.record([Event("c", "visit", time.time())])
+        await asyncio.gather(*(customers.get("c") for _ in range(400)))
+        assert store.breaker.times_opened == 0
+        assert 0 < connections() - others <= MAX_CONNECTIONS
 
-    with redis.Redis.from_url(clean_redis) as client:
-        others = len(client.client_list(_type="normal"))
-    assert asyncio.run(run()) <= others + connections.MAX_CONNECTIONS
+    with_store(clean_redis, PATIENCE_S, act)
 
 
-def test_a_busy_event_loop_is_not_taken_for_a_redis_that_does_not_answer(clean_redis: str) -> None:
-    async def run() -> None:
-        store = RedisStore(clean_redis, 0.05)
-        try:
-            for _ in range(3):  # the first opens a connection
-                asking = asyncio.ensure_future(store.ask(b"PING"))
-                for _ in range(4):
-                    await asyncio.sleep(0)
-                    time.sleep(0.2)  # noqa: ASYNC251  # as a large batch does
-                assert await asking in (b"PONG", "PONG")
-            assert store.breaker.times_opened == 0
-        finally:
-            await store.close()
+def test_urgent_calls_go_before_the_others_that_wait(clean_redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_pool, "MAX_CONNECTIONS", 1)
+    answered: list[bytes] = []
 
-    asyncio.run(run())
+    async def echo(store: RedisStore, word: bytes, *, urgent: bool = False) -> None:
+        answered.append(await store.ask(b"ECHO", word, urgent=urgent))
+
+    async def act(store: RedisStore) -> None:
+        await asyncio.gather(echo(store, b"first"), echo(store, b"second"), echo(store, b"score", urgent=True))
+
+    with_store(clean_redis, PATIENCE_S, act)
+    assert answered == [b"score", b"first", b"second"]
 
 
-def test_calls_that_wait_for_a_connection_end_when_redis_turns_out_to_be_away(tmp_path: Path) -> None:
-    node = Node(tmp_path)
+def test_a_call_that_gives_up_leaves_its_connection_to_the_next(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_pool, "MAX_CONNECTIONS", 1)
 
-    async def run() -> None:
-        store = RedisStore(f"redis://127.0.0.1:{node.port}", 0.3)
-        try:
-            await store.ping()
-            node.pause()
+    async def act(store: RedisStore) -> None:
+        for turns in range(12):  # it gives up at each step of waiting, setting up and asking
+            calls = [asyncio.ensure_future(store.ask(b"PING")) for _ in range(3)]
+            await settle(turns)
+            calls[1].cancel()
+            await asyncio.wait(calls, timeout=PATIENCE_S)
+            assert [await calls[0], await calls[2]] == [b"PONG", b"PONG"]
+
+    with_store(clean_redis, PATIENCE_S, act)
+
+
+def test_a_busy_event_loop_is_not_taken_for_a_redis_that_does_not_answer(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_pool, "MIN_SETUP_S", PATIENCE_S)
+
+    async def act(store: RedisStore) -> None:
+        for _ in range(3):  # the first sets up a connection
+            asking = asyncio.ensure_future(store.ask(b"PING"))
+            for _ in range(4):
+                await asyncio.sleep(0)
+                time.sleep(0.12)  # noqa: ASYNC251  # as a large batch does
+            assert await asking == b"PONG"
+        assert store.breaker.times_opened == 0
+
+    with_store(clean_redis, 0.05, act)
+
+
+def test_no_answer_within_the_rest_of_a_budget_is_no_outage(node: Node) -> None:
+    async def act(store: RedisStore) -> None:
+        await store.ping()
+        node.pause()
+        with pytest.raises(StoreUnavailableError):
+            await store.ask(b"PING", budget_s=0.001)
+        assert store.breaker.times_opened == 0
+        node.resume()
+        await store.ping()
+
+    with_store(f"redis://127.0.0.1:{node.port}", PATIENCE_S, act)
+
+
+def test_calls_that_wait_for_a_connection_are_refused_when_redis_turns_out_to_be_away(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_pool, "QUEUE_S", 2 * PATIENCE_S)
+    monkeypatch.setattr(connection_pool, "MIN_SETUP_S", 2 * PATIENCE_S)
+
+    async def act(store: RedisStore) -> None:
+        await store.ping()
+        node.pause()
+        async with asyncio.timeout(PATIENCE_S):
             results = await asyncio.gather(*(store.ask(b"PING") for _ in range(200)), return_exceptions=True)
-            assert all(isinstance(result, StoreUnavailableError) for result in results)
-            waited_for_redis = [result for result in results if isinstance(result, StoreAwayError)]
-            assert 0 < len(waited_for_redis) <= 4 * connections.MAX_CONNECTIONS
-        finally:
-            await store.close()
+        assert {type(result) for result in results} == {StoreAwayError}
+        assert store.breaker.times_opened == 1
 
-    try:
-        asyncio.run(run())
-    finally:
-        node.close()
+    with_store(f"redis://127.0.0.1:{node.port}", 0.3, act)
 
 
-def test_a_redis_that_evicts_customers_is_refused(tmp_path: Path) -> None:
-    node = Node(tmp_path)
+def test_where_nothing_listens_all_calls_are_refused(node: Node) -> None:
+    node.kill()
 
-    async def ask() -> None:
-        store = RedisStore(f"redis://127.0.0.1:{node.port}", 5.0)
-        try:
-            await store.ping()
-        finally:
-            await store.close()
+    async def act(store: RedisStore) -> None:
+        results = await asyncio.gather(*(store.ask(b"PING") for _ in range(50)), return_exceptions=True)
+        assert {type(result) for result in results} == {StoreAwayError}
 
-    try:
-        node.client.config_set("maxmemory-policy", "allkeys-lru")
-        asyncio.run(ask())  # without a limit nothing is evicted
-        node.client.config_set("maxmemory", "100mb")
+    with_store(f"redis://127.0.0.1:{node.port}", PATIENCE_S, act)
+
+
+def test_a_redis_that_takes_no_more_connections_serves_all_calls_over_those_that_it_took(node: Node) -> None:
+    node.client.config_set("maxclients", len(node.client.client_list()) + 1)
+
+    async def act(store: RedisStore) -> None:
+        assert await asyncio.gather(*(store.ask(b"PING") for _ in range(50))) == [b"PONG"] * 50
+        assert store.breaker.times_opened == 0
+
+    with_store(f"redis://127.0.0.1:{node.port}", PATIENCE_S, act)
+
+
+def test_a_redis_that_evicts_customers_is_refused(node: Node) -> None:
+    async def ping(store: RedisStore) -> None:
+        await store.ping()
+
+    async def refused(store: RedisStore) -> None:
         with pytest.raises(StoreAwayError, match="maxmemory-policy noeviction"):
-            asyncio.run(ask())
-        node.client.config_set("maxmemory-policy", "volatile-lru")
-        asyncio.run(ask())
-    finally:
-        node.close()
+            await store.ping()
+
+    url = f"redis://127.0.0.1:{node.port}"
+    node.client.config_set("maxmemory-policy", "allkeys-lru")
+    with_store(url, PATIENCE_S, ping)  # without a limit nothing is evicted
+    node.client.config_set("maxmemory", "100mb")
+    with_store(url, PATIENCE_S, refused)
+    node.client.config_set("maxmemory-policy", "volatile-lru")
+    with_store(url, PATIENCE_S, ping)

@@ -14,15 +14,8 @@ from typing import Any, Final
 
 from feature_store.errors import StoreAwayError, StoreUnavailableError
 from feature_store.online.transport.address import Address, Host
-from feature_store.online.transport.connections import (
-    SLOTS,
-    Command,
-    ConnectionPool,
-    RedisError,
-    ServerConnector,
-    refusal,
-    slot_of,
-)
+from feature_store.online.transport.connection_pool import ConnectionPool, pool_of_server
+from feature_store.online.transport.connections import SLOTS, Command, RedisError, refusal, slot_of
 
 MGET: Final = b"MGET"
 ASKING: Final = (b"ASKING",)
@@ -64,7 +57,13 @@ class Cluster:
         self._pool(address.hosts[0])  # unknown options are rejected only here
 
     async def ask(
-        self, commands: Sequence[Command], budget_s: float, *, once: bool = False, with_run: bool = False
+        self,
+        commands: Sequence[Command],
+        budget_s: float,
+        *,
+        once: bool = False,
+        with_run: bool = False,
+        urgent: bool = False,
     ) -> list[Any]:
         """The replies to commands, as :meth:`ConnectionPool.ask` returns them; ``with_run`` has no meaning here."""
         del with_run
@@ -75,7 +74,7 @@ class Cluster:
         todo = [piece for at, command in enumerate(commands) for piece in self._pieces(at, command)]
         for _ in range(MAX_ROUNDS):
             left = max(until - asyncio.get_running_loop().time(), 0.0)
-            todo, moved = await self._round(todo, replies, left, once=once)
+            todo, moved = await self._round(todo, replies, left, once=once, urgent=urgent)
             if not todo:
                 return replies
             if moved:
@@ -107,7 +106,7 @@ class Cluster:
 
     def _pool(self, host: Host) -> ConnectionPool:
         if host not in self._pools:
-            self._pools[host] = ConnectionPool(ServerConnector(self._address.at(*host), self._timeout_s))
+            self._pools[host] = pool_of_server(self._address.at(*host), self._timeout_s)
         return self._pools[host]
 
     def _pieces(self, at: int, command: Command) -> Iterator[_Piece]:
@@ -128,7 +127,7 @@ class Cluster:
         return piece
 
     async def _round(
-        self, todo: Sequence[_Piece], replies: list[Any], budget_s: float, *, once: bool
+        self, todo: Sequence[_Piece], replies: list[Any], budget_s: float, *, once: bool, urgent: bool
     ) -> tuple[list[_Piece], bool]:
         """Send all pieces and fill in the replies.
 
@@ -139,7 +138,7 @@ class Cluster:
         for piece in todo:
             of_host.setdefault(piece.host, []).append(piece)
         results = await asyncio.gather(
-            *(self._ask_one(host, pieces, budget_s, once=once) for host, pieces in of_host.items())
+            *(self._ask_one(host, pieces, budget_s, once=once, urgent=urgent) for host, pieces in of_host.items())
         )
         again, moved = [], False
         for pieces, answers in zip(of_host.values(), results, strict=True):
@@ -154,11 +153,13 @@ class Cluster:
                 again.append(piece)
         return again, moved
 
-    async def _ask_one(self, host: Host, pieces: Sequence[_Piece], budget_s: float, *, once: bool) -> list[Any]:
+    async def _ask_one(
+        self, host: Host, pieces: Sequence[_Piece], budget_s: float, *, once: bool, urgent: bool
+    ) -> list[Any]:
         commands: list[Command] = []
         for piece in pieces:
             commands += (ASKING, piece.command) if piece.asking else (piece.command,)
-        answers = await self._pool(host).ask(commands, budget_s, once=once)
+        answers = await self._pool(host).ask(commands, budget_s, once=once, urgent=urgent)
         return [answer for command, answer in zip(commands, answers, strict=True) if command is not ASKING]
 
     async def _read_slots(self, budget_s: float) -> None:

@@ -29,18 +29,10 @@ from feature_store.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
-from feature_store.online.transport.address import Address, Host, Kind
+from feature_store.online.transport.address import Address, Host
 from feature_store.online.transport.server_facts import ServerFacts, parse_facts
 
 Command = tuple[bytes, ...]
-MAX_CONNECTIONS: Final = 16
-"""Connections per event loop and server. Redis executes one command at a time, so more would not make it faster."""
-QUEUE_S: Final = 10.0
-"""Longest wait for a connection."""
-MAX_OPENINGS: Final = 2
-"""Attempts to open a connection while the event loop is busy."""
-LATE_S: Final = 0.05
-"""A timer that fires this much too late shows that the event loop was busy."""
 SLOTS: Final = REDIS_CLUSTER_HASH_SLOTS
 slot_of: Final = key_slot
 NOT_YET: Final = object()
@@ -123,7 +115,7 @@ class ServerConnector:
             await connection.disconnect(nowait=True)
             raise asyncio.CancelledError
         opened = Connection(connection)
-        opened.facts = parse_facts(await _answer(opened, INFO, self._timeout_s))
+        opened.facts = parse_facts(await answer_of(opened, INFO, self._timeout_s))
         if problem := opened.facts.problem:
             await opened.close()
             raise StoreAwayError(problem)
@@ -154,7 +146,7 @@ class MasterConnector:
         """A new connection to the master."""
         self._at = await self._master()
         connection = await ServerConnector(self._address.at(*self._at), self._timeout_s).open()
-        role = await _answer(connection, ROLE, self._timeout_s)
+        role = await answer_of(connection, ROLE, self._timeout_s)
         if role[0] != MASTER:
             await connection.close()
             raise StoreAwayError("it is no longer the master")
@@ -179,123 +171,6 @@ class MasterConnector:
         await self._sentinels.aclose()
 
 
-class ConnectionPool:
-    """The connections to one server or master. Each exchange has a connection to itself.
-
-    There are at most MAX_CONNECTIONS; further exchanges wait for one in the order in which they came. The wait is not
-    taken from their time, because it says nothing about Redis.
-    """
-
-    def __init__(self, connector: Connector) -> None:
-        self._connector = connector
-        self._idle: list[Connection] = []
-        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._generation = 0
-        """Connections of an earlier generation are not used again."""
-
-    async def ask(
-        self, commands: Sequence[Command], budget_s: float, *, once: bool = False, with_run: bool = False
-    ) -> list[Any]:
-        """The replies to commands that are sent together, error replies included.
-
-        Args:
-            commands: Each as its words.
-            budget_s: Seconds it may take.
-            once: Never send the commands a second time.
-            with_run: Append the run of the server to the first command.
-
-        Raises:
-            StoreAwayError: There is no connection, or no answer in time.
-            StoreUnavailableError: The connection broke, and the commands may have been executed (``once`` only). Or no
-                connection became free for QUEUE_S seconds.
-        """
-        generation = self._generation
-        try:
-            async with asyncio.timeout(QUEUE_S):
-                await self._free.acquire()
-        except TimeoutError as error:
-            raise StoreUnavailableError("too many calls wait for a connection") from error
-        try:
-            if generation != self._generation:  # while it waited, others found out that the server is away
-                raise StoreUnavailableError("it did not answer others")
-            return await self._ask(commands, budget_s, once=once, with_run=with_run)
-        finally:
-            self._free.release()
-
-    async def _ask(self, commands: Sequence[Command], budget_s: float, *, once: bool, with_run: bool) -> list[Any]:
-        sent = b"" if with_run else packed(commands)
-        while True:
-            generation = self._generation
-            reused = bool(self._idle)
-            if reused:
-                connection = self._idle.pop()
-            else:
-                connection, budget_s = await self._open(budget_s)
-            may_be_done = once and not connection.lost
-            if with_run:
-                sent = packed([(*commands[0], connection.facts.run), *commands[1:]])
-            try:
-                replies = await connection.ask(sent, len(commands), budget_s)
-            except (RedisError, OSError) as error:
-                await connection.close()
-                if not reused or isinstance(error, TimeoutError):
-                    raise StoreAwayError(type(error).__name__) from error
-                # A connection that broke while idle is not an outage: try again until a new one fails.
-                if may_be_done:
-                    raise StoreUnavailableError(type(error).__name__) from error
-            except BaseException:
-                await connection.close()  # a late reply must not be taken for that of another command
-                raise
-            else:
-                if generation == self._generation:
-                    self._idle.append(connection)
-                else:
-                    await connection.close()
-                return replies
-
-    async def probe(self, budget_s: float) -> None:
-        """Return if Redis answers on a new connection; StoreAwayError if it does not."""
-        connection, budget_s = await self._open(budget_s)
-        await _answer(connection, PING, budget_s)
-        self._idle.append(connection)
-
-    def refusal(self, reply: RedisError) -> StoreUnavailableError:
-        """The exception for an error reply."""
-        return refusal(reply, master=self._connector.master)
-
-    async def follow(self) -> None:
-        """Disconnect from a server that is no longer the master, although it may still answer as one for a while."""
-        if isinstance(self._connector, MasterConnector) and await self._connector.moved():
-            await self.drop()
-
-    async def drop(self) -> None:
-        """Close all connections, those in use after their exchange: they may lead to a server that was replaced."""
-        self._generation += 1
-        while self._idle:
-            await self._idle.pop().close()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self.drop()
-        if isinstance(self._connector, MasterConnector):
-            await self._connector.close()
-
-    async def _open(self, budget_s: float) -> tuple[Connection, float]:
-        """A new connection, and the rest of the time."""
-        loop = asyncio.get_running_loop()
-        for _ in range(MAX_OPENINGS):
-            until = loop.time() + budget_s
-            try:
-                async with asyncio.timeout_at(until):
-                    connection = await self._connector.open()
-            except (TimeoutError, StoreAwayError) as error:
-                if loop.time() - until > LATE_S:
-                    continue  # the event loop was too busy to take the answers: Redis may well have sent them in time
-                raise error if isinstance(error, StoreAwayError) else StoreAwayError(type(error).__name__) from error
-            return connection, max(until - loop.time(), 0.0)
-        raise StoreAwayError(TimeoutError.__name__)
-
-
 class Connection(asyncio.Protocol):
     """A connection taken over from redis-py: one exchange at a time, completed in the callback of the socket."""
 
@@ -306,6 +181,10 @@ class Connection(asyncio.Protocol):
         self._replies: list[Any] = []
         self._wanted = 0
         self._until = 0.0
+        self.used = False
+        """Whether it has been idle or has carried an exchange, so that it may have broken since."""
+        self.generation = 0
+        """The generation of the pool that it belongs to."""
         self.facts = ServerFacts()
         self.lost = False
         """Whether it was closed by the other side."""
@@ -328,13 +207,12 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
 
     def _expire(self) -> None:
-        """Fail the exchange under way, unless the event loop was too busy to read the answer, which may be there."""
+        """Fail the exchange under way, once the event loop has read what arrived in time.
+
+        If the loop was busy it was late in sending and reading, and has as much time again as it was late.
+        """
         loop = asyncio.get_running_loop()
-        if (late_s := loop.time() - self._until) > LATE_S:
-            self._until = loop.time() + late_s
-            self._timer = loop.call_at(self._until, self._expire)
-        else:
-            self._fail(TimeoutError())
+        self._timer = loop.call_later(loop.time() - self._until, self._fail, TimeoutError())
 
     async def close(self) -> None:
         """Close immediately."""
@@ -359,7 +237,7 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(error)
 
 
-async def _answer(connection: Connection, command: Command, budget_s: float) -> Any:
+async def answer_of(connection: Connection, command: Command, budget_s: float) -> Any:
     """The reply to a command on a new connection; StoreAwayError if there is none, or it is an error."""
     try:
         (reply,) = await connection.ask(packed([command]), 1, budget_s)
@@ -382,13 +260,6 @@ def options_of(url: str) -> dict[str, Any]:
     if options.pop("connection_class", None) is not None:
         options["ssl"] = True
     return options
-
-
-def pool_for(address: Address, timeout_s: float) -> ConnectionPool:
-    """Connections to a single server, or to the master that Sentinels name."""
-    if address.kind is Kind.SENTINEL:
-        return ConnectionPool(MasterConnector(address, timeout_s))
-    return ConnectionPool(ServerConnector(address.url, timeout_s))
 
 
 def _never() -> Retry:
