@@ -332,9 +332,11 @@ def test_a_consent_and_a_load_at_once_leave_a_state_that_says_so(shop: Shop) -> 
     async def load_after_reading(store: CustomerStore, connection: RedisStore) -> None:
         values, is_first = connection.values, True
 
-        async def read(keys: Sequence[bytes], budget_s: float | None = None) -> list[bytes | None]:
+        async def read(
+            keys: Sequence[bytes], budget_s: float | None = None, *, urgent: bool = False
+        ) -> list[bytes | None]:
             nonlocal is_first
-            result = await values(keys, budget_s)
+            result = await values(keys, budget_s, urgent=urgent)
             if is_first and state_key("c") in keys:
                 is_first = False
                 await connection.commit([Group([state])])
