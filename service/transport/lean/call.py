@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import ClassVar, Final, Protocol
 
@@ -110,6 +111,25 @@ class Call:
         head = None if self.has_replied else HEAD
         self.has_replied = True
         self.connection.send(self.stream, head, frame(message), None)
+
+    def deliver(self, task: asyncio.Task[bytes], send: Callable[[bytes], None]) -> None:
+        """Send what a task of this call has produced, or fail the call with its error.
+
+        Args:
+            task: A task that has ended. If it was cancelled, nothing is sent.
+            send: Sends the message to the client.
+        """
+        if task.cancelled():
+            return
+        # The error is not raised again here: its traceback would then hold this frame, which holds the task, which
+        # holds the error and with it the parsed request, until the garbage collector finds that cycle.
+        if (error := task.exception()) is None:
+            try:
+                send(task.result())
+            except Exception as problem:  # whatever it is, the call ends with a status
+                self.connection.fail(self.stream, problem)
+        elif isinstance(error, Exception):
+            self.connection.fail(self.stream, error)
 
 
 class Unary(Call):

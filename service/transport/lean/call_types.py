@@ -50,33 +50,26 @@ class Score(Unary):
         self.part = self.method.decode(request)
         self.context.charge(len(self.part.customer_ids))
         self.connection.expect_batch(self)
-        self.batcher.submit(self.part, self.deliver, self.abandoned, self.context)
+        self.batcher.submit(self.part, self.finish, self.abandoned, self.context)
 
     def abandoned(self) -> bool:
         """Whether the client waits no longer."""
         return self.stream.reset
 
-    def deliver(self, outcome: Scores | RequestError) -> None:
+    def finish(self, outcome: Scores | RequestError) -> None:
         """Send the outcome of the batch to the client."""
         if isinstance(outcome, RequestError):
             self.connection.fail(self.stream, outcome)
             return
         if self.method.encodes_at_once(outcome):
-            self._reply_with(lambda: self.method.encode(self.part, outcome))
+            try:
+                self.reply(self.method.encode(self.part, outcome))
+            except Exception as error:  # whatever it is, the call ends with a status
+                self.connection.fail(self.stream, error)
             return
         encode = self.method.encode_in_slices(self.part, outcome)
         self.encoding_task = asyncio.get_running_loop().create_task(encode)
-        self.encoding_task.add_done_callback(self._encoded)
-
-    def _encoded(self, task: asyncio.Task[bytes]) -> None:
-        if not task.cancelled():
-            self._reply_with(task.result)
-
-    def _reply_with(self, encode: Callable[[], bytes]) -> None:
-        try:
-            self.reply(encode())
-        except Exception as error:  # whatever it is, the call ends with a status
-            self.connection.fail(self.stream, error)
+        self.encoding_task.add_done_callback(lambda task: self.deliver(task, self.reply))
 
     def close(self) -> None:
         """Stop encoding the reply if that is not complete."""
@@ -99,21 +92,7 @@ class Handled(Unary):
     def answer(self, request: bytes) -> None:
         """Start the handler."""
         self.task = asyncio.get_running_loop().create_task(_handled(self.handler, request, self.context))
-        self.task.add_done_callback(self.deliver)
-
-    def deliver(self, task: asyncio.Task[bytes]) -> None:
-        """Send the outcome of the handler to the client."""
-        if task.cancelled():
-            return
-        # The error is not raised again here: its traceback would then hold this frame, which holds the task, which
-        # holds the error and with it the parsed request, until the garbage collector finds that cycle.
-        if (error := task.exception()) is None:
-            try:
-                self.reply(task.result())
-            except Exception as problem:  # whatever it is, the call ends with a status
-                self.connection.fail(self.stream, problem)
-        elif isinstance(error, Exception):
-            self.connection.fail(self.stream, error)
+        self.task.add_done_callback(lambda task: self.deliver(task, self.reply))
 
     def close(self) -> None:
         """Stop the handler if it is still running."""
@@ -157,17 +136,11 @@ class Streamed(Call):
     def handled(self, task: asyncio.Task[bytes]) -> None:
         """Send the response and continue with the next message, or fail the call."""
         self.task = None
-        if task.cancelled():
-            return
-        if (error := task.exception()) is None:  # not raised again: see Handled.deliver
-            try:
-                self.send_message(task.result())
-            except Exception as problem:  # whatever it is, the call ends with a status
-                self.connection.fail(self.stream, problem)
-            else:
-                self.connection.resume(self.stream)
-        elif isinstance(error, Exception):
-            self.connection.fail(self.stream, error)
+        self.deliver(task, self._send_and_continue)
+
+    def _send_and_continue(self, response: bytes) -> None:
+        self.send_message(response)
+        self.connection.resume(self.stream)
 
     def close(self) -> None:
         """Stop the handling of a message if it is still running."""
