@@ -46,6 +46,7 @@ SHOWN_CUSTOMERS: Final = 10
 VIEWS: Final = 3
 START_TIMEOUT_S: Final = 120.0
 POLL_S: Final = 0.2
+REPORT: Final = "report.html"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,12 +113,23 @@ def _timed(console: Console, done: str) -> Iterator[None]:
 
 @contextmanager
 def _bundle_in(console: Console, config: str, registry: Path) -> Iterator[None]:
-    """Have a bundle to serve. If one has to be fitted, its evidence and report are made while the block runs."""
+    """Have a bundle to serve. If one has to be fitted, its evidence and report are made while the block runs.
+
+    The fit of a bundle without a report was stopped before it had made one. It is served, and fitted again meanwhile.
+    """
+    train = "fit", config, "--registry", str(registry)
     if (current := _current(registry)) is not None:
-        _say(console, f"using bundle {current.manifest.version} in {registry}: no training needed")
-        yield
+        version = current.manifest.version
+        if (registry / version / REPORT).exists():
+            _say(console, f"using bundle {version} in {registry}: no training needed")
+            yield
+            return
+        _say(console, f"using bundle {version} in {registry}. It has no report, because its fit was stopped early:")
+        with _process(_announced(console, None, *train), None, signal.SIGINT, stdout=subprocess.DEVNULL):
+            _say(console, f"the report will be {registry / bundle.CURRENT / REPORT}; it is made while the server runs")
+            yield
         return
-    command = _announced(console, None, "fit", config, "--registry", str(registry), "--evidence-later")
+    command = _announced(console, None, *train, "--evidence-later")
     # Stopped by SIGINT, so that it ends its workers, removes unfinished files and restores the terminal.
     with _process(command, None, signal.SIGINT) as fit:
         with _timed(console, "trained a bundle"):
@@ -128,7 +140,7 @@ def _bundle_in(console: Console, config: str, registry: Path) -> Iterator[None]:
             time.sleep(POLL_S)  # until it has printed the name of the bundle
         _say(
             console,
-            f"the report will be {registry / bundle.CURRENT / 'report.html'}; it is made while the server starts",
+            f"the report will be {registry / bundle.CURRENT / REPORT}; it is made while the server starts",
         )
         yield
 
@@ -177,11 +189,11 @@ def _run(command: list[str], url: str | None) -> None:
 
 @contextmanager
 def _process(
-    command: list[str], url: str | None, stop: signal.Signals = signal.SIGTERM
+    command: list[str], url: str | None, stop: signal.Signals = signal.SIGTERM, stdout: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process during the block, and stop it with a signal afterwards."""
     # In a separate session: Ctrl-C reaches this process, which then stops fit, server, archiver and Redis in order.
-    process = subprocess.Popen(command, env=_environment(url), start_new_session=True)  # noqa: S603  # our own
+    process = subprocess.Popen(command, env=_environment(url), start_new_session=True, stdout=stdout)  # noqa: S603  # our own
     try:
         yield process
     finally:
