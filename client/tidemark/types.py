@@ -202,12 +202,14 @@ class Recorded:
         duplicates: Number of events that had been recorded before, by their event_id.
         rejected: Events that were rejected.
         guarded: Accepted events whose effect was changed by a guard.
+        unread: Number of accepted events whose type no feature reads. They are archived, but change no score.
     """
 
     accepted: int
     duplicates: int
     rejected: list[RejectedEvent]
     guarded: list[GuardedEvent]
+    unread: int = 0
 
 
 # --- customers ------------------------------------------------------------------------------------------------------

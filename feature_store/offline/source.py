@@ -59,16 +59,25 @@ LEFT_OUT: Final = {
 """SQL conditions on rows of ``read`` that are left out of ``events``, by reason."""
 
 
-def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> None:
-    """Create the tables of events and aliases; InputError says what is wrong with the source."""
+def read_events(connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, str]:
+    """Create the tables of events and aliases.
+
+    Returns:
+        DuckDB types of the columns of ``source.events`` by name, before they are converted; none without it.
+
+    Raises:
+        InputError: Something is wrong with the source.
+    """
+    columns: dict[str, str] = {}
     connection.execute(f"CREATE TABLE aliases AS {parquet_query([], ALIAS_COLUMNS)}")
     if source.events is not None:
-        _read_query(connection, source.sql(source.events))
+        columns = _read_query(connection, source.sql(source.events))
     elif (folder := source.archive_folder) is not None:
         _read_archive(connection, folder)
     else:
         connection.execute(f"CREATE TABLE read AS SELECT {NO_EVENTS} LIMIT 0")
     _make_view(connection)
+    return columns
 
 
 def count_left_out(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
@@ -173,7 +182,7 @@ def _read_changes(connection: duckdb.DuckDBPyConnection, query: str, kind: str) 
         )
 
 
-def _read_query(connection: duckdb.DuckDBPyConnection, query: str) -> None:
+def _read_query(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, str]:
     columns = _columns(connection, "source.events", query)
     for name in REQUIRED:
         if name not in columns:
@@ -202,6 +211,7 @@ def _read_query(connection: duckdb.DuckDBPyConnection, query: str) -> None:
             CASE WHEN isfinite(event_time) THEN epoch(event_time) END AS t,
             event_type::VARCHAR AS event_type, {numbers}, {ids} FROM ({query}\n)""",
     )
+    return columns
 
 
 def _make_view(connection: duckdb.DuckDBPyConnection) -> None:

@@ -34,6 +34,9 @@ from feature_store.offline.source import (
 from feature_store.sql import fill_table, identifier, literal
 from feature_store.state.layout import Floats, StateLayout
 
+IDS: Final = ("customer_id", "item_id", "event_id")
+"""Columns of events that hold ids."""
+
 
 @dataclass(frozen=True)
 class SourceSummary:
@@ -63,15 +66,22 @@ class OfflineStates:
 
 
 class OfflineStore:
-    """The events of one source, read once into DuckDB."""
+    """The events of one source, read once into DuckDB.
+
+    Attributes:
+        id_types: DuckDB types of the columns with ids, as the source's SQL has them, by name (``events.customer_id``).
+    """
 
     def __init__(self, source: Source) -> None:
         """Read a source; InputError says what is wrong with it."""
         self.connection: Final = duckdb.connect(":memory:")
         self.connection.execute("SET TimeZone = 'UTC'")
         try:
-            read_events(self.connection, source)
+            columns = read_events(self.connection, source)
+            self.id_types: Final = {f"events.{name}": kind for name, kind in columns.items() if name in IDS}
             self.attribute_columns, self.attributes_have_times = read_attributes(self.connection, source)
+            if self.attribute_columns:
+                self.id_types["attributes.customer_id"] = self.attribute_columns["customer_id"]
             self.summary: Final = self._summarise(source)
         except BaseException:
             self.connection.close()

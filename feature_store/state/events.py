@@ -50,9 +50,17 @@ class EventReason(StrEnum):
     EVENT_CAPPED = "EVENT_CAPPED"
     AMOUNT_CLIPPED = "AMOUNT_CLIPPED"
     DURATION_CLIPPED = "DURATION_CLIPPED"
+    EVENT_TYPE_SIMILAR = "EVENT_TYPE_SIMILAR"
 
 
-GUARDS: Final = frozenset({EventReason.EVENT_CAPPED, EventReason.AMOUNT_CLIPPED, EventReason.DURATION_CLIPPED})
+GUARDS: Final = frozenset(
+    {
+        EventReason.EVENT_CAPPED,
+        EventReason.AMOUNT_CLIPPED,
+        EventReason.DURATION_CLIPPED,
+        EventReason.EVENT_TYPE_SIMILAR,
+    }
+)
 """Reasons of events that are accepted."""
 
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from feature_store.definitions import Interests
+from feature_store.state.event_types import similar_type
 from feature_store.state.events import HOUR_S, Event, EventReason, Problem, Rules
 from feature_store.state.layout import StateLayout, as_of_packed, needs_profile
 from feature_store.state.log_entries import CAPPED, encode_event
@@ -49,6 +50,7 @@ FORGOTTEN: Final = Problem(
     EventReason.EVENT_TOO_LATE,
     "the event is older than what is remembered of its customer, who may have been erased since: do not send it again",
 )
+NO_CLIPS: Final[Mapping[str, float]] = {}
 MAX_CACHED_TYPES: Final = 10_000
 """Callers choose the event types, so there may be any number of them."""
 
@@ -62,13 +64,20 @@ class Verdict(Enum):
 
 
 class Outcome(NamedTuple):
-    """What happened to an event, and why if it was rejected or a guard changed it."""
+    """What happened to an event.
+
+    Attributes:
+        problem: Why it was rejected, or what a guard did to it or noticed.
+        is_read: Whether anything reads events of its type.
+    """
 
     verdict: Verdict
     problem: Problem | None = None
+    is_read: bool = True
 
 
 ACCEPTED: Final = Outcome(Verdict.ACCEPTED)
+UNREAD: Final = Outcome(Verdict.ACCEPTED, is_read=False)
 DUPLICATE: Final = Outcome(Verdict.DUPLICATE)
 
 
@@ -137,6 +146,8 @@ class EventFolder:
         self.interests: Final = interests
         self.rules: Final = rules
         self._type_hashes: dict[str, int] = {}
+        self._read_types: Final = {feature.event for layout in self.layouts for feature in layout.features} - {None}
+        self._outcomes_of_others: dict[str, Outcome] = {}
         self._clips: Final = self.layouts[0].clips
 
     def fold(
@@ -210,7 +221,7 @@ class EventFolder:
             self._update_profile(profile, event)
             accepted.append(event)
             change.log.append(encode_event(event, "", keep_text=self.rules.keep_text))
-            change.outcomes.append(self._outcome(event) if event.event_type in self._clips else ACCEPTED)
+            change.outcomes.append(self._outcome(event))
         return accepted
 
     def _update_profile(self, profile: Profile, event: Event) -> None:
@@ -246,13 +257,33 @@ class EventFolder:
         return None
 
     def _outcome(self, event: Event) -> Outcome:
-        """The outcome of an accepted event whose type has clipped fields."""
-        for name, clip in self._clips[event.event_type].items():
+        """The outcome of an accepted event that is within the caps."""
+        if event.event_type not in self._read_types:
+            return self._outcome_of_other(event.event_type)
+        for name, clip in self._clips.get(event.event_type, NO_CLIPS).items():
             if abs(getattr(event, name) or 0.0) > clip:
                 reason = EventReason[f"{name.removesuffix('_s').upper()}_CLIPPED"]
                 message = f"the value is beyond the range of the training data: it is counted as {clip:g}"
                 return Outcome(Verdict.ACCEPTED, Problem(name, reason, message))
         return ACCEPTED
+
+    def _outcome_of_other(self, event_type: str) -> Outcome:
+        """The outcome of events whose type no feature reads."""
+        if (outcome := self._outcomes_of_others.get(event_type)) is None:
+            if len(self._outcomes_of_others) > MAX_CACHED_TYPES:
+                self._outcomes_of_others.clear()
+            outcome = self._outcomes_of_others[event_type] = self._judged(event_type)
+        return outcome
+
+    def _judged(self, event_type: str) -> Outcome:
+        similar = similar_type(event_type, (name for name in self._read_types if name is not None))
+        if similar is not None:
+            message = f"no feature reads this type of event, but they read '{similar}': send that if it is the same"
+            return Outcome(
+                Verdict.ACCEPTED, Problem("event_type", EventReason.EVENT_TYPE_SIMILAR, message), is_read=False
+            )
+        is_of_interest = self.interests.keep and event_type in (self.interests.view, self.interests.purchase)
+        return ACCEPTED if is_of_interest else UNREAD
 
 
 def _capped(limit: str) -> Problem:

@@ -140,7 +140,9 @@ def encode_recorded(recorded: RecordingResult) -> bytes:
     response = events_pb2.RecordEventsResponse
     return b"".join(
         [
-            response(accepted=recorded.accepted, duplicates=recorded.duplicates).SerializeToString(),
+            response(
+                accepted=recorded.accepted, duplicates=recorded.duplicates, unread=recorded.unread
+            ).SerializeToString(),
             *_details(response.REJECTED_FIELD_NUMBER, events_pb2.RejectedEvent, recorded.rejected),
             *_details(response.GUARDED_FIELD_NUMBER, events_pb2.GuardedEvent, recorded.guarded),
         ]
@@ -155,7 +157,12 @@ def encode_acknowledged(acknowledged: int, recorded: RecordingResult) -> bytes:
         recorded: Outcome of the events of the newest of them.
     """
     response = events_pb2.StreamEventsResponse
-    counts = response(acknowledged_messages=acknowledged, accepted=recorded.accepted, duplicates=recorded.duplicates)
+    counts = response(
+        acknowledged_messages=acknowledged,
+        accepted=recorded.accepted,
+        duplicates=recorded.duplicates,
+        unread=recorded.unread,
+    )
     return b"".join(
         [
             counts.SerializeToString(),

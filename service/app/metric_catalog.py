@@ -31,7 +31,8 @@ LABELS: Final = {
     "code": "Status code of gRPC, by name.",
     "reason": "The reason of the error.",
     "outcome": "What came of it: of customers `scored` or the reason why not; of events `accepted`, `duplicates` or "
-    "the reason; of the shadow's customers `compared`, `unscored` or `dropped`.",
+    "the reason, and also `unread` where no feature reads the type of an accepted one; of the "
+    "shadow's customers `compared`, `unscored` or `dropped`.",
     "stage": "`queue` (the wait of the oldest call of a batch), `redis`, `graph`, `explain` or `encode`.",
     "lane": "`small` for calls with up to 64 customers, `large`, or `explained`.",
     "queue": "`scoring` or `events`.",

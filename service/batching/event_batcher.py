@@ -58,21 +58,24 @@ class RecordingResult:
         accepted: Number of events that were recorded.
         duplicates: Number of events that had been recorded before.
         rejected: The events that were not recorded, and why.
-        guarded: The events that were recorded, but limited by a rule.
+        guarded: The events that were recorded, but limited by a rule, or of a type that was probably not meant.
+        unread: Number of events that were recorded and whose type no feature reads.
     """
 
     accepted: int = 0
     duplicates: int = 0
     rejected: list[IndexedProblem] = field(default_factory=list)
     guarded: list[IndexedProblem] = field(default_factory=list)
+    unread: int = 0
 
     def add_outcome(self, at: int, outcome: Outcome) -> None:
         """Add what became of the event at this position."""
-        verdict, problem = outcome
+        verdict, problem, is_read = outcome
         if verdict is Verdict.DUPLICATE:
             self.duplicates += 1
         elif verdict is Verdict.ACCEPTED:
             self.accepted += 1
+            self.unread += not is_read
             if problem is not None:
                 self.guarded.append(IndexedProblem(at, problem))
         elif problem is not None:
@@ -117,7 +120,8 @@ class EventBatcher:
 
     Attributes:
         drops: Calls whose events were not recorded, or not all of them.
-        counts: Events by verdict (accepted, duplicates), or by the reason why they were rejected or guarded.
+        counts: Events by verdict (accepted, duplicates), by the reason why they were rejected or guarded, and accepted
+            ones that are unread.
     """
 
     def __init__(
@@ -245,6 +249,8 @@ class EventBatcher:
     def _count(self, result: RecordingResult) -> None:
         self.counts["accepted"] += result.accepted
         self.counts["duplicates"] += result.duplicates
+        if result.unread:
+            self.counts["unread"] += result.unread
         for detail in (*result.rejected, *result.guarded):
             self.counts[detail.problem.reason] += 1
 

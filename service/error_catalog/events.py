@@ -111,5 +111,12 @@ EVENTS: Final[Mapping[str, ErrorEntry]] = {
         rejected_event('Event("visitor-9", "view", duration_s=1e9)', detail="guarded"),
         requires="a model with a feature that adds up the durations of views",
     ),
+    EventReason.EVENT_TYPE_SIMILAR: ErrorEntry(
+        "No feature of the models in use reads the type of the event, but one reads a type with a similar name, which "
+        "the message says. The event is archived, but it changes no score.",
+        "Send the type as the features of the config name it: upper and lower case count. There is nothing to do if it "
+        "is something else. `unread` in the response counts all events whose type no feature reads.",
+        rejected_event('Event("visitor-9", "Purchase")', detail="guarded"),
+    ),
 }
 """By reason."""

@@ -40,6 +40,11 @@ CHECKS: Final[Mapping[str, Check]] = {
         "With few customers the choice of features and models is left to chance.",
         "Add customers.",
     ),
+    "ids": Check(
+        "Ids are read as floating-point numbers, or were shortened by a spreadsheet, such as 1.20E+11.",
+        "They are no longer the ids that the shop sends, and several customers may have become one.",
+        "Read the column as text: `read_csv(…, types = {'customer_id': 'VARCHAR'})`. Export shortened ids again.",
+    ),
     "heavy customer": Check(
         "A customer id has far more events than any customer could have.",
         "It is often a placeholder for guests, a test account or a till, and it distorts sums.",
@@ -79,6 +84,12 @@ CHECKS: Final[Mapping[str, Check]] = {
         "There are very many event types.",
         "Each type becomes several candidate features.",
         "Select the kind of event as event_type, and the thing that it was about as item_id.",
+    ),
+    "unread type": Check(
+        "Events have types that no feature reads, or whose names are nearly those that the config names.",
+        "They change no score. `Purchase` beside `purchase` is often one thing from two senders.",
+        "Give the same thing one name in SQL and where events are sent. Add features of the other types, if they may "
+        "matter.",
     ),
     "late type": Check(
         "Events of a type begin only in the second half of the history.",

@@ -8,6 +8,7 @@ from typing import Final
 
 import duckdb
 
+from feature_store.state.event_types import similar_type
 from training.audit.event_times import iso_day
 from training.config import TrainingConfig
 from training.data.columns import text_list
@@ -84,6 +85,7 @@ def count_types(connection: duckdb.DuckDBPyConnection, config: TrainingConfig, s
 def audit_types(config: TrainingConfig, types: Sequence[EventType], span: tuple[float, float]) -> Iterator[Finding]:
     """Check the event types; ``span``: first and last second of the data."""
     yield from _unknown(config, types)
+    yield from _unread(config, types)
     if len(types) > MAX_TYPES:
         yield Finding(
             severity="warning",
@@ -121,6 +123,34 @@ def _unknown(config: TrainingConfig, types: Sequence[EventType]) -> Iterator[Fin
                 message=f"the source has no events of type '{name}'",
                 fix=f"name one that it has: {text_list(existing)}",
             )
+
+
+def _unread(config: TrainingConfig, types: Sequence[EventType]) -> Iterator[Finding]:
+    """Types that are probably spellings of one that the config names, and the others that no feature reads."""
+    named = {name for _, name in _named(config)}
+    others = [kind for kind in types[:MAX_TYPES] if kind.name not in named]
+    similar = {kind.name: meant for kind in others if (meant := similar_type(kind.name, named)) is not None}
+    for kind in others:
+        if kind.name in similar:
+            yield Finding(
+                severity="warning",
+                check="unread type",
+                where=f"events of type '{kind.name}'",
+                message=f"{kind.events:,} events have this type, and the config names '{similar[kind.name]}'",
+                fix="give them one name in SQL if they are the same; a server compares types letter by letter",
+            )
+    if config.candidates is not None and config.candidates.events is None:
+        return  # features are selected from all types
+    unread = [kind for kind in others if kind.name not in similar]
+    if unread:
+        events = sum(kind.events for kind in unread)
+        yield Finding(
+            severity="note",
+            check="unread type",
+            where="events.event_type",
+            message=f"{events:,} events have types that no feature reads: {text_list([kind.name for kind in unread])}",
+            fix="add features of these types, or [candidates], which tries all of them",
+        )
 
 
 def _out_of_time(kind: EventType, start: float, end: float) -> Iterator[Finding]:

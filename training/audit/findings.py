@@ -17,6 +17,7 @@ from rich.text import Text
 from feature_store.errors import InputError
 from feature_store.offline.store import OfflineStore
 from training.audit.events import audit_events
+from training.audit.ids import audit_ids
 from training.audit.snapshot import audit_snapshot
 from training.config import TrainingConfig
 from training.evidence import Finding, Severity
@@ -40,6 +41,7 @@ def audit(config: TrainingConfig, source: OfflineStore) -> list[Finding]:
         findings = audit_snapshot(config.snapshot, source.connection, config.treatment)
     else:
         findings = audit_events(config, source)
+    findings += audit_ids(source)
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 

@@ -10,6 +10,7 @@ import duckdb
 
 from feature_store.errors import InputError
 from feature_store.sql import identifier
+from training.audit.ids import SHORTENED
 from training.data.columns import is_number, is_text, text_list
 from training.scaffold.formats import ColumnFormat, number_format, time_format
 from training.scaffold.synonyms import BUYING, CARTING, NAMES, QUANTITY, VIEWING, candidates, is_named, parts, plain
@@ -116,6 +117,9 @@ class _TableColumns:
             return None
         if plain(name) not in NAMES["customer_id"]:
             return form if values > MAX_TYPES and values < rows / 2 else None
+        if is_text(self.table.columns[name]) and self.ask(f"bool_or(regexp_matches({form.sql}, '{SHORTENED}'))")[0]:
+            unsure = "a spreadsheet has shortened long ids (1.20E+11), so that several customers may have become one"
+            return ColumnFormat(form.sql, form.words, unsure)
         if values == rows:
             unsure = "every row has another customer: use --snapshot for a table with one row per customer"
             return ColumnFormat(form.sql, form.words, unsure)

@@ -128,16 +128,18 @@ def _csv(connection: duckdb.DuckDBPyConnection, file: str, name: str, path: Path
 def _columns_to_read_as_text(
     connection: duckdb.DuckDBPyConnection, file: str, options: str, columns: dict[str, str]
 ) -> list[str]:
-    """Columns in which type detection loses information: leading zeros, and the order of day and month."""
+    """Columns in which type detection loses information: leading zeros, ids like 1e5, the order of day and month."""
     numbers = [column for column, kind in columns.items() if kind in WHOLE]
+    floats = [column for column, kind in columns.items() if kind == "DOUBLE"]
     times = [column for column, kind in columns.items() if kind == "DATE" or kind.startswith("TIMESTAMP")]
-    if not numbers and not times:
+    if not (numbers or floats or times):
         return []
     rules = [f"bool_or({identifier(column)} LIKE '0_%')" for column in numbers]
+    rules += [f"bool_or({identifier(column)} ILIKE '%e%')" for column in floats]
     rules += [f"bool_or(NOT regexp_matches({identifier(column)}, '^\\s*\\d{{4}}\\D'))" for column in times]
     query = f"SELECT {', '.join(rules)} FROM read_csv('{file}'{options}, all_varchar = true)"
     lost = connection.execute(query).fetchall()[0]
-    return [column for column, loses in zip(numbers + times, lost, strict=True) if loses]
+    return [column for column, loses in zip(numbers + floats + times, lost, strict=True) if loses]
 
 
 def _blank_separated(connection: duckdb.DuckDBPyConnection, file: str, name: str, header: Sequence[str]) -> str:

@@ -110,7 +110,7 @@ class Outcome:
     """Adds up the outcome of the batches of a call."""
 
     def __init__(self) -> None:
-        self._accepted = self._duplicates = 0
+        self._accepted = self._duplicates = self._unread = 0
         self._rejected: list[RejectedEvent] = []
         self._guarded: list[GuardedEvent] = []
 
@@ -118,12 +118,13 @@ class Outcome:
         """Add the response to a batch."""
         self._accepted += response.accepted
         self._duplicates += response.duplicates
+        self._unread += response.unread
         self._rejected.extend(_details(RejectedEvent, batch, response.rejected))
         self._guarded.extend(_details(GuardedEvent, batch, response.guarded))
 
     def result(self) -> Recorded:
         """The outcome of all batches so far."""
-        return Recorded(self._accepted, self._duplicates, self._rejected, self._guarded)
+        return Recorded(self._accepted, self._duplicates, self._rejected, self._guarded, self._unread)
 
 
 def _details(kind: type[_Detail], batch: Batch, details: Iterable[Any]) -> Iterator[_Detail]:

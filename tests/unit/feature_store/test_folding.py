@@ -20,6 +20,8 @@ from feature_store.state.folding import (
     ACCEPTED,
     DUPLICATE,
     FORGOTTEN,
+    LOST,
+    UNREAD,
     UNREADABLE,
     WITHHELD,
     CustomerChange,
@@ -139,7 +141,7 @@ def test_what_is_stored_has_no_position_yet() -> None:
 
 def test_an_event_of_a_type_that_no_feature_knows_is_recorded_all_the_same() -> None:
     shop = Shop()
-    assert shop(Event("c", "newsletter", NOW, channel="mail")) == [ACCEPTED]
+    assert shop(Event("c", "newsletter", NOW, channel="mail")) == [UNREAD]
     assert shop.record().channels == {"mail": 1}
     assert shop.state().as_of[0] == NOW
     assert len(shop.log) == 1
@@ -494,3 +496,33 @@ def test_state_log_and_outcomes_tell_the_same_story(
         assert shop.record(name).last_seen == as_of[0]
         assert shop.record(name).channels == Counter(event.channel for event in ours if event.channel)
         assert len(shop.record(name).counted) == len(ours)
+
+
+# --- types that no feature reads --------------------------------------------------------------------------------------
+
+
+def test_a_type_that_no_feature_reads_is_accepted_and_said_to_be_unread() -> None:
+    shop = Shop()
+    outcomes = shop(*(Event("c", kind, NOW) for kind in ("visit", "search", "view", "search")))
+    assert outcomes == [ACCEPTED, UNREAD, ACCEPTED, UNREAD]  # views are of interest
+    assert [item[3] for item in shop.log] == ["visit", "search", "view", "search"]
+    assert shop.slots()[0] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["Purchase", "Order Completed", "purchases"])
+def test_a_spelling_of_a_type_that_is_read_is_named(kind: str) -> None:
+    (outcome,) = Shop()(Event("c", kind, NOW, 5.0))
+    assert (outcome.verdict, outcome.is_read) == (Verdict.ACCEPTED, False)
+    assert outcome.problem is not None
+    assert outcome.problem.reason == "EVENT_TYPE_SIMILAR"
+    assert "'purchase'" in outcome.problem.message
+
+
+def test_of_a_customer_whose_profile_was_lost_every_event_is_rejected() -> None:
+    shop = Shop()
+    shop(Event("c", "visit", NOW), Event("d", "visit", NOW))
+    del shop.records["c"]
+    assert shop(*(Event(name, "visit", NOW) for name in "cdc")) == [
+        *(Outcome(Verdict.REJECTED, LOST), ACCEPTED, Outcome(Verdict.REJECTED, LOST)),
+    ]
+    assert (shop.slots("c")[0], shop.slots("d")[0]) == (1.0, 2.0)

@@ -137,7 +137,7 @@ def test_other_work_has_turns_while_a_large_message_is_decoded() -> None:
 
 
 def outcome() -> RecordingResult:
-    return RecordingResult(5, 2, [IndexedProblem(0, LATE), IndexedProblem(7, LATE)], [IndexedProblem(3, CLIPPED)])
+    return RecordingResult(5, 2, [IndexedProblem(0, LATE), IndexedProblem(7, LATE)], [IndexedProblem(3, CLIPPED)], 4)
 
 
 LATE_FIELDS = {"field": "event_time", "reason": "EVENT_TOO_LATE", "message": "late"}
@@ -148,13 +148,15 @@ GUARDED = [events_pb2.GuardedEvent(index=3, **MUCH_FIELDS, help_url=page_path("D
 
 def test_the_outcome_of_a_request_is_told_event_by_event() -> None:
     reply = events_pb2.RecordEventsResponse.FromString(encode_recorded(outcome()))
-    assert reply == events_pb2.RecordEventsResponse(accepted=5, duplicates=2, rejected=REJECTED, guarded=GUARDED)
+    assert reply == events_pb2.RecordEventsResponse(
+        accepted=5, duplicates=2, rejected=REJECTED, guarded=GUARDED, unread=4
+    )
 
 
 def test_an_acknowledgement_counts_messages_and_tells_the_outcome_of_the_newest() -> None:
     reply = events_pb2.StreamEventsResponse.FromString(encode_acknowledged(4, outcome()))
     assert reply == events_pb2.StreamEventsResponse(
-        acknowledged_messages=4, accepted=5, duplicates=2, rejected=REJECTED, guarded=GUARDED
+        acknowledged_messages=4, accepted=5, duplicates=2, rejected=REJECTED, guarded=GUARDED, unread=4
     )
 
 

@@ -22,7 +22,7 @@ from feature_store.errors import (
 )
 from feature_store.online.customer_store import ConflictError
 from feature_store.state.events import Event, EventReason, Problem, Rules
-from feature_store.state.folding import ACCEPTED, DUPLICATE, WITHHELD, Outcome, Verdict
+from feature_store.state.folding import ACCEPTED, DUPLICATE, UNREAD, WITHHELD, Outcome, Verdict
 from service.api.events import EventStream
 from service.batching.event_batcher import BATCH_ROWS, WORKERS, EventBatcher, IndexedProblem, RecordingResult
 from service.call_context import NO_CONTEXT
@@ -113,6 +113,13 @@ def test_where_nothing_is_good_nothing_is_stored(kinds: tuple[str, ...]) -> None
     result, store = record(*events(*kinds))
     assert (result.accepted, len(result.rejected)) == (0, len(kinds))
     assert store.batches == []
+
+
+def test_events_that_nothing_reads_are_counted_among_the_accepted() -> None:
+    result = RecordingResult()
+    for at, outcome in enumerate([ACCEPTED, UNREAD, DUPLICATE, UNREAD]):
+        result.add_outcome(at, outcome)
+    assert (result.accepted, result.duplicates, result.unread) == (3, 1, 2)
 
 
 def test_events_are_counted_by_verdict_or_reason() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import duckdb
@@ -81,6 +82,40 @@ def brief(found: list[Finding]) -> list[tuple[str, str, str]]:
 def only(found: list[Finding], check: str) -> Finding:
     assert [finding.check for finding in found].count(check) == 1, brief(found)
     return next(finding for finding in found if finding.check == check)
+
+
+def test_ids_that_are_read_as_numbers_are_fatal_for_customers() -> None:
+    finding = only(findings(changed("customer_id", "hash(customer_id)::DOUBLE")), "ids")
+    assert (finding.severity, finding.where) == ("fatal", "events.customer_id")
+    assert "types = {'customer_id': 'VARCHAR'}" in finding.fix
+    finding = only(findings(changed("item_id", "hash(item_id)::DOUBLE")), "ids")
+    assert (finding.severity, finding.where) == ("warning", "events.item_id")
+    numbers = f"SELECT * REPLACE (hash(customer_id)::DOUBLE AS customer_id) FROM ({DATED})"
+    assert ("fatal", "ids", "attributes.customer_id") in brief(findings(attributes=numbers))
+
+
+def test_ids_that_a_spreadsheet_shortened_are_counted() -> None:
+    shortened = "if(hash(customer_id) % 3 = 0, '1.' || hash(customer_id) % 90 || 'E+11', customer_id)"
+    finding = only(findings(changed("customer_id", shortened)), "ids")
+    assert (finding.severity, finding.where) == ("warning", "events.customer_id")
+    assert "look like numbers that a spreadsheet shortened" in finding.message
+    assert findings(changed("customer_id", "replace(customer_id, 'c', '1e')")) == []
+
+
+@pytest.mark.parametrize("name", ["Purchase", "Order Completed"])
+def test_a_spelling_of_a_type_that_the_config_names_is_named_with_it(name: str) -> None:
+    finding = only(findings(changed("event_type", f"if({ONE_DEAR}, '{name}', event_type)")), "unread type")
+    assert (finding.severity, finding.where) == ("warning", f"events of type '{name}'")
+    assert finding.message == "1 events have this type, and the config names 'purchase'"
+
+
+def test_types_that_no_feature_reads_are_listed_unless_all_types_are_candidates() -> None:
+    feature = {"name": "spend", "aggregate": "sum", "event": "purchase", "field": "amount", "half_life_days": 30}
+    finding = only(findings(candidates=None, feature=[feature]), "unread type")
+    assert finding.severity == "note"
+    assert re.fullmatch(r"[\d,]+ events have types that no feature reads: view", finding.message)
+    named = only(findings(candidates={"events": ["purchase"]}), "unread type")
+    assert named.message == finding.message
 
 
 def test_clean_data_has_no_findings() -> None:
@@ -337,8 +372,8 @@ def test_unused_attributes_are_not_checked() -> None:
 
 def test_attributes_with_times_need_no_warning() -> None:
     assert findings(attributes=DATED, candidates={"attributes": ["age"]}) == []
-    latest = {"name": "latest", "aggregate": "latest", "event": "purchase"}  # no attribute is learnt from
-    assert findings(attributes=ATTRIBUTES, candidates=None, feature=[latest]) == []
+    features = [{"name": f"last_{kind}", "aggregate": "latest", "event": kind} for kind in ("purchase", "view")]
+    assert findings(attributes=ATTRIBUTES, candidates=None, feature=features) == []  # no attribute is learnt from
 
 
 def test_an_attribute_that_was_written_after_the_cut_off_is_a_leak() -> None:

@@ -23,7 +23,7 @@ from training.scaffold.events import check, find_event_types, named, scaffold_ev
 from training.scaffold.formats import number_format, time_format
 from training.scaffold.snapshot import scaffold_snapshot
 from training.scaffold.synonyms import BUYING, VIEWING, candidates, parts, snake
-from training.scaffold.tables import InputTable
+from training.scaffold.tables import InputTable, read_table
 
 DAY = 86_400
 START = 1_600_000_000.0
@@ -187,6 +187,24 @@ def test_ids_read_as_fractions_become_whole_numbers_again(connection: duckdb.Duc
     shop = SHOP.format(customer="number", time="time", type="type", amount="amount", item="item")
     roles = find_roles(connection, given(connection, f'SELECT number::DOUBLE AS "CustomerID", * FROM ({shop})'))
     assert roles.sql["customer_id"] == '"CustomerID"::BIGINT'
+
+
+def test_ids_like_numbers_with_an_exponent_are_read_as_text(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
+    rows = ["customer,sold,total"] + [f"{name},2024-01-0{day},1e2" for name in ("1e5", "77", "1e6") for day in (1, 2)]
+    (tmp_path / "orders.csv").write_text("\n".join(rows))
+    table = read_table(connection, str(tmp_path / "orders.csv"), tmp_path, "data")
+    roles = find_roles(connection, table)
+    query = f"SELECT DISTINCT {roles.sql['customer_id']}, {roles.sql['amount']} FROM data ORDER BY 1"
+    assert connection.execute(query).fetchall() == [("1e5", 100.0), ("1e6", 100.0), ("77", 100.0)]
+    assert "'customer': 'VARCHAR'" in table.sql
+
+
+def test_ids_that_a_spreadsheet_has_shortened_are_reported(connection: duckdb.DuckDBPyConnection) -> None:
+    rows = ", ".join(f"('1.2{n % 3}E+11', TIMESTAMP '2024-01-01' + to_days({n}))" for n in range(9))
+    roles = find_roles(connection, given(connection, f"FROM (VALUES {rows}) AS rows(customer, sold)"))
+    assert any("a spreadsheet has shortened long ids" in line for line in roles.unsure)
 
 
 def test_one_row_per_customer_suggests_a_snapshot(connection: duckdb.DuckDBPyConnection) -> None:
