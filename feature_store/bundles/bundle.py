@@ -215,11 +215,27 @@ def set_link(registry: Path, name: str, version: str) -> None:
         link.parent.rmdir()
 
 
+def folder_of(registry: Path, version: str) -> Path:
+    """The folder of a version; that of ``current`` if the registry has the version under that name alone."""
+    folder, current = registry / version, registry / CURRENT
+    if version != CURRENT and not folder.is_dir() and version_in(current) == version:
+        return current
+    return folder
+
+
+def version_in(folder: Path) -> str | None:
+    """The version that the manifest in a folder names; None if there is no manifest that can be used."""
+    try:
+        return read_manifest(folder).version
+    except BundleError:
+        return None
+
+
 def read(registry: Path, version: str = CURRENT) -> Bundle:
     """Read a version and check its hashes, names and fingerprint; BundleError says what is wrong."""
-    folder = (registry / version).resolve()  # only once: `current` may change in the meantime
+    folder = folder_of(registry, version).resolve()  # only once: `current` may change in the meantime
     if not folder.is_dir():
-        raise BundleError(f"no bundle at {registry / version}: run 'tidemark fit CONFIG --registry {registry}' first")
+        raise BundleError(_missing(registry, version))
     manifest = read_manifest(folder)
     model = _read_hashed(folder / MODEL_FILE, manifest.model_sha256)
     golden = _read_hashed(folder / GOLDEN_FILE, manifest.golden_sha256)
@@ -228,6 +244,19 @@ def read(registry: Path, version: str = CURRENT) -> Bundle:
             return Bundle(manifest, model, dict(arrays))
     except Exception as error:  # zipfile, zlib and numpy raise different errors for a damaged file
         raise BundleError(f"{folder.name}: {GOLDEN_FILE} does not hold arrays ({type(error).__name__})") from error
+
+
+def _missing(registry: Path, version: str) -> str:
+    """Why there is no bundle of a version, and what to do."""
+    if version == CURRENT and os.path.lexists(registry / CURRENT):
+        return f"no bundle at {registry / CURRENT}: the link leads to no folder: point it at a version with ln -sfn"
+    names = sorted(path.parent.name for path in registry.glob(f"[0-9A-Za-z]*/{MANIFEST_FILE}"))
+    if version == CURRENT and names:
+        return (
+            f"{registry} has bundles but no link '{CURRENT}', which a copy may have left out: point it at one: "
+            f"ln -s {names[-1]} {registry / CURRENT}"
+        )
+    return f"no bundle at {registry / version}: run 'tidemark fit CONFIG --registry {registry}' first"
 
 
 def sha256(data: bytes) -> str:

@@ -10,11 +10,15 @@ name              content
 ================= ===========================================================================================
 
 Each changes atomically. Servers poll them, so all servers that share a registry follow.
+
+What is a version follows one rule, however the folder came to be (:func:`versions`). ``<version>`` may be a link to a
+folder, as in a Kubernetes volume (``<version>`` → ``..data/<version>``). Of several names of one folder only one is a
+version. ``current`` and ``serving`` never are: they lead to a version, directly or by other links. If they are copies,
+because a tool followed the links, their manifest says which version they stand for.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Sequence
@@ -31,8 +35,10 @@ from feature_store.bundles.bundle import (
     VERSION,
     BundleError,
     Manifest,
+    folder_of,
     read_manifest,
     set_link,
+    version_in,
 )
 from feature_store.config import first_problem
 from feature_store.files import write_atomically
@@ -78,21 +84,71 @@ def is_version(name: str) -> bool:
 
 def list_versions(registry: Path) -> list[str]:
     """All versions, valid or not, newest first by name; OSError if the registry cannot be read."""
-    with os.scandir(registry) as entries:
-        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and is_version(entry.name)]
+    names = set(_versions(registry).values())
+    if (current := linked_version(registry)) is not None and folder_of(registry, current).is_dir():
+        names.add(current)  # it may be there under the name `current` alone
     return sorted(names, reverse=True)
 
 
 def linked_version(registry: Path, name: str = CURRENT) -> str | None:
-    """The version that a link points to; None if there is no such link; OSError if the registry cannot be read."""
+    """The version that a link of the registry leads to, or that a copy in its place is.
+
+    Args:
+        registry: The registry.
+        name: Name of the link.
+
+    Returns:
+        The version, which may be missing or damaged; None if there is no such link.
+
+    Raises:
+        OSError: The registry cannot be read.
+    """
+    link = registry / name
+    if (direct := _direct_target(link)) is not None:
+        return direct
     try:
-        return (registry / name).readlink().name
+        status = link.stat()
     except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a real folder, such as a copy made without links
+        if not link.is_symlink():
             return None
-        raise
+        target = Path(os.path.realpath(link)).name  # what it leads to is missing: the version is named all the same
+        return target if is_version(target) else None
+    return (
+        _versions(registry).get(_identity(status))
+        or version_in(link)
+        or (target if link.is_symlink() and is_version(target := link.resolve().name) else None)
+    )
+
+
+def _direct_target(link: Path) -> str | None:
+    """The folder beside a link that it leads to, which is the usual case; None if it is not as simple."""
+    try:
+        target = link.readlink()
+    except OSError:
+        return None
+    folder = link.parent / target
+    is_simple = target.name == str(target) and is_version(target.name) and target.name not in (CURRENT, SERVING)
+    return target.name if is_simple and not folder.is_symlink() else None
+
+
+def _versions(registry: Path) -> dict[tuple[int, int], str]:
+    """Names of versions by the identity of their folder; OSError if the registry cannot be read."""
+    names: dict[tuple[int, int], str] = {}
+    with os.scandir(registry) as entries:
+        candidates = sorted(entry.name for entry in entries if is_version(entry.name))
+    for name in candidates:
+        folder = registry / name
+        if name in (CURRENT, SERVING) or not folder.is_dir():
+            continue
+        key = _identity(folder.stat())
+        if key not in names or folder.resolve().name == name:  # a folder's own name comes before those of links
+            names[key] = name
+    return names
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """What tells a folder from all others, by whatever name it is reached."""
+    return status.st_dev, status.st_ino
 
 
 def manifests_in_use(registry: Path, more: Sequence[str] = ()) -> list[Manifest]:
@@ -106,7 +162,7 @@ def manifests_in_use(registry: Path, more: Sequence[str] = ()) -> list[Manifest]
         raise BundleError(f"{registry} has no {CURRENT} bundle")
     names = {current, *more}
     names.update(filter(None, [read_rollout(registry).version, linked_version(registry, SERVING)]))
-    return [read_manifest(registry / name) for name in sorted(names)]
+    return [read_manifest(folder_of(registry, name)) for name in sorted(names)]
 
 
 def remember_serving(registry: Path, version: str) -> None:
@@ -117,7 +173,8 @@ def remember_serving(registry: Path, version: str) -> None:
 
 def file_stamp(registry: Path, version: str) -> FileStamp:
     """A stamp that changes whenever a file of the version does."""
-    return tuple(_stamp(registry / version / name) for name in FILES)
+    folder = folder_of(registry, version)
+    return tuple(_stamp(folder / name) for name in FILES)
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

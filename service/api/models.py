@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemark.v1 import models_pb2
 
-from feature_store.bundles.bundle import BundleError, Manifest, read_manifest
+from feature_store.bundles.bundle import BundleError, Manifest, folder_of, read_manifest
 from feature_store.bundles.registry import (
     NO_ROLLOUT,
     ROLLOUT_FILE,
@@ -151,7 +151,7 @@ class Models:
         files = file_stamp(registry, version)
         read = self._manifests.get(version)
         if read is None or read[0] != files:
-            read = self._manifests[version] = (files, _bundle(registry / version, version))
+            read = self._manifests[version] = (files, _bundle(folder_of(registry, version), version))
         refusal = self._watch.loader.refused.get(version)
         if refusal is None or refusal.files != files:
             return read[1]

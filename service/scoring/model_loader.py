@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from feature_store.bundles.bundle import BundleError, read_manifest
+from feature_store.bundles.bundle import BundleError, Manifest, folder_of, read_manifest
 from feature_store.bundles.registry import SERVING, FileStamp, file_stamp, linked_version
 from feature_store.errors import StoreUnavailableError
 from service.scoring.model import Model
@@ -125,7 +125,7 @@ class ModelLoader:
 
     async def _check_states(self, version: str, files: FileStamp, in_use: Sequence[Model]) -> None:
         """Refuse a version without states, unless a model with the same fingerprint is in use."""
-        fingerprint = (await self.in_thread(read_manifest, self.registry / version)).fingerprint
+        fingerprint = (await self.in_thread(_manifest, self.registry, version)).fingerprint
         if fingerprint in {model.layout.fingerprint for model in in_use}:
             return
         if not await self._states_ready(fingerprint):
@@ -147,6 +147,11 @@ class ModelLoader:
     async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function that reads or writes files in the loader's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments))
+
+
+def _manifest(registry: Path, version: str) -> Manifest:
+    """The manifest of a version; BundleError."""
+    return read_manifest(folder_of(registry, version))
 
 
 def _take_lowest_priority() -> None:

@@ -310,14 +310,14 @@ def test_bundles_are_listed_newest_first_and_nothing_else_is(registry: Path) -> 
     assert [manifest.version for manifest in manifests_in_use(registry)] == [first, later]
 
 
-def test_a_registry_whose_current_is_a_folder_is_served_and_not_followed(registry: Path) -> None:
+def test_a_folder_in_the_place_of_current_is_the_version_that_its_manifest_names(registry: Path) -> None:
     folder = (registry / bundle.CURRENT).resolve()
     (registry / bundle.CURRENT).unlink()
     folder.rename(registry / bundle.CURRENT)
-    assert linked_version(registry) is None
-    assert Model.current(registry).version == folder.name
-    with pytest.raises(BundleError):
-        manifests_in_use(registry)
+    assert linked_version(registry) == folder.name
+    assert list_versions(registry) == [folder.name]
+    assert Model.current(registry).version == Model.current(registry, folder.name).version == folder.name
+    assert [manifest.version for manifest in manifests_in_use(registry)] == [folder.name]
 
 
 def test_a_folder_copied_under_another_name_is_refused(registry: Path) -> None:
