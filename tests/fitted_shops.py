@@ -96,12 +96,13 @@ def _compared(scorer: EvaluationScorer, shop: SimulatedShop, offer: str, seed: i
     truth = _true_rows(scorer, shop, offer)
     served = scorer.run(scorer.table.rows.state[scorer.table.splits[offer].test])
     alerts = served[f"{offer}_probability"] >= served[f"{offer}_threshold"]
-    contacts = policy_contacts(offer, terms, calibration, test, threshold_min=minimum)
+    chosen = policy_contacts(offer, terms, calibration, test, threshold_min=minimum)
+    contacts = {policy: of_policy.weight for policy, of_policy in chosen.items()}
     best = truth.oracle(max(alerts.sum(), round(terms.budget_share * len(truth))))
     profit = {policy: truth.profit(weight) for policy, weight in contacts.items()}
     ideal = _with_perfect_scores(offer, terms, test, truth, int(contacts[DYNAMIC].sum()))
     control = run_negative_control(offer, terms, calibration, test, threshold_min=minimum, shuffles=1, seed=seed)
-    lines = compare_policies(offer, terms, calibration, test, threshold_min=minimum, budgets=(), seed=seed)
+    lines = compare_policies(offer, terms, calibration, test, threshold_min=minimum, budgets=())
     line = next(line for line in lines if line.policy == DYNAMIC and line.budget_share == terms.budget_share)
     # What the report cannot know: the success rate has drifted since it was measured.
     at_config_rates = _profit_at(truth, terms, contacts[DYNAMIC])

@@ -14,7 +14,7 @@ from feature_store.state.layout import DAY_S, Floats
 from tests.made_rows import made_config, made_rows
 from training.config import Offer
 from training.data.dataset import Rows
-from training.evaluation.policies import DYNAMIC, HINDSIGHT, RANDOM, UNLIMITED, compare_policies, policy_contacts
+from training.evaluation.policies import DYNAMIC, HINDSIGHT, UNLIMITED, compare_policies, policy_contacts
 from training.evaluation.scored_rows import ScoredRows, realised_value
 from training.evaluation.stayers import corrected_by_stayers
 from training.evaluation.value_reliability import reliability_of
@@ -89,7 +89,7 @@ def evaluated(design: ShopDesign, offer: str, seed: int, *, before_days: float =
     realised, stayers = realised_value(config_of(design), rows, offer), None
     if offer == "churn":
         stay_value = design.margin * rows.stay_spend
-        realised, stayers = corrected_by_stayers(realised, probability, truth.history.label, stay_value)
+        realised, stayers = corrected_by_stayers(realised, probability, value, truth.history.label, stay_value)
     scored = ScoredRows(
         customer=truth.history.customer.astype(np.uint64),
         probability=probability,
@@ -212,26 +212,23 @@ class Trial:
         """Figures of the report for the shop of a seed."""
         rows = evaluated(self.design, self.offer, seed)
         customers = len(np.unique(rows.scored.customer))
-        profits, values = self._profits(rows, customers, seed, resamples), self._values(rows, seed, resamples)
+        profits, values = self._profits(rows, customers), self._values(rows, seed, resamples)
         return [*profits, *values, *self._reliability(rows)]
 
     @cached_property
-    def _per_customer(self) -> dict[tuple[float, str], tuple[float, float]]:
-        """True profit and number of contacts per customer, by budget and policy."""
+    def _per_customer(self) -> dict[tuple[float, str], float]:
+        """True profit per customer, by budget and policy."""
         rows = self.reference
         customers = len(np.unique(rows.scored.customer))
-        return {
-            key: (rows.truth.profit(weight) / customers, float(weight.sum()) / customers)
-            for key, weight in self._contacts(rows).items()
-        }
+        return {key: rows.truth.profit(weight) / customers for key, weight in self._contacts(rows).items()}
 
     def _contacts(self, rows: Evaluated) -> dict[tuple[float, str], Floats]:
         """Contacts ``[n]`` by budget and policy."""
         offer = offer_of(self.design, self.offer)
         return {
-            (share, policy): weight
+            (share, policy): contacts.weight
             for share in (offer.budget_share, UNLIMITED)
-            for policy, weight in policy_contacts(
+            for policy, contacts in policy_contacts(
                 self.offer, offer.model_copy(update={"budget_share": share}), self.calibration, rows.scored
             ).items()
             if policy != HINDSIGHT  # tuned on the outcomes that pay it, so it has no truth
@@ -239,16 +236,11 @@ class Trial:
 
     def _true_profit(self, line: Policy, customers: int) -> float:
         """True profit of a policy in a shop with this number of customers."""
-        profit, contacts = self._per_customer[line.budget_share, line.policy]
-        if line.policy == RANDOM:  # its profit is proportional to the number of contacts, which is that of this shop
-            return profit * line.contacts / contacts
-        return profit * customers
+        return self._per_customer[line.budget_share, line.policy] * customers
 
-    def _profits(self, rows: Evaluated, customers: int, seed: int, resamples: int) -> Iterator[Estimate]:
+    def _profits(self, rows: Evaluated, customers: int) -> Iterator[Estimate]:
         offer = offer_of(self.design, self.offer)
-        lines = compare_policies(
-            self.offer, offer, self.calibration, rows.scored, budgets=(), resamples=resamples, seed=seed
-        )
+        lines = compare_policies(self.offer, offer, self.calibration, rows.scored, budgets=())
         lines = [line for line in lines if (line.budget_share, line.policy) in self._per_customer]
         own = {key: rows.truth.profit(weight) for key, weight in self._contacts(rows).items()}
         dynamic = {line.budget_share: self._true_profit(line, customers) for line in lines if line.policy == DYNAMIC}

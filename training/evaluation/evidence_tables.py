@@ -194,16 +194,16 @@ def _evaluate_policies(scorer: EvaluationScorer) -> tuple[list[Cell], list[Negat
     cells: list[Cell] = []
     controls: list[NegativeControl] = []
     costs: dict[str, float] = {}
-    settings = scorer.comparison
+    minimum = scorer.config.economics.threshold_min
     for offer in scorer.offers:
         terms, calibration, test = (
             scorer.config.economics.offer(offer),
             scorer.calibration_rows(offer),
             scorer.test_rows(offer),
         )
-        cells += compare_over_rates(offer, terms, calibration, test, **settings)
-        controls.append(run_negative_control(offer, terms, calibration, test, **settings))
-        metrics = cost_metrics(terms, calibration, test, threshold_min=settings["threshold_min"])
+        cells += compare_over_rates(offer, terms, calibration, test, threshold_min=minimum)
+        controls.append(run_negative_control(offer, terms, calibration, test, threshold_min=minimum, seed=scorer.seed))
+        metrics = cost_metrics(terms, calibration, test, threshold_min=minimum)
         costs |= {f"{offer}_{name}": value for name, value in metrics.items()}
     return cells, controls, costs
 

@@ -148,7 +148,7 @@ def _evaluate_offer(scorer: EvaluationScorer, offer: str) -> tuple[OfferMetrics,
             scored.label, scored.probability, test.group, resamples=config.evaluation.bootstrap, seed=scorer.seed
         ),
         alert_share_newest_block=float(_alerts(scorer, offer, calibration).mean()),
-        policies=compare_policies(offer, terms, calibration, scored, **scorer.comparison),
+        policies=compare_policies(offer, terms, calibration, scored, threshold_min=config.economics.threshold_min),
         recency_alone=probability_metrics(scored.label, baseline) if has_time else None,
     )
     return metrics, HoldoutRows(

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 
 from training.config import Offer
-from training.evaluation.policies import DYNAMIC, SINGLE, threshold_contacts
+from training.evaluation.policies import DYNAMIC, SINGLE, profit_contributions, threshold_contacts
 from training.evaluation.scored_rows import ScoredRows
 from training.evidence import NegativeControl
-from training.statistics import RESAMPLES, interval, resampled_totals
+from training.statistics import total_intervals
 
 SHUFFLES: Final = 20
 MAX_SHOWN_AHEAD: Final = 1
@@ -31,7 +31,6 @@ def run_negative_control(
     *,
     threshold_min: float = 0.01,
     shuffles: int = SHUFFLES,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> NegativeControl:
     """Compare dynamic and single threshold at the offer's budget, with the model's values shuffled.
@@ -43,8 +42,7 @@ def run_negative_control(
         test: Rows on which profits are computed; their realised values are not shuffled.
         threshold_min: Lower bound of the dynamic threshold.
         shuffles: Number of shuffles.
-        resamples: Number of bootstrap resamples.
-        seed: Of shuffles and resamples.
+        seed: Of the shuffles.
 
     Returns:
         Mean lead of the dynamic threshold in realised profit, and in how many shuffles it is shown ahead.
@@ -58,14 +56,14 @@ def run_negative_control(
     for _ in range(shuffles):
         worthless = shuffled(test)
         contacts = threshold_contacts(offer, shuffled(calibration), worthless, threshold_min)
-        leads.append(worthless.contributions(contacts[DYNAMIC] - contacts[SINGLE], offer))
-    drawn = resampled_totals(np.column_stack(leads), test.customer, resamples, seed)
-    points = [float(lead.sum()) for lead in leads]
-    ahead = sum(interval(column, point).low > 0 for column, point in zip(drawn.T, points, strict=True))
+        compared = {policy: contacts[policy] for policy in (DYNAMIC, SINGLE)}
+        dynamic, single = profit_contributions(compared, worthless, offer).T
+        leads.append(dynamic - single)
+    ahead = sum(bounds.low > 0 for bounds in total_intervals(np.column_stack(leads), test.customer))
     return NegativeControl(
         offer=name,
         shuffles=shuffles,
-        mean_lead=float(np.mean(points)),
+        mean_lead=float(np.sum(leads)) / shuffles,
         shown_ahead=ahead,
         passed=ahead <= MAX_SHOWN_AHEAD,
     )

@@ -5,6 +5,10 @@ scores of models that were not fitted on it; the test rows are only used to comp
 decides how many customers are contacted; the other policies contact the same number, highest first by their own
 ranking. No policy contacts a customer whose value is at most the cost of the offer.
 
+That number is itself a figure of a sample: with other customers it would be another one. A policy with as many contacts
+gains or loses its marginal contacts then, so its interval includes the profit at the edge of its choice
+(:class:`Contacts`). The same term stands in the errors of Lorenz curves (Beach and Davidson, 1983).
+
 Policies choose by the model's values, but are not paid with them, because then every ranking by value would win, a
 worthless one as well. *Realised* profit has the observed outcome in place of the probability, and the value that came
 in place of the model's (``scored_rows.realised_value``). Beside it are the same outcomes paid *at the model's own
@@ -16,7 +20,8 @@ The rates are the config's in all three, because observational data does not sho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -28,7 +33,7 @@ from training.config import Offer
 from training.evaluation.scored_rows import ScoredRows
 from training.evidence import Cell, Policy
 from training.graph.thresholds import budget_price, threshold
-from training.statistics import RESAMPLES, interval, resampled_totals
+from training.statistics import total_intervals
 
 BUDGETS: Final = (0.02, 0.05, 0.1, 0.2, 0.3)
 UNLIMITED: Final = 1.0
@@ -46,9 +51,28 @@ RECENCY: Final = "recency"
 RANDOM: Final = "random"
 EVERYBODY: Final = "everybody"
 
+EDGE_SHARE: Final = 0.1
+"""The profit of a marginal contact is the mean over this share of the contacts on both sides of the edge …"""
+MIN_EDGE: Final = 25
+"""… and over at least this number of rows."""
+
 PAYS: Final = "acting pays"
 NOT_SHOWN: Final = "not shown"
 DOES_NOT_PAY: Final = "does not pay"
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """The customers whom a policy contacts.
+
+    Attributes:
+        weight: Probability of a contact ``[n]``.
+        edge: If the policy contacts as many as the dynamic threshold: weights ``[n]``, with sum 1, of the rows that it
+            would contact next or leave out first. None otherwise.
+    """
+
+    weight: Floats
+    edge: Floats | None = None
 
 
 def verdict(low: float, high: float) -> str:
@@ -66,8 +90,6 @@ def compare_policies(
     *,
     threshold_min: float = 0.01,
     budgets: Sequence[float] = BUDGETS,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> list[Policy]:
     """Profits of all policies on the test rows, at each budget, the offer's budget and without a budget (1.0).
 
@@ -79,59 +101,67 @@ def compare_policies(
         test: Rows on which profits are computed.
         threshold_min: Lower bound of the dynamic threshold.
         budgets: Shares of customers that may be contacted.
-        resamples: Number of bootstrap resamples.
-        seed: Of the resamples.
 
     Returns:
         One line per budget and policy. ``low`` and ``high`` are the interval of the realised profit; ``ahead`` is the
         realised profit of the dynamic threshold minus that of the policy.
     """
-    chosen = {
-        (share, policy): weight
-        for share in sorted({*budgets, offer.budget_share, UNLIMITED})
-        for policy, weight in policy_contacts(
-            name, _at(offer, share), calibration, test, threshold_min=threshold_min
-        ).items()
-    }
-    expected, realised, at_model_values = (
-        test.expected_profit(offer),
-        test.profit(offer),
-        test.profit_at_model_values(offer),
-    )
-    drawn = resampled_totals(
-        np.column_stack([test.contributions(weight, offer) for weight in chosen.values()]),
-        test.customer,
-        resamples,
-        seed,
-    )
-    totals = dict(zip(chosen, drawn.T, strict=True))
-    lines = []
-    for (share, policy), weight in chosen.items():
-        profit = float(weight @ realised)
-        own, ahead = interval(totals[share, policy], profit), None
-        lead = float(chosen[share, DYNAMIC] @ realised) - profit
-        if policy != DYNAMIC:
-            ahead = interval(totals[share, DYNAMIC] - totals[share, policy], lead)
-        lines.append(
-            Policy(
-                offer=name,
-                policy=policy,
-                budget_share=share,
-                is_own_budget=share == offer.budget_share,
-                rows=len(weight),
-                contacts=float(weight.sum()),
-                expected=float(weight @ expected),
-                realised=profit,
-                at_model_values=float(weight @ at_model_values),
-                precision=float(weight @ test.label / weight.sum()) if weight.any() else 0.0,
-                low=own.low,
-                high=own.high,
-                ahead=None if ahead is None else lead,
-                ahead_low=None if ahead is None else ahead.low,
-                ahead_high=None if ahead is None else ahead.high,
-            )
-        )
+    lines: list[Policy] = []
+    for share in sorted({*budgets, offer.budget_share, UNLIMITED}):
+        chosen = policy_contacts(name, _at(offer, share), calibration, test, threshold_min=threshold_min)
+        lines += _policy_lines(name, offer, share, chosen, test)
     return lines
+
+
+def _policy_lines(
+    name: str, offer: Offer, share: float, chosen: Mapping[str, Contacts], test: ScoredRows
+) -> list[Policy]:
+    """The lines of a budget."""
+    weight = np.column_stack([contacts.weight for contacts in chosen.values()])
+    contributions = profit_contributions(chosen, test, offer)
+    leads = contributions[:, [0]] - contributions
+    profits = [np.asarray(profit @ weight) for profit in (test.expected_profit(offer), test.profit(offer))]
+    at_model_values = test.profit_at_model_values(offer) @ weight
+    own, ahead = total_intervals(contributions, test.customer), total_intervals(leads, test.customer)
+    contacts = weight.sum(axis=0)
+    hits = test.label @ weight
+    return [
+        Policy(
+            offer=name,
+            policy=policy,
+            budget_share=share,
+            is_own_budget=share == offer.budget_share,
+            rows=len(weight),
+            contacts=float(contacts[at]),
+            expected=float(profits[0][at]),
+            realised=float(profits[1][at]),
+            at_model_values=float(at_model_values[at]),
+            precision=float(hits[at] / contacts[at]) if contacts[at] else 0.0,
+            low=own[at].low,
+            high=own[at].high,
+            ahead=None if policy == DYNAMIC else float(profits[1][0] - profits[1][at]),
+            ahead_low=None if policy == DYNAMIC else ahead[at].low,
+            ahead_high=None if policy == DYNAMIC else ahead[at].high,
+        )
+        for at, policy in enumerate(chosen)
+    ]
+
+
+def profit_contributions(chosen: Mapping[str, Contacts], test: ScoredRows, offer: Offer) -> Floats:
+    """Contribution of each row to the realised profit of each policy ``[n, policies]``.
+
+    A policy with as many contacts as the dynamic threshold has a marginal contact more for each one that the dynamic
+    threshold has more, at the profit of the rows at its edge.
+
+    Args:
+        chosen: By policy, that of the dynamic threshold first.
+        test: The rows.
+        offer: Costs and rates.
+    """
+    weight = np.column_stack([contacts.weight for contacts in chosen.values()])
+    profit = test.profit(offer)
+    marginal = [0.0 if contacts.edge is None else float(contacts.edge @ profit) for contacts in chosen.values()]
+    return np.asarray(test.contributions(weight, offer) + marginal * (weight[:, [0]] - weight))
 
 
 def compare_over_rates(
@@ -143,8 +173,6 @@ def compare_over_rates(
     threshold_min: float = 0.01,
     success_rates: Sequence[float] | None = None,
     redemption_rates: Sequence[float] | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> list[Cell]:
     """Dynamic against single threshold for other success and redemption rates, at the offer's budget.
 
@@ -156,8 +184,6 @@ def compare_over_rates(
         threshold_min: Lower bound of the dynamic threshold.
         success_rates: By default multiples of the config's rate.
         redemption_rates: By default multiples of the config's rate.
-        resamples: Number of bootstrap resamples.
-        seed: Of the resamples.
 
     Returns:
         One cell per pair of rates, with differences in realised profit. ``ahead``: compared with the single threshold
@@ -169,14 +195,14 @@ def compare_over_rates(
         for success in success_rates or _around(offer.success_rate)
         for redemption in redemption_rates or _around(offer.redemption_rate)
     ]
-    contacts, leads = [], []
+    contacts, points, bounds = [], [], []
     for cell in cells:
         chosen = threshold_contacts(cell, calibration, test, threshold_min)
-        contacts.append(float(chosen[DYNAMIC].sum()))
-        leads += [test.contributions(chosen[DYNAMIC] - chosen[rival], cell) for rival in (SINGLE, TUNED)]
-    drawn = resampled_totals(np.column_stack(leads), test.customer, resamples, seed)
-    points = [float(lead.sum()) for lead in leads]
-    bounds = [interval(column, point) for column, point in zip(drawn.T, points, strict=True)]
+        contributions = profit_contributions(chosen, test, cell)
+        leads = contributions[:, [0]] - contributions[:, 1:]
+        contacts.append(float(chosen[DYNAMIC].weight.sum()))
+        points += leads.sum(axis=0).tolist()
+        bounds += total_intervals(leads, test.customer)
     return [
         Cell(
             offer=name,
@@ -216,46 +242,51 @@ def tuned_threshold(rows: ScoredRows, offer: Offer, max_contacts: float) -> floa
 
 def threshold_contacts(
     offer: Offer, calibration: ScoredRows, test: ScoredRows, threshold_min: float
-) -> dict[str, Floats]:
-    """Contacts of the dynamic and the single thresholds: 0 or 1 for each test row."""
+) -> dict[str, Contacts]:
+    """Contacts of the dynamic and the single thresholds, that of the dynamic one first."""
     terms = test.terms(offer)
     possible = test.value > terms.offer_cost
     price = budget_price(calibration.probability, calibration.value, calibration.terms(offer), threshold_min)
     dynamic = possible & (test.probability >= threshold(test.value, terms, price, threshold_min))
     tuned = tuned_threshold(calibration, offer, offer.budget_share * len(calibration.probability))
     return {
-        DYNAMIC: _weight(dynamic),
+        DYNAMIC: Contacts(_weight(dynamic)),
         SINGLE: _best(test.probability, possible, int(dynamic.sum()), test.customer),
-        TUNED: _weight(possible & (test.probability >= tuned)),
+        TUNED: Contacts(_weight(possible & (test.probability >= tuned))),
     }
 
 
 def policy_contacts(
     name: str, offer: Offer, calibration: ScoredRows, test: ScoredRows, *, threshold_min: float = 0.01
-) -> dict[str, Floats]:
-    """Contacts of each policy: 0 or 1 for each test row, or the probability of a contact.
+) -> dict[str, Contacts]:
+    """Contacts of each policy, that of the dynamic threshold first.
 
     Arguments are those of :func:`compare_policies`; the budget is the offer's.
     """
     chosen = threshold_contacts(offer, calibration, test, threshold_min)
-    contacts, terms = int(chosen[DYNAMIC].sum()), test.terms(offer)
+    contacts, terms = int(chosen[DYNAMIC].weight.sum()), test.terms(offer)
     possible = test.value > terms.offer_cost
-    hindsight = tuned_threshold(test, offer, max(contacts, chosen[TUNED].sum()))
-    chosen[HINDSIGHT] = _weight(possible & (test.probability >= hindsight))
+    hindsight = tuned_threshold(test, offer, max(contacts, chosen[TUNED].weight.sum()))
+    chosen[HINDSIGHT] = Contacts(_weight(possible & (test.probability >= hindsight)))
     rankings = {TIMES_VALUE: test.probability * test.value, **_rankings(name, calibration, test)}
     chosen |= {policy: _best(by, possible, contacts, test.customer) for policy, by in rankings.items()}
-    chosen[RANDOM] = _weight(possible) * (contacts / max(int(possible.sum()), 1))
+    equally = _weight(possible) / max(int(possible.sum()), 1)
+    chosen[RANDOM] = Contacts(equally * contacts, equally)
     if offer.budget_share == UNLIMITED:
-        chosen[EVERYBODY] = _weight(possible)
+        chosen[EVERYBODY] = Contacts(_weight(possible))
     return chosen
 
 
-def _best(ranking: Floats, possible: Bools, contacts: int, customer: npt.NDArray[np.uint64]) -> Floats:
+def _best(ranking: Floats, possible: Bools, contacts: int, customer: npt.NDArray[np.uint64]) -> Contacts:
     """The highest ``contacts`` of the possible rows; ties are broken by the hash of the id, then by row."""
     order = np.lexsort((customer, -ranking))
-    chosen = np.zeros(len(ranking), dtype=bool)
-    chosen[order[possible[order]][:contacts]] = True
-    return _weight(chosen)
+    order = order[possible[order]]
+    chosen, edge = np.zeros((2, len(ranking)))
+    chosen[order[:contacts]] = 1.0
+    width = max(MIN_EDGE, round(EDGE_SHARE * contacts))
+    marginal = order[max(contacts - width, 0) : contacts + width]
+    edge[marginal] = 1.0 / max(len(marginal), 1)
+    return Contacts(chosen, edge)
 
 
 def _rankings(name: str, calibration: ScoredRows, test: ScoredRows) -> dict[str, Floats]:

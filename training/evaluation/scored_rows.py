@@ -63,20 +63,22 @@ class ScoredRows:
         return paid if self.stayers is None else paid + offer.success_rate * self.stayers.correction
 
     def contributions(self, weight: Floats, offer: Offer) -> Floats:
-        """Contribution ``[n]`` of each row to the realised profit of a policy, for resampling.
+        """Contribution of each row to the realised profit of each policy, for the errors of the profits.
 
-        Their sum is the profit. Apart from the profit of contacting it, a row contributes what it adds to the errors of
-        the correction by customers who stayed, so that intervals include these errors.
+        The sum of a column is the policy's profit. Apart from the profit of contacting it, a row contributes what it
+        adds to the errors of the correction by customers who stayed, so that intervals include these errors.
 
         Args:
-            weight: Probability ``[n]`` with which the policy contacts each row, or a difference of two policies.
+            weight: Probability with which each policy contacts each row ``[n, policies]``.
             offer: Costs and rates.
+
+        Returns:
+            ``[n, policies]``.
         """
-        contribution = weight * self.profit(offer)
+        contribution = weight * self.profit(offer)[:, np.newaxis]
         if self.stayers is None:
-            return contribution
-        error = self.stayers.sampling_error(weight, self.label, self.realised_value)
-        return np.asarray(contribution + offer.success_rate * error)
+            return np.asarray(contribution)
+        return np.asarray(contribution + offer.success_rate * self.stayers.sampling_error(weight))
 
     def profit_at_model_values(self, offer: Offer) -> Floats:
         """The same, paid with the model's value of each customer."""
@@ -92,7 +94,7 @@ def realised_value(config: TrainingConfig, rows: Rows, offer: str) -> Floats:
 
     - propensity: margin times the amount of a purchase that the customer made; 0 without one, which is not paid for.
     - churn: margin times :func:`own_spend`. What a customer who left would have spent cannot be observed, so
-      :mod:`training.evaluation.stayers` corrects it.
+      :mod:`training.evaluation.stayers` corrects it by what others brought who stayed.
     - churn in a snapshot, which has no history: margin times the mean spend of the customers who stayed.
     - ``economics.value``, where the config has it.
     """

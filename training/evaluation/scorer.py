@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -76,16 +76,6 @@ class EvaluationScorer:
         return self.config.evaluation.seed
 
     @property
-    def comparison(self) -> dict[str, Any]:
-        """Keyword arguments of every comparison of policies."""
-        evaluation = self.config.evaluation
-        return {
-            "threshold_min": self.config.economics.threshold_min,
-            "resamples": evaluation.bootstrap,
-            "seed": evaluation.seed,
-        }
-
-    @property
     def offers(self) -> list[str]:
         """The offers that have labels."""
         return [offer for offer in OFFERS if offer in self.table.splits]
@@ -112,7 +102,7 @@ class EvaluationScorer:
         realised, stayers = realised_value(self.config, rows, offer), None
         if offer == "churn" and has_time and self.config.economics.value is None:
             stay_value = self.config.economics.margin * rows.stay_spend
-            realised, stayers = corrected_by_stayers(realised, probability, rows.churn > 0, stay_value)
+            realised, stayers = corrected_by_stayers(realised, probability, value, rows.churn > 0, stay_value)
         has_own_costs = terms is not self.config.economics.offer(offer)
         return ScoredRows(
             customer=hashed_ids(rows.customer_id.tolist()),

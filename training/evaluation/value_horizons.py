@@ -26,7 +26,7 @@ from training.evaluation.scorer import EvaluationScorer
 from training.evidence import HorizonEffect
 from training.graph.thresholds import threshold
 from training.models.learners import Learner
-from training.statistics import interval, resampled_totals
+from training.statistics import total_intervals
 
 HORIZONS_DAYS: Final = (28.0, 90.0, 180.0)
 MIN_ROWS: Final = 200
@@ -63,7 +63,7 @@ def horizon_effects(
         return []
     calibration, test = scorer.calibration_rows("churn"), scorer.test_rows("churn")
     offer, minimum = config.economics.offer("churn"), config.economics.threshold_min
-    own = _Horizon(calibration, test, threshold_contacts(offer, calibration, test, minimum)[DYNAMIC] > 0)
+    own = _Horizon(calibration, test, threshold_contacts(offer, calibration, test, minimum)[DYNAMIC].weight > 0)
     lines = []
     for days in sorted({*HORIZONS_DAYS, config.economics.horizon_days}):
         index = _training_rows(scorer, days)
@@ -105,7 +105,7 @@ def _with_values(
 
     calibration, test = scored(own.calibration, split.evaluation.calibration), scored(own.test, split.test)
     contacts = threshold_contacts(config.economics.offer("churn"), calibration, test, config.economics.threshold_min)
-    return _Horizon(calibration, test, contacts[DYNAMIC] > 0)
+    return _Horizon(calibration, test, contacts[DYNAMIC].weight > 0)
 
 
 def _spend_after(source: OfflineStore, rows: Rows, event: str, days: float) -> Floats:
@@ -127,10 +127,8 @@ def _effect(
 ) -> HorizonEffect:
     test, alerts = horizon.test, horizon.alerts
     at = threshold(test.value, test.terms(offer), 0.0, scorer.config.economics.threshold_min)
-    profit = test.contributions(alerts.astype(np.float64), offer)
-    resamples, total = scorer.config.evaluation.bootstrap, float(profit.sum())
-    drawn = resampled_totals(profit[:, np.newaxis], test.customer, resamples, scorer.seed)
-    bounds = interval(drawn[:, 0], total)
+    profit = test.contributions(alerts[:, np.newaxis].astype(np.float64), offer)
+    (bounds,) = total_intervals(profit, test.customer)
     return HorizonEffect(
         horizon_days=days,
         learnt_from=learnt_from,
@@ -139,7 +137,7 @@ def _effect(
         paying=float((test.probability >= at).mean()),
         alerts=float(alerts.mean()),
         same_alerts=float(own[alerts].mean()) if alerts.any() else 0.0,
-        profit=total,
+        profit=float(profit.sum()),
         low=bounds.low,
         high=bounds.high,
     )

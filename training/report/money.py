@@ -32,9 +32,9 @@ def money(evidence: Evidence, rows: Mapping[str, HoldoutRows]) -> Section:
     section = Section(
         "money",
         "Does acting on it pay?",
-        "Realised profit is computed from observed outcomes, the assumed rates, and money that the model did not "
-        "predict: for propensity the amount of the purchase that came, for churn what the customer spent before when "
-        "staying. All policies contact the same number of customers.",
+        "Realised profit is computed from observed outcomes, assumed rates and money that came: for propensity the "
+        "amount of the customer's purchase, for churn what comparable customers brought who stayed. All policies "
+        "contact the same number of customers.",
     )
     for offer, test in rows.items():
         policies = [policy for policy in evidence.policies if policy.offer == offer]

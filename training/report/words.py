@@ -35,11 +35,11 @@ INTENDED: Final = (
     "With the costs and rates below, or those given in a call.",
 )
 LIMITS: Final = (
-    "Profit is computed from observed outcomes, assumed rates and realised spend (churn: the customer's spend before).",
+    "Profit is computed from observed outcomes, assumed rates and realised spend (churn: that of comparable stayers).",
     "A customer whom an offer wins is assumed to spend like a similar one who stays, or buys, without an offer.",
     "The effect of contacting a customer cannot be measured unless contacts were randomised.",
     "Shops change: the figures are for the test period. Train again once the newest cut-off is older than the horizon.",
-    "Intervals resample customers, not seasons: they do not cover a season that is not in the test period.",
+    "Intervals cover the choice of customers, not of weeks or seasons: what all customers share is not in them.",
 )
 NOT_TESTED: Final = (
     "Fairness between groups of people; attributes are not checked for being proxies of protected ones.",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy.special import expit
 
-from tests.known_truth import STEADY, Coverage, Trial, coverage, evaluated, offer_of, rows_of
+from tests.known_truth import STEADY, Coverage, Trial, config_of, coverage, evaluated, offer_of, rows_of
 from training.evaluation.negative_control import run_negative_control
 from training.evaluation.policies import DYNAMIC, RECENCY, RFM, SINGLE, policy_contacts
+from training.evaluation.scored_rows import realised_value
 from training.evaluation.stayers import corrected_by_stayers
 from training.simulation import ShopDesign, simulate
 
@@ -58,8 +63,8 @@ def test_the_dynamic_threshold_earns_nearly_what_the_oracle_does_and_more_than_i
     calibration = evaluated(design, offer, 1, before_days=70).scored
     rows = evaluated(design, offer, 2)
     contacts = policy_contacts(offer, terms, calibration, rows.scored)
-    profit = {policy: rows.truth.profit(weight) for policy, weight in contacts.items()}
-    best = rows.truth.profit(rows.truth.oracle(contacts[DYNAMIC].sum()))
+    profit = {policy: rows.truth.profit(chosen.weight) for policy, chosen in contacts.items()}
+    best = rows.truth.profit(rows.truth.oracle(contacts[DYNAMIC].weight.sum()))
     assert 0.93 * best < profit[DYNAMIC] <= best
     assert all(profit[DYNAMIC] > profit[rival] for rival in (SINGLE, RFM, RECENCY))
 
@@ -70,7 +75,7 @@ def test_with_shuffled_values_the_dynamic_threshold_is_not_shown_ahead(offer: st
     calibration = evaluated(STEADY, offer, 1, before_days=70).scored
     ahead = sum(
         run_negative_control(
-            offer, terms, calibration, evaluated(STEADY, offer, seed).scored, shuffles=1, resamples=200, seed=seed
+            offer, terms, calibration, evaluated(STEADY, offer, seed).scored, shuffles=1, seed=seed
         ).shown_ahead
         for seed in range(10, 26)
     )
@@ -80,32 +85,91 @@ def test_with_shuffled_values_the_dynamic_threshold_is_not_shown_ahead(offer: st
 # --- values of customers who left -------------------------------------------------------------------------------------
 
 
-def test_the_correction_by_customers_who_stayed_agrees_with_an_example_worked_by_hand() -> None:
-    # One stratum: 20 stayed and brought 3 (estimated 2) or 1 (estimated 1), 40 left, estimated 2.
-    stay = np.repeat([3.0, 1.0], 10)
-    estimate = np.r_[np.repeat([2.0, 1.0], 10), np.full(40, 2.0)]
-    label = np.arange(60) >= 20
-    values, stayers = corrected_by_stayers(estimate, np.full(60, 0.5), label, np.r_[stay, np.full(40, np.nan)])
-    # 40 in place of 30 estimated: the scale is 4/3, so those who left are worth 8/3. Two left for each who stayed.
+def left_and_stayed(n: int = 60) -> tuple[Any, ...]:
+    """``n`` customers of the same risk, history and model value; the first third stayed and brought 1 to 3 each."""
+    label = np.arange(n) >= n // 3
+    stay = np.where(label, np.nan, 1.0 + np.arange(n) % 3)
+    alike = np.ones(n)
+    return alike, 0.5 * alike, 8 * alike, label, stay
+
+
+def test_customers_who_left_are_worth_what_others_brought_who_stayed_and_are_like_them() -> None:
+    label, stay = left_and_stayed(90)[3:]
+    values, stayers = corrected_by_stayers(*left_and_stayed(90))
     assert stayers is not None
-    assert values[label] == pytest.approx(8 / 3)
-    assert stayers.correction[:10] == pytest.approx(2 * (3 - 8 / 3))
-    assert stayers.correction[10:20] == pytest.approx(2 * (1 - 4 / 3))
-    assert stayers.correction[20:] == pytest.approx(0.0)
-    assert stayers.correction.sum() == pytest.approx(0.0, abs=1e-12)
+    # Thirty stayed and brought 2 on average, sixty left: two for each who stayed.
+    assert values == pytest.approx(2.0, rel=1e-3)
+    assert stayers.odds[~label] == pytest.approx(2.0, rel=1e-3)
+    assert (stayers.odds[label] == 0).all()
+    assert stayers.correction[~label] == pytest.approx(2 * (stay[~label] - 2.0), abs=0.01)
 
 
-def test_without_customers_who_stayed_the_estimate_is_kept() -> None:
+def test_customers_who_stayed_weighted_by_their_odds_agree_with_those_who_left() -> None:
+    random = np.random.default_rng(0)
+    n = 3000
+    worth, risk = random.standard_normal((2, n))
+    label = random.random(n) < expit(risk - worth)
+    own, stay = np.exp(worth), np.where(label, np.nan, np.exp(worth + 0.3 * random.standard_normal(n)))
+    values, stayers = corrected_by_stayers(own, expit(risk - worth), own, label, stay)
+    assert stayers is not None
+    inside = np.clip(np.log(own), np.log(own[~label]).min(), np.log(own[~label]).max())
+    assert stayers.odds.sum() == pytest.approx(label.sum(), rel=0.001)
+    assert stayers.odds @ inside == pytest.approx(inside[label].sum(), abs=0.01 * n)
+    assert values[label].mean() == pytest.approx(np.exp(worth + 0.045)[label].mean(), rel=0.05)
+
+
+def test_a_model_value_that_is_worthless_moves_no_money() -> None:
+    random = np.random.default_rng(1)
+    n = 4000
+    worth = random.standard_normal(n)
+    label = random.random(n) < 0.5
+    stay = np.where(label, np.nan, np.exp(worth))
+    worthless = np.exp(random.standard_normal(n))
+    values, _ = corrected_by_stayers(np.exp(worth), np.full(n, 0.5), worthless, label, stay)
+    assert abs(np.corrcoef(np.log(values), np.log(worthless))[0, 1]) < 0.1
+
+
+def test_if_too_few_customers_stayed_the_estimate_is_kept() -> None:
     estimate = np.array([1.0, 2.0, 3.0])
     nothing = np.full(3, np.nan)
-    values, stayers = corrected_by_stayers(estimate, np.full(3, 0.5), np.ones(3, dtype=bool), nothing)
+    values, stayers = corrected_by_stayers(estimate, np.full(3, 0.5), estimate, np.ones(3, dtype=bool), nothing)
     assert (values.tolist(), stayers) == ([1.0, 2.0, 3.0], None)
+
+
+def test_the_error_of_both_regressions_is_that_of_a_jackknife_over_customers() -> None:
+    rows = evaluated(replace(STEADY, customers=1500), "churn", 3)
+    scored = rows.scored
+    shop = simulate(replace(STEADY, customers=1500), 3)
+    history = rows_of(shop, rows.truth, sorted(set(rows.truth.history.cutoff.tolist())))
+    estimate = realised_value(config_of(STEADY), history, "churn")
+    stay = STEADY.margin * history.stay_spend
+    chosen = scored.probability > np.quantile(scored.probability, 0.7)
+
+    def total(kept: npt.NDArray[np.bool_]) -> float:
+        values, stayers = corrected_by_stayers(
+            estimate[kept], scored.probability[kept], scored.value[kept], scored.label[kept], stay[kept]
+        )
+        assert stayers is not None
+        return float((scored.label[kept] * values + stayers.correction)[chosen[kept]].sum())
+
+    everybody = np.ones(len(scored.label), dtype=bool)
+    groups = scored.customer % 50
+    without = np.array([total(groups != group) for group in range(50)])
+    jackknife = np.sqrt(49 / 50 * ((without - without.mean()) ** 2).sum() * (50 / 49) ** 2)
+    assert scored.stayers is not None
+    paid = chosen * (scored.label * scored.realised_value + scored.stayers.correction)
+    linear = paid + scored.stayers.sampling_error(chosen[:, np.newaxis].astype(float))[:, 0]
+    sums = np.bincount(scored.customer.astype(int), linear)
+    sums = sums[np.unique(scored.customer).astype(int)]
+    error = np.sqrt(((sums - sums.mean()) ** 2).sum())
+    assert total(everybody) == pytest.approx(paid.sum())
+    assert error == pytest.approx(jackknife, rel=0.25)
 
 
 def test_contributions_of_rows_add_up_to_the_profit_and_include_the_error_of_the_correction() -> None:
     rows, offer = evaluated(STEADY, "churn", 3).scored, offer_of(STEADY, "churn")
     weight = (rows.probability > 0.5).astype(float)
-    contributions = rows.contributions(weight, offer)
+    contributions = rows.contributions(weight[:, np.newaxis], offer)[:, 0]
     assert contributions.sum() == pytest.approx(weight @ rows.profit(offer))
     assert (contributions[weight == 0] != 0).any()
 
