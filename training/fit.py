@@ -153,7 +153,7 @@ def gather_evidence(
         evidence = evidence.model_copy(update={"customer_key": key_name(key)})
         scored = {offer: with_keyed_ids(rows, key) for offer, rows in scored.items()}
         done = progress("report", 1)
-        report = render_report(fitted.manifest, evidence, scored)
+        report = render_report(fitted.manifest, evidence, scored, pool)
         done()
     tables = (evidence.model_dump_json(indent=1) + "\n").encode()
     return {ROWS_FILE: pack_rows(scored), TABLES_FILE: tables, REPORT_FILE: report.encode()}

@@ -25,6 +25,8 @@ PRELOADED: Final = (
     "training.models.model_set",
     "training.selection.fold_losses",
     "training.evaluation.evidence_tables",
+    "training.report.sections",
+    "empulse.metrics",
 )
 """Modules that workers need and that take seconds to import: one process imports them, and workers are forked from it.
 

@@ -52,7 +52,7 @@ LABELS_SQL: Final = """
         count(*) FILTER (event_type = $churn_event AND t <= $cutoff)::DOUBLE AS frequency,
         coalesce(sum(try_cast(round(amount * 1e6) AS HUGEINT))
             FILTER (event_type = $spend_event AND t <= $cutoff), 0)::DOUBLE / 1e6 AS monetary
-    FROM events WHERE {customers} GROUP BY customer_id
+    FROM labelling GROUP BY customer_id
     HAVING bool_or(event_type = $churn_event AND t > $cutoff - $active_s AND t <= $cutoff)
     ORDER BY customer_id"""
 """Labels at one cut-off, for the customers active before it. States use events up to the cut-off, labels later ones.
@@ -141,10 +141,16 @@ def build_rows(
         done: Called after each cut-off.
     """
     customers = _sample_condition(source, _sample_share(source, layout, config, cutoffs))
+    # The labels of every cut-off read this table, which has only the types of events that they depend on.
+    source.connection.execute(
+        f"CREATE OR REPLACE TABLE labelling AS FROM events WHERE event_type IN (?, ?, ?) AND {customers}",
+        [config.churn.event, config.propensity.event, config.economics.event],
+    )
     parts = []
     for cutoff, states in zip(cutoffs, source.states_at(layout, cutoffs, customers=customers), strict=True):
-        parts.append(_rows_at(source, states, config, cutoff, customers))
+        parts.append(_rows_at(source, states, config, cutoff))
         done()
+    source.connection.execute("DROP TABLE labelling")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns["group"] = np.unique(columns["customer_id"].astype(str), return_inverse=True)[1]
     return Rows(**columns)
@@ -173,11 +179,9 @@ def _sample_share(source: OfflineStore, layout: StateLayout, config: TrainingCon
     return float(min(1.0, max_rows / rows))
 
 
-def _rows_at(
-    source: OfflineStore, states: OfflineStates, config: TrainingConfig, cutoff: float, customers: str
-) -> dict[str, Any]:
+def _rows_at(source: OfflineStore, states: OfflineStates, config: TrainingConfig, cutoff: float) -> dict[str, Any]:
     labels = source.connection.execute(
-        LABELS_SQL.format(customers=customers),
+        LABELS_SQL,
         {
             "cutoff": cutoff,
             "until": source.summary.end + UNTIL_SLACK_S,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import Floats
 from training.arrays import Features, Index
+from training.config import Offer
 from training.data.splits import Split
 from training.data.training_table import Progress
 from training.evaluation.cost_metrics import cost_metrics
@@ -21,6 +22,7 @@ from training.evaluation.importance import permutation_importance
 from training.evaluation.negative_control import run_negative_control
 from training.evaluation.policies import compare_over_rates
 from training.evaluation.robustness import DAMAGES, robustness
+from training.evaluation.scored_rows import ScoredRows
 from training.evaluation.scorer import EvaluationScorer
 from training.evaluation.treatment import evaluate_randomised_offer
 from training.evaluation.value_horizons import horizon_effects
@@ -78,12 +80,13 @@ def gather_tables(
     # Workers compute the slow tables while this process uses the source: they have no access to its DuckDB.
     optimism_tasks = {} if table.plan is None else _compare_splits(scorer, chosen.learners, scored, pool)
     importance_tasks = permutation_importance(scorer, pool)
+    policy_tasks = _compare_policies(scorer, pool)
     treatment, warnings = evaluate_randomised_offer(scorer, source)
     done()
     damages = list(robustness(scorer, source, done))
-    cells, controls, costs = _evaluate_policies(scorer)
-    done()
     horizons = horizon_effects(scorer, chosen.learners, source)
+    done()
+    policies = [task.result() for task in policy_tasks]
     done()
     importance = [line for target, task in importance_tasks.items() for line in task.result()[target]]
     done()
@@ -107,11 +110,11 @@ def gather_tables(
         robustness=damages,
         segments=_profile_segments(scorer),
         policies=metrics.policies,
-        grid=cells,
-        controls=controls,
+        grid=[cell for of_offer in policies for cell in of_offer.cells],
+        controls=[of_offer.control for of_offer in policies],
         values=list(metrics.values),
         horizons=horizons,
-        costs=costs,
+        costs={name: value for of_offer in policies for name, value in of_offer.costs.items()},
         treatment=treatment,
         tags=selected.attributes,
         tags_cost=dict(selected.attribute_losses),
@@ -189,23 +192,41 @@ def _quality(label: Floats, probability: Floats) -> Quality:
     return Quality(auc=float(roc_auc_score(label, probability)), log_loss=float(log_loss(label, probability)))
 
 
-def _evaluate_policies(scorer: EvaluationScorer) -> tuple[list[Cell], list[NegativeControl], dict[str, float]]:
-    """Profits of the dynamic threshold for other rates, negative controls, and cost-sensitive metrics."""
-    cells: list[Cell] = []
-    controls: list[NegativeControl] = []
-    costs: dict[str, float] = {}
-    minimum = scorer.config.economics.threshold_min
-    for offer in scorer.offers:
-        terms, calibration, test = (
+@dataclass(frozen=True)
+class _PolicyTables:
+    """Profits of the dynamic threshold for other rates, the negative control, and cost-sensitive metrics."""
+
+    cells: list[Cell]
+    control: NegativeControl
+    costs: dict[str, float]
+
+
+def _compare_policies(scorer: EvaluationScorer, pool: WorkerPool) -> list[Task[_PolicyTables]]:
+    """Queue the comparisons of policies of each offer."""
+    return [
+        pool.submit(
+            _policy_tables,
+            offer,
             scorer.config.economics.offer(offer),
             scorer.calibration_rows(offer),
             scorer.test_rows(offer),
+            scorer.config.economics.threshold_min,
+            scorer.seed,
         )
-        cells += compare_over_rates(offer, terms, calibration, test, threshold_min=minimum)
-        controls.append(run_negative_control(offer, terms, calibration, test, threshold_min=minimum, seed=scorer.seed))
-        metrics = cost_metrics(terms, calibration, test, threshold_min=minimum)
-        costs |= {f"{offer}_{name}": value for name, value in metrics.items()}
-    return cells, controls, costs
+        for offer in scorer.offers
+    ]
+
+
+def _policy_tables(
+    name: str, offer: Offer, calibration: ScoredRows, test: ScoredRows, threshold_min: float, seed: int
+) -> _PolicyTables:
+    """The tables of an offer."""
+    metrics = cost_metrics(offer, calibration, test, threshold_min=threshold_min)
+    return _PolicyTables(
+        compare_over_rates(name, offer, calibration, test, threshold_min=threshold_min),
+        run_negative_control(name, offer, calibration, test, threshold_min=threshold_min, seed=seed),
+        {f"{name}_{metric}": value for metric, value in metrics.items()},
+    )
 
 
 def _profile_segments(scorer: EvaluationScorer) -> list[Segment]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from feature_store.bundles.onnx_session import Graph
 from feature_store.state.layout import DAY_S, Floats, StateLayout
+from training.arrays import Features
 from training.config import Overdue
 from training.graph.builder import GraphBuilder
 
@@ -140,7 +140,7 @@ class FeatureMatrix:
         """Pickled as its definition: a session of onnxruntime cannot be."""
         return FeatureMatrix, (self.spec,)
 
-    def __call__(self, state: Floats) -> npt.NDArray[np.float32]:
+    def __call__(self, state: Floats) -> Features:
         """Features float32 ``[n, names]`` of states ``[n, slots]`` at age 0."""
         parts = [state[at : at + CHUNK_ROWS] for at in range(0, max(len(state), 1), CHUNK_ROWS)]
         return np.concatenate([self._graph.run(state=part, age=np.zeros((len(part), 1)))["features"] for part in parts])
@@ -148,6 +148,14 @@ class FeatureMatrix:
 
 def filled_matrix(spec: FeatureSpec, state: Floats) -> FeatureMatrix:
     """The feature nodes, with medians of the known values in states ``[n, slots]`` as replacement of missing ones."""
-    known = np.ma.masked_invalid(FeatureMatrix(replace(spec, fill=None))(state))
-    fill = np.ma.filled(np.ma.median(known, axis=0), 0.0)  # type: ignore[no-untyped-call]  # numpy's own
-    return FeatureMatrix(replace(spec, fill=tuple(float(np.float32(value)) for value in fill)))
+    fill = medians(FeatureMatrix(replace(spec, fill=None))(state))
+    return FeatureMatrix(replace(spec, fill=tuple(fill.tolist())))
+
+
+def medians(features: Features) -> Features:
+    """Median of the known values of each feature ``[names]``, from features ``[n, names]``; 0 if none is known."""
+    known = np.isfinite(features)
+    if known.all() and len(features):
+        return np.median(features, axis=0).astype(np.float32)
+    columns = [column[finite] for column, finite in zip(features.T, known.T, strict=True)]
+    return np.array([np.median(column) if len(column) else 0.0 for column in columns], dtype=np.float32)

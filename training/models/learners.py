@@ -76,7 +76,8 @@ def tree_parameters(seed: int, rows: int, iterations: int = 100) -> dict[str, An
 
 
 def _logistic(seed: int, rows: int) -> Pipeline:  # noqa: ARG001 - the signature of Make
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, random_state=seed))
+    # Newton's method: with many rows and few features it takes half the time of lbfgs.
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, solver="newton-cholesky"))
 
 
 def _trees(iterations: int, seed: int, rows: int) -> HistGradientBoostingClassifier:
@@ -85,6 +86,9 @@ def _trees(iterations: int, seed: int, rows: int) -> HistGradientBoostingClassif
 
 # Not lambdas, because they are sent to worker processes.
 _TREES_50, _TREES_100 = partial(_trees, 50), partial(_trees, 100)
+
+SELECTION_TREES: Final = 50
+"""Number of trees of the learners for feature selection: they compare subsets, and are not served."""
 
 CLASSIFIERS: Final = (
     Learner("logistic regression", (_logistic,)),
@@ -95,5 +99,5 @@ CLASSIFIERS: Final = (
 )
 """Learners of probabilities, the simplest first."""
 
-SELECTION_CLASSIFIER: Final = CLASSIFIERS[2]
+SELECTION_CLASSIFIER: Final = partial(_trees, SELECTION_TREES)
 """The learner for feature selection: flexible, so that it can exploit any feature."""

@@ -16,6 +16,7 @@ calibrated on a later block, like probabilities are: by one factor, because spen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from feature_store.state.layout import Floats
 from training.arrays import Features
 from training.data.splits import Split
-from training.models.learners import Learner, tree_parameters
+from training.models.learners import SELECTION_TREES, Learner, tree_parameters
 from training.models.scores import Score
 
 MIN_SPEND: Final = 1e-9
@@ -39,14 +40,17 @@ def _linear(seed: int, rows: int) -> Pipeline:  # noqa: ARG001 - the signature o
     return make_pipeline(StandardScaler(), PoissonRegressor(alpha=1e-2, solver="newton-cholesky", max_iter=100))
 
 
-def _trees(seed: int, rows: int) -> HistGradientBoostingRegressor:
-    return HistGradientBoostingRegressor(loss="poisson", **tree_parameters(seed, rows))
+def _trees(iterations: int, seed: int, rows: int) -> HistGradientBoostingRegressor:
+    return HistGradientBoostingRegressor(loss="poisson", **tree_parameters(seed, rows, iterations))
 
 
-REGRESSORS: Final = (Learner("Poisson GLM", (_linear,)), Learner("Poisson boosted trees", (_trees,)))
+REGRESSORS: Final = (
+    Learner("Poisson GLM", (_linear,)),
+    Learner("Poisson boosted trees", (partial(_trees, 100),)),
+)
 """Learners of spend, the simplest first."""
 
-SELECTION_REGRESSOR: Final = REGRESSORS[-1]
+SELECTION_REGRESSOR: Final = partial(_trees, SELECTION_TREES)
 """The learner for feature selection."""
 
 

@@ -14,6 +14,7 @@ from feature_store.bundles.bundle import OFFERS, BundleError, Manifest
 from feature_store.errors import InputError
 from feature_store.files import write_output
 from training.evidence import Evidence, HoldoutRows, read_evidence
+from training.parallel import IN_PROCESS, WorkerPool
 from training.report.drawing import plain
 from training.report.sections import card, sections
 from training.report.words import INTENDED, LIMITS, NOT_TESTED, headline
@@ -35,10 +36,12 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     return target
 
 
-def render_report(manifest: Manifest, evidence: Evidence, rows: Mapping[str, HoldoutRows]) -> str:
-    """The report as HTML; the same evidence gives the same bytes."""
+def render_report(
+    manifest: Manifest, evidence: Evidence, rows: Mapping[str, HoldoutRows], pool: WorkerPool = IN_PROCESS
+) -> str:
+    """The report as HTML; the same evidence gives the same bytes, whatever the number of workers."""
     own = {offer: rows[offer] for offer in OFFERS if offer in rows and len(rows[offer].label)}
-    shown, missing = sections(evidence, own)
+    shown, missing = sections(evidence, own, pool)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from feature_store.bundles.bundle import Manifest
 from training.evidence import Evidence, HoldoutRows, SlotStability
+from training.parallel import IN_PROCESS, WorkerPool
 from training.report import money, plots_groups, plots_models, plots_rows
 from training.report.drawing import plain
 from training.report.layout import Part, Section, Table, by, joined, rate_text
@@ -15,23 +16,26 @@ from training.report.words import saved
 Rows = Mapping[str, HoldoutRows]
 
 
-def sections(evidence: Evidence, rows: Rows) -> tuple[list[Section], list[str]]:
-    """The sections in order, and the titles of those without evidence."""
-    candidates = [
-        _quality(rows),
-        money.money(evidence, rows),
-        money.values(evidence),
-        money.rates(evidence),
-        money.treatment(evidence),
-        _splits(evidence),
-        _trials(evidence),
-        _features(evidence),
-        _importance(evidence),
-        _robustness(evidence),
-        _segments(evidence),
-        _tags(evidence),
-        _audit(evidence),
+def sections(evidence: Evidence, rows: Rows, pool: WorkerPool = IN_PROCESS) -> tuple[list[Section], list[str]]:
+    """The sections in order, and the titles of those without evidence; workers draw them side by side."""
+    tasks = [pool.submit(_quality, rows), pool.submit(money.money, evidence, rows)]
+    tasks += [
+        pool.submit(section, evidence)
+        for section in (
+            money.values,
+            money.rates,
+            money.treatment,
+            _splits,
+            _trials,
+            _features,
+            _importance,
+            _robustness,
+            _segments,
+            _tags,
+            _audit,
+        )
     ]
+    candidates = [task.result() for task in tasks]
     shown = [section for section in candidates if section.parts]
     return shown, [section.title for section in candidates if not section.parts]
 

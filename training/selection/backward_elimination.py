@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import timeit
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -26,9 +26,9 @@ from training.arrays import Features, Index
 from training.data.dataset import Rows
 from training.data.splits import Splits, rows_for_medians
 from training.evidence import FeatureSubset, SlotStability
-from training.graph.features import FeatureMatrix, FeatureSpec, filled_matrix
+from training.graph.features import FeatureMatrix, FeatureSpec, medians
 from training.parallel import IN_PROCESS, Task, WorkerPool
-from training.selection.fold_losses import FoldRows, fold_losses
+from training.selection.fold_losses import fold_for_selection, fold_losses
 from training.selection.one_standard_error import paired_loss_gap
 from training.selection.slot_ranking import (
     Correlations,
@@ -83,10 +83,9 @@ def eliminate_backward(
         pool: Worker processes.
     """
     slots = len(spec.layout.features)
-    folds = [_Fold.of(rows, spec, splits, at) for at in range(max(len(split.folds) for split in splits.values()))]
-    full = filled_matrix(spec, rows.state[rows_for_medians(rows, [split.evaluation for split in splits.values()])])(
-        rows.state
-    )
+    unfilled = FeatureMatrix(replace(spec, fill=None))(rows.state)
+    folds = [_Fold.of(unfilled, splits, at) for at in range(max(len(split.folds) for split in splits.values()))]
+    full = _filled(unfilled, rows_for_medians(rows, [split.evaluation for split in splits.values()]))
     # Not all rows with a known label: at the latest cut-offs of one target, labels of another may lie in its test.
     known = {target: split.evaluation.everything for target, split in splits.items()}
     customers = int(rows.group.max()) + 1
@@ -108,8 +107,15 @@ def eliminate_backward(
         for target, index in known.items()
     ]
     owners = slots_of_columns(spec)
-    rankings = [rank_slots([task.result() for task in tasks], owners, slots, keep) for tasks in fold_tasks]
-    sizes = [max(size, len(keep)) for size in subset_sizes(slots)]
+
+    def rank(by_target: Iterable[Correlations]) -> Task[list[int]]:
+        return pool.submit(rank_slots, list(by_target), owners, slots, keep)
+
+    fold_rankings = [rank(task.result() for task in tasks) for tasks in fold_tasks]
+    all_ranking = rank(task.result() for task in all_tasks)
+    half_rankings = [rank(half) for half in zip(*(task.result() for task in half_tasks), strict=True)]
+    rankings = [task.result() for task in fold_rankings]
+    sizes = [max(size, len(keep)) for size in subset_sizes(slots, max_slots)]
     losses: list[dict[str, Floats]] = []
     waiting: list[dict[str, Task[Floats]]] = []
     for size in (*sizes, None):  # one size ahead, so that workers are busy and few tasks hold memory
@@ -122,17 +128,21 @@ def eliminate_backward(
         if before:
             losses.append(_joined(before, splits))
             done()
-    ranking = rank_slots([task.result() for task in all_tasks], owners, slots, keep)
+    ranking = all_ranking.result()
     subsets = _subsets(rows, spec, splits, [sorted(ranking[:size]) for size in sizes], losses, max_slots)
     chosen = next(len(subset.slots) for subset in subsets if subset.chosen)
-    halves = zip(*(task.result() for task in half_tasks), strict=True)
-    chosen_in_halves = [rank_slots(half, owners, slots, keep)[:chosen] for half in halves]
+    chosen_in_halves = [task.result()[:chosen] for task in half_rankings]
     return Elimination(subsets, _stability(spec, ranking[:chosen], chosen_in_halves))
 
 
-def subset_sizes(slots: int) -> list[int]:
-    """Sizes of the subsets, from all slots down."""
-    return [slots, *(size for size in SHRINK if size < slots)]
+def subset_sizes(slots: int, max_slots: int) -> list[int]:
+    """Sizes of the subsets, from all slots down.
+
+    Of the sizes above ``max_slots``, which cannot be chosen, only all slots and the next one above are tried: they show
+    what the limit costs, and take the most time.
+    """
+    above = [size for size in SHRINK if max_slots < size < slots][-1:]
+    return [slots, *above, *(size for size in SHRINK if size <= max_slots and size < slots)]
 
 
 def _microseconds(matrix: FeatureMatrix, state: Floats) -> float:
@@ -230,10 +240,9 @@ class _Fold:
     parts: Mapping[str, tuple[Index, Index]]
 
     @classmethod
-    def of(cls, rows: Rows, spec: FeatureSpec, splits: Mapping[str, Splits], at: int) -> _Fold:
+    def of(cls, unfilled: Features, splits: Mapping[str, Splits], at: int) -> _Fold:
         parts = {target: split.folds[at] for target, split in splits.items() if at < len(split.folds)}
-        earlier = np.unique(np.concatenate([part for part, _ in parts.values()]))
-        return cls(filled_matrix(spec, rows.state[earlier])(rows.state), parts)
+        return cls(_filled(unfilled, np.unique(np.concatenate([part for part, _ in parts.values()]))), parts)
 
     def correlations(self, rows: Rows, seed: int, pool: WorkerPool) -> list[Task[Correlations]]:
         """Correlations of the earlier rows for each target."""
@@ -249,9 +258,12 @@ class _Fold:
         place = {name: column for column, name in enumerate(spec.names)}
         columns = [place[name] for name in spec.narrowed(sorted(slots)).names]
         features = self.features[:, columns]
-        tasks = {}
-        for target, (earlier, later) in self.parts.items():
-            labels = rows.label(target)
-            fold = FoldRows(target, features[earlier], labels[earlier], features[later], labels[later])
-            tasks[target] = pool.submit(fold_losses, fold, seed)
-        return tasks
+        return {
+            target: pool.submit(fold_losses, fold_for_selection(target, features, rows.label(target), part, seed), seed)
+            for target, part in self.parts.items()
+        }
+
+
+def _filled(unfilled: Features, index: Index) -> Features:
+    """Features ``[n, names]`` with the medians of some rows in place of missing values."""
+    return np.where(np.isnan(unfilled), medians(unfilled[index]), unfilled)

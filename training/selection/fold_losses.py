@@ -6,20 +6,23 @@ The functions depend on their arguments only, so that worker processes can run t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from scipy.special import expit
 
 from feature_store.bundles.bundle import OFFERS
 from feature_store.state.layout import Floats
-from training.arrays import Features
+from training.arrays import Features, Index
 from training.data.dataset import Rows
 from training.data.splits import Splits
 from training.graph.features import FeatureSpec, filled_matrix
 from training.models import spend
-from training.models.learners import SELECTION_CLASSIFIER, Learner, Make, fit_part
-from training.statistics import log_losses, poisson_losses
+from training.models.learners import SELECTION_CLASSIFIER, Make, fit_part
+from training.statistics import log_losses, poisson_losses, random_rows
+
+MAX_FIT_ROWS: Final = 20_000
+"""Maximum number of rows that the learners for feature selection are fitted on: they compare subsets of slots."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,21 @@ def folds_of(target: str, features: Features, rows: Rows, splits: Splits) -> lis
     ]
 
 
-def selection_learner(target: str) -> Learner:
-    """The learner for feature selection."""
-    return SELECTION_CLASSIFIER if target in OFFERS else spend.SELECTION_REGRESSOR
+def fold_for_selection(
+    target: str, features: Features, labels: Floats, parts: tuple[Index, Index], seed: int
+) -> FoldRows:
+    """A fold for comparing subsets of slots: a sample of the earlier rows to fit on, and all of the later ones.
+
+    Args:
+        target: One of TARGETS.
+        features: Features ``[n, names]`` of all rows.
+        labels: Labels ``[n]`` of all rows.
+        parts: Indexes of the earlier and of the later rows.
+        seed: Of the sample, which is the same for all subsets.
+    """
+    earlier, later = parts
+    fit = earlier[random_rows(len(earlier), MAX_FIT_ROWS, seed)]
+    return FoldRows(target, features[fit], labels[fit], features[later], labels[later])
 
 
 def scores_of_part(part: Make, fold: FoldRows, seed: int) -> Floats:
@@ -58,18 +73,18 @@ def losses_of_scores(fold: FoldRows, scores: Floats) -> Floats:
 
 
 def fold_losses(fold: FoldRows, seed: int) -> Floats:
-    """Losses ``[n]`` of the later rows by the selection learner."""
-    (part,) = selection_learner(fold.target).parts
+    """Losses ``[n]`` of the later rows by the learner for feature selection."""
+    part = SELECTION_CLASSIFIER if fold.target in OFFERS else spend.SELECTION_REGRESSOR
     return losses_of_scores(fold, scores_of_part(part, fold, seed))
 
 
 def validation_losses(target: str, rows: Rows, spec: FeatureSpec, splits: Splits, seed: int) -> Floats:
-    """Losses of the later rows of all folds by the selection learner, with all slots of the rows."""
+    """Losses of the later rows of all folds by the learner for feature selection, with all slots of the rows."""
+    labels = rows.label(target)
     losses = []
     for earlier, later in splits.folds:
-        matrix, labels = filled_matrix(spec, rows.state[earlier]), rows.label(target)
-        fold = FoldRows(target, matrix(rows.state[earlier]), labels[earlier], matrix(rows.state[later]), labels[later])
-        losses.append(fold_losses(fold, seed))
+        features = filled_matrix(spec, rows.state[earlier])(rows.state)
+        losses.append(fold_losses(fold_for_selection(target, features, labels, (earlier, later), seed), seed))
     return np.concatenate(losses)
 
 

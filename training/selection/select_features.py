@@ -75,7 +75,7 @@ def _eliminate(
     config: TrainingConfig, sample: TrainingTable, max_slots: int, progress: Progress, pool: WorkerPool
 ) -> Elimination:
     features = sample.spec.layout.features
-    done = progress("feature selection", len(subset_sizes(len(features))))
+    done = progress("feature selection", len(subset_sizes(len(features), max_slots)))
     return eliminate_backward(
         sample.rows,
         sample.spec,

@@ -36,10 +36,16 @@ def planted(rows: int = 4000, seed: int = 0) -> tuple[Rows, FeatureSpec, dict[st
 
 
 def test_subset_sizes_go_down_from_all_slots() -> None:
-    assert subset_sizes(10) == [10, 8, 6, 4, 2]
-    assert subset_sizes(2) == [2]
-    assert subset_sizes(1) == [1]
-    assert subset_sizes(300)[:3] == [300, 256, 128]
+    assert subset_sizes(10, max_slots=300) == [10, 8, 6, 4, 2]
+    assert subset_sizes(2, max_slots=24) == [2]
+    assert subset_sizes(1, max_slots=24) == [1]
+    assert subset_sizes(300, max_slots=300)[:3] == [300, 256, 128]
+
+
+def test_of_sizes_above_the_limit_only_all_slots_and_the_next_one_are_tried() -> None:
+    assert subset_sizes(300, max_slots=24)[:4] == [300, 36, 24, 20]
+    assert subset_sizes(58, max_slots=20)[:4] == [58, 24, 20, 16]
+    assert subset_sizes(30, max_slots=24)[:3] == [30, 24, 20]
 
 
 def test_the_smallest_equally_good_subset_has_the_informative_slots() -> None:
