@@ -35,7 +35,7 @@ test: $(DEV) $(WHEEL) ## run the tests against the built wheel; prints test_seco
 test-full: $(DEV) $(WHEEL) ## run all tests on both fronts and at full size
 	$(BIN)/python -P tests/run_suite.py --full
 
-test-faults: $(DEV) $(WHEEL) ## run random histories with faults for ten minutes, against an independent model
+test-faults: $(DEV) $(WHEEL) ## kill processes and do other harm for ten minutes; an independent model says what is right
 	$(BIN)/python -m tests.faults
 
 test-slow-machine: $(DEV) $(WHEEL) ## run the tests beside busy loops that leave them a third of each core

@@ -33,6 +33,7 @@ def await_that(holds: Callable[[], object]) -> None:
     until(holds, passing=redis.RedisError)
 
 
+DURABLE = 'save ""\nappendonly yes\nappendfsync always\n'
 DATA = 'save ""\nrepl-diskless-sync-delay 0\n'
 
 

@@ -26,7 +26,7 @@ ANY: Final = b"any"
 """Expected position of an unconditional write."""
 
 SCRIPT: Final = b"""
-local stored = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+local stored = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 local position, max_waiting = tonumber(stored[1] or 0), tonumber(ARGV[1])
 if max_waiting > 0 and position - tonumber(stored[2] or 0) >= max_waiting then
     return {-1}
@@ -34,14 +34,14 @@ end
 if ARGV[2] ~= '' and (stored[3] or '') ~= ARGV[2] then
     return {-2}
 end
-position = redis.call('INCR', KEYS[1])
-local run = ARGV[#ARGV]
-if not stored[1] or stored[4] ~= run then
+position = position + 1
+local number, run = string.format('%d', position), ARGV[#ARGV]
+local stamp, result, logs, sets = struct.pack('<I8', position), {position}, {}, {KEYS[1], number}
+if not stored[1] or not stored[5] or stored[4] ~= run then
     local now = redis.call('TIME')
-    redis.call('RPUSH', KEYS[5], position .. ' ' .. redis.sha1hex(run .. ' ' .. now[1] .. ' ' .. now[2]))
-    redis.call('SET', KEYS[4], run)
+    local epoch = number .. ' ' .. redis.sha1hex(run .. ' ' .. now[1] .. ' ' .. now[2])
+    sets = {KEYS[1], number, KEYS[4], run, KEYS[5], (stored[5] and stored[5] .. ',' or '') .. epoch}
 end
-local stamp, result, logs, sets = struct.pack('<I8', position), {position}, {}, {}
 local key, arg = 6, 4
 for group = 1, tonumber(ARGV[3]) do
     local writes, log = tonumber(ARGV[arg]), ARGV[arg + 1]
@@ -71,7 +71,7 @@ for group = 1, tonumber(ARGV[3]) do
     end
     key, arg = key + writes, arg + 3 * writes
 end
-sets[#sets + 1] = KEYS[1] .. ':' .. position
+sets[#sets + 1] = KEYS[1] .. ':' .. number
 sets[#sets + 1] = '[' .. table.concat(logs, ',') .. ']'
 redis.call('MSET', unpack(sets))
 return result
@@ -81,9 +81,14 @@ commits waiting for the archive (0: no limit), the expected version of the layou
 per group the number of its writes and its log items; per write the expected position, and the value before and after
 the position (both empty to delete the key, "keep" to leave it as it is); last, the run of Redis. Returns the commit's
 position followed by the groups that were not written; only -1 if too many commits wait for the archive, only -2 if the
-version differs. Every position gets an entry, if only an empty one, so that a missing entry is noticed. One command
-sets all values, because each command that a script calls costs a microsecond; Lua can pass about 8,000 arguments, which
-is more than a thousand customers."""
+version differs. Every position gets an entry, if only an empty one, so that a missing entry is noticed. Lua can pass
+about 8,000 arguments to a command, which is more than a thousand customers.
+
+One command sets all values. Each command that a script calls costs a microsecond, and several write commands are a
+transaction in the append-only file. If a write to that file is torn within a transaction, as on a full disk, Redis
+truncates it after the last whole command, not before the transaction, and at the next start but one its commands become
+part of the transaction that follows. A counter that went up in this way lost commits. Deletions still are commands of
+their own; they come first, and only a call that was not acknowledged can be torn."""
 SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 
 WRITE_SCRIPT: Final = b"""

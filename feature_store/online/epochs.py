@@ -25,13 +25,10 @@ class Epoch(NamedTuple):
     name: str
 
 
-def parse_epochs(items: Sequence[bytes]) -> list[Epoch]:
-    """Epochs as they are stored in Redis, oldest first."""
-    epochs = []
-    for item in items:
-        first, _, name = item.decode().partition(" ")
-        epochs.append(Epoch(int(first), name))
-    return epochs
+def parse_epochs(value: bytes | None) -> list[Epoch]:
+    """Epochs as they are stored in Redis, oldest first: ``position name,position name,…``."""
+    pairs = (item.split(" ") for item in value.decode().split(",")) if value else ()
+    return [Epoch(int(first), name) for first, name in pairs]
 
 
 def common_position(first: Sequence[Epoch], first_end: int, second: Sequence[Epoch], second_end: int) -> int:

@@ -173,10 +173,10 @@ async def _scrub_all(store: RedisStore, ids: Collection[str], pending: Sequence[
     """Remove customers from all entries that wait for the archive and that ``pending`` leads to."""
     if not pending:
         return
-    archived, epochs = await store.ask(b"GET", ARCHIVED), await store.ask(b"LRANGE", LOG_EPOCHS, b"0", b"0")
+    archived, epochs = await store.ask(b"MGET", ARCHIVED, LOG_EPOCHS)
     start = int(archived or 0) + 1
     # Entries of earlier releases have no links: they are searched one by one.
-    linked = max((epoch.first for epoch in parse_epochs(epochs)), default=start)
+    linked = next((epoch.first for epoch in parse_epochs(epochs)), start)
     if EVERYWHERE in pending:
         pending = range(start, int(await store.ask(b"GET", LOG) or 0) + 1)
     positions, done = sorted({at for at in pending if at >= start}), set[int]()

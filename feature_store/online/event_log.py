@@ -66,7 +66,7 @@ class EventLog:
 
     def epochs(self) -> list[Epoch]:
         """The epochs of the log, oldest first."""
-        return parse_epochs(self.client.call(self._redis.lrange, LOG_EPOCHS, 0, -1))
+        return parse_epochs(self.client.call(self._redis.get, LOG_EPOCHS))
 
     def erasure_key(self) -> bytes:
         """Key of the hashes of erased customers, which is made if there is none."""

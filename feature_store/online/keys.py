@@ -9,7 +9,7 @@ from feature_store.state.tombstone import hash_customer_id
 
 LOG: Final = b"tm:log"
 LOG_RUN: Final = b"tm:log:run"
-LOG_EPOCHS: Final = b"tm:log:epochs"
+LOG_EPOCHS: Final = b"tm:log:history"
 ARCHIVED: Final = b"tm:archived"
 HELD: Final = b"tm:held"
 ERASURE_KEY: Final = b"tm:erasure:key"
@@ -89,9 +89,9 @@ STORED_ITEMS: Final = (
         personal=False,
     ),
     StoredItem(
-        "tm:log:epochs",
-        "list",
-        "Epochs of the log: the position at which each begins, and its random name.",
+        "tm:log:history",
+        "string",
+        "Epochs of the log, oldest first, with commas between: the position at which each begins, and its random name.",
         "They identify the history that a position belongs to.",
         "Kept.",
         personal=False,

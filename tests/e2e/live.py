@@ -143,19 +143,19 @@ class Live:
             customers_pb2.GetCustomerRequest(customer_id=customer_id), timeout=PATIENCE_S
         )
 
-    def merge(self, given_up: str, stays: str) -> str:
+    def merge(self, given_up: str, stays: str, timeout: float = PATIENCE_S) -> str:
         """MergeCustomers."""
         request = customers_pb2.MergeCustomersRequest(source_customer_id=given_up, target_customer_id=stays)
-        return str(self._customers.MergeCustomers(request, timeout=PATIENCE_S).customer_id)
+        return str(self._customers.MergeCustomers(request, timeout=timeout).customer_id)
 
-    def delete(self, customer_id: str) -> None:
+    def delete(self, customer_id: str, timeout: float = PATIENCE_S) -> None:
         """DeleteCustomer."""
-        self._customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(customer_id=customer_id), timeout=PATIENCE_S)
+        self._customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(customer_id=customer_id), timeout=timeout)
 
-    def consent(self, customer_id: str, **allowed: bool) -> tuple[bool, bool]:
+    def consent(self, customer_id: str, timeout: float = PATIENCE_S, **allowed: bool) -> tuple[bool, bool]:
         """SetConsent."""
         request = customers_pb2.SetConsentRequest(customer_id=customer_id, **allowed)
-        reported = self._customers.SetConsent(request, timeout=PATIENCE_S).consent
+        reported = self._customers.SetConsent(request, timeout=timeout).consent
         return reported.scoring, reported.automated_response
 
     def score(self, customer_id: str) -> Any:

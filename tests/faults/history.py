@@ -11,11 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import duckdb
 import redis
 
 from feature_store.archive.mover import move
-from feature_store.archive.reader import ArchiveSnapshot, read_archive
 from feature_store.archive.writer import ArchiveWriter
 from feature_store.config import Source
 from feature_store.definitions import Feature, Interests
@@ -32,14 +30,14 @@ from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder
 from feature_store.state.layout import StateLayout
+from tests.faults.archived import archived_events
 from tests.faults.model import Model
-from tests.redis_processes import Node
+from tests.redis_processes import DURABLE, Node
 from tests.waiting import PATIENCE_S
 
 START: Final = int(time.time()) - 86_400
 NAMES: Final = [f"shopper-{number}" for number in range(12)]
 LAYOUT: Final = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=3650)])
-AOF: Final = 'save ""\nappendonly yes\nappendfsync always\n'
 
 T = TypeVar("T")
 
@@ -60,7 +58,7 @@ class History:
         self.model = Model()
         self.now = START
         self.sent: list[tuple[str, str, int]] = []
-        self.node = Node(folder / "redis-0", config=AOF)
+        self.node = Node(folder / "redis-0", config=DURABLE)
         self.nodes = 1
         self.steps: Counter[str] = Counter()
         self.has_archive = self.random.random() < 0.5
@@ -193,7 +191,7 @@ class History:
             self.random.choice([self.record, self.erase, self.consent])()
         self.archive()
         self.node.close()
-        self.node = Node(self.folder / f"redis-{self.nodes}", config=AOF)
+        self.node = Node(self.folder / f"redis-{self.nodes}", config=DURABLE)
         self.nodes += 1
         for key, (value, expires_ms) in backup.items():
             self.node.client.restore(key, expires_ms, value)
@@ -244,13 +242,7 @@ class History:
 
     def archived(self) -> Counter[str]:
         """How often each event is in the archive."""
-
-        def use(snapshot: ArchiveSnapshot) -> Counter[str]:
-            with duckdb.connect() as connection:
-                rows = connection.execute(f"SELECT event_id FROM ({snapshot.events_sql})").fetchall()
-            return Counter(event_id for (event_id,) in rows)
-
-        return read_archive(self.archive_folder, use)
+        return archived_events(self.archive_folder)
 
     # --- how --------------------------------------------------------------------------------------------------------
 

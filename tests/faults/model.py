@@ -17,9 +17,9 @@ class Model:
         withheld: Customers that do not allow scoring.
     """
 
-    events: dict[str, tuple[str, int]] = field(default_factory=dict)
+    events: dict[str, tuple[str, float]] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
-    erased: dict[str, int] = field(default_factory=dict)
+    erased: dict[str, float] = field(default_factory=dict)
     withheld: set[str] = field(default_factory=set)
 
     def copy(self) -> Model:
@@ -33,12 +33,12 @@ class Model:
         root = self.root(name)
         return {root} | {alias for alias, other in self.roots.items() if other == root}
 
-    def accepts(self, name: str, event_id: str, t: int) -> bool:
+    def accepts(self, name: str, event_id: str, t: float) -> bool:
         """Whether an event is counted when it comes in."""
         bound = max((self.erased.get(one, -1) for one in self.ids(name)), default=-1)
         return event_id not in self.events and self.root(name) not in self.withheld and t > bound
 
-    def record(self, name: str, event_id: str, t: int) -> None:
+    def record(self, name: str, event_id: str, t: float) -> None:
         if self.accepts(name, event_id, t):
             self.events[event_id] = name, t
 
@@ -49,7 +49,7 @@ class Model:
                 self.withheld = self.withheld - {alias} | {stays}
             self.roots |= dict.fromkeys(self.ids(alias), stays)
 
-    def erase(self, name: str, now: int) -> None:
+    def erase(self, name: str, now: float) -> None:
         ids = self.ids(name)
         self.events = {key: event for key, event in self.events.items() if event[0] not in ids}
         self.roots = {alias: root for alias, root in self.roots.items() if alias not in ids}

@@ -314,7 +314,7 @@ def test_entries_of_an_earlier_release_are_found_without_links(shop: Shop) -> No
         connection.rename(log_key(1), log_key(3))  # as if there had been more commits before the first of this release
         connection.set(log_key(1), f'[["e","gone-a",{NOW},"visit",null,null,null,null,null,null,""]]')
         connection.set(LOG, 3)
-        connection.delete("tm:log:run", "tm:log:epochs")
+        connection.delete("tm:log:run", "tm:log:history")
     shop.record(visit("gone-a", at=1.0))
     assert len(shop.places_of("gone-a")) >= 3
     shop.erase("gone-a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,7 @@ from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder
 from feature_store.state.layout import StateLayout
+from tests.redis_processes import DURABLE, Node
 from tests.waiting import PATIENCE_S
 
 NOW = 1_800_000_000.0
@@ -141,3 +143,28 @@ def test_commits_of_an_earlier_release_need_no_entry(clean_redis: str, tmp_path:
         with ArchiveWriter(tmp_path) as archive:
             move(EventLog(client), archive)
             assert archive.position == 4
+
+
+@pytest.mark.parametrize("torn_bytes", [1, 20, 60])
+def test_a_torn_write_to_the_append_only_file_loses_the_torn_commit_alone(tmp_path: Path, torn_bytes: int) -> None:
+    """The second start after it matters: Redis then reads what it has appended to the torn file."""
+    node = Node(tmp_path, config=DURABLE)
+    url = f"redis://127.0.0.1:{node.port}"
+    try:
+        for number in range(3):
+            record(url, [visit("c1", f"whole-{number}")])
+            node.kill()
+            (file,) = tmp_path.rglob("*.incr.aof")
+            size = file.stat().st_size
+            node.start()
+            record(url, [visit("c1", f"torn-{number}")])
+            node.kill()
+            assert file.stat().st_size > size + torn_bytes
+            os.truncate(file, file.stat().st_size - torn_bytes)
+            node.start()
+        node.kill()
+        node.start()
+        log = [node.client.get(log_key(at)) or b"" for at in range(1, int(node.client.get(LOG) or 0) + 1)]
+        assert [f'"whole-{number}"'.encode() in entry for number, entry in enumerate(log)] == [True] * 3
+    finally:
+        node.close()
