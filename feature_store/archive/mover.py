@@ -101,6 +101,7 @@ def move_until_stopped(
     while not is_last:
         is_last = stopping.wait(every_s)
         try:
+            log.client.check()
             if moved := move(log, archive, new_redis=new_redis):
                 logger.info("archived %d commits, up to %d", moved, archive.position)
         except StoreUnavailableError as error:

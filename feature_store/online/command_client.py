@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
-from feature_store.errors import StoreUnavailableError
+from redis.exceptions import RedisError
+
+from feature_store.errors import InputError, StoreUnavailableError
 from feature_store.online.transport.address import Kind, parse
-from feature_store.online.transport.clients import FAILURES, client_at
+from feature_store.online.transport.clients import FAILURES, UnsuitableServerError, client_at
+from feature_store.online.transport.server_facts import facts_of_info, refusal_text, refused_command
 
 TIMEOUT_S: Final = 30.0
 
 
 class CommandClient:
-    """A connection of a command, to use in a ``with`` block. Every call may raise StoreUnavailableError."""
+    """A connection of a command, to use in a ``with`` block.
+
+    Every call may raise StoreUnavailableError, and InputError if Redis does not allow it or must not be used.
+    """
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         address = parse(url)
@@ -22,8 +28,20 @@ class CommandClient:
         """redis-py's client; call its methods through :meth:`call`."""
 
     def __enter__(self) -> Self:
-        self.call(self.redis.ping)
+        self.check()
         return self
+
+    def check(self) -> None:
+        """Return if every server can be used; its eviction policy or permissions may change while it is connected.
+
+        Raises:
+            InputError: A server must not be used; the message says why.
+            StoreUnavailableError: Redis does not answer.
+        """
+        nodes = [{"target_nodes": node} for node in self.redis.get_primaries()] if self.is_cluster else [{}]
+        for node in nodes:
+            if problem := facts_of_info(self.call(self.redis.info, **node)).problem:
+                raise _unsuitable(problem)
 
     def __exit__(self, *_: object) -> None:
         self.redis.close()
@@ -53,5 +71,13 @@ class CommandClient:
 def _with_clear_errors(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return method(*args, **options)
+    except UnsuitableServerError as error:
+        raise _unsuitable(str(error)) from error
     except FAILURES as error:
+        if isinstance(error, RedisError) and refused_command(error):
+            raise _unsuitable(refusal_text(error)) from error
         raise StoreUnavailableError(type(error).__name__) from error
+
+
+def _unsuitable(problem: str) -> InputError:
+    return InputError(f"this Redis cannot be used: {problem}")

@@ -34,6 +34,9 @@ end
 if ARGV[2] ~= '' and (stored[3] or '') ~= ARGV[2] then
     return {-2}
 end
+if ARGV[3] == '1' then
+    redis.call('PERSIST', KEYS[1])
+end
 position = position + 1
 local number, run = string.format('%d', position), ARGV[#ARGV]
 local stamp, result, logs, sets = struct.pack('<I8', position), {position}, {}, {KEYS[1], number}
@@ -42,8 +45,8 @@ if not stored[1] or not stored[5] or stored[4] ~= run then
     local epoch = number .. ' ' .. redis.sha1hex(run .. ' ' .. now[1] .. ' ' .. now[2])
     sets = {KEYS[1], number, KEYS[4], run, KEYS[5], (stored[5] and stored[5] .. ',' or '') .. epoch}
 end
-local key, arg = 6, 4
-for group = 1, tonumber(ARGV[3]) do
+local key, arg = 6, 5
+for group = 1, tonumber(ARGV[4]) do
     local writes, log = tonumber(ARGV[arg]), ARGV[arg + 1]
     arg = arg + 2
     local meant = true
@@ -77,18 +80,23 @@ redis.call('MSET', unpack(sets))
 return result
 """
 """KEYS: log, archived, version of the layouts, newest run, epochs, then one key per write. ARGV: the maximum number of
-commits waiting for the archive (0: no limit), the expected version of the layouts (empty: any), the number of groups;
-per group the number of its writes and its log items; per write the expected position, and the value before and after
-the position (both empty to delete the key, "keep" to leave it as it is); last, the run of Redis. Returns the commit's
-position followed by the groups that were not written; only -1 if too many commits wait for the archive, only -2 if the
-version differs. Every position gets an entry, if only an empty one, so that a missing entry is noticed. Lua can pass
-about 8,000 arguments to a command, which is more than a thousand customers.
+commits waiting for the archive (0: no limit), the expected version of the layouts (empty: any), whether to commit even
+if memory is full (1), the number of groups; per group the number of its writes and its log items; per write the
+expected position, and the value before and after the position (both empty to delete the key, "keep" to leave it as it
+is); last, the run of Redis. Returns the commit's position followed by the groups that were not written; only -1 if too
+many commits wait for the archive, only -2 if the version differs. Every position gets an entry, if only an empty one,
+so that a missing entry is noticed. Lua can pass about 8,000 arguments to a command, which is more than a thousand
+customers.
 
 One command sets all values. Each command that a script calls costs a microsecond, and several write commands are a
 transaction in the append-only file. If a write to that file is torn within a transaction, as on a full disk, Redis
 truncates it after the last whole command, not before the transaction, and at the next start but one its commands become
 part of the transaction that follows. A counter that went up in this way lost commits. Deletions still are commands of
-their own; they come first, and only a call that was not acknowledged can be torn."""
+their own; they come first, and only a call that was not acknowledged can be torn.
+
+When memory is full, Redis refuses a script at its first write, unless that one takes no memory; then it lets the script
+finish (its documentation: "Execution under low memory conditions"). PERSIST is such a write. It changes nothing here,
+so it is not in the append-only file."""
 SCRIPT_HASH: Final = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # how Redis names scripts
 
 WRITE_SCRIPT: Final = b"""
@@ -98,13 +106,17 @@ end
 if ARGV[2] == '' then
     redis.call('UNLINK', KEYS[1])
 elseif ARGV[2] ~= 'keep' then
+    if ARGV[4] == '1' then
+        redis.call('PERSIST', KEYS[1])
+    end
     local now = redis.call('TIME')
     redis.call('SET', KEYS[1], ARGV[2] .. struct.pack('<I8', now[1] * 1000000 + now[2]) .. ARGV[3])
 end
 return 1
 """
 """The same for a single write in a cluster, whose servers have no log in common. The time takes the place of the
-position: it differs with each write and is larger than any position of a log."""
+position: it differs with each write and is larger than any position of a log. The last argument says whether to write
+even if memory is full."""
 
 
 @dataclass(slots=True, eq=False)
@@ -166,11 +178,11 @@ def commit_result(reply: list[int]) -> CommitResult:
 
 
 def keys_and_arguments(
-    groups: Sequence[Group], max_waiting: int = 0, layouts_version: bytes = b""
+    groups: Sequence[Group], max_waiting: int = 0, layouts_version: bytes = b"", *, when_full: bool = False
 ) -> tuple[list[bytes], list[bytes]]:
     """KEYS and ARGV of the script, without the run of Redis, which is that of the connection."""
     keys = [LOG, ARCHIVED, LAYOUTS_VERSION, LOG_RUN, LOG_EPOCHS]
-    arguments = [b"%d" % max_waiting, layouts_version, b"%d" % len(groups)]
+    arguments = [b"%d" % max_waiting, layouts_version, b"%d" % when_full, b"%d" % len(groups)]
     for group in groups:
         arguments += (b"%d" % len(group.writes), ",".join(group.log).encode())
         for write in group.writes:
@@ -179,11 +191,13 @@ def keys_and_arguments(
     return keys, arguments
 
 
-def cluster_commands(groups: Sequence[Group]) -> list[tuple[bytes, ...]]:
+def cluster_commands(groups: Sequence[Group], *, when_full: bool = False) -> list[tuple[bytes, ...]]:
     """One command per write, for a cluster; NotInClusterError if there is anything to log."""
     if any(group.log for group in groups):
         raise NotInClusterError
-    return [(b"EVAL", WRITE_SCRIPT, b"1", write.key, *write.arguments) for group in groups for write in group.writes]
+    full = b"%d" % when_full
+    writes = [write for group in groups for write in group.writes]
+    return [(b"EVAL", WRITE_SCRIPT, b"1", write.key, *write.arguments, full) for write in writes]
 
 
 def cluster_result(groups: Sequence[Group], replies: Sequence[int]) -> CommitResult:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from feature_store.definitions import Interests
-from feature_store.errors import LayoutsChangedError, NotInClusterError, StoreUnavailableError
+from feature_store.errors import LayoutsChangedError, NotInClusterError, StoreFullError, StoreUnavailableError
 from feature_store.online import active_layouts
 from feature_store.online.commit import CommitResult, Group, Write, position_of
 from feature_store.online.customer_reader import LayoutView, known_ids, read_customers, read_grouped
@@ -105,17 +105,25 @@ class CustomerStore:
             StoreUnavailableError: Redis does not answer, or changes must be durable and Redis has no append-only file.
         """
         await self.use(self._view.layouts[0], self._view.folder.interests)
-        if self._durable and not await self._store.has_append_only_file():
-            raise StoreUnavailableError("--durable-events needs a Redis with appendonly")
+        if self._durable and (problem := await self._store.durability_problem()):
+            raise StoreUnavailableError(problem)
 
     async def use(self, layout: StateLayout, interests: Interests) -> None:
         """Switch to the layout and interests of another model; StoreUnavailableError."""
-        await active_layouts.register(self._store, layout)
+        refused: StoreFullError | None = None
+        try:
+            await active_layouts.register(self._store, layout)
+        except StoreFullError as error:  # erasures and consents need the active layouts even then
+            refused = error
         known = {known.fingerprint: known for known in self._view.layouts}
         active = await active_layouts.read_active(self._store, known)
+        if refused is not None and not (layout.fingerprint in active.layouts and active.erasure_key):
+            raise refused
         others = [other for name, other in sorted(active.layouts.items()) if name != layout.fingerprint]
         folder = EventFolder([layout, *others], interests, self._view.folder.rules)
         self._view = LayoutView(folder, active.version, active.erasure_key)
+        if refused is not None:
+            raise refused
 
     async def record(self, events: Sequence[Event]) -> list[Outcome]:
         """Record events that are valid (``events.problem``).
@@ -244,12 +252,12 @@ class CustomerStore:
         """
         self._forget([customer_id])  # even if the erasure fails because Redis does not answer
         if self._view.version == UNKNOWN_VERSION:
-            await self.ensure_registered()
+            await self._read_layouts()
         for _ in range(MAX_ATTEMPTS):
             view = self._view
             erasure = await plan_erasure(self._store, view, customer_id, self._clock())
             self._forget(erasure.ids)
-            position = await self._commit(view, erasure.group)
+            position = await self._commit(view, erasure.group, when_full=True)
             self._forget(erasure.ids)  # again: the old state may have been read in between
             if position is not None:
                 await complete_erasure(self._store, erasure, position)
@@ -290,7 +298,7 @@ class CustomerStore:
             log = [] if self._store.is_cluster else _consent_items(customer, profile)
             ids = {customer_id, *known_ids(customer)}
             self._forget(ids)
-            if await self._commit(view, Group(writes, log)) is not None:
+            if await self._commit(view, Group(writes, log), when_full=True) is not None:
                 self._forget(ids)
                 return profile
         raise ConflictError
@@ -316,18 +324,31 @@ class CustomerStore:
         if self._durable:
             await self._store.commit([], durable=True)
 
-    async def _commit(self, view: LayoutView, group: Group) -> int | None:
+    async def _commit(self, view: LayoutView, group: Group, *, when_full: bool = False) -> int | None:
         """The position of the commit; None after a conflict."""
-        result = await self._try_commit(view, [group])
+        result = await self._try_commit(view, [group], when_full=when_full)
         return None if result is None or result.conflicts else result.position
 
-    async def _try_commit(self, view: LayoutView, groups: Sequence[Group], max_waiting: int = 0) -> CommitResult | None:
+    async def _try_commit(
+        self, view: LayoutView, groups: Sequence[Group], max_waiting: int = 0, *, when_full: bool = False
+    ) -> CommitResult | None:
         """Commit; None if the active layouts have changed, after reading them for the next attempt."""
         try:
-            return await self._store.commit(groups, max_waiting, layouts_version=view.version, durable=self._durable)
+            return await self._store.commit(
+                groups, max_waiting, layouts_version=view.version, durable=self._durable, when_full=when_full
+            )
         except LayoutsChangedError:
-            await self.ensure_registered()
+            await self._read_layouts()
             return None
+
+    async def _read_layouts(self) -> None:
+        """Register, or at least read the active layouts if memory is full; StoreUnavailableError."""
+        before = self._view
+        try:
+            await self.ensure_registered()
+        except StoreFullError:
+            if self._view is before:
+                raise
 
 
 def _profile_for_consent(customer: StoredCustomer) -> Profile:

@@ -51,12 +51,15 @@ REPLACE: Final = b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
     return 0
 end
+redis.call('PERSIST', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
-"""KEYS: an entry. ARGV: what it was computed from, and what it becomes. Returns whether it was still the same."""
+"""KEYS: an entry. ARGV: what it was computed from, and what it becomes. Returns whether it was still the same. PERSIST
+changes nothing: as the first write it lets the script finish even if memory is full (see ``commit.SCRIPT``)."""
 COMPLETE: Final = b"""
 if redis.call('GETRANGE', KEYS[1], 8, 15) == ARGV[1] then
+    redis.call('PERSIST', KEYS[1])
     redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 end
 """

@@ -36,10 +36,12 @@ end
 is killed leaves neither an entry below the mark, at which nobody looks again, nor a gap above it."""
 EMPTY_UNLESS_NEEDED: Final = b"""
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then
+    redis.call('PERSIST', KEYS[3])
     redis.call('SET', KEYS[3], '[]', 'XX')
 end
 """
-"""KEYS: archived, held, an entry. Empties the entry of an erasure if neither an archive nor a load needs it."""
+"""KEYS: archived, held, an entry. Empties the entry of an erasure if neither an archive nor a load needs it, even if
+memory is full: PERSIST changes nothing, but is a first write that takes no memory (see ``commit.SCRIPT``)."""
 ERASURE_START: Final = b'[["d",'
 """An erasure is the only item of its entry."""
 MAX_RANGES: Final = 5

@@ -24,6 +24,7 @@ from feature_store.online.transport.circuit_breaker import CircuitBreaker
 from feature_store.online.transport.cluster import Cluster
 from feature_store.online.transport.connection_pool import MAX_CONNECTIONS, QUEUE_S, pool_for
 from feature_store.online.transport.connections import Command, RedisError
+from feature_store.online.transport.server_facts import refused_command
 from feature_store.state.checksum import remove_checksums
 
 DISK_S: Final = 3.0
@@ -48,6 +49,9 @@ class Servers(Protocol):
 
     async def probe(self, budget_s: float) -> None:
         """Return if it answers on a new connection."""
+
+    async def check(self, budget_s: float) -> None:
+        """Return if every server can be used still; StoreAwayError if one cannot."""
 
     async def follow(self) -> None:
         """Find out whether another server is master now, although the old one still answers."""
@@ -138,7 +142,13 @@ class RedisStore:
         return remove_checksums(keys, await self.ask(b"MGET", *keys, budget_s=budget_s, urgent=urgent))
 
     async def commit(
-        self, groups: Sequence[Group], max_waiting: int = 0, *, layouts_version: bytes = b"", durable: bool = False
+        self,
+        groups: Sequence[Group],
+        max_waiting: int = 0,
+        *,
+        layouts_version: bytes = b"",
+        durable: bool = False,
+        when_full: bool = False,
     ) -> CommitResult:
         """Write groups, each only if no other commit changed its values first; in a cluster key by key.
 
@@ -147,6 +157,7 @@ class RedisStore:
             max_waiting: Maximum number of commits that may wait for the archive; 0 for no limit.
             layouts_version: Version of the active layouts that the writes were computed for; empty for any.
             durable: Return only once the commit is on disk.
+            when_full: Commit even if the memory of Redis is full, as an erasure or a consent must.
 
         Raises:
             ArchiveBehindError: More commits than ``max_waiting`` wait for the archive.
@@ -156,9 +167,9 @@ class RedisStore:
                 or may not have been written.
         """
         if self.is_cluster:
-            replies = await self.ask_all(cluster_commands(groups), once=True)
+            replies = await self.ask_all(cluster_commands(groups, when_full=when_full), once=True)
             return cluster_result(groups, [self._unless_refused(reply) for reply in replies])
-        keys, arguments = keys_and_arguments(groups, max_waiting, layouts_version)
+        keys, arguments = keys_and_arguments(groups, max_waiting, layouts_version, when_full=when_full)
         rest = (b"%d" % len(keys), *keys, *arguments)
         to_disk = [(b"WAITAOF", b"1", b"0", b"%d" % (DISK_S * 1000))] if durable else []
         extra_s = DISK_S if durable else 0.0
@@ -187,10 +198,14 @@ class RedisStore:
         finally:
             self._waiting_for_disk.release()
 
-    async def has_append_only_file(self) -> bool:
-        """Whether Redis can confirm that a commit is on disk."""
+    async def durability_problem(self) -> str:
+        """Why Redis cannot confirm that a commit is on disk; empty if it can."""
         (reply,) = await self.ask_all([(b"WAITAOF", b"1", b"0", b"1")])
-        return not isinstance(reply, RedisError)
+        if not isinstance(reply, RedisError):
+            return ""
+        if refused_command(reply):
+            return "--durable-events needs WAITAOF: use Redis 7.2 or newer, or Valkey, and permit it to the user"
+        return "--durable-events needs a Redis with appendonly"
 
     async def holds_features(self, keys: Keys) -> bool:
         """Whether there may be states of a layout.
@@ -211,6 +226,21 @@ class RedisStore:
         After a failover the old master accepts writes for some seconds until it is demoted, and these are lost.
         """
         await self._servers.follow()
+
+    async def check(self) -> None:
+        """Return if every server can be used still; its eviction policy or permissions may have changed.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer, or must not be used; the message says why.
+        """
+        if self.breaker.open:
+            raise StoreAwayError(self.breaker.reason)
+        generation = self.breaker.times_opened
+        try:
+            await self._servers.check(self.timeout_s)
+        except StoreAwayError as error:
+            self._away(error, generation)
+            raise
 
     async def ping(self) -> None:
         """Return if Redis answers; StoreUnavailableError if it does not."""

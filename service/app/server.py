@@ -19,6 +19,7 @@ import uvloop
 from feature_store.bundles.bundle import BundleError
 from feature_store.errors import InputError, ReadOnlyStoreError, StoreUnavailableError
 from feature_store.online.customer_store import CustomerStore
+from feature_store.online.store import RedisStore
 from service.app.components import Components, build
 from service.app.metric_catalog import expose
 from service.app.worker_slot import READY
@@ -164,7 +165,7 @@ async def _watch(components: Components) -> None:
     while True:
         redis.changed.clear()
         await redis.follow()
-        answers, state = await _probe(components.customers)
+        answers, state = await probe(redis, components.customers)
         if answers is not serving:
             await components.transport.set_serving(answers)
             serving = answers
@@ -177,13 +178,14 @@ async def _watch(components: Components) -> None:
             await asyncio.sleep(SETTLE_S)
 
 
-async def _probe(customers: CustomerStore) -> tuple[bool, str]:
+async def probe(redis: RedisStore, customers: CustomerStore) -> tuple[bool, str]:
     """Whether scores can be answered, and the line for the log.
 
     The probe registers this server's features: that changes nothing in a Redis that knows them, restores them in one
     that was emptied, and shows whether Redis takes writes.
     """
     try:
+        await redis.check()
         await customers.ensure_registered()
     except ReadOnlyStoreError as error:
         return True, f"health is SERVING, scores only: Redis takes no writes ({error})"

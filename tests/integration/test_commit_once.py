@@ -12,6 +12,7 @@ import redis
 
 from feature_store.bundles import bundle
 from feature_store.errors import StoreUnavailableError
+from feature_store.online.commit import SCRIPT_HASH
 from feature_store.online.customer_store import CustomerStore
 from feature_store.online.store import RedisStore
 from feature_store.state.events import Event, Rules
@@ -48,7 +49,7 @@ class Between:
 
         answering = asyncio.create_task(answer())
         while data := await reader.read(65_536):
-            asked = asked or (self.swallow and b"EVAL" in data)
+            asked = asked or (self.swallow and SCRIPT_HASH in data)
             to_redis.write(data)
         to_redis.close()
         await answering

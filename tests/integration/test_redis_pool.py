@@ -158,20 +158,3 @@ def test_a_redis_that_takes_no_more_connections_serves_all_calls_over_those_that
         assert store.breaker.times_opened == 0
 
     with_store(f"redis://127.0.0.1:{node.port}", PATIENCE_S, act)
-
-
-def test_a_redis_that_evicts_customers_is_refused(node: Node) -> None:
-    async def ping(store: RedisStore) -> None:
-        await store.ping()
-
-    async def refused(store: RedisStore) -> None:
-        with pytest.raises(StoreAwayError, match="maxmemory-policy noeviction"):
-            await store.ping()
-
-    url = f"redis://127.0.0.1:{node.port}"
-    node.client.config_set("maxmemory-policy", "allkeys-lru")
-    with_store(url, PATIENCE_S, ping)  # without a limit nothing is evicted
-    node.client.config_set("maxmemory", "100mb")
-    with_store(url, PATIENCE_S, refused)
-    node.client.config_set("maxmemory-policy", "volatile-lru")
-    with_store(url, PATIENCE_S, ping)

@@ -7,10 +7,16 @@ from typing import Any, Final
 import redis
 import redis.cluster
 import redis.sentinel
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from feature_store.online.transport.address import Address, Kind
 from feature_store.online.transport.connections import clear_url_errors, options_of
+from feature_store.online.transport.server_facts import CHECK, facts_of
+
+
+class UnsuitableServerError(RedisError):
+    """A server was connected to that must not be used; the message says why."""
+
 
 CONNECT_S: Final = 5.0
 FAILURES: Final = (RedisError, RedisClusterException, OSError, UnicodeError)
@@ -25,19 +31,45 @@ def client_at(address: Address, timeout_s: float) -> Any:
             return _of_master(address, timeouts)
         if address.kind is Kind.CLUSTER:
             return _of_cluster(address, timeouts)
-        return _checked(redis.Redis.from_url(address.url, **timeouts))
+        return _checked(redis.Redis.from_url(address.url, redis_connect_func=_connect, **timeouts))
+
+
+def check(connection: Any) -> None:
+    """Refuse the server of a new connection, which may be another one after a failover, if it must not be used.
+
+    Raises:
+        RedisError: It must not be used (UnsuitableServerError), or does not answer.
+    """
+    connection.send_packed_command(connection.pack_commands(CHECK))
+    replies = [_reply(connection) for _ in CHECK]
+    if isinstance(replies[0], RedisError):
+        raise replies[0]
+    if problem := facts_of(replies).problem:
+        raise UnsuitableServerError(problem)
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error
+
+
+def _connect(connection: Any) -> None:
+    connection.on_connect()
+    check(connection)
 
 
 def _of_master(address: Address, timeouts: dict[str, Any]) -> Any:
     sentinels = redis.sentinel.Sentinel(())
     options: dict[str, Any] = {"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S}
     sentinels.sentinels += [redis.Redis(**options_of(address.sentinel_at(*host)), **options) for host in address.hosts]
-    return sentinels.master_for(address.name, **_without_place(address), **timeouts)
+    return sentinels.master_for(address.name, **_without_place(address), redis_connect_func=_connect, **timeouts)
 
 
 def _of_cluster(address: Address, timeouts: dict[str, Any]) -> Any:
     nodes = [redis.cluster.ClusterNode(*host) for host in address.hosts]
-    return _ClusterClient(startup_nodes=nodes, **_without_place(address), **timeouts)
+    return _ClusterClient(startup_nodes=nodes, **_without_place(address), redis_connect_func=check, **timeouts)
 
 
 def _without_place(address: Address) -> dict[str, Any]:

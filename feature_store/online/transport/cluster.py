@@ -87,6 +87,12 @@ class Cluster:
         await self._read_slots(budget_s)
         await asyncio.gather(*(self._pool(host).probe(budget_s) for host in set(self._owners)))
 
+    async def check(self, budget_s: float) -> None:
+        """Return if all servers can be used still; StoreAwayError if one cannot."""
+        if not self._owners:
+            await self._read_slots(budget_s)
+        await asyncio.gather(*(self._pool(host).check(budget_s) for host in set(self._owners)))
+
     async def follow(self) -> None:
         """Nothing to do: a server that no longer has a slot says so in its reply."""
 

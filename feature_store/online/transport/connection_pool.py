@@ -26,10 +26,11 @@ from feature_store.online.transport.connections import (
     MasterConnector,
     RedisError,
     ServerConnector,
-    answer_of,
+    answers_of,
     packed,
     refusal,
 )
+from feature_store.online.transport.server_facts import CHECK, facts_of, refusal_text
 
 MAX_CONNECTIONS: Final = 16
 """Connections per event loop and server. Redis executes one command at a time, so more would not make it faster."""
@@ -123,9 +124,17 @@ class ConnectionPool:
         end, generation = loop.time() + budget_s, self._generation
         connection = await self._connect(budget_s)
         connection.generation = generation
-        await answer_of(connection, PING, max(end - loop.time(), 0.0))
+        await answers_of(connection, [PING], max(end - loop.time(), 0.0))
         self._size += 1
         self._release(connection)
+
+    async def check(self, budget_s: float) -> None:
+        """Return if the server can be used still; StoreAwayError if it cannot."""
+        replies = await self.ask(CHECK, budget_s, urgent=True)
+        if isinstance(replies[0], RedisError):
+            raise StoreAwayError(refusal_text(replies[0]))
+        if problem := facts_of(replies).problem:
+            raise StoreAwayError(problem)
 
     def refusal(self, reply: RedisError) -> StoreUnavailableError:
         """The exception for an error reply."""

@@ -7,6 +7,7 @@ used for connecting only: addresses, logins, TLS, and asking Sentinels which ser
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
@@ -30,7 +31,7 @@ from feature_store.errors import (
     StoreUnavailableError,
 )
 from feature_store.online.transport.address import Address, Host
-from feature_store.online.transport.server_facts import ServerFacts, parse_facts
+from feature_store.online.transport.server_facts import CHECK, ServerFacts, facts_of, refusal_text
 
 Command = tuple[bytes, ...]
 SLOTS: Final = REDIS_CLUSTER_HASH_SLOTS
@@ -38,12 +39,13 @@ slot_of: Final = key_slot
 NOT_YET: Final = object()
 PING: Final = (b"PING",)
 ROLE: Final = (b"ROLE",)
-INFO: Final = (b"INFO",)
 MASTER: Final = b"master"
 REFUSING: Final = frozenset(("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "TRYAGAIN"))
 """First words of error replies by which Redis says that it cannot answer anything at the moment."""
 READ_ONLY: Final = frozenset(("READONLY", "MISCONF", "NOREPLICAS"))
 FULL: Final = "OOM"
+IN_SCRIPT: Final = re.compile(r"Error running script .*: -([A-Z]+) ")
+"""The error reply of a command in a script, as Redis before 7.0 wraps it."""
 
 
 def refusal(reply: RedisError, *, master: bool = False) -> StoreUnavailableError:
@@ -53,14 +55,14 @@ def refusal(reply: RedisError, *, master: bool = False) -> StoreUnavailableError
         reply: The reply.
         master: Whether the server was used as the master; another one may be master now.
     """
-    kind = str(reply).partition(" ")[0]
+    kind = match[1] if (match := IN_SCRIPT.search(str(reply))) else str(reply).partition(" ")[0]
     if kind in REFUSING or (master and kind == "READONLY"):
         return StoreAwayError(kind)
     if kind == FULL:
         return StoreFullError(kind)
     if kind in READ_ONLY:
         return ReadOnlyStoreError(kind)
-    return StoreUnavailableError(type(reply).__name__)
+    return StoreUnavailableError(refusal_text(reply))
 
 
 @contextmanager
@@ -115,10 +117,7 @@ class ServerConnector:
             await connection.disconnect(nowait=True)
             raise asyncio.CancelledError
         opened = Connection(connection)
-        opened.facts = parse_facts(await answer_of(opened, INFO, self._timeout_s))
-        if problem := opened.facts.problem:
-            await opened.close()
-            raise StoreAwayError(problem)
+        opened.facts = await checked(opened, self._timeout_s)
         return opened
 
 
@@ -146,7 +145,7 @@ class MasterConnector:
         """A new connection to the master."""
         self._at = await self._master()
         connection = await ServerConnector(self._address.at(*self._at), self._timeout_s).open()
-        role = await answer_of(connection, ROLE, self._timeout_s)
+        (role,) = await answers_of(connection, [ROLE], self._timeout_s)
         if role[0] != MASTER:
             await connection.close()
             raise StoreAwayError("it is no longer the master")
@@ -237,20 +236,29 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(error)
 
 
-async def answer_of(connection: Connection, command: Command, budget_s: float) -> Any:
-    """The reply to a command on a new connection; StoreAwayError if there is none, or it is an error."""
+async def answers_of(connection: Connection, commands: Sequence[Command], budget_s: float) -> list[Any]:
+    """The replies to commands on a new connection; StoreAwayError if there are none, or the first is an error."""
     try:
-        (reply,) = await connection.ask(packed([command]), 1, budget_s)
+        replies = await connection.ask(packed(commands), len(commands), budget_s)
     except OSError as error:
         await connection.close()
         raise StoreAwayError(type(error).__name__) from error
     except BaseException:
         await connection.close()
         raise
-    if isinstance(reply, RedisError):
+    if isinstance(replies[0], RedisError):
         await connection.close()
-        raise StoreAwayError(str(reply).partition(" ")[0])
-    return reply
+        raise StoreAwayError(str(replies[0]).partition(" ")[0])
+    return replies
+
+
+async def checked(connection: Connection, budget_s: float) -> ServerFacts:
+    """What the server of a new connection says about itself; StoreAwayError if it cannot be used."""
+    facts = facts_of(await answers_of(connection, CHECK, budget_s))
+    if facts.problem:
+        await connection.close()
+        raise StoreAwayError(facts.problem)
+    return facts
 
 
 def options_of(url: str) -> dict[str, Any]:
