@@ -147,7 +147,12 @@ class Settings(BaseSettings):
         Field(gt=0, description="Seconds after which a client that takes none of its replies is closed. Lean only."),
     ] = 30.0
     max_connections: Annotated[
-        int, Field(ge=1, description="Maximum open connections; further ones are closed at once. Lean only.")
+        int,
+        Field(
+            ge=1,
+            description="Maximum open connections, of which one address may have four fifths. At a limit, connections "
+            "without a call are closed first. Lean only.",
+        ),
     ] = 1000
     max_connection_age_s: Annotated[
         float,

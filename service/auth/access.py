@@ -97,6 +97,11 @@ class Access:
             raise self._refusal(Reason.CREDENTIALS_INVALID, message)
         return caller
 
+    def repeated(self) -> RequestError:
+        """The refusal of a call with more than one authorization header: a proxy may have checked another one."""
+        message = "there is more than one authorization header: send one token"
+        return self._refusal(Reason.CREDENTIALS_INVALID, message)
+
     def _refusal(self, reason: Reason, message: str) -> RequestError:
         self.refused[reason] += 1
         return RequestError(reason, message)

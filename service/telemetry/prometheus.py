@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from feature_store.errors import InputError
 from service.settings import Settings
+from service.telemetry.scrape_server import start_scrape_server
 
 if TYPE_CHECKING:  # the process that asks needs neither numpy nor grpcio
     from service.telemetry.metrics import Snapshot
@@ -70,7 +71,7 @@ def exposed(settings: Settings, pipes: Callable[[], Mapping[int, Connection]]) -
     registry = CollectorRegistry()
     registry.register(WorkerCollector(pipes))
     try:
-        server, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry)
+        server = start_scrape_server(settings.metrics_host, settings.metrics_port, make_wsgi_app(registry))
     except OSError as error:
         where = f"{settings.metrics_host}:{settings.metrics_port}"
         raise InputError(f"cannot listen on {where} for metrics: {error.strerror}") from error

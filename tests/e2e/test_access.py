@@ -176,12 +176,14 @@ def test_health_and_reflection_are_open_to_all(guarded: ServerProcess) -> None:
         assert "tidemark.v1.ScoringService" in {item.name for item in reported.list_services_response.service}
 
 
-def test_of_several_headers_the_last_one_counts_and_bytes_are_no_token(guarded: ServerProcess) -> None:
+def test_several_tokens_are_refused_and_bytes_are_no_token(guarded: ServerProcess) -> None:
     request = scoring_pb2.ScoreCustomerRequest(customer_id=KNOWN).SerializeToString()
     with RawClient(guarded.target) as raw:
         for sent, code in (
-            ([b"Bearer nobody", b"Bearer all"], 0),
+            ([b"Bearer all"], 0),
+            ([b"Bearer nobody", b"Bearer all"], 16),
             ([b"Bearer all", b"Bearer nobody"], 16),
+            ([b"Bearer all", b"Bearer all"], 16),
             ([b"Bearer \xff\xfe"], 16),
             ([b"Bearer " + b"x" * 6000], 16),
         ):

@@ -477,22 +477,24 @@ def test_a_dribble_is_served_in_the_end(server: ServerProcess) -> None:
         assert peer.status(1) == 0
 
 
-def test_more_connections_than_allowed_are_closed_at_once(options: list[str], tmp_path: Path) -> None:
+def test_silent_connections_give_way_to_new_ones_and_clients_keep_theirs(options: list[str], tmp_path: Path) -> None:
     with ServerProcess(
         tmp_path, *options, "--max-connections", "20", environment={"TIDEMARK_TRANSPORT": "lean"}
     ) as server:
         server.wait_for("health is SERVING")
         with unharmed(server) as healthy:
             until(lambda: healthy.times)
-            kept = [Peer(server.target) for _ in range(19)]
+            kept = [Peer(server.target) for _ in range(10)]
             assert all(peer.answers(1) for peer in kept)
-            for _ in range(200):
-                with Peer(server.target) as peer:
-                    assert peer.gone(PATIENCE_S)
-            assert all(peer.answers(3) for peer in kept)
-            for peer in kept:
+            silent = []
+            for round_ in range(3):
+                silent += [Peer(server.target) for _ in range(50)]
+                with Peer(server.target) as newcomer:
+                    assert newcomer.answers(1)
+                assert all(peer.answers(3 + 2 * round_) for peer in kept)
+            assert all(peer.gone(PATIENCE_S) for peer in silent[:100])
+            for peer in (*kept, *silent):
                 peer.hang_up()
-            until(lambda: Peer(server.target).answers(1))  # once those have gone
         assert server.stop() == 0
 
 

@@ -238,7 +238,10 @@ class GrpcioServer:
         """The quota of the caller, None if there is no limit; RequestError if the caller may not make this call."""
         if self._access is None or scope is None:
             return None
-        header = dict(grpc_context.invocation_metadata() or ()).get("authorization")
+        headers = [value for name, value in grpc_context.invocation_metadata() or () if name == "authorization"]
+        if len(headers) > 1:
+            raise self._access.repeated()
+        header = headers[0] if headers else None
         names = tls.names_of_peer(grpc_context.auth_context())
         return self._access.authorize(header.encode() if isinstance(header, str) else header, names, scope).bucket
 

@@ -19,6 +19,7 @@ from service.telemetry.batch_stages import Tracer
 from service.telemetry.metrics import Metrics
 from service.transport.call_error import CallError, call_error
 from service.transport.lean.call import Call, MakeCall, deadline_exceeded, overdue
+from service.transport.lean.connection_limit import ConnectionLimit, address_of
 from service.transport.lean.framing import HEAD, IDENTITY, check_encoding, timeout_s
 from service.transport.lean.http2 import PREFACE, Headers, Http2, LoadShedder, PeerError, Stream
 from service.transport.lean.lifetime import Action, Lifetime, Limits
@@ -68,6 +69,10 @@ class ConnectionOwner(Protocol):
     def connections(self) -> set[Connection]:
         """All open connections."""
 
+    @property
+    def limit(self) -> ConnectionLimit:
+        """Says whether there is room for another connection."""
+
     def authorize(self, stream: Stream, connection: Connection) -> Quota | None:
         """The quota of the caller, None if there is no limit; RequestError if the caller may not make this call."""
 
@@ -89,6 +94,12 @@ class Connection(asyncio.Protocol):
         self._preface: bytes | None = b""
         """The first bytes as far as they have come; None after the preface of HTTP/2."""
         self._calls_in_batches = 0
+        self._is_silent = True
+        """Whether no request has come yet."""
+        self._last_call_at = 0.0
+        self.address = ""
+        self.is_known = False
+        """Whether a call of a known caller came over it."""
         self._flush_scheduled = self._late_flush_scheduled = self._turn_scheduled = False
         self._reading_paused = self._write_blocked = False
         self._write_closed = False
@@ -109,7 +120,8 @@ class Connection(asyncio.Protocol):
         """Take the connection in, unless there are too many already."""
         self._transport = cast("asyncio.Transport", transport)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if len(self._owner.connections) >= self._owner.settings.max_connections:
+        self.address = address_of(transport.get_extra_info("peername"))
+        if not self._owner.limit.admit(self):
             self._transport.abort()
             return
         self._owner.connections.add(self)
@@ -136,6 +148,10 @@ class Connection(asyncio.Protocol):
         except PeerError as error:
             self._close_for(error)
             return
+        if self._is_silent and self._h2.has_requests:
+            self._is_silent = False
+            self._lifetime.called()
+            self._owner.limit.called(self)
         self._serve_ready()
 
     def eof_received(self) -> None:
@@ -160,6 +176,19 @@ class Connection(asyncio.Protocol):
         """Read again."""
         self._write_blocked = False
         self._pause_or_resume_reading()
+
+    @property
+    def idle_since(self) -> float | None:
+        """When its last call ended, in monotonic seconds; None while a call is under way."""
+        return None if self._h2.streams else self._last_call_at
+
+    def give_way(self) -> None:
+        """Close at once to make room for another connection; the peer may repeat what it is just sending."""
+        if self._preface is None:
+            self._h2.go_away_finally()
+            self.flush()
+        self._write_closed = True
+        self._transport.close()
 
     def abort(self) -> None:
         """Close at once; what has not been sent is lost."""
@@ -321,9 +350,10 @@ class Connection(asyncio.Protocol):
 
     def _ended(self, call: Call, code: int, error: Exception | None = None) -> None:
         self._calls_in_batches -= call.awaits_batch
+        self._last_call_at = time.monotonic()
         call.close()
         if (metrics := self._owner.metrics) is not None:
-            metrics.ended(call.stream.path, code, time.monotonic() - call.started, error)
+            metrics.ended(call.stream.path, code, self._last_call_at - call.started, error)
         if (trace := call.context.trace) is not None:
             trace.end(code, error)
 

@@ -16,6 +16,7 @@ Headers = list[tuple[bytes, bytes]]
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 NO_ERROR: Final = 0
+PROTOCOL_ERROR: Final = 1
 STREAM_CLOSED: Final = 5
 ENHANCE_YOUR_CALM: Final = 11
 
@@ -40,6 +41,7 @@ FRAME_BYTES: Final = 16_384 + FRAME_HEAD
 """Size of the largest frame, which may arrive in pieces."""
 SHORT_DATA: Final = 16
 """A DATA frame with less counts as asking for nothing: the smallest event with its prefix is about twice as long."""
+PRIORITY: Final = 2
 WINDOW_UPDATE: Final = 8
 
 EVERY_STREAM: Final = 2**31 - 1
@@ -64,15 +66,21 @@ class PeerError(Exception):
 
 
 class Stream:
-    """A request as far as it has arrived: its headers (the last of each name) and the rest of its body."""
+    """A request as far as it has arrived: its headers (the last of each name) and the rest of its body.
 
-    __slots__ = ("body", "ended", "headers", "id", "method", "path", "reset")
+    ``repeats_authorization``: whether the header authorization came more than once.
+    """
+
+    __slots__ = ("body", "ended", "headers", "id", "method", "path", "repeats_authorization", "reset")
 
     def __init__(self, event: zttp.Request) -> None:
         self.id: Final = event.stream_id
         self.method: Final = event.method
         self.path: Final = event.path
         self.headers: Final = dict(event.headers)
+        self.repeats_authorization: Final = (
+            len(self.headers) < len(event.headers) and sum(name == b"authorization" for name, _ in event.headers) > 1
+        )
         self.body: bytes | bytearray = b""
         self.ended = event.end_stream
         self.reset = False
@@ -108,6 +116,10 @@ class Http2:
         """Bytes of bodies that are not consumed."""
         self._credit = BURST
         self._idle_bytes = 0
+        self._next_frame = len(PREFACE)
+        """Bytes that come before the head of the next frame; negative while part of that head has come."""
+        self._head = b""
+        """That part."""
         self._requests = self._resets = self._last = 0
         self._final = False
 
@@ -116,11 +128,27 @@ class Http2:
     def receive(self, data: bytes) -> Collection[Stream]:
         """Parse received bytes and return the streams that have advanced. PeerError ends the connection."""
         self._idle_bytes += len(data)
+        self._check_frames(data)
         try:
             self._h2.receive_data(data)
         except zttp.ProtocolError as error:
             raise PeerError(str(error)) from error
         return self.advance()
+
+    def _check_frames(self, data: bytes) -> None:
+        """End the connection for PRIORITY on stream 0 (RFC 9113, 6.3), which zttp ignores."""
+        at = self._next_frame
+        if at < 0:  # the head of a frame came in pieces
+            data, at = self._head + data, 0
+        end = len(data) - FRAME_HEAD
+        while at <= end:
+            if data[at + 3] == PRIORITY and not (data[at + 5] & 0x7F or data[at + 6] or data[at + 7] or data[at + 8]):
+                self._h2.close(PROTOCOL_ERROR)
+                raise PeerError("PRIORITY on stream 0")
+            at += FRAME_HEAD + (data[at] << 16 | data[at + 1] << 8 | data[at + 2])
+        self._next_frame = at - len(data)
+        if self._next_frame < 0:
+            self._head = data[at:]
 
     def advance(self) -> Collection[Stream]:  # noqa: C901, PLR0912  # one branch a kind of event, in the loop that all calls take
         """Parse what was received before, for one turn, and return the streams that have advanced."""
@@ -300,6 +328,11 @@ class Http2:
         """Name the last stream that is answered; the peer may safely repeat later ones on another connection."""
         self._final = True
         self._h2.close(NO_ERROR, self._last)
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether the peer has sent any request, shed ones included."""
+        return self._requests > 0
 
     @property
     def should_reconnect(self) -> bool:

@@ -20,6 +20,8 @@ from typing import Final
 
 HANDSHAKE_S: Final = 10.0
 """Seconds within which a connection must have sent the preface of HTTP/2."""
+FIRST_CALL_S: Final = 10.0
+"""Seconds within which a connection must have had a request; clients open another one with their next call."""
 PONG_S: Final = 5.0
 """Seconds that a peer has to answer the ping behind GOAWAY; after that it is taken to have read GOAWAY."""
 LINGER_S: Final = 1.0
@@ -75,7 +77,7 @@ class Lifetime:
         self._accepted_at: Final = now
         self.phase = Phase.OPEN
         self._phase_ends_at = math.inf
-        self._has_greeted = False
+        self._has_greeted = self._has_called = False
         self._heard_at = now
         self._progress_at = now
         self._unsent = 0
@@ -90,6 +92,10 @@ class Lifetime:
     def greeted(self) -> None:
         """The peer has sent the preface of HTTP/2."""
         self._has_greeted = True
+
+    def called(self) -> None:
+        """The peer has sent a request."""
+        self._has_called = True
 
     def write_blocked(self, now: float) -> None:
         """The socket takes no more: the peer has to read something within the limit."""
@@ -140,7 +146,8 @@ class Lifetime:
             return Action.ABORT
         match self.phase:
             case Phase.OPEN:
-                too_old = now > self._accepted_at + self._limits.max_age_s
+                max_age_s = self._limits.max_age_s if self._has_called else min(self._limits.max_age_s, FIRST_CALL_S)
+                too_old = now > self._accepted_at + max_age_s
                 return Action.LEAVE if too_old else self._keepalive(now)
             case Phase.GOAWAY_SENT:
                 return self._tick_goaway_sent(now, pongs)

@@ -41,6 +41,7 @@ from service.transport.lean.call_types import (
     shed_reply,
 )
 from service.transport.lean.connection import TICK_S, Connection
+from service.transport.lean.connection_limit import ConnectionLimit
 from service.transport.lean.http2 import HeadersOnlyReply, LoadShedder, Stream
 from service.transport.lean.lifetime import HANDSHAKE_S, LINGER_S
 from service.transport.standard_services import REFLECTION_PATHS, SERVICES, Health, Reflection
@@ -64,6 +65,7 @@ class LeanServer:
         self.health: Final = Health(("", *SERVICES))
         self.serving = False
         self.connections: Final[set[Connection]] = set()
+        self.limit: Final = ConnectionLimit(backend.settings.max_connections)
         methods = _methods(backend)
         self._scopes: Final = {path.encode(): scope for path, scope in required_scopes(methods).items()}
         reflection = Reflection((*SERVICES, health.SERVICE_NAME))
@@ -159,12 +161,17 @@ class LeanServer:
         """
         if self._access is None or (scope := self._scopes.get(stream.path)) is None:
             return None
+        if stream.repeats_authorization:
+            raise self._access.repeated()
         header = stream.headers.get(b"authorization")
-        return self._access.authorize(header, connection.certificate_names, scope).bucket
+        caller = self._access.authorize(header, connection.certificate_names, scope)
+        connection.is_known = True
+        return caller.bucket
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection that has been closed."""
         self.connections.discard(connection)
+        self.limit.lost(connection)
         if self._all_closed is not None and not self.connections:
             self._all_closed.set()
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from service.transport.lean.lifetime import HANDSHAKE_S, LINGER_S, PONG_S, Action, Lifetime, Limits, Phase
+from service.transport.lean.lifetime import FIRST_CALL_S, HANDSHAKE_S, LINGER_S, PONG_S, Action, Lifetime, Limits, Phase
 
 LIMITS = Limits(max_age_s=1000.0, keepalive_s=60.0, keepalive_timeout_s=20.0, write_stall_timeout_s=30.0)
 LATER = 0.1
 
 
 class Peer:
-    """A connection at time 0, whose peer has greeted; times are seconds since then."""
+    """A connection at time 0, whose peer has greeted and sent a request; times are seconds since then."""
 
-    def __init__(self, limits: Limits = LIMITS, *, greeted: bool = True) -> None:
+    def __init__(self, limits: Limits = LIMITS, *, greeted: bool = True, called: bool = True) -> None:
         self.lifetime = Lifetime(limits, 0.0)
         if greeted:
             self.lifetime.greeted()
+        if called:
+            self.lifetime.called()
         self.pongs = self.open_streams = self.unsent = 0
         self.write_blocked = False
 
@@ -38,6 +40,12 @@ def test_a_peer_that_does_not_greet_is_dropped() -> None:
     peer = Peer(greeted=False)
     assert peer.tick(HANDSHAKE_S) is Action.NOTHING
     assert peer.tick(HANDSHAKE_S + LATER) is Action.ABORT
+
+
+def test_a_peer_that_sends_no_request_is_asked_to_leave() -> None:
+    peer = Peer(called=False)
+    assert peer.tick(FIRST_CALL_S) is Action.NOTHING
+    assert peer.tick(FIRST_CALL_S + LATER) is Action.LEAVE
 
 
 def test_a_silent_peer_is_pinged_once_and_dropped_if_it_does_not_answer() -> None:
