@@ -25,9 +25,9 @@ START_TIMEOUT_S: Final = 60.0
 def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
     """Run a redis-server on a Unix socket until the end of the block.
 
-    It writes an append-only file, so acknowledged writes survive however the server ends. If the machine fails, the
-    last second or two may be lost (``appendfsync everysec``), or nothing with ``"--appendfsync", "always"``. No other
-    user can read its data or connect to it.
+    It writes an append-only file. With a folder for its data, what it has acknowledged is on disk (``appendfsync
+    always``), so nothing is lost if it is killed or the machine fails. In a temporary folder, which ends with it, it
+    does not wait for the disk. No other user can read its data or connect to it.
 
     Args:
         arguments: More options of redis-server.
@@ -54,6 +54,8 @@ def embedded_redis(*arguments: str, data: Path | None = None) -> Iterator[str]:
                 "",
                 "--appendonly",
                 "yes",
+                "--appendfsync",
+                "everysec" if data is None else "always",
                 *arguments,
             ],
             stdout=subprocess.DEVNULL,

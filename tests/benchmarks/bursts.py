@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import resource
+import socket
+import statistics
 import time
 from collections import Counter
+from contextlib import ExitStack
 from typing import Final
 
 import grpc
 import grpc.aio
 from tidemark.v1 import customers_pb2
 
+from tests.benchmarks import raw_load
 from tests.benchmarks.setting import UNARY, Bench, Measured, customer_id, tidemark_server, unary_requests
+from tidemark import ScoringClient
 
 GET: Final = "/tidemark.v1.CustomerService/GetCustomer"
 AT_ONCE: Final = 400
 BURSTS: Final = 10
 SCORES_PER_S: Final = 100
 TIMEOUT_S: Final = 30.0
+SILENT: Final = 1100
+"""More connections than a server takes by default."""
+TRIES: Final = 20
 
 
 def customer_burst(bench: Bench) -> Measured:
@@ -63,3 +72,24 @@ async def _bursts(target: str) -> Counter[tuple[str, str]]:
         over.set()
         await scoring
     return codes
+
+
+def silent_connections(bench: Bench) -> Measured:
+    """Seconds until a new client has a score, while others hold silent connections, at worst; the limit is 1,000."""
+    descriptors, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        with tidemark_server(bench.registry, bench.url) as server, ExitStack() as stack:
+            for number in range(SILENT):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S))
+                client.sendall(raw_load.PREFACE if number % 2 else b"")
+            seconds = []
+            for _ in range(TRIES):
+                start = time.perf_counter()
+                with ScoringClient(f"127.0.0.1:{server.port}", timeout_s=TIMEOUT_S) as caller:
+                    caller.score(customer_id(0))
+                seconds.append(time.perf_counter() - start)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, most))
+    note = f"{SILENT:,} connections, half with a preface; median of {TRIES} clients {statistics.median(seconds):.3f} s"
+    return max(seconds), note

@@ -54,8 +54,9 @@ from tests.benchmarks.setting import (
 RECORD: Final = "/tidemark.v1.EventService/RecordEvents"
 DURABILITY: Final = ("--appendonly", "yes", "--appendfsync", "everysec")
 ROWS: Final = 256
+DURABLE_ROWS: Final = 64
 REQUESTS: Final = 64
-"""Of 256 events each, in one slice of load."""
+"""Batches of events in one slice of load."""
 LINES: Final = 4
 SINGLES: Final = 4000
 """Requests with one event, more than fit into a slice."""
@@ -184,12 +185,12 @@ def durable_redis(bench: Bench) -> Iterator[str]:
         yield url
 
 
-def record_rate(target: Server, kinds: Kinds) -> float:
-    """Events a second through RecordEvents in batches of 256, four of them in flight."""
-    requests = EventRequests(target.port, kinds, REQUESTS, ROWS)
+def record_rate(target: Server, kinds: Kinds, rows: int = ROWS) -> float:
+    """Events a second through RecordEvents in batches of ``rows``, four of them in flight."""
+    requests = EventRequests(target.port, kinds, REQUESTS, rows)
     start = time.perf_counter()
     front.paced(target.port, requests, math.inf, REQUESTS, LINES)
-    return REQUESTS * ROWS / (time.perf_counter() - start)
+    return REQUESTS * rows / (time.perf_counter() - start)
 
 
 class Bare:
@@ -273,6 +274,28 @@ def check(port: int, kinds: Kinds) -> None:
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
+
+
+def durable_cost(bench: Bench) -> Measured:
+    """Seconds of RecordEvents with --durable-events over without, on one Redis that writes before it answers."""
+    kinds = Kinds.of(bench.bundle)
+    with embedded_redis("--appendfsync", "always") as url:
+        load_customers(url, bench.bundle)
+        with (
+            tidemark_server(bench.registry, url, "--durable-events") as durable,
+            tidemark_server(bench.registry, url) as usual,
+        ):
+            for server in (durable, usual):
+                check(server.port, kinds)
+            result = paired(
+                lambda: 1 / record_rate(durable, kinds, DURABLE_ROWS),
+                lambda: 1 / record_rate(usual, kinds, DURABLE_ROWS),
+            )
+    rate = 1 / result.unit
+    return (
+        result.median,
+        f"batches of {DURABLE_ROWS}, {LINES} in flight; without {rate:,.0f} events a second; {result.spread}",
+    )
 
 
 def throughput(bench: Bench) -> dict[str, Measured]:

@@ -213,6 +213,8 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
     ("load_ratio", "<= 0.6", load.load_ratio),
     ("rolling_lost", "<= 0", rolling.rolling_lost),
     ("customer_burst", "<= 0", bursts.customer_burst),
+    ("silent_connections", "<= 1", bursts.silent_connections),
+    ("durable_cost", "", events.durable_cost),
     ("worker_memory", "<= 1.1", memory.worker_memory),
     ("garbage", "<= 0", garbage.garbage),
 )

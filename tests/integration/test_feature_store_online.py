@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,6 +166,16 @@ def test_an_embedded_redis_listens_on_a_socket_only_and_ends_with_its_block() ->
         assert settings["maxmemory"] == str(64 * 2**20)
     assert not path.parent.exists()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_embedded_redis_that_keeps_its_data_has_on_disk_what_it_acknowledges(tmp_path: Path) -> None:
+    with embedded_redis(data=tmp_path / "data") as url, redis.Redis.from_url(url) as connection:
+        settings = connection.config_get("append*")
+        assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "always")
+        connection.set("acknowledged", "1")
+        os.kill(connection.info("server")["process_id"], signal.SIGKILL)
+    with embedded_redis(data=tmp_path / "data") as url, redis.Redis.from_url(url) as connection:
+        assert connection.get("acknowledged") == b"1"
 
 
 def test_an_embedded_redis_that_cannot_start_says_so(capfd: pytest.CaptureFixture[str]) -> None:
