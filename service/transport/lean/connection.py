@@ -179,8 +179,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """When its last call ended, in monotonic seconds; None while a call is under way."""
-        return None if self._h2.streams else self._last_call_at
+        """When its last call ended, in monotonic seconds; None while a call is under way, or replies are to be read."""
+        return None if self._h2.streams or self._h2.unsent() else self._last_call_at
 
     def give_way(self) -> None:
         """Close at once to make room for another connection; the peer may repeat what it is just sending."""
