@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
-from redis.exceptions import RedisError
-
 from feature_store.errors import InputError, StoreUnavailableError
 from feature_store.online.transport.address import Kind, parse
-from feature_store.online.transport.clients import FAILURES, UnsuitableServerError, client_at
-from feature_store.online.transport.server_facts import facts_of_info, refusal_text, refused_command
+from feature_store.online.transport.clients import FAILURES, client_at, problem_of
+from feature_store.online.transport.server_facts import facts_of_info
 
 TIMEOUT_S: Final = 30.0
 
@@ -71,11 +69,9 @@ class CommandClient:
 def _with_clear_errors(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return method(*args, **options)
-    except UnsuitableServerError as error:
-        raise _unsuitable(str(error)) from error
     except FAILURES as error:
-        if isinstance(error, RedisError) and refused_command(error):
-            raise _unsuitable(refusal_text(error)) from error
+        if problem := problem_of(error):
+            raise _unsuitable(problem) from error
         raise StoreUnavailableError(type(error).__name__) from error
 
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from feature_store.online.transport.address import Address, Kind
 from feature_store.online.transport.connections import clear_url_errors, options_of
-from feature_store.online.transport.server_facts import CHECK, facts_of
+from feature_store.online.transport.server_facts import CHECK, facts_of, refusal_text, refused_command
 
 
 class UnsuitableServerError(RedisError):
@@ -46,6 +46,13 @@ def check(connection: Any) -> None:
         raise replies[0]
     if problem := facts_of(replies).problem:
         raise UnsuitableServerError(problem)
+
+
+def problem_of(error: Exception) -> str:
+    """Why a server must not be used, if an error says so; empty if it says something else."""
+    if isinstance(error, UnsuitableServerError):
+        return str(error)
+    return refusal_text(error) if isinstance(error, RedisError) and refused_command(error) else ""
 
 
 def _reply(connection: Any) -> Any:

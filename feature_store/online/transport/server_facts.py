@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis.exceptions import RedisError
-
 _LINE: Final = re.compile(rb"^(run_id|redis_version|maxmemory|maxmemory_policy|aof_enabled):([^\r\n]*)", re.MULTILINE)
 _REFUSED: Final = re.compile(
     r"unknown command [`'\"]?(?P<unknown>[\w|]+)|permissions? to (?:run|execute) the '(?P<denied>[\w|]+)'"
@@ -24,10 +22,14 @@ MIN_VERSION: Final = (6, 2)
 INFO: Final = (b"INFO",)
 CHECK: Final[Sequence[tuple[bytes, ...]]] = (
     INFO,
+    (b"MULTI",),
     (b"MGET", b"tm:check"),
-    (b"EVALSHA", b"0" * 40, b"0"),  # no script has this hash: only whether the command is allowed matters
+    (b"EVALSHA", b"0" * 40, b"0"),
+    (b"DISCARD",),
 )
-"""Commands whose replies show whether a server can be used."""
+"""Commands whose replies show whether a server can be used. In a transaction that is discarded Redis says whether a
+command is allowed, and executes nothing."""
+NEEDED: Final = frozenset({"MGET", "EVALSHA"})
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class ServerFacts:
         max_memory: Bytes that its data may take; 0 for no limit.
         eviction: The policy by which it evicts keys once the memory is full.
         append_only: Whether it writes an append-only file.
-        refused: The first command of CHECK that it does not know or allow; empty if there is none.
+        refused: A command of NEEDED that it does not know or allow; empty if there is none.
     """
 
     run: bytes = b""
@@ -69,8 +71,8 @@ def facts_of(replies: Sequence[Any]) -> ServerFacts:
     """The facts in the replies to CHECK, error replies included; the first reply must not be one."""
     info = replies[0].encode() if isinstance(replies[0], str) else replies[0]
     values = {match[1].decode(): match[2] for match in _LINE.finditer(info)}
-    refused = (refused_command(reply) for reply in replies[1:] if isinstance(reply, RedisError))
-    return _facts({name: value.decode() for name, value in values.items()}, next(filter(None, refused), ""))
+    refused = {refused_command(reply) for reply in replies[1:] if isinstance(reply, Exception)} & NEEDED
+    return _facts({name: value.decode() for name, value in values.items()}, min(refused, default=""))
 
 
 def facts_of_info(info: Mapping[str, Any], refused: str = "") -> ServerFacts:
@@ -78,7 +80,7 @@ def facts_of_info(info: Mapping[str, Any], refused: str = "") -> ServerFacts:
     return _facts({name: str(value) for name, value in info.items()}, refused)
 
 
-def refused_command(reply: RedisError) -> str:
+def refused_command(reply: Exception) -> str:
     """The command that an error reply says is unknown or not allowed; empty if it says something else.
 
     The text of a reply is never shown as a whole, because it may repeat arguments, and customers' ids with them.
@@ -87,7 +89,7 @@ def refused_command(reply: RedisError) -> str:
     return (match["unknown"] or match["denied"]).upper() if match else ""
 
 
-def refusal_text(reply: RedisError) -> str:
+def refusal_text(reply: Exception) -> str:
     """What an error reply says, as far as it can be shown."""
     if command := refused_command(reply):
         return _not_allowed(command)
