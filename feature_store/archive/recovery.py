@@ -8,7 +8,7 @@ be scored, and so would one who had withheld consent. The archive knows both, so
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -26,11 +26,23 @@ from feature_store.online.erased_customers import (
     read_erased_customers,
     restore_tombstones,
 )
+from feature_store.online.erasure import REPLACE
 from feature_store.online.event_log import EventLog
-from feature_store.online.keys import CHUNK, PROFILE_PREFIX, STORED_LAYOUTS, Keys, profile_keys
+from feature_store.online.keys import CHUNK, PROFILE_PREFIX, STORED_LAYOUTS, Keys, log_key, profile_keys
 from feature_store.state.checksum import remove_checksums
 from feature_store.state.folding import StoredCustomer
-from feature_store.state.log_entries import LoggedConsent, decode_entry, encode_consent, encode_link
+from feature_store.state.log_entries import (
+    LoggedConsent,
+    LoggedEvent,
+    LoggedLink,
+    LoggedMerge,
+    decode_entry,
+    encode_consent,
+    encode_link,
+    is_event_until,
+    without_customers,
+    without_events_until,
+)
 from feature_store.state.profile import Profile, UnreadableProfileError, alias_of
 
 MAX_ATTEMPTS: Final = 100
@@ -69,9 +81,56 @@ def restore(client: CommandClient, log: EventLog, snapshot: ArchiveSnapshot, com
     key = bytes.fromhex(manifest.erasure_key)
     known = ErasedCustomers(key, times)
     restore_tombstones(client, known)
-    forget_customers(client, ErasedCustomers(key, lost), common)
+    _forget_again(client, log, ErasedCustomers(key, lost), common)
     newer = set(_consents_after(log, common))
     _restore_consents(client, {name: consent for name, consent in consents.items() if name not in newer}, known)
+
+
+def _forget_again(client: CommandClient, log: EventLog, erased: ErasedCustomers, common: int) -> None:
+    """Remove customers whose erasures were lost, with events from before them that were accepted again since then.
+
+    A customer that has done something after its erasure has come back.
+    """
+    came_back = set[str]()
+    for at, entry in log.entries(common + 1, log.position()):
+        came_back.update(_ids_of_newer_items(at, entry, erased))
+    forget_customers(client, erased, came_back)
+    for at, entry in log.entries(common + 1, log.position()):
+        _remove_old_events(client, at, entry, erased, came_back)
+
+
+def _ids_of_newer_items(position: int, entry: bytes, erased: ErasedCustomers) -> set[str]:
+    """Ids in an entry, but for events from before the erasure of their customers."""
+    items = decode_entry(position, entry)
+    bounds = erased.among({item.customer_id for item in items if isinstance(item, LoggedEvent)})
+    ids = set[str]()
+    for item in items:
+        match item:
+            case LoggedEvent() if not is_event_until(item, bounds):
+                ids.add(item.customer_id)
+            case LoggedConsent():
+                ids.add(item.customer_id)
+            case LoggedMerge():
+                ids |= {item.alias, item.root}
+            case _:
+                pass
+    return ids
+
+
+def _remove_old_events(
+    client: CommandClient, position: int, entry: bytes | None, erased: ErasedCustomers, came_back: Collection[str]
+) -> None:
+    """Remove from an entry the events from before the erasure of their customers."""
+    key = log_key(position)
+    while entry is not None:
+        items = decode_entry(position, entry)
+        bounds = erased.among({item.customer_id for item in items if isinstance(item, LoggedEvent | LoggedLink)})
+        kept = without_events_until(position, entry, bounds)
+        gone = bounds.keys() - set(came_back)
+        kept = without_customers(position, kept, gone) or kept
+        if kept == entry or client.evaluate(REPLACE, [key], entry, kept):
+            return
+        entry = client.call(client.redis.get, key)  # an erasure has changed it
 
 
 def earlier_records(client: CommandClient, position: int) -> list[EventRow]:

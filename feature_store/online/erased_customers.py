@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
 from feature_store.online.command_client import CommandClient
-from feature_store.online.commit import Group, Write, position_of
+from feature_store.online.commit import Group, Write
 from feature_store.online.commit_groups import commit_groups
 from feature_store.online.keys import CHUNK, ERASURE_KEY, LAYOUTS_VERSION, PROFILE_PREFIX, TOMBSTONE_PREFIX
 from feature_store.state.checksum import remove_checksums, with_checksum
@@ -58,7 +58,7 @@ def restore_tombstones(client: CommandClient, erased: ErasedCustomers) -> None:
         client.call(client.redis.delete, LAYOUTS_VERSION)
 
 
-def forget_customers(client: CommandClient, erased: ErasedCustomers, position: int) -> None:
+def forget_customers(client: CommandClient, erased: ErasedCustomers, came_back: Collection[str]) -> None:
     """Remove the states of erased customers from a Redis that has lost their erasure, and what it knew of them.
 
     A customer who has come back since then keeps its consent, and gets its state with the next load.
@@ -66,7 +66,7 @@ def forget_customers(client: CommandClient, erased: ErasedCustomers, position: i
     Args:
         client: Redis.
         erased: The customers.
-        position: Profiles of later commits are from after the erasure was lost.
+        came_back: Ids of the customers that have come back.
     """
     if not erased.times:
         return
@@ -76,20 +76,20 @@ def forget_customers(client: CommandClient, erased: ErasedCustomers, position: i
         gone = erased.among(names.values())
         for key, name in names.items():
             if name in gone:
-                _forget(client, key, gone[name], position)
+                _forget(client, key, gone[name], came_back=name in came_back)
 
 
-def _forget(client: CommandClient, key: bytes, erased_at: float, position: int) -> None:
+def _forget(client: CommandClient, key: bytes, erased_at: float, *, came_back: bool) -> None:
     (value,) = remove_checksums([key], [client.call(client.redis.get, key)])
     writes = [Write(key, value, None)]
-    if key.startswith(PROFILE_PREFIX) and position_of(value) > position:
+    if came_back and value is not None and key.startswith(PROFILE_PREFIX):
         try:
             profile = Profile.from_stored(value)
         except UnreadableProfileError:
             profile = Profile(scoring=False)
         writes = [Write(key, value, Profile(profile.scoring, profile.automated_response, not_before=erased_at).pack())]
     if commit_groups(client, [Group(writes)]).conflicts:  # it changed in the meantime
-        _forget(client, key, erased_at, position)
+        _forget(client, key, erased_at, came_back=came_back)
 
 
 def read_erased_customers(client: CommandClient) -> ErasedCustomers:

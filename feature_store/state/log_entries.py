@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from json.encoder import encode_basestring
 from typing import Any, Final, NamedTuple
 
@@ -174,6 +174,27 @@ def without_customers(position: int, data: bytes, customer_ids: Collection[str])
         return None
     items = [item for item in decode_entry(position, data) if not _concerns(item, customer_ids)]
     return _encode([_parts(item) for item in items]).encode()
+
+
+def without_events_until(position: int, data: bytes, bounds: Mapping[str, float]) -> bytes:
+    """An entry without the events of some customers up to a time.
+
+    Args:
+        position: Position of the entry.
+        data: The entry.
+        bounds: By customer id, Unix seconds of the last event to leave out.
+
+    Raises:
+        InputError: The entry is malformed.
+    """
+    items = decode_entry(position, data)
+    kept = [item for item in items if not is_event_until(item, bounds)]
+    return data if len(kept) == len(items) else _encode([_parts(item) for item in kept]).encode()
+
+
+def is_event_until(item: LogItem, bounds: Mapping[str, float]) -> bool:
+    """Whether an item is an event that :func:`without_events_until` leaves out."""
+    return isinstance(item, LoggedEvent) and item.t <= bounds.get(item.customer_id, -math.inf)
 
 
 def _concerns(item: LogItem, customer_ids: Collection[str]) -> bool:

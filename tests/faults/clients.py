@@ -83,11 +83,6 @@ class Client(threading.Thread):
         if self._channel is not None:
             self._channel.close()
 
-    def forget_all(self) -> None:
-        """Go on with new customers, and repeat no event that was sent so far."""
-        self.names.clear()
-        self._sent.clear()
-
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def _record(self) -> None:

@@ -19,6 +19,7 @@ from feature_store.archive.writer import ArchiveWriter
 from feature_store.config import Source
 from feature_store.definitions import Feature, Interests
 from feature_store.embedded_redis import embedded_redis
+from feature_store.erasure_check import traces_of
 from feature_store.errors import InputError
 from feature_store.loading.load import load_states, verify_states
 from feature_store.offline.store import OfflineStore
@@ -57,11 +58,11 @@ class Shop:
 
         return asyncio.run(run())
 
-    def record(self, *ids: str) -> list[Outcome]:
+    def record(self, *ids: str, at: float = NOW) -> list[Outcome]:
         """Record one visit for each event id; the part before the dash is the customer."""
 
         async def use(store: CustomerStore) -> list[Outcome]:
-            events = [Event(name.partition("-")[0], "visit", NOW, event_id=name) for name in ids]
+            events = [Event(name.partition("-")[0], "visit", at, event_id=name) for name in ids]
             return [outcome for event in events for outcome in await store.record([event])]
 
         return self.do(use)
@@ -161,7 +162,9 @@ def test_erasures_consents_and_merges_that_redis_has_lost(shop: Shop) -> None:
     shop.do(lambda store: store.merge("y", "z"))
     shop.archive()
     shop.replace(backup)
-    shop.record("back-2")
+    again = shop.record("erased-1", "erased-2", "back-3")  # Redis does not know of the erasures
+    assert again == [Outcome(Verdict.DUPLICATE), Outcome(Verdict.ACCEPTED), Outcome(Verdict.ACCEPTED)]
+    shop.record("back-2", at=NOW + 1)
     shop.do(lambda store: store.consent("back", scoring=None, automated_response=False))
     shop.do(lambda store: store.merge("z", "y"))  # the other way round: Redis does not know of the first
     shop.archive()
@@ -175,7 +178,9 @@ def test_erasures_consents_and_merges_that_redis_has_lost(shop: Shop) -> None:
         shop.do(lambda store: store.get("erased"))
     assert shop.do(lambda store: store.get("granted")).profile.scoring
     assert not shop.do(lambda store: store.get("back")).profile.automated_response
-    assert "erased-1" not in shop.archived()
+    assert not {"erased-1", "erased-2", "back-1", "back-3"} & set(shop.archived())
+    with CommandClient(shop.url) as client:
+        assert list(traces_of(client, ["erased"], shop.folder, [])) == []
     shop.load()
     assert (shop.visits("erased"), shop.visits("back"), shop.visits("y")) == (0.0, 1.0, 3.0)
 
