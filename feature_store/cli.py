@@ -29,4 +29,8 @@ def run_cli(command: click.Command, name: str | None = None) -> None:
         end_with(f"Redis does not answer ({error}): check --redis, and that Redis is running", 2)
     except (click.Abort, KeyboardInterrupt):
         end_with("stopped", 130)
+    except ImportError as error:  # what Ctrl-C becomes while a compiled module is being imported
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        end_with("stopped", 130)
     sys.exit(code if isinstance(code, int) else 0)
