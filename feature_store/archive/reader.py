@@ -180,12 +180,11 @@ class ArchiveSnapshot:
         """A query for the aliases (ALIAS_COLUMNS), each alias once."""
         return parquet_query([self.folder / self.manifest.aliases] if self.manifest.aliases else [], ALIAS_COLUMNS)
 
-    def aliases(self) -> dict[str, str]:
+    def aliases(self, connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
         """Customer id by alias; a customer id is never an alias."""
         if self.manifest.aliases is None:
             return {}
-        with duckdb.connect(":memory:") as connection:
-            return dict(connection.execute(self.aliases_sql).fetchall())
+        return dict(connection.execute(self.aliases_sql).fetchall())
 
 
 def read_archive(folder: Path, use: Callable[[ArchiveSnapshot], Result]) -> Result:

@@ -72,7 +72,7 @@ class ArchiveWriter:
             self._lock = _lock(folder)
             try:
                 self._manifest = self._recover()
-                self._aliases = Aliases(ArchiveSnapshot(folder, self._manifest).aliases())
+                self._aliases = Aliases(ArchiveSnapshot(folder, self._manifest).aliases(self._connection))
             except BaseException:
                 self.close()
                 raise

@@ -223,7 +223,7 @@ class EventHistory:
             names = ", ".join(LIVE)
             self._sql.execute("DELETE FROM live")
             self._sql.execute(f"INSERT INTO live SELECT {names} FROM ({snapshot.events_sql}) WHERE mark = ''")
-            return snapshot.position, Aliases(snapshot.aliases())
+            return snapshot.position, Aliases(snapshot.aliases(self._sql))
 
         return read_archive(folder, load)
 
