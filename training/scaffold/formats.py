@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,9 @@ from feature_store.sql import identifier
 
 READ_SHARE: Final = 0.99
 """Minimum share of values that must match a format; the others become missing."""
+
+FIRST_SHARE: Final = 2 * (1 - READ_SHARE)
+"""Share of the values that a format is tried on first: nearly all formats fail there, long before the last row."""
 
 DAY_FIRST: Final = ("%d{0}%m{0}%y", "%d{0}%m{0}%Y")
 MONTH_FIRST: Final = ("%m{0}%d{0}%y", "%m{0}%d{0}%Y")
@@ -122,7 +126,21 @@ def _calendar(connection: duckdb.DuckDBPyConnection, table: str, column: str, da
 
 
 def _share(connection: duckdb.DuckDBPyConnection, table: str, column: str, rule: str) -> float:
-    """Share of the values of a column that satisfy a SQL condition; 0 if there are no values."""
-    query = f"SELECT count(*) FILTER ({rule}) / count(*) FROM {table} WHERE {column} IS NOT NULL"
-    share = connection.execute(query).fetchall()[0][0]
-    return float(share or 0.0) if share == share else 0.0  # noqa: PLR0124 - NaN where there is no row
+    """Share of the values of a column that satisfy a SQL condition.
+
+    Returns:
+        0 if there are no values, and if so many of the first ones fail that the share is below READ_SHARE whatever the
+        others are.
+    """
+    values = f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL"
+    count = _count(connection, values, "true")
+    tried = math.ceil(FIRST_SHARE * count)
+    failed = tried - _count(connection, f"{values} LIMIT {tried}", rule)
+    if failed > (1 - READ_SHARE) * count or not count:
+        return 0.0
+    return _count(connection, values, rule) / count
+
+
+def _count(connection: duckdb.DuckDBPyConnection, values: str, rule: str) -> int:
+    """Number of the values of a query that satisfy a SQL condition."""
+    return int(connection.execute(f"SELECT count(*) FILTER ({rule}) FROM ({values})").fetchall()[0][0])
