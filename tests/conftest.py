@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import re
 import shlex
@@ -10,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 import duckdb
@@ -26,6 +28,7 @@ from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
 
 from feature_store.__main__ import cli as feature_store_cli
+from feature_store.bundles.bundle import OFFERS, Manifest
 from feature_store.bundles.registry import SERVING
 from feature_store.cli import run_cli
 from feature_store.config import BUILT_IN
@@ -33,6 +36,10 @@ from feature_store.embedded_redis import embedded_redis
 from tests.small_shop import write_small_shop
 from tests.waiting import FIT_S, until
 from training.customer_key import default_key_path
+from training.evidence import HoldoutRows
+
+# Until all tests are collected: what they import stays, and looking for garbage in it takes a seventh of the time.
+gc.disable()
 
 ROOT = Path(__file__).parents[1]
 NO_ANSWER = r"npm error .*\b(ENOTFOUND|EAI_AGAIN|ECONN\w+|E\w*TIMEDOUT|E\w+UNREACH|E5\d\d)\b"
@@ -253,6 +260,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # a million objects that no later collection needs to look at
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # what is never collected counts as leaked
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Call a command line inside this process: ``call(command, *arguments)``."""
@@ -271,11 +287,51 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits inside this process draw nothing in their report: that takes longer than fitting a toy shop."""
+    draw_nothing(monkeypatch)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """The same for a fixture of another scope."""
 
     def empty(_figure: Figure, file: IO[str], **_options: object) -> None:
         file.write('<svg viewBox="0 0 1 1"></svg>')
 
-    monkeypatch.setattr(Figure, "savefig", empty)
+    patch.setattr(Figure, "savefig", empty)
+
+
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits inside this process grow a tenth of the trees, which take most of the time of a fit."""
+    _grow_few_trees(monkeypatch)
+
+
+@pytest.fixture
+def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits inside this process grow few trees and write a report of one line.
+
+    For tests of what a fit does, not of how good its models are.
+    """
+    fit_quickly(monkeypatch)
+
+
+def fit_quickly(patch: pytest.MonkeyPatch) -> None:
+    """The same for a fixture of another scope."""
+    from training.report import render  # noqa: PLC0415  # only once OMP_NUM_THREADS is set
+
+    _grow_few_trees(patch)
+    patch.setattr(render, "render_report", lambda *_: "<!doctype html><title>report</title>")
+
+
+def _grow_few_trees(patch: pytest.MonkeyPatch) -> None:
+    from training.models import learners, spend  # noqa: PLC0415  # only once OMP_NUM_THREADS is set
+
+    usual = learners.tree_parameters
+
+    def few(seed: int, rows: int, iterations: int = 100) -> dict[str, Any]:
+        return usual(seed, rows, iterations) | {"max_iter": max(5, iterations // 10), "learning_rate": 0.3}
+
+    patch.setattr(learners, "tree_parameters", few)
+    patch.setattr(spend, "tree_parameters", few)
 
 
 @pytest.fixture
@@ -367,7 +423,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         shop, registry = Shop(folder / "shop"), folder / "registry"
         if first:
             write_shop(shop.folder)
-            _fit(folder, shop, registry)
+            fit_toy(shop, registry)
     return Trained(shop, registry)
 
 
@@ -378,8 +434,31 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         shop, registry = Shop(folder / "shop"), folder / "registry"
         if first:
             write_small_shop(shop.folder)
-            _fit(folder, shop, registry)
+            fit_toy(shop, registry)
     return Trained(shop, registry)
+
+
+@dataclass(frozen=True)
+class DrawnReport:
+    """A report with everything in it, and what it was made of."""
+
+    path: Path
+    manifest: Manifest
+    rows: dict[str, HoldoutRows]
+
+
+@pytest.fixture(scope="session")
+def drawn_report(tmp_path_factory: pytest.TempPathFactory) -> DrawnReport:
+    """A report of made-up evidence with all of its pictures, drawn once for the run."""
+    from tests.made_evidence import made_evidence, made_manifest, made_rows  # noqa: PLC0415  # once OMP_NUM_THREADS is set
+    from training.report.render import render_report  # noqa: PLC0415
+
+    rows = {offer: made_rows(offer, customers=300) for offer in OFFERS}
+    manifest = made_manifest(rows)
+    with once(tmp_path_factory, "report") as (folder, first):
+        if first:
+            (folder / "report.html").write_text(render_report(manifest, made_evidence(), rows))
+    return DrawnReport(folder / "report.html", manifest, rows)
 
 
 @pytest.fixture
@@ -433,9 +512,14 @@ def _install_packages(folder: Path) -> str:
     return ""
 
 
-def _fit(folder: Path, shop: Shop, registry: Path) -> None:
-    done = _run(folder, "training", "fit", shop.config, "--registry", registry)
-    assert done.code == 0, done.err
+def fit_toy(shop: Shop, registry: Path, prepare: Callable[[pytest.MonkeyPatch], None] = draw_nothing) -> None:
+    """Fit a shop inside this process, without pictures in the report or prepared in another way."""
+    from training.__main__ import cli  # noqa: PLC0415  # only once OMP_NUM_THREADS is set
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Field onnx.AttributeProto.ints", DeprecationWarning)
+        prepare(patch)
+        cli.main(["fit", str(shop.config), "--registry", str(registry)], standalone_mode=False)
 
 
 def _run(folder: Path, *arguments: object) -> Outcome:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
+from feature_store.__main__ import cli as feature_store_cli
+from tests.conftest import Call
 from tests.docs_pages import DOCS, ROOT, blocks, pages
+from training.__main__ import cli as training_cli
 
 README = ROOT / "README.md"
 MAX_README_LINES = 200
@@ -46,9 +48,12 @@ def test_every_config_of_the_guides_is_valid_toml() -> None:
         tomllib.loads(text)
 
 
+@pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
+@pytest.mark.usefixtures("quick_fits")
 def test_a_config_with_chosen_features_and_attributes_fits_loads_and_verifies(
-    tmp_path: Path, redis_url: str, run_module: Run
+    tmp_path: Path, clean_redis: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     guide = "how-to/train-on-events.md"
     attributes = file_of(guide, "attributes.part.toml").partition("[source]\n")[2]
     orders = file_of(guide, "orders.toml").replace("[evaluation]", f"{attributes}\n[evaluation]")
@@ -76,11 +81,11 @@ def test_a_config_with_chosen_features_and_attributes_fits_loads_and_verifies(
         rows.writerow(["customer", "age"])
         rows.writerows([f"c{number}", "" if number % 5 == 0 else 20 + number % 60] for number in range(300))
 
-    fitted = run_module("training", "fit", "shop.toml", "--registry", "models")
+    fitted = call(training_cli, "fit", "shop.toml", "--registry", "models")
     assert fitted.code == 0, fitted.err
-    load = run_module("feature_store", "load", "shop.toml", "--registry", "models", "--redis", redis_url)
+    load = call(feature_store_cli, "load", "shop.toml", "--registry", "models", "--redis", clean_redis)
     assert load.code == 0, load.err
-    verify = run_module("feature_store", "verify", "shop.toml", "--registry", "models", "--redis", redis_url)
+    verify = call(feature_store_cli, "verify", "shop.toml", "--registry", "models", "--redis", clean_redis)
     assert verify.code == 0, verify.out
     assert "online equals offline" in verify.out
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,16 @@ def content(folder: Path) -> tuple[int, list[tuple[Any, ...]], dict[str, str]]:
     """Position, rows ``(seq, n, customer_id, t)`` in order, and aliases."""
 
     def use(snapshot: ArchiveSnapshot) -> tuple[int, list[tuple[Any, ...]], dict[str, str]]:
-        with duckdb.connect() as connection:
-            rows = connection.execute(f"SELECT seq, n, customer_id, t FROM ({snapshot.events_sql}) ORDER BY seq, n")
-            return snapshot.position, rows.fetchall(), snapshot.aliases()
+        rows = reading().execute(f"SELECT seq, n, customer_id, t FROM ({snapshot.events_sql}) ORDER BY seq, n")
+        return snapshot.position, rows.fetchall(), snapshot.aliases(reading())
 
     return read_archive(folder, use)
+
+
+@cache
+def reading() -> duckdb.DuckDBPyConnection:
+    """A database for all reads, which keeps nothing of a file: to make one takes ten times as long as a read."""
+    return duckdb.connect(config={"enable_external_file_cache": False})
 
 
 def files(folder: Path) -> set[str]:
@@ -185,7 +191,7 @@ def test_a_malformed_entry_leaves_everything_as_it_was(tmp_path: Path) -> None:
 def test_many_small_appends_leave_few_files_and_full_ones_stay_as_they_are(tmp_path: Path) -> None:
     full: dict[str, int] = {}
     with ArchiveWriter(tmp_path, rows_per_file=64) as archive:
-        for seq in range(1, 301):
+        for seq in range(1, 151):
             archive.append(log([event(f"c{seq % 7}")], first=seq))
             names = files(tmp_path)
             assert len(names) <= 1 + seq // 32 + 7
@@ -195,7 +201,7 @@ def test_many_small_appends_leave_few_files_and_full_ones_stay_as_they_are(tmp_p
             assert max(sizes.values()) <= 64
             assert sum(sizes.values()) == seq
             full = {name: (tmp_path / name).stat().st_mtime_ns for name, rows in sizes.items() if rows == 64}
-    assert len(full) == 300 // 64
+    assert len(full) == 150 // 64
 
 
 def test_an_append_larger_than_a_file_is_one_file_all_the_same(tmp_path: Path) -> None:
@@ -408,20 +414,19 @@ def test_a_reader_beside_a_writer_sees_one_commit_and_nothing_between_two(tmp_pa
 
     def write() -> None:
         nonlocal written
-        with ArchiveWriter(tmp_path, rows_per_file=16) as archive:
-            while written < 2000 and not (written >= 99 and enough.is_set()):
+        with ArchiveWriter(tmp_path, rows_per_file=8) as archive:
+            while written < 2000 and not (written >= 49 and enough.is_set()):
                 written += 1
                 archive.append(log([event("a"), ["d", ["b"]], event("b")], first=written))
                 # A slow reader gets its time too, and not ever more events to read.
-                enough.wait(0 if written < 99 else 0.05)
+                enough.wait(0 if written < 49 else 0.05)
         done.set()
 
     calls: list[int] = []
 
     def use(snapshot: ArchiveSnapshot) -> tuple[int, list[tuple[Any, ...]]]:
         calls.append(snapshot.position)
-        with duckdb.connect() as connection:
-            rows = connection.execute(f"SELECT customer_id, seq FROM ({snapshot.events_sql}) ORDER BY ALL").fetchall()
+        rows = reading().execute(f"SELECT customer_id, seq FROM ({snapshot.events_sql}) ORDER BY ALL").fetchall()
         return snapshot.position, rows
 
     ArchiveWriter(tmp_path).close()

@@ -23,7 +23,7 @@ from training.__main__ import cli
 from training.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from tests.conftest import Call, Shop, Trained
+    from tests.conftest import Call, Shop
 
 # onnx 1.19 with protobuf 6 on skl2onnx's trees; mended in neither yet.
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
@@ -82,13 +82,15 @@ def test_states_of_an_archive_are_those_of_the_same_events_by_sql(shop: Shop) ->
             np.testing.assert_allclose(result.slots, expected.slots, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.usefixtures("without_pictures")
-def test_a_fit_from_an_archive_is_that_from_the_same_events_by_sql(
-    toy: Trained, shop: Shop, call: Call, tmp_path: Path
-) -> None:
-    done = call(cli, "fit", from_archive(shop), "--registry", tmp_path / "models")
-    assert done.code == 0, done.err
-    expected, result = bundle.read(toy.registry).manifest, bundle.read(tmp_path / "models").manifest
+@pytest.mark.usefixtures("quick_fits")
+def test_a_fit_from_an_archive_is_that_from_the_same_events_by_sql(shop: Shop, call: Call, tmp_path: Path) -> None:
+    shop.change_events("FROM old WHERE customer_id < 'c0200'")
+    manifests = []
+    for config, registry in ((shop.config, tmp_path / "by SQL"), (from_archive(shop), tmp_path / "models")):
+        done = call(cli, "fit", config, "--registry", registry)
+        assert done.code == 0, done.err
+        manifests.append(bundle.read(registry).manifest)
+    expected, result = manifests
     assert result.source == expected.source
     assert result.cutoffs == expected.cutoffs
     assert len(numbers(expected.metrics)) > 10
@@ -203,6 +205,7 @@ def test_an_archive_without_events_is_refused_with_the_mend(tmp_path: Path) -> N
 
 
 def test_a_fit_without_its_archive_ends_in_one_line(shop: Shop, call: Call, tmp_path: Path) -> None:
+    shop.change_events("FROM old LIMIT 100")
     config = from_archive(shop)
     shutil.rmtree(shop.folder / "live")
     done = call(cli, "fit", config, "--registry", tmp_path / "models")

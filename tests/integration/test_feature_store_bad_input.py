@@ -156,7 +156,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
     assert set(training_cli.commands) == {"audit", "init", "fit", "report", "compare"}
 
 
-@pytest.mark.parametrize("module", ["feature_store", "training"])
+@pytest.mark.parametrize("module", ["feature_store", pytest.param("training", marks=pytest.mark.full)])
 def test_a_module_runs_as_a_command_of_its_own(run_module: Run, module: str) -> None:
     done = run_module(module, "nonsense")
     assert done.is_bad_input, done.err

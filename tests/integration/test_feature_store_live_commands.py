@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from feature_store import capacity
 from feature_store.__main__ import cli
 from feature_store.archive.reader import read_archive
 from feature_store.bundles import bundle
@@ -51,6 +52,13 @@ def figures(text: str) -> list[float]:
     return [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\.?\d*", text)]
 
 
+@pytest.fixture
+def few_customers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs are measured with a tenth of the customers: the figures become less exact, not others."""
+    monkeypatch.setattr(capacity, "CUSTOMERS", capacity.CUSTOMERS // 10)
+
+
+@pytest.mark.usefixtures("few_customers")
 def test_the_cost_of_a_config_is_measured_and_follows_its_features(call: Call, shop: Shop) -> None:
     result = call(cli, "cost", shop.config, "--million", 3)
     assert result.code == 0, result.err
@@ -68,6 +76,7 @@ def test_the_cost_of_a_config_is_measured_and_follows_its_features(call: Call, s
     assert f"state                {24 + 8 * 5} bytes packed" in fewer.out
 
 
+@pytest.mark.usefixtures("few_customers")
 def test_the_cost_of_candidates_is_that_of_what_training_kept(call: Call, toy: Trained, shop: Shop) -> None:
     wide = shop.folder / "wide.toml"
     wide.write_text(shop.config.read_text() + "\n[candidates]\n")

@@ -255,7 +255,7 @@ def logged(url: str) -> tuple[list[str], dict[str, str]]:
 
 
 # Not shrunk: a history that fails takes milliseconds against Redis, thousands of shorter ones take minutes.
-@settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=2 * settings().max_examples // 3, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data(), steps=st.integers(1, 14))
 def test_whatever_happens_states_are_what_sql_says_of_the_same_events(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, steps: int

@@ -16,7 +16,7 @@ END = 1_700_006_400 + 365 * 86_400
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning"),
-    pytest.mark.usefixtures("without_pictures"),
+    pytest.mark.usefixtures("quick_fits"),
 ]
 
 
@@ -156,6 +156,7 @@ def test_missing_arguments_are_named(call: Call) -> None:
         assert reported in done.err
 
 
+@pytest.mark.full
 def test_as_a_separate_process_it_ends_the_same_way(run_module: Run, shop: Shop, tmp_path: Path) -> None:
     config = shop.edited(("step_days = 14", "step_days = 60"))
     done = run_module("training", "fit", config, "--registry", "registry")

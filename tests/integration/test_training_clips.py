@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_store.__main__ import cli as feature_store_cli
 from feature_store.bundles import bundle
 from feature_store.config import FeatureConfig, load_config
 from feature_store.definitions import Feature, features_match
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
-from tests.conftest import TOY_DAYS, TOY_START, Call, Run, Shop
+from tests.conftest import TOY_DAYS, TOY_START, Call, Shop
 from training.__main__ import cli
 from training.data.clipping import learn_clips, rounded_up
 
@@ -78,19 +79,21 @@ def test_an_event_beyond_the_clip_counts_as_the_clip_and_a_missing_amount_as_not
     assert (result["typo"], result["return"], result["nothing"]) == (300.0, -300.0, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
+@pytest.mark.usefixtures("quick_fits")
 def test_the_bundle_keeps_what_was_learnt_and_its_states_are_loaded_with_it(
-    shop: Shop, run_module: Run, redis_url: str
+    shop: Shop, call: Call, clean_redis: str
 ) -> None:
     registry = shop.folder / "models"
-    assert run_module("training", "fit", shop.config, "--registry", registry).code == 0
+    assert call(cli, "fit", shop.config, "--registry", registry).code == 0
     (clip,) = {f.clip for f in bundle.read(registry).manifest.features if f.field == "amount"}
     assert clip is not None
     assert math.isfinite(clip)
-    options = ["--registry", registry, "--redis", f"{redis_url}?db=9"]
-    assert run_module("feature_store", "load", shop.config, *options).code == 0
-    assert run_module("feature_store", "verify", shop.config, *options).code == 0
+    options = ["--registry", registry, "--redis", clean_redis]
+    assert call(feature_store_cli, "load", shop.config, *options).code == 0
+    assert call(feature_store_cli, "verify", shop.config, *options).code == 0
     set_otherwise = shop.edited(('field = "amount"\n', f'field = "amount"\nclip = {clip * 2}\n'))
-    assert run_module("feature_store", "verify", set_otherwise, *options).is_bad_input
+    assert call(feature_store_cli, "verify", set_otherwise, *options).is_bad_input
 
 
 @pytest.mark.parametrize("clip", [0, -1, "nan"])

@@ -23,6 +23,7 @@ from feature_store.config import load_config
 from feature_store.definitions import features_match, fingerprint
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import DAY_S, StateLayout
+from tests.conftest import Trained, fit_quickly, fit_toy, once
 from training import __main__ as main
 from training.__main__ import cli
 from training.config import TrainingConfig
@@ -34,20 +35,30 @@ from training.graph.thresholds import threshold
 from training.models.export import check_parity, graph_inputs
 
 if TYPE_CHECKING:
-    from tests.conftest import Call, Trained
+    from tests.conftest import Call
 
 TESTS = {"churn": "test", "propensity": "propensity_test"}
 
 # onnx 1.19 with protobuf 6 on skl2onnx's trees; mended in neither yet.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning"),
-    pytest.mark.usefixtures("without_pictures"),
+    pytest.mark.usefixtures("quick_fits"),
 ]
 
 
 @pytest.fixture(scope="module")
 def made(toy: Trained) -> Bundle:
     return bundle.read(toy.registry)
+
+
+@pytest.fixture(scope="module")
+def quick(toy: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The small shop with a bundle of few trees, which another fit gives as quickly."""
+    with once(tmp_path_factory, "quick") as (folder, first):
+        made = Trained(toy.shop, folder / "registry")
+        if first:
+            fit_toy(made.shop, made.registry, fit_quickly)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +84,12 @@ def scored(toy: Trained) -> dict[str, HoldoutRows]:
 
 def moment(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
+
+
+def copied(registry: Path, folder: Path) -> Path:
+    """A copy of a registry and of its key, to be changed."""
+    shutil.copy(default_key_path(registry), default_key_path(folder / "registry"))
+    return Path(shutil.copytree(registry, folder / "registry", symlinks=True))
 
 
 def versions_in(registry: Path) -> set[str]:
@@ -214,7 +231,6 @@ def test_a_key_that_others_can_read_stops_a_fit_before_it_begins(toy: Trained, c
     assert versions_in(registry) == before
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_without_the_key_a_new_one_is_made_and_older_bundles_cannot_be_compared(
     toy: Trained, call: Call, registry: Path
 ) -> None:
@@ -354,8 +370,9 @@ def test_expected_spend_is_the_spend_of_those_who_stay_times_the_probability_to_
 
 
 def test_a_second_fit_adds_a_version_of_the_same_model_and_moves_current(
-    call: Call, toy: Trained, registry: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, quick: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    registry = copied(quick.registry, tmp_path)
     checked: list[int] = []
 
     def check(graph: Graph, inputs: Arrays, expected: Arrays) -> dict[str, float]:
@@ -364,7 +381,7 @@ def test_a_second_fit_adds_a_version_of_the_same_model_and_moves_current(
 
     monkeypatch.setattr(training.fit, "check_parity", check)
     first = str((registry / "current").readlink())
-    done = call(cli, "fit", toy.shop.config, "--registry", registry)
+    done = call(cli, "fit", quick.shop.config, "--registry", registry)
     assert (done.code, done.err) == (0, "")
     second = str((registry / "current").readlink())
     assert versions_in(registry) == {first, second}
@@ -382,28 +399,28 @@ def test_a_second_fit_adds_a_version_of_the_same_model_and_moves_current(
 
 
 def test_a_bundle_can_be_published_before_its_evidence_is_made(
-    toy: Trained, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: Trained, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = tmp_path / "registry"
-    shutil.copy(default_key_path(toy.registry), default_key_path(registry))
+    shutil.copy(default_key_path(quick.registry), default_key_path(registry))
     seen: list[set[str]] = []
 
     def watched(*arguments: Any) -> dict[str, bytes]:
         folder = registry / "current"
         assert bundle.read(registry).manifest.model_sha256
         seen.append({path.name for path in folder.iterdir()})
-        for command in (["report", folder], ["compare", folder, toy.registry / "current"]):
+        for command in (["report", folder], ["compare", folder, quick.registry / "current"]):
             without = call(main.cli, *command)
             assert without.is_bad_input
             assert "the bundle has no evidence yet" in without.err
         return gather_evidence(*arguments)
 
     monkeypatch.setattr(main, "gather_evidence", watched)
-    done = call(main.cli, "fit", toy.shop.config, "--registry", registry, "--evidence-later")
+    done = call(main.cli, "fit", quick.shop.config, "--registry", registry, "--evidence-later")
     assert (done.code, done.err) == (0, "")
     assert "evidence and report added to" in done.out
     assert seen == [{"model.onnx", "manifest.json", "golden.npz"}]
-    folder, whole = registry / "current", toy.registry / "current"
+    folder, whole = registry / "current", quick.registry / "current"
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
     assert (folder / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
     assert (folder / "evidence.json").read_bytes() == (whole / "evidence.json").read_bytes()

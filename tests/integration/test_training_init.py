@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 SHOP = """SELECT printf('%05d', 1 + (hash(i) % 300)::INTEGER) AS customer,
-    TIMESTAMP '2023-01-01' + to_minutes(i * 70) AS sold,
-    20 + i % 9 AS total, i AS order_id FROM range(9000) AS rows(i)"""
+    TIMESTAMP '2023-01-01' + to_minutes(i * 210) AS sold,
+    20 + i % 9 AS total, i AS order_id FROM range(3000) AS rows(i)"""
 
 
 def write(path: Path, query: str, options: str) -> Path:
@@ -43,7 +43,7 @@ def read(config: Path) -> tuple[TrainingConfig, list[tuple[object, ...]]]:
         return settings, store.connection.execute(query).fetchall()
 
 
-EXPECTED = [(9000, 300, "00001", 1672531200.0, 1672531200.0 + 8999 * 4200, sum(20.0 + i % 9 for i in range(9000)))]
+EXPECTED = [(3000, 300, "00001", 1672531200.0, 1672531200.0 + 2999 * 12600, sum(20.0 + i % 9 for i in range(3000)))]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_file_becomes_a_config_that_reads_all_of_it(
     settings, result = read(output)
     assert result == EXPECTED
     assert settings.churn.event == "purchase"
-    assert "9,000 events of 300 customers, 2023-01-01 to 2024-03-13" in done.err
+    assert "3,000 events of 300 customers, 2023-01-01 to 2024-03-13" in done.err
 
 
 def test_paths_are_relative_to_where_the_config_is_written(

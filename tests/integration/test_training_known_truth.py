@@ -11,7 +11,12 @@ from training.evaluation.policies import TIMES_VALUE
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
 
 
-def test_a_fit_earns_nearly_what_the_oracle_does_and_its_report_agrees_with_the_truth() -> None:
+@pytest.mark.parametrize("trees", ["few", pytest.param("usual", marks=pytest.mark.full)])
+def test_a_fit_earns_nearly_what_the_oracle_does_and_its_report_agrees_with_the_truth(
+    trees: str, request: pytest.FixtureRequest
+) -> None:
+    if trees == "few":
+        request.getfixturevalue("few_trees")
     # `make bench` measures 200 fits: the worst tenth has 0.95 of the oracle's profit.
     for offer, fitted in fitted_shop(1).items():
         assert fitted.oracle_share > 0.85, offer

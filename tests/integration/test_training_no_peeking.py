@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from feature_store.bundles import bundle
+from feature_store.bundles.bundle import OFFERS
 from feature_store.config import load_config
 from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import StateLayout
@@ -33,10 +34,12 @@ from training.fit import fit, workers_for
 from training.graph.features import FeatureSpec, filled_matrix
 
 if TYPE_CHECKING:
-    from tests.conftest import Call, Trained
+    from tests.conftest import Call
 
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning")
 
+FEW = "FROM old WHERE customer_id < 'c0200'"
+"""Half of the customers."""
 CANDIDATES = """[candidates]
 events = ["purchase"]
 half_lives_days = [7, 28]
@@ -121,39 +124,46 @@ def with_changes(config: Path, moment: float, later: str = "") -> Path:
     return path
 
 
-def choices(path: Path, target: str) -> tuple[Any, ...]:
-    """Everything that a fit has chosen or learnt for the models of a target before it is tested."""
+def choices(path: Path, offers: tuple[str, ...]) -> tuple[Any, ...]:
+    """Everything that a fit has chosen or learnt for the models of these offers before they are tested."""
     config = load_config(TrainingConfig, str(path))
     with OfflineStore(config.source) as source:
         made = fit(config, "wide", source, lambda *_: lambda: None)
     spec = made.scorer.models.matrix.spec
     subsets = [subset.model_copy(update={"graph_us": None}) for subset in made.selected.subsets]
-    learners = {name: learner.name for name, learner in made.chosen.learners.items() if name in target.split("+")}
+    learners = {offer: made.chosen.learners[offer].name for offer in offers}
     return spec.layout.features, spec.names, spec.fill, subsets, made.selected.stability, learners
 
 
-@pytest.mark.parametrize("target", ["churn", "propensity+churn"])
-def test_noise_after_the_last_training_time_changes_no_choice_of_a_fit(shop: Shop, target: str) -> None:
+@pytest.mark.usefixtures("quick_fits")
+def test_noise_after_the_last_training_time_changes_no_choice_of_a_fit(shop: Shop) -> None:
     """Slots, learners, clips, categories and medians are those that were known when the first test begins.
 
     What is common to both offers must not know anything of the earlier test, that of churn; the learner of propensity
     may know what comes before its own.
     """
     plan = lay_out(load_config(TrainingConfig, str(wide(shop))), TOY_START, TOY_START + TOY_DAYS * DAY_S)
-    moment = plan.of(target.partition("+")[0]).test[0]
-    before = choices(with_changes(wide(shop), moment), target)
+    first, later = plan.of("churn").test[0], plan.of("propensity").test[0]
+    assert first < later
+    before = choices(with_changes(wide(shop), first), OFFERS)
     assert any(feature.categories for feature in before[0])  # the plan tells much, so it is chosen
-    assert before[-1]
-    shop.change_events(NOISE.format(moment=moment))
-    after = choices(with_changes(wide(shop), moment, LATER_CHANGES.format(moment=moment)), target)
-    for was, result in zip(before, after, strict=True):
-        assert was == result
+    original = (shop.folder / "events.parquet").read_bytes()
+    for moment, offers in ((first, ("churn",)), (later, OFFERS)):
+        (shop.folder / "events.parquet").write_bytes(original)
+        shop.change_events(NOISE.format(moment=moment))
+        later_changes = LATER_CHANGES.format(moment=moment)
+        after = choices(with_changes(wide(shop), first, later_changes), offers)
+        assert list(after[-1]) == list(offers)
+        for was, result in zip(before[:-1], after[:-1], strict=True):
+            assert was == result
+        assert {offer: before[-1][offer] for offer in offers} == after[-1]
 
 
 @pytest.mark.usefixtures("without_pictures")
 def test_candidates_fitted_on_one_core_and_on_two_are_the_same_model_to_the_last_bit(
     call: Call, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shop.change_events(FEW)
     config = wide(shop)
     made, rows = [], []
     for processes, registry in ((1, tmp_path / "one"), (2, tmp_path / "two")):
@@ -180,11 +190,12 @@ def test_candidates_fitted_on_one_core_and_on_two_are_the_same_model_to_the_last
 
 
 @pytest.mark.parametrize("moment", ["model selection", "evidence"])
-def test_a_fit_that_is_stopped_leaves_nothing_in_the_registry(toy: Trained, tmp_path: Path, moment: str) -> None:
+def test_a_fit_that_is_stopped_leaves_nothing_in_the_registry(shop: Shop, tmp_path: Path, moment: str) -> None:
+    shop.change_events(FEW)
     registry = tmp_path / "registry"
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         fit = subprocess.Popen(
-            [sys.executable, "-u", "-c", PIECEWISE, moment, "fit", str(toy.shop.config), "--registry", str(registry)],
+            [sys.executable, "-u", "-c", PIECEWISE, moment, "fit", str(shop.config), "--registry", str(registry)],
             cwd=tmp_path,
             stdout=out,
             stderr=err,
@@ -197,7 +208,7 @@ def test_a_fit_that_is_stopped_leaves_nothing_in_the_registry(toy: Trained, tmp_
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.kill(fit.pid, signal.SIGINT)
-        assert fit.wait(timeout=FIT_S) == 130
+        assert fit.wait(timeout=FIT_S) == 130, (tmp_path / "err").read_text()
     finally:
         if fit.poll() is None:
             fit.kill()

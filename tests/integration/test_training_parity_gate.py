@@ -70,7 +70,7 @@ def test_a_difference_within_the_tolerance_passes(toy: Trained, name: str) -> No
     check_parity(graph, inputs, expected | {name: expected[name] + step})
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("quick_fits")
 def test_a_fit_whose_graph_is_off_on_the_last_test_row_publishes_nothing(
     toy: Trained, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_fit_whose_graph_is_off_on_the_last_test_row_publishes_nothing(
         cli.main(["fit", str(toy.shop.config), "--registry", str(untouched)], standalone_mode=False)
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("quick_fits")
 def test_a_graph_that_is_off_only_for_older_states_publishes_nothing(
     toy: Trained, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +104,7 @@ def test_a_graph_that_is_off_only_for_older_states_publishes_nothing(
         cli.main(["fit", str(toy.shop.config), "--registry", str(untouched)], standalone_mode=False)
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("quick_fits")
 def test_a_silently_wrong_conversion_publishes_nothing(
     toy: Trained, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_silently_wrong_conversion_publishes_nothing(
         cli.main(["fit", str(toy.shop.config), "--registry", str(untouched)], standalone_mode=False)
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("quick_fits")
 def test_a_full_disk_ends_in_one_line_and_publishes_nothing(
     call: Call, toy: Trained, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

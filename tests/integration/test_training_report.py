@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from feature_store.bundles.bundle import OFFERS
-from tests.conftest import Call
+from tests.conftest import Call, DrawnReport
 from tests.made_evidence import made_bundle, made_evidence, made_rows
 from tests.waiting import FIT_S
 from training.__main__ import cli
@@ -38,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_report_is_written_beside_the_model_and_leaves_the_bundle_whole(folder: Path, call: Call) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = call(cli, "report", folder)
@@ -84,34 +84,22 @@ def test_compare_says_why_bundles_cannot_be_compared(folder: Path, tmp_path: Pat
     assert "B at a snapshot" in done.err
 
 
-def test_help_does_not_import_matplotlib() -> None:
-    code = "import sys; from training.__main__ import cli; assert cli; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=FIT_S)
-
-
 # --- in a browser ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def seen(node_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def seen(drawn_report: DrawnReport, node_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a browser makes of a report with everything in it."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("the browser is built for Linux on x86_64")
-    folder = tmp_path_factory.mktemp("report")
-    rows = {offer: made_rows(offer, customers=600) for offer in OFFERS}
-    bundle = made_bundle(folder / "models", rows, made_evidence())
-    report = folder / "report.html"
-    subprocess.run([sys.executable, "-m", "training", "report", bundle, "--output", report], check=True, timeout=FIT_S)
-    unpacked = folder / "browser"
-    unpacked.mkdir()
-    plan = {"url": report.as_uri(), "folder": str(unpacked), "looks": LOOKS}
+    unpacked, url = tmp_path_factory.mktemp("browser"), drawn_report.path.as_uri()
+    plan = {"url": url, "folder": str(unpacked), "looks": LOOKS}
     command = ["node", str(node_folder / "report.mjs")]
     ended = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, timeout=FIT_S, check=False)
     shutil.rmtree(unpacked)
     assert (ended.returncode, ended.stderr) == (0, "")
-    manifest = json.loads((bundle / "manifest.json").read_text())
     result: dict[str, Any] = json.loads(ended.stdout)
-    return result | {"url": report.as_uri(), "metrics": manifest["metrics"]}
+    return result | {"url": url, "metrics": drawn_report.manifest.metrics}
 
 
 def test_a_browser_reports_no_errors_and_requests_no_other_files(seen: dict[str, Any]) -> None:

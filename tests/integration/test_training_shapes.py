@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Field onnx.AttributeProto.ints:DeprecationWarning"),
-    pytest.mark.usefixtures("without_pictures"),
+    pytest.mark.usefixtures("without_pictures", "few_trees"),
 ]
 
 ECONOMICS = """

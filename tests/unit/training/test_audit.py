@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -460,10 +461,16 @@ PEOPLE = """SELECT 'c' || i AS customer_id, hash(i, 1) % 5 = 0 AS churned, 20 + 
 
 
 def of_snapshot(table: str = PEOPLE, treatment: Treatment | None = None, **keys: Any) -> list[Finding]:
-    with duckdb.connect() as connection:
-        connection.execute(f"CREATE TABLE attributes AS {table}")
-        snapshot = Snapshot.model_validate({"table": table, "label": "churned", "value": "spend", **keys})
-        return audit_snapshot(snapshot, connection, treatment)
+    connection = database()
+    connection.execute(f"CREATE OR REPLACE TABLE attributes AS {table}")
+    snapshot = Snapshot.model_validate({"table": table, "label": "churned", "value": "spend", **keys})
+    return audit_snapshot(snapshot, connection, treatment)
+
+
+@cache
+def database() -> duckdb.DuckDBPyConnection:
+    """One for all snapshots: to make one takes longer than to audit a snapshot."""
+    return duckdb.connect()
 
 
 def test_a_clean_snapshot_has_no_findings() -> None:

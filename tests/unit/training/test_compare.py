@@ -79,12 +79,14 @@ def test_a_significant_but_irrelevant_change_is_no_difference(rows: Rows) -> Non
     assert result.verdict == "no difference shown"
 
 
-def test_equally_good_models_seldom_differ() -> None:
+# 5 % alarms are 3 of 60 and 10 of 200; more than 8 and more than 18 come once in 400 and in 150 runs of such tests.
+@pytest.mark.parametrize(("trials", "at_most"), [(60, 8), pytest.param(200, 18, marks=pytest.mark.full)])
+def test_equally_good_models_seldom_differ(trials: int, at_most: int) -> None:
     """Both have noise of their own, the same for all rows of a customer: rows alone would cry wolf."""
     random, customers, alarms = np.random.default_rng(1), 150, 0
     who = np.repeat(np.arange(customers), 4)
     nothing = np.zeros(len(who))
-    for _ in range(200):
+    for _ in range(trials):
         logit = random.normal(0, 1.5, customers)[who]
         a, b = (logistic(logit + random.normal(0, 0.7, customers)[who]) for _ in "ab")
         base = HoldoutRows(
@@ -102,7 +104,7 @@ def test_equally_good_models_seldom_differ() -> None:
             random=nothing,
         )
         alarms += compared({"churn": base}, {"churn": replace(base, probability=b)}).verdict != "no difference shown"
-    assert alarms <= 18  # 5 % of 200 are 10; more than 18 come once in 150 runs of such a test
+    assert alarms <= at_most
 
 
 @pytest.mark.parametrize("digits", [6, 1], ids=["hardly a tie", "many ties"])

@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 from feature_store.bundles.bundle import OFFERS, Manifest
+from tests.conftest import DrawnReport
 from tests.made_evidence import made_evidence, made_manifest, made_rows
 from training.evaluation.policies import TIMES_VALUE
 from training.evidence import BinaryAttribute, Evidence, Finding, HoldoutRows, NegativeControl, Segment
@@ -71,13 +72,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def rows() -> Rows:
-    return {offer: made_rows(offer, customers=300) for offer in OFFERS}
+def rows(drawn_report: DrawnReport) -> Rows:
+    return drawn_report.rows
 
 
 @pytest.fixture(scope="module")
-def written(rows: Rows) -> str:
-    return render_report(made_manifest(rows), made_evidence(), rows)
+def written(drawn_report: DrawnReport) -> str:
+    return drawn_report.path.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,7 @@ def test_all_sections_come_in_order_and_levels_are_never_skipped(page: Page) -> 
     assert max(np.diff(levels)) == 1
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_sections_without_evidence_are_listed_but_not_drawn(rows: Rows, page: Page) -> None:
     bare = rendered(rows, notes=["there is no treatment in the config"])
     shown = [text for level, text in bare.headings if level == "h2"][2:]
@@ -147,8 +149,18 @@ def test_the_page_loads_nothing_and_runs_nothing(written: str, page: Page) -> No
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
 
 
+@pytest.mark.full
 def test_the_same_evidence_gives_the_same_bytes(rows: Rows, written: str) -> None:
     assert render_report(made_manifest(rows), made_evidence(), rows) == written
+
+
+def test_the_same_rows_of_one_offer_give_the_same_bytes(rows: Rows) -> None:
+    assert of_churn(rows["churn"]) == of_churn(rows["churn"])
+
+
+def of_churn(rows: HoldoutRows) -> str:
+    """The report of one offer, without what is not drawn of its rows."""
+    return render_report(made_manifest({"churn": rows}), Evidence(), {"churn": rows})
 
 
 def test_no_customer_id_is_in_the_report(rows: Rows, written: str) -> None:
@@ -197,12 +209,14 @@ def test_hostile_names_are_shown_as_text(rows: Rows) -> None:
     assert {letter for letter in page.text if unicodedata.category(letter) == "Cc"} == {"\n"}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_offer_without_rows_is_left_out(rows: Rows) -> None:
     page = Page(render_report(made_manifest(rows), Evidence(), {"churn": rows["churn"]}))
     assert "Churn: will this customer leave?" in page.text
     assert "will this customer buy?" not in page.text
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_snapshot_is_shown_without_recency() -> None:
     rows = {offer: made_rows(offer, snapshot=True) for offer in OFFERS}
     rows["propensity"] = replace(rows["propensity"], baseline=np.full(len(rows["propensity"].label), np.nan))
@@ -278,9 +292,16 @@ def test_a_curve_of_many_rows_has_few_points_and_the_same_area() -> None:
     assert auc(recall, precision) == pytest.approx(average_precision_score(test.label, test.probability), abs=2e-3)
 
 
+@pytest.mark.full
 def test_many_rows_do_not_make_a_large_report() -> None:
     rows = {offer: made_rows(offer, customers=30_000) for offer in OFFERS}
     assert len(render_report(made_manifest(rows), made_evidence(), rows).encode()) < 1_000_000
+
+
+def test_a_report_is_small_and_hardly_grows_with_its_rows(rows: Rows, written: str) -> None:
+    assert len(written.encode()) < 900_000
+    few, many = (len(of_churn(some).encode()) for some in (rows["churn"], made_rows("churn", customers=3000)))
+    assert many < 1.1 * few + 20_000
 
 
 def test_lift_gains_and_reliability_on_an_example_to_check_by_hand() -> None:

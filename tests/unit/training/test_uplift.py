@@ -161,16 +161,18 @@ def test_an_interaction_effect_is_found() -> None:
     assert ((uplift > 0) == (features[:, 0] * features[:, 1] > 0)).mean() > 0.8
 
 
-def test_intervals_of_learnt_policies_contain_their_true_values() -> None:
+# If 95 % contain it, fewer than 12 of 16 do once in 1,000 times, and fewer than 35 of 40 once in 70.
+@pytest.mark.parametrize(("trials", "at_least"), [(16, 12), pytest.param(40, 35, marks=pytest.mark.full)])
+def test_intervals_of_learnt_policies_contain_their_true_values(trials: int, at_least: int) -> None:
     inside = 0
-    for seed in range(40):
+    for seed in range(trials):
         features, data = simulated(600, seed)
         predicted, uplift, fold = crossfit(features, data, folds=3, seed=seed)
         chosen = treatment_policies(data, uplift, predicted[1], fold, budget_share=0.1, shares=[0.3])[ABOVE_COST]
         result = policy_values("", influences(chosen, data, predicted), data.customer)[-1]
         truth = TRUTH["nobody"] + np.mean(chosen * (effect(features) - COST))
         inside += bool(result.low <= truth <= result.high)
-    assert inside >= 35
+    assert inside >= at_least
 
 
 def test_no_row_is_scored_by_a_model_that_has_seen_its_customer() -> None:
