@@ -134,7 +134,12 @@ def load(
     twice or lost.
     """
     settings, layout = _open(config, registry, version)
-    with StateWriter(url, layout, accept_missing=accept_missing) as redis, OfflineStore(settings.source) as source:
+    folder = archive or settings.source.archive_folder
+    folders = [] if folder is None else [folder]
+    with (
+        StateWriter(url, layout, accept_missing=accept_missing) as redis,
+        OfflineStore(settings.source, folders) as source,
+    ):
         _say_left_out(source.summary)
         done = load_states(
             source,
@@ -142,7 +147,7 @@ def load(
             layout,
             as_of,
             shift_to_now=shift_to_now,
-            archive=archive or settings.source.archive_folder,
+            archive=folder,
             remember_s=max_lateness_hours * HOUR_S,
         )
     if shift_to_now:
@@ -188,8 +193,12 @@ def verify(
     --as-of is given.
     """
     settings, layout = _open(config, registry, version)
-    with StateWriter(url, layout, accept_missing=accept_missing) as redis, OfflineStore(settings.source) as source:
-        folder = archive or settings.source.archive_folder
+    folder = archive or settings.source.archive_folder
+    folders = [] if folder is None else [folder]
+    with (
+        StateWriter(url, layout, accept_missing=accept_missing) as redis,
+        OfflineStore(settings.source, folders) as source,
+    ):
         result = verify_states(source, redis, layout, sample=sample, as_of=as_of, archive=folder)
     click.echo(f"compared            {result.compared:,} of {result.customers:,} customers")
     click.echo(f"mismatches          {result.mismatches:,}")

@@ -58,6 +58,17 @@ class Source(BaseModel):
             ) from error
 
     @property
+    def folders(self) -> list[Path]:
+        """The folders that may be read: those of ``paths``, and the archive."""
+        folders = [self.folder(f"paths.{name}", path) for name, path in self.paths.items()]
+        return folders if self.archive_folder is None else [*folders, self.archive_folder]
+
+    @property
+    def queries(self) -> list[str]:
+        """The SQL, with its folders filled in."""
+        return [self.sql(query) for query in (self.events, self.attributes) if query is not None]
+
+    @property
     def archive_folder(self) -> Path | None:
         """The archive that the events come from; None if they come from SQL."""
         return None if self.archive is None else self.folder("archive", self.archive)

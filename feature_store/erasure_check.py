@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import duckdb
-
 from feature_store.archive.reader import ArchiveSnapshot, holds_archive, read_archive
 from feature_store.errors import InputError
 from feature_store.online.command_client import CommandClient
 from feature_store.online.erased_customers import OF_CUSTOMER
 from feature_store.online.event_log import EventLog
 from feature_store.online.keys import CHUNK, PROFILE_PREFIX
+from feature_store.sandbox import connect
 from feature_store.sql import fill_table, identifier, literal
 from feature_store.state.checksum import remove_checksums
 from feature_store.state.log_entries import LoggedErasure, decode_entry, without_customers
@@ -84,7 +83,7 @@ def _in_log(log: EventLog, ids: set[str]) -> Iterator[str]:
 
 
 def _in_archive(snapshot: ArchiveSnapshot, ids: set[str]) -> list[str]:
-    with duckdb.connect(":memory:") as connection:
+    with connect([snapshot.folder]) as connection:
         fill_table(connection, "ids", {"id": "VARCHAR"}, [(name,) for name in ids])
         traces = [
             f"archive file {file.name}"
@@ -119,7 +118,7 @@ def _in_files(folder: Path, ids: set[str]) -> Iterator[str]:
 
 
 def _in_parquet(path: Path, ids: set[str]) -> bool:
-    with duckdb.connect(":memory:") as connection:
+    with connect([path.parent]) as connection:
         fill_table(connection, "ids", {"id": "VARCHAR"}, [(name,) for name in ids])
         columns = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({literal(path)})").fetchall()
         texts = [name for name, kind, *_ in columns if kind == "VARCHAR"]

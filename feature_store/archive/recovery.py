@@ -29,6 +29,7 @@ from feature_store.online.erased_customers import (
 from feature_store.online.erasure import REPLACE
 from feature_store.online.event_log import EventLog
 from feature_store.online.keys import CHUNK, PROFILE_PREFIX, STORED_LAYOUTS, Keys, log_key, profile_keys
+from feature_store.sandbox import connect
 from feature_store.state.checksum import remove_checksums
 from feature_store.state.folding import StoredCustomer
 from feature_store.state.log_entries import (
@@ -70,7 +71,7 @@ def restore(client: CommandClient, log: EventLog, snapshot: ArchiveSnapshot, com
     """
     manifest = snapshot.manifest
     start = common + manifest.offset_at(common)
-    with duckdb.connect(":memory:") as connection:
+    with connect([snapshot.folder]) as connection:
         erased = connection.execute(f"SELECT customer_id, max(t), max(seq) {_records(snapshot, ERASED)} GROUP BY 1")
         times, lost = dict[str, float](), dict[str, float]()
         for hashed, erased_at, seq in erased.fetchall():

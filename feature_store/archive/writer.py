@@ -36,6 +36,7 @@ from feature_store.archive.replay import MERGED, Aliases, Changes, EventRow, mer
 from feature_store.errors import InputError
 from feature_store.files import private_folder, sync, write_atomically
 from feature_store.online.epochs import Epoch
+from feature_store.sandbox import connect
 from feature_store.sql import fill_table, literal, parquet_query
 
 ROWS_PER_FILE: Final = 1_000_000
@@ -66,9 +67,7 @@ class ArchiveWriter:
         with _clear_errors(folder):
             self._file_mode: Final = private_folder(folder)
             # One thread, to leave the cores to the servers; no cache, because files are read once.
-            self._connection: Final = duckdb.connect(
-                ":memory:", config={"threads": 1, "enable_external_file_cache": False}
-            )
+            self._connection: Final = connect([folder], threads=1, enable_external_file_cache=False)
             self._lock = _lock(folder)
             try:
                 self._manifest = self._recover()

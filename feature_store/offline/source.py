@@ -26,6 +26,7 @@ from feature_store.archive.reader import ALIAS_COLUMNS, ArchiveSnapshot, read_ar
 from feature_store.config import Source
 from feature_store.definitions import MAX_ID_BYTES
 from feature_store.errors import InputError
+from feature_store.sandbox import HINT, check_is_select
 from feature_store.sql import identifier, parquet_query
 
 REQUIRED: Final = ("customer_id", "event_time", "event_type")
@@ -270,6 +271,7 @@ def _merged(columns: Mapping[str, str]) -> str:
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, where: str, query: str) -> dict[str, str]:
+    check_is_select(connection, where, query)
     return {row[0]: row[1] for row in _execute(connection, where, f"DESCRIBE {query}")}
 
 
@@ -277,4 +279,5 @@ def _execute(connection: duckdb.DuckDBPyConnection, where: str, query: str) -> l
     try:
         return connection.execute(query).fetchall()
     except duckdb.Error as error:
-        raise InputError(f"{where}: {str(error).split(chr(10) + 'LINE ')[0]}") from error
+        hint = f": {HINT}" if isinstance(error, duckdb.PermissionException) else ""
+        raise InputError(f"{where}: {str(error).split(chr(10) + 'LINE ')[0]}{hint}") from error

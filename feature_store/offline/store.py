@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 
@@ -31,6 +31,7 @@ from feature_store.offline.source import (
     read_attributes,
     read_events,
 )
+from feature_store.sandbox import connect
 from feature_store.sql import fill_table, identifier, literal
 from feature_store.state.layout import Floats, StateLayout
 
@@ -72,10 +73,17 @@ class OfflineStore:
         id_types: DuckDB types of the columns with ids, as the source's SQL has them, by name (``events.customer_id``).
     """
 
-    def __init__(self, source: Source) -> None:
-        """Read a source; InputError says what is wrong with it."""
-        self.connection: Final = duckdb.connect(":memory:")
-        self.connection.execute("SET TimeZone = 'UTC'")
+    def __init__(self, source: Source, folders: Sequence[Path] = ()) -> None:
+        """Read a source.
+
+        Args:
+            source: What to read. Its SQL has access to the files and folders that it names (``feature_store.sandbox``).
+            folders: Other folders that will be read later, such as an archive.
+
+        Raises:
+            InputError: Something is wrong with the source.
+        """
+        self.connection: Final = connect([*source.folders, *folders], source.queries)
         try:
             columns = read_events(self.connection, source)
             self.id_types: Final = {f"events.{name}": kind for name, kind in columns.items() if name in IDS}

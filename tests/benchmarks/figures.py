@@ -29,6 +29,7 @@ from service.transport.lean.framing import HEAD, OK
 from service.transport.lean.http2 import Http2
 from tests.benchmarks import (
     bursts,
+    commits,
     documentation,
     events,
     explain,
@@ -235,6 +236,16 @@ GROUPS: Final[Sequence[tuple[Mapping[str, str], Callable[[Bench], Mapping[str, M
     ),
     ({"graph_1_us": "<= 40", "graph_256_us": "<= 6"}, training.graph_times),
     ({"record_256_rate": ">= 20000", "record_256_share": ">= 0.5", "fold_us": "<= 15"}, events.throughput),
+    (
+        {
+            "erase_ms_100k": "<= 2",
+            "commit_commands": "",
+            "commit_sent_bytes": "",
+            "commit_file_bytes": "",
+            "commit_redis_us": "",
+        },
+        commits.commits,
+    ),
     ({"overload_goodput": ">= 0.9", "overload_p99": "<= 3"}, overload.overload),
     ({"million_failed": "<= 0", "million_memory": "<= 1.05"}, front.million_calls),
     ({"outage_ms": "<= 20", "recovery_s": "<= 1"}, outage.outage),

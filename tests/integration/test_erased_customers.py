@@ -74,11 +74,11 @@ class Shop:
         )
 
     def load(self, **options: Any) -> LoadSummary:
-        with OfflineStore(self.source) as source, StateWriter(self.url, LAYOUT) as writer:
+        with OfflineStore(self.source, [self.folder]) as source, StateWriter(self.url, LAYOUT) as writer:
             return load_states(source, writer, LAYOUT, NOW - 4 * HOUR, **options)
 
     def verify(self) -> Verification:
-        with OfflineStore(self.source) as source, StateWriter(self.url, LAYOUT) as writer:
+        with OfflineStore(self.source, [self.folder]) as source, StateWriter(self.url, LAYOUT) as writer:
             return verify_states(source, writer, LAYOUT)
 
     def states(self, *names: str) -> list[bool]:

@@ -111,11 +111,11 @@ class Shop:
         )
 
     def load(self, **options: Any) -> LoadSummary:
-        with OfflineStore(self.source) as source, StateWriter(self.url, LAYOUT) as redis:
+        with OfflineStore(self.source, [self.folder]) as source, StateWriter(self.url, LAYOUT) as redis:
             return load_states(source, redis, LAYOUT, archive=self.archived, **options)
 
     def verify(self, **options: Any) -> Verification:
-        with OfflineStore(self.source) as source, StateWriter(self.url, LAYOUT) as redis:
+        with OfflineStore(self.source, [self.folder]) as source, StateWriter(self.url, LAYOUT) as redis:
             return verify_states(source, redis, LAYOUT, archive=self.archived, **options)
 
     def archive(self) -> int:
@@ -288,11 +288,11 @@ def test_the_archive_is_a_source(shop: Shop) -> None:
     shop.record(recent(50, seed=3, prefix="m"))
     archived = Source(archive=str(shop.archived))
     layout = StateLayout(FEATURES[:-1])
-    with OfflineStore(archived) as source, StateWriter(shop.url, layout) as redis:
+    with OfflineStore(archived, [shop.folder]) as source, StateWriter(shop.url, layout) as redis:
         load_states(source, redis, layout, archive=shop.archived)
         assert verify_states(source, redis, layout, archive=shop.archived).ok
         states = layout.unpack(redis.read(["c02"]))
-    with OfflineStore(shop.source) as source, StateWriter(shop.url, LAYOUT) as redis:
+    with OfflineStore(shop.source, [shop.folder]) as source, StateWriter(shop.url, LAYOUT) as redis:
         online = LAYOUT.unpack(redis.read(["c02"]))
     moved = layout.advance(states.slots[0], online.as_of[0] - states.as_of[0])
     assert moved == pytest.approx(online.slots[0][:-1], rel=1e-9)

@@ -23,7 +23,7 @@ from training.scaffold.cadence import Cadence, HorizonProposal, measure, propose
 from training.scaffold.column_roles import ColumnRoles, find_roles
 from training.scaffold.formats import time_format
 from training.scaffold.synonyms import BUYING, CARTING, NAMES, VALID_FROM_NAMES, VIEWING, parts, plain, selected, snake
-from training.scaffold.tables import InputTable, read_table
+from training.scaffold.tables import InputTable, connect_to, read_table
 
 PURCHASE: Final = "purchase"
 
@@ -61,8 +61,7 @@ def scaffold_events(events: str, attributes: str | None, base: Path) -> Scaffold
     Raises:
         InputError: If a table cannot be read, or has no column for the customer or the time.
     """
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+    with connect_to(events, *([] if attributes is None else [attributes])) as connection:
         table = read_table(connection, events, base, "data")
         roles = find_roles(connection, table)
         types = find_event_types(connection, table, roles)

@@ -12,6 +12,7 @@ import duckdb
 from feature_store.config import Snapshot, Source
 from feature_store.errors import InputError
 from feature_store.offline.source import read_attributes
+from feature_store.sandbox import connect
 from feature_store.sql import identifier
 from training.audit.snapshot import audit_snapshot
 from training.config import Economics
@@ -20,7 +21,7 @@ from training.scaffold import toml_text
 from training.scaffold.events import Scaffold, check
 from training.scaffold.formats import number_format, time_format
 from training.scaffold.synonyms import NAMES, plain, selected, snake
-from training.scaffold.tables import InputTable, read_table
+from training.scaffold.tables import InputTable, connect_to, read_table
 
 CHURN: Final = ("churn", "churned", "ischurn", "churnflag", "churnvalue", "churnlabel", "exited", "attrition")
 CHURN_TOO: Final = ("attrited", "attritionflag", "left", "cancelled", "canceled", "lost")
@@ -109,7 +110,7 @@ def scaffold_snapshot(source: str, label: str | None, base: Path) -> Scaffold:
     draft, facts = _draft(source, label, base, unsure)
     parsed = Source.model_validate({"attributes": draft.query, "paths": draft.paths})
     parsed.relative_to(base)
-    with duckdb.connect() as connection:
+    with connect(parsed.folders, parsed.queries) as connection:
         read_attributes(connection, parsed)
         draft = _with_columns(connection, draft, unsure)
         draft = replace(draft, leave_out=tuple(find_left_out(connection, draft, unsure)))
@@ -123,15 +124,15 @@ def scaffold_snapshot(source: str, label: str | None, base: Path) -> Scaffold:
     assumption = f"the data has no margins or costs; these {worth}"
     text += "\n" + toml_text.economics_sections(figures, keys, assumption, [draft.target])
     scaffold = Scaffold(f"{toml_text.heading(facts, unsure)}\n{text}", facts, unsure)
-    with duckdb.connect() as connection:
-        read_attributes(connection, check(scaffold.text, base).source)
+    checked = check(scaffold.text, base).source
+    with connect(checked.folders, checked.queries) as connection:
+        read_attributes(connection, checked)
     return scaffold
 
 
 def _draft(source: str, label: str | None, base: Path, unsure: list[str]) -> tuple[Draft, list[str]]:
     """What follows from the names of the columns alone, and facts about it, one line each."""
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+    with connect_to(source) as connection:
         table = read_table(connection, source, base, "data")
         chosen = find_label(connection, table, label)
         customer = find_customer(connection, table, unsure)

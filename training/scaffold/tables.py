@@ -12,6 +12,7 @@ from typing import Final
 import duckdb
 
 from feature_store.errors import InputError
+from feature_store.sandbox import check_is_select, connect
 from feature_store.sql import escaped, identifier, literal
 
 READERS: Final = {
@@ -27,6 +28,8 @@ SHEETS: Final = (".xlsx", ".xls", ".ods")
 
 CSV_ATTEMPTS: Final = ("", ", sample_size = -1", ", encoding = 'latin-1'", ", encoding = 'latin-1', sample_size = -1")
 """Options to try in turn: types detected from the first rows, from all rows, and the same for files not in UTF-8."""
+
+QUERY: Final = re.compile(r"\s*(SELECT|FROM|WITH)\b", re.IGNORECASE)
 
 WHOLE: Final = ("SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 
@@ -48,6 +51,12 @@ class InputTable:
     columns: dict[str, str]
 
 
+def connect_to(*sources: str) -> duckdb.DuckDBPyConnection:
+    """An in-memory database that can read tables (files, patterns of file names, or SQL), and no other files."""
+    files = [Path(source).parent for source in sources if not QUERY.match(source)]
+    return connect(files, [source for source in sources if QUERY.match(source)])
+
+
 def read_table(connection: duckdb.DuckDBPyConnection, source: str, base: Path, name: str) -> InputTable:
     """Read a table into a DuckDB connection.
 
@@ -60,8 +69,9 @@ def read_table(connection: duckdb.DuckDBPyConnection, source: str, base: Path, n
     Raises:
         InputError: If it is neither a file nor SQL, or cannot be read.
     """
-    if re.match(r"\s*(SELECT|FROM|WITH)\b", source, re.IGNORECASE):
+    if QUERY.match(source):
         query = source.strip().removesuffix(";")
+        check_is_select(connection, "the SQL", query)
         _create(connection, f"({query}\n)", name, "the SQL")
         return InputTable("(\n" + query.replace("$", "$$") + "\n)", {}, name, _columns(connection, name))
     path = Path(source)
