@@ -56,9 +56,13 @@ def connect(
                 files.add(name if "://" in name else _absolute(name))
             elif any(glob.iglob(name, recursive=True)):  # noqa: PTH207  # else it is a regular expression
                 directories.add(_absolute(os.path.dirname(name[: pattern.start()])))  # noqa: PTH120  # "": this folder
+    # DuckDB looks for a missing file in a folder of that name, and should say that it is missing.
+    directories |= {name for name in files if "://" not in name and not Path(name).exists()}
+    directories |= {os.path.realpath(name) for name in directories}
+    directories |= {PATTERN.sub(r"[\g<0>]", name) for name in directories}  # as names of files are escaped
+    files |= {os.path.realpath(name) for name in files if "://" not in name}
     for setting, values in (("allowed_directories", directories - {"/"}), ("allowed_paths", files)):
-        every = sorted(values | {os.path.realpath(value) for value in values if "://" not in value})
-        connection.execute(f"SET {setting} = [{', '.join(map(literal, every))}]")
+        connection.execute(f"SET {setting} = [{', '.join(map(literal, sorted(values)))}]")
     connection.execute("SET python_enable_replacements = false")  # variables of this process are not tables
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

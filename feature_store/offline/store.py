@@ -73,17 +73,19 @@ class OfflineStore:
         id_types: DuckDB types of the columns with ids, as the source's SQL has them, by name (``events.customer_id``).
     """
 
-    def __init__(self, source: Source, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, source: Source, folders: Sequence[Path] = (), *, threads: int | None = None) -> None:
         """Read a source.
 
         Args:
             source: What to read. Its SQL has access to the files and folders that it names (``feature_store.sandbox``).
             folders: Other folders that will be read later, such as an archive.
+            threads: Threads of DuckDB; by default as many as there are cores.
 
         Raises:
             InputError: Something is wrong with the source.
         """
-        self.connection: Final = connect([*source.folders, *folders], source.queries)
+        options = {} if threads is None else {"threads": threads}
+        self.connection: Final = connect([*source.folders, *folders], source.queries, **options)
         try:
             columns = read_events(self.connection, source)
             self.id_types: Final = {f"events.{name}": kind for name, kind in columns.items() if name in IDS}

@@ -105,8 +105,7 @@ def main(events: Path) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     result: dict[str, Measured] = {}
-    with OfflineStore(Source(events=f"FROM '{events}'")) as source:
-        source.connection.execute(f"SET threads = {CORES}")
+    with OfflineStore(Source(events=f"FROM '{events}'"), threads=CORES) as source:
         read = peak_gib()
         cutoffs = [source.summary.end - STEP_DAYS * DAY_S * i for i in range(CUTOFFS)][::-1]
         for name, layout, pairs in (("states_ratio", narrow(), PAIRS), ("states_ratio_wide", wide(), 1)):

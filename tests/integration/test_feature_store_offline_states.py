@@ -178,9 +178,9 @@ def test_states_are_the_same_to_the_bit_whatever_the_threads_and_the_order_of_ro
     known = "SELECT 'c1' AS customer_id, 7 AS age, 0.1 AS score"
     result = set()
     for order, threads in orders:
-        with OfflineStore(Source(events=f"{MANY.format(rows=rows)} ORDER BY {order}", attributes=known)) as source:
-            source.connection.execute(f"SET threads = {threads}")
-            result.add(bits(source, cutoffs))
+        source = Source(events=f"{MANY.format(rows=rows)} ORDER BY {order}", attributes=known)
+        with OfflineStore(source, threads=threads) as store:
+            result.add(bits(store, cutoffs))
     assert len(result) == 1
 
 

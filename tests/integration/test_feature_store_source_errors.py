@@ -42,7 +42,7 @@ def refusal(events: str = GOOD, attributes: str | None = None, layout: StateLayo
         (GOOD.replace("TIMESTAMP", "DATE"), "source.events: event_time is DATE, not a TIMESTAMP: cast it"),
         (GOOD.replace("TIMESTAMP", ""), "source.events: event_time is VARCHAR, not a TIMESTAMP: cast it"),
         ("SELEC 1", "source.events: Parser Error: syntax error"),
-        ("DROP TABLE events", "source.events: Parser Error"),
+        ("DROP TABLE events", "source.events: the SQL must be a single SELECT"),
         ("SELECT * FROM nowhere", "source.events: Catalog Error: Table with name nowhere does not exist"),
         ("SELECT * FROM '/no/such/file.parquet'", "source.events: IO Error: No files found"),
         (GOOD + ", 'dear' AS amount", "source.events: Conversion Error: Could not convert string 'dear' to DOUBLE"),

@@ -115,7 +115,7 @@ def test_entries_that_an_earlier_release_left_behind_are_removed_and_no_others(c
 
 def load(url: str, folder: Path, *, accept_missing: bool = False) -> None:
     source = Source(attributes="SELECT 'c1' AS customer_id")
-    with StateWriter(url, LAYOUT, accept_missing=accept_missing) as writer, OfflineStore(source) as store:
+    with StateWriter(url, LAYOUT, accept_missing=accept_missing) as writer, OfflineStore(source, [folder]) as store:
         load_states(store, writer, LAYOUT, NOW, archive=folder)
 
 
