@@ -179,8 +179,8 @@ def test_states_are_the_same_to_the_bit_whatever_the_threads_and_the_order_of_ro
     result = set()
     for order, threads in orders:
         source = Source(events=f"{MANY.format(rows=rows)} ORDER BY {order}", attributes=known)
-        with OfflineStore(source, threads=threads) as store:
-            result.add(bits(store, cutoffs))
+        with OfflineStore(source, threads=threads) as opened:
+            result.add(bits(opened, cutoffs))
     assert len(result) == 1
 
 
