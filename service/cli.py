@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final
 
 import click
@@ -133,6 +134,8 @@ def cli() -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def serve(options: Sequence[str]) -> None:
     """Serve scores over gRPC. Settings are options or environment variables (TIDEMARK_…)."""
+    if find_spec("onnxruntime") is None:  # it is imported only when a graph is loaded, which is late to miss it
+        raise ModuleNotFoundError(name="onnxruntime")
     from service.__main__ import main as run_server  # noqa: PLC0415  # only this command needs it
 
     run_server(list(options))
