@@ -95,6 +95,7 @@ def made_rows(offer: str = "churn", *, customers: int = 800, seed: int = 1, snap
         threshold=threshold(value, OFFER, 0.3, 0.01),
         value=value,
         realised_value=value * random.lognormal(0, 0.3, len(who)),
+        value_correction=np.zeros(len(who)),
         contact_cost=np.full(len(who), OFFER.contact_cost),
         offer_cost=np.full(len(who), OFFER.offer_cost),
         recency_days=nothing if snapshot else recency,

@@ -362,7 +362,8 @@ class HoldoutRows:
         probability: Calibrated.
         threshold: Dynamic.
         value: The model's value if the offer wins.
-        realised_value: The value of a win that came, or an estimate that the model did not make.
+        realised_value: The value of a win that came, or an estimate of it.
+        value_correction: What a customer who stayed adds to the values of those who left; 0 for others.
         contact_cost: For the customer.
         offer_cost: For the customer.
         recency_days: NaN if unknown.
@@ -377,6 +378,7 @@ class HoldoutRows:
     threshold: Floats
     value: Floats
     realised_value: Floats
+    value_correction: Floats
     contact_cost: Floats
     offer_cost: Floats
     recency_days: Floats

@@ -154,6 +154,24 @@ def test_a_label_whose_horizon_ends_after_the_data_is_not_known(source: OfflineS
     assert np.isfinite(later.recency_days).all()
 
 
+def test_customers_of_the_test_do_not_decide_how_many_are_sampled() -> None:
+    # 2,000 customers buy before the training cut-off. Before the test everybody buys, or only one does.
+    def sampled(test_buyers: int, newest_known: float | None) -> int:
+        early = f"SELECT 'c' || i AS customer_id, to_timestamp({CUTOFF - DAY_S!r}) AS event_time FROM range(2000) t(i)"
+        late = early.replace(repr(CUTOFF - DAY_S), repr(CUTOFF + 59 * DAY_S)).replace("2000", str(test_buyers))
+        query = f"SELECT *, 'purchase' AS event_type, 1.0 AS amount FROM ({early} UNION ALL {late})"
+        settings = config(churn={"horizon_days": 28, "active_days": 7}, evaluation={"most_rows": 1000})
+        with OfflineStore(Source(events=query)) as opened:
+            cutoffs = [CUTOFF, CUTOFF + 60 * DAY_S]
+            rows = build_rows(opened, LAYOUT, settings, cutoffs, newest_known=newest_known)
+        return len(rows.at([CUTOFF]))
+
+    assert sampled(2000, CUTOFF) == sampled(1, CUTOFF) == pytest.approx(500, rel=0.2)
+    # Counted at the newest cut-off, the sample would depend on it.
+    assert sampled(2000, None) == pytest.approx(500, rel=0.2)
+    assert sampled(1, None) == 2000
+
+
 def test_a_cut_off_before_everything_has_no_rows(source: OfflineStore) -> None:
     rows = build_rows(source, LAYOUT, config(), [CUTOFF - 1000 * DAY_S])
     assert len(rows) == 0

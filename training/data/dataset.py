@@ -127,6 +127,8 @@ def build_rows(
     config: TrainingConfig,
     cutoffs: Sequence[float],
     done: Callable[[], None] = lambda: None,
+    *,
+    newest_known: float | None = None,
 ) -> Rows:
     """Build the rows of all cut-offs.
 
@@ -139,8 +141,10 @@ def build_rows(
         config: Definitions of the labels.
         cutoffs: Unix seconds, ascending.
         done: Called after each cut-off.
+        newest_known: The newest cut-off whose customers may be counted to size the sample; None for the newest of all.
     """
-    customers = _sample_condition(source, _sample_share(source, layout, config, cutoffs))
+    counted = cutoffs[-1] if newest_known is None else newest_known
+    customers = _sample_condition(source, _sample_share(source, layout, config, len(cutoffs), counted))
     # The labels of every cut-off read this table, which has only the types of events that they depend on.
     source.connection.execute(
         f"CREATE OR REPLACE TABLE labelling AS FROM events WHERE event_type IN (?, ?, ?) AND {customers}",
@@ -167,14 +171,16 @@ def _sample_condition(source: OfflineStore, share: float) -> str:
     return "customer_id IN (FROM sampled_customers)"
 
 
-def _sample_share(source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoffs: Sequence[float]) -> float:
-    """The share of customers to sample, estimated from the number of active customers at the newest cut-off."""
+def _sample_share(
+    source: OfflineStore, layout: StateLayout, config: TrainingConfig, cutoffs: int, counted: float
+) -> float:
+    """The share of customers to sample for a number of cut-offs, by the number of active customers at one of them."""
     query = """
         SELECT count(DISTINCT customer_id) FROM events
         WHERE event_type = $event AND t > $cutoff - $active_s AND t <= $cutoff"""
-    parameters = {"event": config.churn.event, "active_s": config.churn.active_days * DAY_S, "cutoff": cutoffs[-1]}
+    parameters = {"event": config.churn.event, "active_s": config.churn.active_days * DAY_S, "cutoff": counted}
     ((active,),) = source.connection.execute(query, parameters).fetchall()
-    rows = max(active, 1) * len(cutoffs)
+    rows = max(active, 1) * cutoffs
     max_rows = min(config.evaluation.most_rows, MAX_BYTES // (8 * len(layout.features)))
     return float(min(1.0, max_rows / rows))
 

@@ -82,7 +82,9 @@ def _from_events(config: TrainingConfig, source: OfflineStore, progress: Progres
     features = candidate_features.candidates(config, source, plan.newest_known)
     layout = StateLayout(learn_clips(source, features, plan.newest_known))
     spec = FeatureSpec(layout, candidate_features.overdue(config, features))
-    rows = build_rows(source, layout, config, plan.every, progress("states and labels", len(plan.every)))
+    done = progress("states and labels", len(plan.every))
+    # The test must not decide anything, so its customers are not counted.
+    rows = build_rows(source, layout, config, plan.every, done, newest_known=plan.newest_known)
     return TrainingTable(rows, spec, temporal_splits(rows, plan, config.evaluation.folds), plan)
 
 

@@ -1,4 +1,4 @@
-"""Cost-sensitive metrics by empulse: expected savings (Bahnsen et al., 2014) and expected maximum profit (EMPC).
+"""Cost-sensitive metrics: expected savings (Bahnsen et al., 2014) and expected maximum profit (EMPC, by empulse).
 
 The cost of a decision is counted against the best decision for the observed outcome:
 
@@ -8,8 +8,9 @@ The cost of a decision is counted against the best decision for the observed out
     not contacted, negative outcome:   0
 
 Differences between decisions equal those of ``thresholds.gain``, and perfect knowledge of the outcomes costs nothing.
-Values are realised ones (decisions use the model's). So savings are 1 for perfect knowledge, 0 for the better of
-contacting everybody and nobody, and negative below that.
+Values are realised ones (decisions use the model's). What customers who stayed add to the values of those who left
+(``training.evaluation.stayers``) counts for them, whatever the decision. So savings are 1 for perfect knowledge, 0 for
+the better of contacting everybody and nobody, and negative below that.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from feature_store.state.layout import Floats
+from training.arrays import Bools
 from training.config import Offer
 from training.evaluation.policies import tuned_threshold
 from training.evaluation.scored_rows import ScoredRows
@@ -45,21 +46,26 @@ def cost_metrics(
         already; ``empc``, the expected maximum profit per customer when ranking by probability, with a success rate
         that is Beta distributed around the offer's; ``empc_share``, the share of customers contacted for it.
     """
-    from empulse.metrics import expected_savings_score  # noqa: PLC0415 - takes seconds
-
     terms = test.terms(offer)
     costs = cost_matrix(test.realised_value, terms)
-    label = test.label.astype(np.int64)
     dynamic = test.probability >= threshold(test.value, terms, 0.0, threshold_min)
     single = test.probability >= tuned_threshold(calibration, offer, np.inf)
     possible = test.value > terms.offer_cost
     dynamic, single = possible & dynamic, possible & single
     profit, share = expected_maximum_profit(test, offer)
-    best_uniform = min(float(costs["fn_cost"][test.label].sum()), _cost_of_everybody(costs, test.label))
+    correction = np.zeros(len(test.label)) if test.stayers is None else test.stayers.correction
+    worth_winning = costs["fn_cost"] > 0
 
-    def savings(chosen: npt.NDArray[np.bool_]) -> float:
-        # empulse divides by the cost of the better uniform decision, which may be 0.
-        return float(expected_savings_score(label, chosen.astype(np.float64), **costs)) if best_uniform > 0 else 0.0
+    def cost(contacted: Bools) -> float:
+        if_left = np.where(contacted, costs["tp_cost"], costs["fn_cost"])
+        if_not = np.where(contacted, costs["fp_cost"], 0.0)
+        missed = offer.success_rate * correction @ (worth_winning.astype(np.float64) - contacted)
+        return float(np.where(test.label, if_left, if_not).sum() + missed)
+
+    best_uniform = min(cost(np.zeros_like(test.label)), cost(np.ones_like(test.label)))
+
+    def savings(chosen: Bools) -> float:
+        return 1 - cost(chosen) / best_uniform if best_uniform > 0 else 0.0
 
     return {
         "expected_savings_dynamic": savings(dynamic),
@@ -70,14 +76,10 @@ def cost_metrics(
 
 
 def cost_matrix(value: Floats, terms: Terms) -> dict[str, Any]:
-    """The costs above for values ``[n]``, by the names of empulse."""
+    """The costs above for values ``[n]``: of true positives, false negatives and false positives."""
     won = terms.success_rate * (value - terms.offer_cost) - terms.contact_cost
     wasted = np.zeros(len(value)) + terms.redemption_rate * terms.offer_cost + terms.contact_cost
     return {"tp_cost": np.maximum(-won, 0.0), "fn_cost": np.maximum(won, 0.0), "fp_cost": wasted}
-
-
-def _cost_of_everybody(costs: dict[str, Any], label: npt.NDArray[np.bool_]) -> float:
-    return float(np.where(label, costs["tp_cost"], costs["fp_cost"]).sum())
 
 
 def expected_maximum_profit(rows: ScoredRows, offer: Offer) -> tuple[float, float]:
@@ -90,7 +92,11 @@ def expected_maximum_profit(rows: ScoredRows, offer: Offer) -> tuple[float, floa
     from empulse.metrics import empc_score, mpc_score  # noqa: PLC0415 - takes seconds
 
     terms, rate = rows.terms(offer), offer.success_rate
-    value = float(rows.realised_value[rows.label].mean()) if rows.label.any() else 0.0
+    positives = int(rows.label.sum())
+    total = float(rows.realised_value[rows.label].sum())
+    if rows.stayers is not None:
+        total += float(rows.stayers.correction.sum())
+    value = total / max(positives, 1)
     cost = float(np.mean(terms.offer_cost))
     given_away = offer.redemption_rate * cost
     figures = {

@@ -38,14 +38,15 @@ class Pairs:
 class Statistics:
     """Differences of an offer, prepared so that a resample costs a few sums.
 
-    Profit is realised profit, with the realised values of A. Losses and profit are summed by customer. For the AUC the
-    rows are sorted once; a resample only changes their weights.
+    Profit is realised profit, with the realised values of A and what customers who stayed add to them. Losses and
+    profit are summed by customer. For the AUC the rows are sorted once; a resample only changes their weights.
     """
 
     def __init__(self, pair: Pairs, customers: int, offer: Terms) -> None:
         self.pair = pair
         self.rows = np.bincount(pair.owner, minlength=customers).astype(np.float64)
         realised = gain(pair.label.astype(np.float64), pair.a.realised_value, offer)
+        realised = realised + offer.success_rate * pair.a.value_correction
         self.by_row = {
             "log_loss": [log_losses(pair.label, rows.probability, clip=EPSILON) for rows in (pair.a, pair.b)],
             "brier": [(rows.probability - pair.label) ** 2 for rows in (pair.a, pair.b)],

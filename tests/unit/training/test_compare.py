@@ -97,6 +97,7 @@ def test_equally_good_models_seldom_differ(trials: int, at_most: int) -> None:
             threshold=nothing,
             value=nothing,
             realised_value=nothing,
+            value_correction=nothing,
             contact_cost=nothing,
             offer_cost=nothing,
             recency_days=nothing,
@@ -126,6 +127,18 @@ def test_profit_is_the_realised_profit_of_the_alerts(rows: Rows) -> None:
         won = 0.2 * (test.realised_value - 3.0) - 0.1  # with the rates and costs of OFFER
         expected = np.where(test.label, won, -0.1 * 3.0 - 0.1)[alerts].sum()
         assert result.offers[offer].measures["profit"].a == pytest.approx(expected)
+
+
+def test_profit_includes_what_customers_who_stayed_say_of_those_who_left(rows: Rows) -> None:
+    correction = np.random.default_rng(4).normal(0, 2, len(rows["churn"].label))
+    corrected = rows | {"churn": replace(rows["churn"], value_correction=correction)}
+    before, after = (
+        compared(each, changed(each, noisy)).offers["churn"].measures["profit"] for each in (rows, corrected)
+    )
+    alerts, others = (each["churn"].probability >= each["churn"].threshold for each in (rows, changed(rows, noisy)))
+    assert after.a - before.a == pytest.approx(0.2 * correction[alerts].sum())
+    assert after.b - before.b == pytest.approx(0.2 * correction[others].sum())
+    assert after.low != before.low
 
 
 def test_different_economics_are_noted(rows: Rows) -> None:

@@ -30,6 +30,7 @@ from training.evaluation.policies import (
     verdict,
 )
 from training.evaluation.scored_rows import ScoredRows
+from training.evaluation.stayers import corrected_by_stayers
 from training.evidence import Policy
 from training.graph.thresholds import CustomerOffer, budget_price, gain, threshold
 from training.statistics import resampled_totals, total_intervals
@@ -396,6 +397,44 @@ def test_savings_of_an_example_worked_by_hand() -> None:
     assert result["expected_savings_dynamic"] == pytest.approx(1 - 10.3 / 0.4)
     # Tuned on these very rows the single one takes all three.
     assert result["expected_savings_single"] == pytest.approx(0.0)
+
+
+def test_savings_equal_those_of_empulse() -> None:
+    from empulse.metrics import expected_savings_score  # noqa: PLC0415 - takes seconds
+
+    rows = crowd()
+    chosen = (rows.value > 3) & (rows.probability >= threshold(rows.value, OFFER, 0.0, 0.01))
+    costs = cost_matrix(rows.realised_value, OFFER)
+    expected = expected_savings_score(rows.label.astype(np.int64), chosen.astype(np.float64), **costs)
+    assert cost_metrics(OFFER, rows, rows)["expected_savings_dynamic"] == pytest.approx(expected)
+
+
+def test_savings_and_expected_maximum_profit_include_what_customers_who_stayed_say_of_those_who_left() -> None:
+    # 40 left, 40 stayed and brought 20 or 40; all are alike, so one in two is worth 30 if won.
+    label = np.arange(80) < 40
+    stay = np.where(label, np.nan, np.where(np.arange(80) % 2, 40.0, 20.0))
+    alike = np.ones(80)
+    values, stayers = corrected_by_stayers(alike, 0.5 * alike, 30 * alike, label, stay)
+    assert stayers is not None
+    rows = ScoredRows(
+        customer=np.arange(80, dtype=np.uint64),
+        probability=np.where(label, 0.6, np.where(np.arange(80) % 2, 0.5, 0.0)),
+        value=30 * alike,
+        realised_value=values,
+        label=label,
+        stayers=stayers,
+    )
+    result = cost_metrics(OFFER, rows, rows)
+    # Winning one gains 0.2 * (30 - 3) - 0.1 = 5.3, each of those who stayed wastes 0.4. Contacted are those who left and
+    # the 20 who brought 40, which is 10 more than estimated: 0.2 * 10 of profit each. Everybody costs 40 * 0.4 more than
+    # perfect knowledge, nobody 40 * 5.3.
+    assert result["expected_savings_dynamic"] == pytest.approx(1 - (20 * 0.4 - 20 * 0.2 * 10) / 16, rel=1e-2)
+    without = cost_metrics(OFFER, replace(rows, stayers=None), replace(rows, stayers=None))
+    assert without["expected_savings_dynamic"] == pytest.approx(1 - 20 * 0.4 / 16, rel=1e-2)
+    # All customers who left are worth 30 on average, whatever the errors of single ones.
+    assert expected_maximum_profit(rows, OFFER) == pytest.approx(
+        expected_maximum_profit(replace(rows, stayers=None, realised_value=30 * alike), OFFER), rel=1e-2
+    )
 
 
 def test_perfect_knowledge_saves_everything() -> None:
