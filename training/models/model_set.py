@@ -121,7 +121,8 @@ def fit_models(
     features, seed = matrix(rows.state), config.evaluation.seed
 
     def fit_target(target: str) -> tuple[SpendModel, SpendModel]:
-        return fit_spend(learners[target], features, rows.label(target), parts[target], seed)
+        with_power = target == "purchase_amount"
+        return fit_spend(learners[target], features, rows.label(target), parts[target], seed, with_power=with_power)
 
     probability: dict[str, Probability] = {}
     spend_if_won: dict[str, SpendModel] = {}

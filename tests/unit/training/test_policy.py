@@ -425,9 +425,9 @@ def test_savings_and_expected_maximum_profit_include_what_customers_who_stayed_s
         stayers=stayers,
     )
     result = cost_metrics(OFFER, rows, rows)
-    # Winning one gains 0.2 * (30 - 3) - 0.1 = 5.3, each of those who stayed wastes 0.4. Contacted are those who left and
-    # the 20 who brought 40, which is 10 more than estimated: 0.2 * 10 of profit each. Everybody costs 40 * 0.4 more than
-    # perfect knowledge, nobody 40 * 5.3.
+    # Winning one gains 0.2 * (30 - 3) - 0.1 = 5.3, each of those who stayed wastes 0.4. Contacted are those who left
+    # and the 20 who brought 40, 10 more than estimated: 0.2 * 10 of profit each. Perfect knowledge spares the 40 * 0.4
+    # of contacting everybody; contacting nobody loses 40 * 5.3.
     assert result["expected_savings_dynamic"] == pytest.approx(1 - (20 * 0.4 - 20 * 0.2 * 10) / 16, rel=1e-2)
     without = cost_metrics(OFFER, replace(rows, stayers=None), replace(rows, stayers=None))
     assert without["expected_savings_dynamic"] == pytest.approx(1 - 20 * 0.4 / 16, rel=1e-2)

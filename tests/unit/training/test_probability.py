@@ -114,7 +114,9 @@ def spending() -> tuple[Features, Floats]:
 def test_the_graph_of_each_spend_model_equals_scikit_learn(learner: Learner) -> None:
     features, amounts = spending()
     rows = np.arange(len(amounts))
-    model, _ = spend.fit_spend(learner, features, amounts, Split(rows[:900], rows[900:], rows), seed=7)
+    split = Split(rows[:900], rows[900:], rows)
+    model, _ = spend.fit_spend(learner, features, amounts, split, seed=7, with_power=True)
+    assert model.slope != 1.0
     others, _ = crowd(3000, seed=1)
     np.testing.assert_allclose(served("Exp", others, model.score())[:, 0], model.predict(others), rtol=1e-4)
 
@@ -126,15 +128,42 @@ def test_the_total_of_spend_is_calibrated_on_rows_that_the_model_was_not_fitted_
     model, first = spend.fit_spend(
         spend.REGRESSORS[0], features, dearer, Split(rows[:900], rows[900:], rows[:900]), seed=7
     )
-    assert first.scale == model.scale == pytest.approx(1.5, rel=0.1)
+    assert (first.scale, first.slope) == (model.scale, model.slope)
+    uncalibrated = spend.SpendModel(first.name, first.regressor).predict(features[900:])
+    assert first.predict(features[900:]).sum() == pytest.approx(1.5 * uncalibrated.sum(), rel=0.1)
     assert first.predict(features[900:]).sum() == pytest.approx(dearer[900:].sum())
+
+
+def test_calibration_corrects_large_and_small_values_that_are_drawn_towards_the_mean() -> None:
+    predicted = np.exp(np.linspace(0, 3, 20_000))
+    scale, slope = spend.calibration(predicted, 2 * predicted**1.2, with_power=True)
+    assert (scale, slope) == pytest.approx((2, 1.2), rel=0.01)
+    assert scale * predicted**slope == pytest.approx(2 * predicted**1.2, rel=0.01)
+
+
+def test_without_a_power_only_the_total_is_calibrated() -> None:
+    predicted = np.array([1.0, 2.0, 5.0])
+    assert spend.calibration(predicted, np.array([1.0, 2.0, 13.0]), with_power=False) == (2.0, 1.0)
+
+
+def test_a_few_rows_hardly_change_the_slope_of_the_calibration() -> None:
+    predicted = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    actual = np.array([0.0, 0.0, 9.0, 0.0, 21.0])
+    scale, slope = spend.calibration(predicted, actual, with_power=True)
+    assert slope == pytest.approx(1.0, abs=0.1)
+    assert (scale * predicted**slope).sum() == pytest.approx(30.0)
+
+
+def test_predictions_that_are_all_equal_have_a_factor_only() -> None:
+    assert spend.calibration(np.full(8, 2.0), np.arange(8.0), with_power=True) == pytest.approx((1.75, 1.0))
+    assert spend.calibration(np.full(8, 2.0), np.zeros(8), with_power=True) == (1.0, 1.0)
 
 
 def test_without_a_calibration_block_spend_is_not_scaled() -> None:
     features, amounts = spending()
     rows = np.arange(len(amounts))
     model, _ = spend.fit_spend(spend.REGRESSORS[0], features, amounts, Split(rows, rows[:0], rows), seed=7)
-    assert model.scale == 1.0
+    assert (model.scale, model.slope) == (1.0, 1.0)
 
 
 def test_without_spend_data_all_customers_have_the_same_spend() -> None:
