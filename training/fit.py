@@ -186,10 +186,12 @@ def _fit(config: TrainingConfig, name: str, source: OfflineStore, progress: Prog
 
 def _choose(config: TrainingConfig, table: TrainingTable, progress: Progress, pool: WorkerPool) -> ChosenLearners:
     splits = {target: s for target, s in table.splits.items() if target != "spend" or not config.spend_follows}
-    done = progress("model selection", sum(len(learners_of(target)) for target in splits))
+    has_rates = len(table.spec.counts) > 0
+    done = progress("model selection", sum(len(learners_of(target, with_rates=has_rates)) for target in splits))
     seen = rows_for_medians(table.rows, [split.evaluation for split in table.splits.values()])
     features = filled_matrix(table.spec, table.rows.state[seen])(table.rows.state)
-    return choose_learners(features, table.rows, splits, config.evaluation.seed, done, pool)
+    without_rates = table.spec.without_rates if has_rates else None
+    return choose_learners(features, table.rows, splits, config.evaluation.seed, done, pool, without_rates)
 
 
 def _scorer(config: TrainingConfig, table: TrainingTable, models: Models) -> EvaluationScorer:

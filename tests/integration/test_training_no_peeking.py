@@ -26,7 +26,7 @@ from training import __main__ as main
 from training.arrays import Features
 from training.config import TrainingConfig
 from training.customer_key import KEY_BYTES, default_key_path
-from training.data.candidate_features import candidates, overdue
+from training.data.candidate_features import candidates, overdue, rates
 from training.data.clipping import learn_clips
 from training.data.cutoffs import CutoffPlan, lay_out
 from training.data.dataset import Rows, build_rows
@@ -59,7 +59,7 @@ def features_of(config: TrainingConfig, plan: CutoffPlan, cutoffs: list[float]) 
     with OfflineStore(config.source) as source:
         lines = candidates(config, source, plan.newest_known)
         layout = StateLayout(learn_clips(source, lines, plan.newest_known))
-        spec = FeatureSpec(layout, overdue(config, lines))
+        spec = FeatureSpec(layout, overdue(config, lines), rates=rates(config, lines))
         rows = build_rows(source, layout, config, cutoffs)
     known = rows.at([cutoff for cutoff in cutoffs if cutoff <= plan.newest_known])
     return rows, filled_matrix(spec, known.state)(rows.state), spec.names

@@ -12,6 +12,7 @@ from feature_store.offline.source import NUMERIC
 from feature_store.offline.store import OfflineStore
 from feature_store.sql import identifier
 from training.config import Overdue, TrainingConfig, check_overdue
+from training.graph.features import Rates
 
 MIN_EVENTS: Final = 100
 """Minimum number of events of a type; rarer types give no candidates."""
@@ -69,6 +70,14 @@ def overdue(config: TrainingConfig, features: Sequence[Feature]) -> list[Overdue
     return [
         Overdue(name=_unique("overdue", {feature.name for feature in features}), latest=latest[0].name, rate=rate.name)
     ]
+
+
+def rates(config: TrainingConfig, features: Sequence[Feature]) -> Rates | None:
+    """With candidates: the features of rates, from the time of the last churn event, if that is a feature."""
+    latest = [f.name for f in features if f.aggregate == "latest" and f.event == config.churn.event]
+    if config.candidates is None or not latest:
+        return None
+    return Rates(latest[0], config.churn.horizon_days)
 
 
 def _of_events(wide: Candidates, source: OfflineStore, until: float) -> Iterator[Feature]:

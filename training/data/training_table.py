@@ -69,7 +69,8 @@ def selection_table(config: TrainingConfig, table: TrainingTable) -> TrainingTab
         if plan
         else random_folds(rows, list(table.splits), evaluation.folds, evaluation.seed)
     )
-    return replace(table, rows=rows, splits=splits, plan=plan)
+    # Without features of rates: they depend on the same slots, and would double the time.
+    return replace(table, rows=rows, splits=splits, plan=plan, spec=replace(table.spec, rates=None))
 
 
 def _numbered(rows: Rows) -> Rows:
@@ -81,7 +82,8 @@ def _from_events(config: TrainingConfig, source: OfflineStore, progress: Progres
     plan = lay_out(config, source.summary.start, source.summary.end)
     features = candidate_features.candidates(config, source, plan.newest_known)
     layout = StateLayout(learn_clips(source, features, plan.newest_known))
-    spec = FeatureSpec(layout, candidate_features.overdue(config, features))
+    rates = candidate_features.rates(config, features)
+    spec = FeatureSpec(layout, candidate_features.overdue(config, features), rates=rates)
     done = progress("states and labels", len(plan.every))
     # The test must not decide anything, so its customers are not counted.
     rows = build_rows(source, layout, config, plan.every, done, newest_known=plan.newest_known)

@@ -26,18 +26,38 @@ CHUNK_ROWS: Final = 65_536
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Two features of each decayed count, from the rate of events that it implies; they need no slot.
+
+    They are ``overdue(count)``, the logarithm of 1 plus the number of events that would have been expected since the
+    last one, and ``chance(count)``, the probability of an event within a horizon. Both assume events at this constant
+    rate (a Poisson process), as models of customers who buy until they leave do (Schmittlein et al., 1987, "Counting
+    your customers").
+
+    Attributes:
+        latest: Name of the slot with the time of the last event.
+        days: The horizon.
+    """
+
+    latest: str
+    days: float
+
+
+@dataclass(frozen=True)
 class FeatureSpec:
-    """The features made of a state: a number per slot, flags for categories and missing values, and overdue ratios.
+    """The features made of a state: a number per slot, flags for categories and missing values, overdue ratios, rates.
 
     Attributes:
         layout: Slots of the state.
         overdue: The overdue ratios.
         fill: Replacement of a missing value by feature, in order of ``names``; None before it is learnt.
+        rates: What features of rates there are, None for none of them.
     """
 
     layout: StateLayout
     overdue: Sequence[Overdue] = ()
     fill: tuple[float, ...] | None = None
+    rates: Rates | None = None
 
     @property
     def names(self) -> list[str]:
@@ -46,7 +66,21 @@ class FeatureSpec:
         names = [f"log1p({features[i].name})" for i in self.numbers]
         names += [f"missing({features[i].name})" for i in self.attributes]
         names += [f"{features[i].name}={(*(features[i].categories or ()), 'other')[code]}" for i, code in self.codes]
-        return names + [line.name for line in self.overdue]
+        names += [line.name for line in self.overdue]
+        counts = [features[i].name for i in self.counts]
+        return names + [f"{kind}({name})" for kind in ("overdue", "chance") for name in counts]
+
+    @property
+    def without_rates(self) -> int:
+        """Number of features before those of rates, which come last."""
+        return len(self.names) - 2 * len(self.counts)
+
+    @property
+    def counts(self) -> list[int]:
+        """Slots with decayed counts that give features of rates."""
+        if self.rates is None:
+            return []
+        return [i for i, feature in enumerate(self.layout.features) if feature.aggregate == "count" and feature.decayed]
 
     @property
     def numbers(self) -> list[int]:
@@ -69,7 +103,8 @@ class FeatureSpec:
         features = [self.layout.features[i] for i in slots]
         names = {feature.name for feature in features}
         overdue = [line for line in self.overdue if {line.latest, line.rate} <= names]
-        return FeatureSpec(StateLayout(features), overdue)
+        rates = self.rates if self.rates and self.rates.latest in names else None
+        return FeatureSpec(StateLayout(features), overdue, rates=rates)
 
 
 def _codes(categories: Sequence[str] | None) -> int:
@@ -109,6 +144,8 @@ def add_features(graph: GraphBuilder, spec: FeatureSpec) -> str:
         parts.append(graph.add("Cast", same, to=graph.float64))
     if spec.overdue:
         parts.append(_add_overdue(graph, spec, value))
+    if spec.rates and spec.counts:
+        parts += _add_rates(graph, spec, spec.rates, value)
     whole = graph.add("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
     if spec.fill is not None:
         whole = graph.add("Where", graph.add("IsNaN", whole), graph.constant(np.array(spec.fill)), whole)
@@ -123,6 +160,18 @@ def _add_overdue(graph: GraphBuilder, spec: FeatureSpec, value: str) -> str:
     per_day = np.array([np.log(2) / (spec.layout.features[i].half_life_days or np.inf) for i in rate])
     usual = graph.add("Mul", graph.columns(value, rate), graph.constant(per_day))
     return graph.add("Mul", graph.columns(value, away), usual)
+
+
+def _add_rates(graph: GraphBuilder, spec: FeatureSpec, rates: Rates, value: str) -> list[str]:
+    features = spec.layout.features
+    latest = next(i for i, feature in enumerate(features) if feature.name == rates.latest)
+    per_day = np.array([np.log(2) / (features[i].half_life_days or np.inf) for i in spec.counts])
+    rate = graph.add("Mul", graph.columns(value, spec.counts), graph.constant(per_day))
+    one = graph.constant(np.array([1.0]))
+    expected = graph.add("Mul", rate, graph.columns(value, [latest]))
+    overdue = graph.add("Log", graph.add("Add", expected, one))
+    none = graph.add("Exp", graph.add("Mul", rate, graph.constant(np.array([-float(rates.days)]))))
+    return [overdue, graph.add("Sub", one, none)]
 
 
 class FeatureMatrix:

@@ -28,21 +28,64 @@ Make = Callable[[int, int], Any]
 
 
 @dataclass(frozen=True)
-class Learner:
-    """A candidate: its name, and how its parts are made; the score of several parts is their mean."""
+class Part:
+    """A part of a learner: how its estimator is made, and whether it also sees the features of rates."""
 
-    name: str
-    parts: tuple[Make, ...]
+    make: Make
+    sees_rates: bool = False
+
+    def columns(self, features: Features, without_rates: int | None) -> Features:
+        """Those of the features ``[n, names]`` that the part sees: all, or the first ``without_rates`` ones."""
+        return features if self.sees_rates else features[:, :without_rates]
 
     def fit(self, features: Features, labels: Floats, seed: int) -> Any:
-        """Fit an estimator."""
-        fitted = [fit_part(part, features, labels, seed) for part in self.parts]
+        """Fit an estimator, on the features that the part sees."""
+        return self.make(seed, len(features)).fit(features.astype(np.float64), labels)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A candidate; the score of several parts is their mean.
+
+    Attributes:
+        name: Its name.
+        parts: Its parts.
+        without_rates: Number of features before those of rates, which not all parts see; None if there are none.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    without_rates: int | None = None
+
+    @property
+    def sees_rates(self) -> bool:
+        """Whether any part sees the features of rates."""
+        return any(part.sees_rates for part in self.parts)
+
+    def fit(self, features: Features, labels: Floats, seed: int) -> Any:
+        """Fit an estimator on features ``[n, names]``."""
+        fitted = []
+        for part in self.parts:
+            seen = part.columns(features, self.without_rates)
+            estimator = part.fit(seen, labels, seed)
+            fitted.append(estimator if seen.shape == features.shape else FirstColumns(estimator, seen.shape[1]))
         return fitted[0] if len(fitted) == 1 else Blend(fitted)
 
 
-def fit_part(part: Make, features: Features, labels: Floats, seed: int) -> Any:
-    """Fit an estimator for one part of a learner."""
-    return part(seed, len(features)).fit(features.astype(np.float64), labels)
+@dataclass(frozen=True)
+class FirstColumns:
+    """A fitted estimator that takes more features than it was fitted on, and uses the first ones."""
+
+    estimator: Any
+    columns: int
+
+    def decision_function(self, features: Floats) -> Floats:
+        """Scores ``[n]``."""
+        return np.asarray(self.estimator.decision_function(features[:, : self.columns]))
+
+    def predict(self, features: Floats) -> Floats:
+        """Predictions ``[n]``."""
+        return np.asarray(self.estimator.predict(features[:, : self.columns]))
 
 
 class Blend:
@@ -85,19 +128,22 @@ def _trees(iterations: int, seed: int, rows: int) -> HistGradientBoostingClassif
 
 
 # Not lambdas, because they are sent to worker processes.
-_TREES_50, _TREES_100 = partial(_trees, 50), partial(_trees, 100)
+_TREES_50, _TREES_100 = Part(partial(_trees, 50)), Part(partial(_trees, 100))
+_LINEAR, _LINEAR_WITH_RATES = Part(_logistic), Part(_logistic, sees_rates=True)
 
 SELECTION_TREES: Final = 50
 """Number of trees of the learners for feature selection: they compare subsets, and are not served."""
 
 CLASSIFIERS: Final = (
-    Learner("logistic regression", (_logistic,)),
+    Learner("logistic regression", (_LINEAR,)),
     Learner("boosted trees (50)", (_TREES_50,)),
     Learner("boosted trees (100)", (_TREES_100,)),
-    Learner("logistic regression and boosted trees (50)", (_logistic, _TREES_50)),
-    Learner("logistic regression and boosted trees (100)", (_logistic, _TREES_100)),
+    Learner("logistic regression and boosted trees (50)", (_LINEAR, _TREES_50)),
+    Learner("logistic regression and boosted trees (100)", (_LINEAR, _TREES_100)),
+    Learner("logistic regression with rates and boosted trees (50)", (_LINEAR_WITH_RATES, _TREES_50)),
+    Learner("logistic regression with rates and boosted trees (100)", (_LINEAR_WITH_RATES, _TREES_100)),
 )
-"""Learners of probabilities, the simplest first."""
+"""Learners of probabilities, the simplest first. Trees find the shapes of rates themselves."""
 
-SELECTION_CLASSIFIER: Final = partial(_trees, SELECTION_TREES)
+SELECTION_CLASSIFIER: Final = Part(partial(_trees, SELECTION_TREES))
 """The learner for feature selection: flexible, so that it can exploit any feature."""

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from feature_store.state.layout import Floats
 from training.graph.builder import GraphBuilder
+from training.models.learners import FirstColumns
 
 NEVER: Final = -1e4
 """A score whose sigmoid and exponential are exactly 0."""
@@ -54,11 +55,12 @@ def add_scores(graph: GraphBuilder, scores: Sequence[Score], features: str, colu
     linear, offset = np.zeros((columns, len(scores))), np.array([score.offset for score in scores])
     trees, weights_of_trees = [], []
     for at, score in enumerate(scores):
-        for estimator, weight in score.parts:
+        for part, weight in score.parts:
+            estimator = part.estimator if isinstance(part, FirstColumns) else part
             if isinstance(estimator, Pipeline):
                 model = estimator[-1]
                 raw, intercept = _unscaled(estimator[0], np.ravel(model.coef_), float(np.ravel(model.intercept_)[0]))
-                linear[:, at] += weight * raw
+                linear[: len(raw), at] += weight * raw
                 offset[at] += weight * intercept
             else:
                 trees.append(graph.trees(estimator, features, columns))

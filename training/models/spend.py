@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from feature_store.state.layout import Floats
 from training.arrays import Features
 from training.data.splits import Split
-from training.models.learners import SELECTION_TREES, Learner, tree_parameters
+from training.models.learners import SELECTION_TREES, Learner, Part, tree_parameters
 from training.models.scores import Score
 
 MIN_SPEND: Final = 1e-9
@@ -49,12 +49,12 @@ def _trees(iterations: int, seed: int, rows: int) -> HistGradientBoostingRegress
 
 
 REGRESSORS: Final = (
-    Learner("Poisson GLM", (_linear,)),
-    Learner("Poisson boosted trees", (partial(_trees, 100),)),
+    Learner("Poisson GLM", (Part(_linear),)),
+    Learner("Poisson boosted trees", (Part(partial(_trees, 100)),)),
 )
 """Learners of spend, the simplest first."""
 
-SELECTION_REGRESSOR: Final = partial(_trees, SELECTION_TREES)
+SELECTION_REGRESSOR: Final = Part(partial(_trees, SELECTION_TREES))
 """The learner for feature selection."""
 
 

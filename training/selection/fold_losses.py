@@ -5,7 +5,7 @@ The functions depend on their arguments only, so that worker processes can run t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from training.data.dataset import Rows
 from training.data.splits import Splits
 from training.graph.features import FeatureSpec, filled_matrix
 from training.models import spend
-from training.models.learners import SELECTION_CLASSIFIER, Make, fit_part
+from training.models.learners import SELECTION_CLASSIFIER, Part
 from training.statistics import log_losses, poisson_losses, random_rows
 
 MAX_FIT_ROWS: Final = 20_000
@@ -34,6 +34,11 @@ class FoldRows:
     labels: Floats
     later_features: Features
     later_labels: Floats
+
+    def seen_by(self, part: Part, without_rates: int | None) -> FoldRows:
+        """The fold with those features that a part of a learner sees."""
+        earlier, later = (part.columns(features, without_rates) for features in (self.features, self.later_features))
+        return replace(self, features=earlier, later_features=later)
 
 
 def folds_of(target: str, features: Features, rows: Rows, splits: Splits) -> list[FoldRows]:
@@ -62,9 +67,9 @@ def fold_for_selection(
     return FoldRows(target, features[fit], labels[fit], features[later], labels[later])
 
 
-def scores_of_part(part: Make, fold: FoldRows, seed: int) -> Floats:
+def scores_of_part(part: Part, fold: FoldRows, seed: int) -> Floats:
     """Scores ``[n]`` of the later rows by one part of a learner, fitted on the earlier ones."""
-    return _scores(fold.target, fit_part(part, fold.features, fold.labels, seed), fold.later_features)
+    return _scores(fold.target, part.fit(fold.features, fold.labels, seed), fold.later_features)
 
 
 def losses_of_scores(fold: FoldRows, scores: Floats) -> Floats:

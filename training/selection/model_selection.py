@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
@@ -28,9 +28,10 @@ class ChosenLearners:
     trials: list[Trial]
 
 
-def learners_of(target: str) -> Sequence[Learner]:
-    """The learners to try for a target, the simplest first."""
-    return CLASSIFIERS if target in OFFERS else spend.REGRESSORS
+def learners_of(target: str, *, with_rates: bool = False) -> Sequence[Learner]:
+    """The learners to try for a target, the simplest first; without features of rates, fewer of them."""
+    learners = CLASSIFIERS if target in OFFERS else spend.REGRESSORS
+    return [learner for learner in learners if with_rates or not learner.sees_rates]
 
 
 def choose_learners(
@@ -40,6 +41,7 @@ def choose_learners(
     seed: int,
     done: Callable[[], None] = lambda: None,
     pool: WorkerPool = IN_PROCESS,
+    without_rates: int | None = None,
 ) -> ChosenLearners:
     """Choose the simplest learner of each target that is within one standard error of the best.
 
@@ -52,22 +54,24 @@ def choose_learners(
         seed: Of the learners.
         done: Called after each learner.
         pool: Worker processes.
+        without_rates: Number of features before those of rates; None if there are none.
     """
+    tried = {target: learners_of(target, with_rates=without_rates is not None) for target in splits}
     folds = {target: folds_of(target, features, rows, split) for target, split in splits.items()}
     fits = [
         (len(fold.labels), target, at, part)
         for target in splits
         for at, fold in enumerate(folds[target])
-        for part in dict.fromkeys(part for learner in learners_of(target) for part in learner.parts)
+        for part in dict.fromkeys(part for learner in tried[target] for part in learner.parts)
     ]
     # The longest first, so that all workers are busy until the end.
     tasks = {
-        (target, at, part): pool.submit(scores_of_part, part, folds[target][at], seed)
+        (target, at, part): pool.submit(scores_of_part, part, folds[target][at].seen_by(part, without_rates), seed)
         for _, target, at, part in sorted(fits, key=itemgetter(0), reverse=True)
     }
     learners, trials = {}, []
     for target, split in splits.items():
-        candidates = learners_of(target)
+        candidates = tried[target]
         losses_by_candidate = []
         for candidate in candidates:
             parts = []
@@ -78,7 +82,7 @@ def choose_learners(
             done()
         validation = np.concatenate([later for _, later in split.folds])
         chosen, gaps = simplest(losses_by_candidate, rows.group[validation])
-        learners[target] = candidates[chosen]
+        learners[target] = replace(candidates[chosen], without_rates=without_rates)
         for at, (candidate, losses, gap) in enumerate(zip(candidates, losses_by_candidate, gaps, strict=True)):
             trials.append(
                 Trial(

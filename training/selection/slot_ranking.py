@@ -54,9 +54,10 @@ def slots_of_columns(spec: FeatureSpec) -> list[frozenset[int]]:
     """The slots that each feature, in order of ``spec.names``, is made of."""
     place = {feature.name: slot for slot, feature in enumerate(spec.layout.features)}
     single = [*spec.numbers, *spec.attributes, *(slot for slot, _ in spec.codes)]
-    return [frozenset([slot]) for slot in single] + [
-        frozenset([place[line.latest], place[line.rate]]) for line in spec.overdue
-    ]
+    of_two = [frozenset([place[line.latest], place[line.rate]]) for line in spec.overdue]
+    overdue = [frozenset([slot, place[spec.rates.latest]]) for slot in spec.counts] if spec.rates else []
+    chances = [frozenset([slot]) for slot in spec.counts]
+    return [*(frozenset([slot]) for slot in single), *of_two, *overdue, *chances]
 
 
 def group_of(feature: Feature) -> str:

@@ -13,7 +13,8 @@ from feature_store.offline.store import OfflineStore
 from feature_store.state.layout import DAY_S
 from tests.made_rows import OFFER, made_config
 from training.config import Overdue, TrainingConfig
-from training.data.candidate_features import candidates, cost_columns, excluded_columns, overdue, slug
+from training.data.candidate_features import candidates, cost_columns, excluded_columns, overdue, rates, slug
+from training.graph.features import Rates
 
 START = 1_700_000_000.0
 # Type, how many, days after the start of the first one, whether they have an amount, a duration.
@@ -172,6 +173,12 @@ def test_overdue_uses_the_churn_event() -> None:
     # Of half-lives 3.5 and 7 the one nearest to the horizon of 28 days.
     assert overdue(settings, slots) == [Overdue(name="overdue", latest="purchase_latest", rate="purchase_count_7d")]
     assert overdue(made_config(churn={"event": "nobody"}), slots) == []
+
+
+def test_rates_need_candidates_and_the_time_of_the_last_churn_event() -> None:
+    assert rates(made_config(), found()) == Rates("purchase_latest", 28)
+    assert rates(made_config(churn={"event": "nobody"}), found()) is None
+    assert rates(made_config(candidates=None, feature=found()), found()) is None
 
 
 def test_an_overdue_line_that_names_no_slot_is_refused() -> None:

@@ -16,7 +16,7 @@ from feature_store.definitions import Feature
 from feature_store.state.layout import DAY_S, Floats, StateLayout
 from training.config import Overdue
 from training.graph.builder import GraphBuilder
-from training.graph.features import MAX_DAYS, FeatureMatrix, FeatureSpec, add_features, filled_matrix
+from training.graph.features import MAX_DAYS, FeatureMatrix, FeatureSpec, Rates, add_features, filled_matrix
 
 FEATURES = [
     Feature(name="last", aggregate="latest", event="visit"),
@@ -34,6 +34,7 @@ SPEC = FeatureSpec(
         Overdue(name="overdue", latest="last", rate="visits_7d"),
         Overdue(name="overdue_purchase", latest="last_purchase", rate="visits_7d"),
     ],
+    rates=Rates("last_purchase", 28),
 )
 
 
@@ -72,16 +73,31 @@ def plain(state: Floats, age: float) -> list[float]:
     flags = [float(math.isnan(values[1])), float(math.isnan(values[5]))]
     per_day = values[3] * math.log(2) / 7
     signed = [math.copysign(math.log(1 + abs(value)), value) for value in values]
-    return [*signed, *flags, values[0] * per_day, values[6] * per_day]
+    rates = [math.log(1 + values[6] * per_day), 1 - math.exp(-28 * per_day)]
+    return [*signed, *flags, values[0] * per_day, values[6] * per_day, *rates]
 
 
 def run(state: Floats, age: Floats) -> npt.NDArray[np.float32]:
     return np.asarray(NODES.run(state=state, age=age[:, np.newaxis])["features"])
 
 
-def test_features_are_named_slots_first_then_flags_then_ratios() -> None:
+def test_features_are_named_slots_first_then_flags_then_ratios_then_rates() -> None:
     slots = [f"log1p({feature.name})" for feature in FEATURES]
-    assert SPEC.names == [*slots, "missing(income)", "missing(children)", "overdue", "overdue_purchase"]
+    plain_names = [*slots, "missing(income)", "missing(children)", "overdue", "overdue_purchase"]
+    assert SPEC.names == [*plain_names, "overdue(visits_7d)", "chance(visits_7d)"]
+    assert SPEC.without_rates == len(plain_names)
+    assert replace(SPEC, rates=None).names == plain_names
+
+
+def test_rates_need_the_slot_of_the_last_event() -> None:
+    assert SPEC.narrowed([3, 6]).names == [
+        "log1p(visits_7d)",
+        "log1p(last_purchase)",
+        "overdue_purchase",
+        "overdue(visits_7d)",
+        "chance(visits_7d)",
+    ]
+    assert SPEC.narrowed([3, 4]).names == ["log1p(visits_7d)", "log1p(spend_28d)"]
 
 
 @given(batches, st.data())
@@ -107,7 +123,7 @@ def test_an_unknown_customer_has_finite_features() -> None:
     spec = replace(SPEC, fill=tuple([7.0] * len(SPEC.names)))
     result = nodes(spec).run(state=LAYOUT.identity[np.newaxis], age=np.array([[12.0]]))["features"][0]
     never = math.log(1 + MAX_DAYS)
-    assert result.tolist() == pytest.approx([never, 7, 0, 0, 0, 7, never, 1, 1, 0, 0])
+    assert result.tolist() == pytest.approx([never, 7, 0, 0, 0, 7, never, 1, 1, 0, 0, 0, 0])
 
 
 def test_a_very_old_event_counts_like_one_that_never_happened() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -71,8 +73,23 @@ def test_a_blend_is_the_mean_of_both_scores() -> None:
     blend = CLASSIFIERS[-1].fit(features, labels, 7)
     assert isinstance(blend, Blend)
     exact = features.astype(np.float64)
-    parts = [CLASSIFIERS[at].fit(features, labels, 7).decision_function(exact) for at in (0, 2)]
+    parts = [part.fit(features, labels, 7).decision_function(exact) for part in CLASSIFIERS[-1].parts]
     np.testing.assert_allclose(blend.decision_function(exact), (parts[0] + parts[1]) / 2)
+
+
+def test_only_parts_that_see_rates_use_the_last_features() -> None:
+    features, labels = crowd()
+    learner = replace(CLASSIFIERS[-1], without_rates=3)
+    rows = np.arange(len(labels))
+    model = fit_probability(learner, features, labels, Split(rows[:900], rows[900:], rows), seed=7)[0]
+    expected = model.predict(features)
+    np.testing.assert_allclose(served("Sigmoid", features, model.score())[:, 0], expected, atol=1e-5)
+    linear, trees = model.estimator.parts
+    other = features.astype(np.float64)
+    other[:, 3:] += 500
+    exact = features.astype(np.float64)
+    assert np.abs(linear.decision_function(other) - linear.decision_function(exact)).min() > 0
+    np.testing.assert_array_equal(trees.decision_function(other), trees.decision_function(exact))
 
 
 def test_a_model_is_calibrated_on_rows_it_was_not_fitted_on_and_then_fitted_on_all() -> None:

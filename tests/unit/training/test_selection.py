@@ -152,6 +152,16 @@ def test_trees_are_chosen_for_nonlinear_effects() -> None:
     assert result.trials[chosen].behind <= result.trials[chosen].error
 
 
+def test_features_of_rates_are_used_where_they_help() -> None:
+    rows, spec, splits = planted(2000)
+    features = filled_matrix(spec, rows.state)(rows.state)[:, [0, 1, 2, 4, 5, 6, 7]]
+    helped = choose_learners(features, rows, splits, 7, without_rates=3)
+    assert helped.learners["churn"].sees_rates
+    assert helped.learners["churn"].without_rates == 3
+    useless = choose_learners(features[:, ::-1].copy(), rows, splits, 7, without_rates=4)
+    assert useless.learners["churn"].name == "logistic regression"
+
+
 def test_a_shuffled_slot_has_the_same_values_in_another_order() -> None:
     state = np.arange(300.0).reshape(100, 3)
     result = shuffled(state, 1, seed=7)

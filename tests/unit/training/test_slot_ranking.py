@@ -9,7 +9,7 @@ from feature_store.definitions import Feature
 from feature_store.state.layout import Floats, StateLayout
 from training.arrays import Features
 from training.config import Overdue
-from training.graph.features import FeatureSpec
+from training.graph.features import FeatureSpec, Rates
 from training.selection import slot_ranking
 from training.selection.slot_ranking import (
     Correlations,
@@ -110,9 +110,11 @@ def test_features_know_the_slots_that_they_are_made_of() -> None:
             ]
         ),
         [Overdue(name="overdue", latest="last", rate="often")],
+        rates=Rates("last", 28),
     )
     slots = dict(zip(spec.names, map(sorted, slots_of_columns(spec)), strict=True))
     assert slots["log1p(age)"] == slots["missing(age)"] == [2]
     assert slots["town=x"] == slots["town=other"] == slots["missing(town)"] == [0]
-    assert slots["overdue"] == [1, 3]
+    assert slots["overdue"] == slots["overdue(often)"] == [1, 3]
+    assert slots["chance(often)"] == [3]
     assert [group_of(feature) for feature in spec.layout.features] == ["town", "last", "age", "buy count"]
