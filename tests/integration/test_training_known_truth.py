@@ -17,7 +17,7 @@ def test_a_fit_earns_nearly_what_the_oracle_does_and_its_report_agrees_with_the_
 ) -> None:
     if trees == "few":
         request.getfixturevalue("few_trees")
-    # `make bench` measures 200 fits: the worst tenth has 0.95 of the oracle's profit.
+    # `make bench` measures many fits: the worst tenth has 0.95 of the oracle's profit.
     for offer, fitted in fitted_shop(1).items():
         assert fitted.oracle_share > 0.85, offer
         assert abs(fitted.profit_error) < 0.5, offer
