@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ VERSION = "20260101T000000-00000000"
 
 @pytest.mark.parametrize("has_report", [True, False])
 def test_a_bundle_whose_fit_was_stopped_before_its_report_is_served_and_fitted_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_report: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, *, has_report: bool
 ) -> None:
     (tmp_path / VERSION).mkdir()
     if has_report:
@@ -40,6 +41,9 @@ def test_a_bundle_whose_fit_was_stopped_before_its_report_is_served_and_fitted_a
             started.append(self)
 
     monkeypatch.setattr(subprocess, "Popen", Started)
+    # As the command does: where the tests run in the background, SIGINT is ignored, and processes inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with demo._bundle_in(Console(quiet=True), "shop.toml", tmp_path):
         assert [process.poll() for process in started] == ([] if has_report else [None])
     assert commands == ([] if has_report else [("fit", "shop.toml", "--registry", str(tmp_path))])
