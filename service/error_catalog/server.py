@@ -65,11 +65,14 @@ SERVER: Final[Mapping[str, ErrorEntry]] = {
         _damaged('set("tm:live:visitor-11", "damaged")', customers('customers.get("visitor-11")')),
     ),
     Reason.FEATURE_STORE_FULL: ErrorEntry(
-        "Redis has no memory left for writes. Scores go on.",
+        "Redis has no memory left for writes. Scores, DeleteCustomer and SetConsent go on.",
         "Give Redis more memory (`maxmemory`), or remove what is not needed: `tidemark prune`, and `tidemark archive` "
         "for the log.",
-        _damaged('config_set("maxmemory", 1)', customers('customers.set_consent("visitor-12", scoring=True)')).replace(
-            f'"{TARGET}"', f'"{TARGET}", timeout_s=10'
+        _damaged(
+            'config_set("maxmemory", 1)',
+            "from tidemark import Event, EventClient\n\n"
+            f'with EventClient("{TARGET}", timeout_s=10) as events:\n'
+            '    events.record([Event("900", "visit")])',
         ),
     ),
     Reason.FEATURE_STORE_UNAVAILABLE: ErrorEntry(

@@ -149,7 +149,8 @@ def test_an_interval_contains_its_estimate(offer: Offer, seed: int) -> None:
         else:
             assert row.ahead_low is not None
             assert row.ahead_high is not None
-            assert row.ahead_low <= row.ahead <= row.ahead_high
+            tolerance = 1e-9 * (1 + abs(row.realised))  # two policies may choose the same customers in another order
+            assert row.ahead_low - tolerance <= row.ahead <= row.ahead_high + tolerance
 
 
 def test_the_lead_is_the_difference_of_realised_profits() -> None:
