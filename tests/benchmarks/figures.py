@@ -183,7 +183,7 @@ def http2_ratio(_bench: Bench) -> Measured:
 
 
 FIGURES: Final[Sequence[tuple[str, str, Callable[[Bench], Measured]]]] = (
-    ("fit_seconds", "<= 36", training.fit_seconds),  # 60 s where nothing else runs and calibration takes 1.65 s
+    ("fit_seconds", "<= 27", training.fit_seconds),  # 60 s where nothing else runs and calibration takes 2.2 s
     ("first_answer_seconds", "<= 90", training.first_answer_seconds),
     ("auc_gap", "<= 0.002", training.auc_gap),
     ("unary_64", "<= 0.12", partial(front.unary, 64)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -35,29 +35,7 @@ def print_summary(console: Console, manifest: Manifest) -> None:
                 quality.add_row(label, *(f"{figures[name]:.4f}" for name in names))
     console.print(quality)
 
-    profit = Table(
-        title="Realised profit with equal numbers of contacts: dynamic threshold, single threshold, ranking by p·v",
-        title_justify="left",
-        box=box.SIMPLE,
-    )
-    headings = ("", "alerts", "precision", "dynamic", "95 %", "single", "p·v", "at model's values", "budget price", "")
-    for heading in headings:
-        profit.add_column(heading, justify="right" if heading else "left")
-    for offer in offers:
-        policy = metrics[offer]["policy"]
-        profit.add_row(
-            offer,
-            f"{policy['alert_share']:.1%}",
-            f"{policy['precision']:.1%}",
-            f"{policy['profit_dynamic_threshold']:,.0f}",
-            f"{policy['profit_low']:,.0f} to {policy['profit_high']:,.0f}",
-            f"{policy['profit_single_threshold']:,.0f}",
-            f"{policy['profit_probability_times_value']:,.0f}",
-            f"{policy['profit_at_model_values']:,.0f}",
-            f"{manifest.economics[f'{offer}.budget_price']:.2f}",
-            verdict(policy["profit_low"], policy["profit_high"]),
-        )
-    console.print(profit)
+    console.print(_profits(manifest, offers))
     for offer in offers:
         console.print(_value(offer, metrics["values"][offer]), highlight=False, soft_wrap=True)
 
@@ -70,6 +48,29 @@ def print_summary(console: Console, manifest: Manifest) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _profits(manifest: Manifest, offers: Sequence[str]) -> Table:
+    """What acting on the test rows would have earned: a column per offer, so that it fits on a narrow terminal."""
+    table = Table(
+        title="Realised profit on the test rows, with equal numbers of contacts", title_justify="left", box=box.SIMPLE
+    )
+    for heading in ("", *offers):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "alerts, of all customers": lambda policy: f"{policy['alert_share']:.1%}",
+        "alerts that were right (precision)": lambda policy: f"{policy['precision']:.1%}",
+        "dynamic threshold": lambda policy: f"{policy['profit_dynamic_threshold']:,.0f}",
+        "  95 % interval": lambda policy: f"{policy['profit_low']:,.0f} to {policy['profit_high']:,.0f}",
+        "  at the model's own values": lambda policy: f"{policy['profit_at_model_values']:,.0f}",
+        "  verdict": lambda policy: verdict(policy["profit_low"], policy["profit_high"]),
+        "single threshold": lambda policy: f"{policy['profit_single_threshold']:,.0f}",
+        "ranking by p·v": lambda policy: f"{policy['profit_probability_times_value']:,.0f}",
+    }
+    for label, text in rows.items():
+        table.add_row(label, *(text(manifest.metrics[offer]["policy"]) for offer in offers))
+    table.add_row("budget price", *(f"{manifest.economics[f'{offer}.budget_price']:.2f}" for offer in offers))
+    return table
 
 
 def print_warnings(console: Console, findings: Sequence[Finding]) -> None:
