@@ -2,7 +2,7 @@
 
 The SQL of a config is written by people, often by others than those who run it. DuckDB could read and write any file of
 the user. So it has access to the folders of ``source.paths`` and to the files that the SQL names in plain text, its
-configuration is locked, and a config's SQL must be a single SELECT, which writes nothing. Whoever reads a config
+configuration is locked, and a config's SQL must be a single SELECT, which writes nothing. Anyone who reads a config
 therefore sees what it reads.
 
 Extensions that reach other systems (``postgres_scan``, ``s3://``) need more: the environment variable

@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import redis
+import uvloop
 
 from feature_store.embedded_redis import redis_server_command
+from feature_store.online.store import RedisStore
 from tests.waiting import PATIENCE_S, until
 
 SLOTS = 16384
@@ -48,6 +50,10 @@ class Node:
         self.client = redis.Redis(port=self.port, socket_timeout=PATIENCE_S)
         self.start()
 
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
     def start(self) -> None:
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         await_that(self.client.ping)
@@ -66,6 +72,19 @@ class Node:
         self.client.close()
         self.resume()
         self.kill()
+
+
+def with_store(url: str, act: Callable[[RedisStore], Coroutine[Any, Any, None]], timeout_s: float = PATIENCE_S) -> None:
+    """Run ``act`` on the event loop of the server."""
+
+    async def run() -> None:
+        store = RedisStore(url, timeout_s)
+        try:
+            await act(store)
+        finally:
+            await store.close()
+
+    uvloop.run(run())
 
 
 class WatchedFiles:

@@ -133,7 +133,7 @@ def _entry(name: str) -> str:
 
 
 async def _record(customers: CustomerStore, count: int, name: str) -> None:
-    """Record an event of each of so many customers, one per commit."""
+    """Record one event for each of a number of customers, each in its own commit."""
     numbers = iter(range(count))
 
     async def work() -> None:

@@ -122,23 +122,23 @@ class Chaos:
 
     def go_back(self) -> None:
         """Redis loses its newest commits, all of which are archived, and acknowledges events of new customers."""
-        copy = self._folder / f"copy-{self.figures['go_back']}"
+        copy = self._folder / "copy"
         with self._at_rest():
             self.fleet.stop_archiver()
-            self._expect("archive", self.fleet.archive_once())
+            self._expect("archive-once", self.fleet.archive_once())
             self.fleet.save_redis(copy)
             self._merging(allowed=False)
         time.sleep(self._random.uniform(0.3, 2.0))
         with self._at_rest():
-            self._expect("archive", self.fleet.archive_once())
+            self._expect("archive-once", self.fleet.archive_once())
             self.fleet.restore_redis(copy)
             for client in self._clients:
                 client.names.clear()
                 client.label = NEW_MASTER
         time.sleep(self._random.uniform(0.3, 2.0))
         with self._at_rest():
-            self._expect("archive after a loss", self.fleet.archive_once())
-            self._expect("load after a loss", self.fleet.load())
+            self._expect("archive-once", self.fleet.archive_once())
+            self._expect("load", self.fleet.load())
             self.fleet.start_archiver()
             self._merging(allowed=True)
             for client in self._clients:
@@ -157,7 +157,7 @@ class Chaos:
             self.figures.update(client.acknowledged)
         self._keep_up()
         self.fleet.stop_archiver()
-        self._expect("archive", self.fleet.archive_once())
+        self._expect("archive-once", self.fleet.archive_once())
         archived, expected = archived_events(self.fleet.archive_folder), self.model.events.keys()
         lost = expected - archived.keys()
         self.figures["faults_lost"] = len(lost)
@@ -205,9 +205,10 @@ class Chaos:
         if self.fleet.keep_up() and NO_REDIS not in self.fleet.log("archive").splitlines()[-1]:
             self.problems.append(f"the archiver ended by itself: {self.fleet.log('archive')[-300:]}")
 
-    def _expect(self, what: str, code: int) -> None:
+    def _expect(self, name: str, code: int) -> None:
+        """Note that a command, whose log has this name, did not end with exit code 0."""
         if code:
-            self.problems.append(f"{what} ended with exit code {code}: {self.fleet.log(_LOGS[what])[-300:]}")
+            self.problems.append(f"{name} ended with exit code {code}: {self.fleet.log(name)[-300:]}")
 
     def _merging(self, *, allowed: bool) -> None:
         for client in self._clients:
@@ -240,12 +241,3 @@ def _count(live: Live, name: str) -> int:
         if error.code() is not grpc.StatusCode.NOT_FOUND:
             raise
         return 0
-
-
-_LOGS: Final = {
-    "archive": "archive-once",
-    "archive after a loss": "archive-once",
-    "load": "load",
-    "load after a loss": "load",
-    "verify": "verify",
-}

@@ -1,6 +1,6 @@
 """Clients that repeat each call until it is acknowledged, and note in the model what has to be true from then on.
 
-Each client has customers that no other one knows, so what is right for a customer follows from the order of its own
+No two clients share a customer, so what is right for a customer follows from the order of its own
 calls. A call of which the client does not know whether it was carried out may still be carried out later, by a worker
 that was paused. For events that changes nothing, since they have ids. A customer that may be erased, merged or withheld
 a second time at any moment gets no further calls.

@@ -35,7 +35,7 @@ class Fleet:
         self._folder, self._config, self._registry = folder, str(config), str(registry)
         self.archive_folder: Final = folder / "archive"
         self.redis: Final = Node(folder / "redis", config=DURABLE)
-        self.url: Final = f"redis://127.0.0.1:{self.redis.port}"
+        self.url: Final = self.redis.url
         self.ports: Final = [free_port() for _ in range(SERVERS)]
         self._servers = [self._serve(port) for port in self.ports]
         self._archiver: subprocess.Popen[bytes] | None = None
@@ -114,10 +114,10 @@ class Fleet:
         self.redis.start()
 
     def restore_redis(self, copy: Path) -> None:
-        """Start Redis with an earlier append-only file."""
+        """Start Redis with an earlier append-only file, which is used up."""
         self.redis.kill()
         shutil.rmtree(self._data)
-        shutil.copytree(copy, self._data)
+        shutil.move(copy, self._data)
         self.redis.start()
 
     # --- keeping it up ----------------------------------------------------------------------------------------------

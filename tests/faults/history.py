@@ -119,6 +119,10 @@ class History:
     def erase_at_once(self) -> None:
         """Two servers erase two customers of the same log entries."""
         first, second = self.random.sample(NAMES, 2)
+        self.now += 1
+        batch = [(name, f"event-{len(self.sent)}-{name}", self.now) for name in (first, second)]
+        self.sent += batch
+        self._record(batch)
         self.do_on_both(lambda store: store.erase(first), lambda store: store.erase(second))
         for name in (first, second):
             self.model.erase(name, self.now)
@@ -248,7 +252,7 @@ class History:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.node.port}"
+        return self.node.url
 
     @property
     def archive_folder(self) -> Path:
@@ -268,6 +272,8 @@ class History:
             folder = EventFolder([LAYOUT], Interests(), Rules(max_lateness_s=1e8))
             try:
                 stores = [CustomerStore(each, folder, clock=lambda: float(self.now)) for each in connections]
+                for each in connections:
+                    await each.ask(b"PING")  # connected: the uses begin at the same time
                 return await asyncio.gather(*(use(store) for use, store in zip(uses, stores, strict=True)))
             finally:
                 for each in connections:

@@ -51,7 +51,7 @@ def the_log_has_no_identity(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_mark_comes_before_the_removal(patch: pytest.MonkeyPatch) -> None:
-    """Entries are noted as archived before they are removed, so whoever dies in between leaves them for ever."""
+    """Entries are noted as archived before they are removed: an archiver that dies in between leaves them for ever."""
 
     def forget(log: EventLog, first: int, last: int) -> None:
         log.client.call(log.client.redis.set, ARCHIVED, last)

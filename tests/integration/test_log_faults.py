@@ -149,15 +149,14 @@ def test_commits_of_an_earlier_release_need_no_entry(clean_redis: str, tmp_path:
 def test_a_torn_write_to_the_append_only_file_loses_the_torn_commit_alone(tmp_path: Path, torn_bytes: int) -> None:
     """The second start after it matters: Redis then reads what it has appended to the torn file."""
     node = Node(tmp_path, config=DURABLE)
-    url = f"redis://127.0.0.1:{node.port}"
     try:
         for number in range(3):
-            record(url, [visit("c1", f"whole-{number}")])
+            record(node.url, [visit("c1", f"whole-{number}")])
             node.kill()
             (file,) = tmp_path.rglob("*.incr.aof")
             size = file.stat().st_size
             node.start()
-            record(url, [visit("c1", f"torn-{number}")])
+            record(node.url, [visit("c1", f"torn-{number}")])
             node.kill()
             assert file.stat().st_size > size + torn_bytes
             os.truncate(file, file.stat().st_size - torn_bytes)

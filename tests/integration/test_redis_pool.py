@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
-import uvloop
 
 from feature_store.definitions import Feature, Interests
 from feature_store.errors import StoreAwayError, StoreUnavailableError
@@ -21,7 +19,7 @@ from feature_store.online.transport.connection_pool import MAX_CONNECTIONS
 from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder
 from feature_store.state.layout import StateLayout
-from tests.redis_processes import Node
+from tests.redis_processes import Node, with_store
 from tests.waiting import PATIENCE_S, settle
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
@@ -32,19 +30,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
     result = Node(tmp_path)
     yield result
     result.close()
-
-
-def with_store(url: str, timeout_s: float, act: Callable[[RedisStore], Coroutine[Any, Any, None]]) -> None:
-    """Run ``act`` on the event loop of the server."""
-
-    async def run() -> None:
-        store = RedisStore(url, timeout_s)
-        try:
-            await act(store)
-        finally:
-            await store.close()
-
-    uvloop.run(run())
 
 
 def test_many_calls_at_the_same_time_share_few_connections_and_none_is_refused(clean_redis: str) -> None:
@@ -60,7 +45,7 @@ def test_many_calls_at_the_same_time_share_few_connections_and_none_is_refused(c
         assert store.breaker.times_opened == 0
         assert 0 < connections() - others <= MAX_CONNECTIONS
 
-    with_store(clean_redis, PATIENCE_S, act)
+    with_store(clean_redis, act)
 
 
 def test_urgent_calls_go_before_the_others_that_wait(clean_redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +58,7 @@ def test_urgent_calls_go_before_the_others_that_wait(clean_redis: str, monkeypat
     async def act(store: RedisStore) -> None:
         await asyncio.gather(echo(store, b"first"), echo(store, b"second"), echo(store, b"score", urgent=True))
 
-    with_store(clean_redis, PATIENCE_S, act)
+    with_store(clean_redis, act)
     assert answered == [b"score", b"first", b"second"]
 
 
@@ -90,7 +75,7 @@ def test_a_call_that_gives_up_leaves_its_connection_to_the_next(
             await asyncio.wait(calls, timeout=PATIENCE_S)
             assert [await calls[0], await calls[2]] == [b"PONG", b"PONG"]
 
-    with_store(clean_redis, PATIENCE_S, act)
+    with_store(clean_redis, act)
 
 
 def test_a_busy_event_loop_is_not_taken_for_a_redis_that_does_not_answer(
@@ -107,7 +92,7 @@ def test_a_busy_event_loop_is_not_taken_for_a_redis_that_does_not_answer(
             assert await asking == b"PONG"
         assert store.breaker.times_opened == 0
 
-    with_store(clean_redis, 0.05, act)
+    with_store(clean_redis, act, 0.05)
 
 
 def test_no_answer_within_the_rest_of_a_budget_is_no_outage(node: Node) -> None:
@@ -120,7 +105,7 @@ def test_no_answer_within_the_rest_of_a_budget_is_no_outage(node: Node) -> None:
         node.resume()
         await store.ping()
 
-    with_store(f"redis://127.0.0.1:{node.port}", PATIENCE_S, act)
+    with_store(node.url, act)
 
 
 def test_calls_that_wait_for_a_connection_are_refused_when_redis_turns_out_to_be_away(
@@ -137,7 +122,7 @@ def test_calls_that_wait_for_a_connection_are_refused_when_redis_turns_out_to_be
         assert {type(result) for result in results} == {StoreAwayError}
         assert store.breaker.times_opened == 1
 
-    with_store(f"redis://127.0.0.1:{node.port}", 0.3, act)
+    with_store(node.url, act, 0.3)
 
 
 def test_where_nothing_listens_all_calls_are_refused(node: Node) -> None:
@@ -147,7 +132,7 @@ def test_where_nothing_listens_all_calls_are_refused(node: Node) -> None:
         results = await asyncio.gather(*(store.ask(b"PING") for _ in range(50)), return_exceptions=True)
         assert {type(result) for result in results} == {StoreAwayError}
 
-    with_store(f"redis://127.0.0.1:{node.port}", PATIENCE_S, act)
+    with_store(node.url, act)
 
 
 def test_a_redis_that_takes_no_more_connections_serves_all_calls_over_those_that_it_took(node: Node) -> None:
@@ -157,4 +142,4 @@ def test_a_redis_that_takes_no_more_connections_serves_all_calls_over_those_that
         assert await asyncio.gather(*(store.ask(b"PING") for _ in range(50))) == [b"PONG"] * 50
         assert store.breaker.times_opened == 0
 
-    with_store(f"redis://127.0.0.1:{node.port}", PATIENCE_S, act)
+    with_store(node.url, act)

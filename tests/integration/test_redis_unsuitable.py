@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from feature_store.state.events import Event, Rules
 from feature_store.state.folding import EventFolder
 from feature_store.state.layout import State, StateLayout
 from service.app import server
-from tests.redis_processes import DATA, Node, await_that, cluster
+from tests.redis_processes import DATA, Node, await_that, cluster, with_store
 from tests.waiting import PATIENCE_S
 
 LAYOUT = StateLayout([Feature(name="visits", aggregate="count", event="visit", half_life_days=7)])
@@ -38,23 +38,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
     result.close()
 
 
-def url_of(node: Node) -> str:
-    return f"redis://127.0.0.1:{node.port}"
-
-
 def customers_of(store: RedisStore) -> CustomerStore:
     return CustomerStore(store, EventFolder([LAYOUT], Interests(), Rules()))
-
-
-def with_store(url: str, act: Callable[[RedisStore], Coroutine[Any, Any, None]]) -> None:
-    async def run() -> None:
-        store = RedisStore(url, PATIENCE_S)
-        try:
-            await act(store)
-        finally:
-            await store.close()
-
-    asyncio.run(run())
 
 
 def assert_refused(url: str, reason: str) -> None:
@@ -75,9 +60,9 @@ def assert_refused(url: str, reason: str) -> None:
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 def test_a_redis_that_evicts_is_refused(node: Node, policy: str) -> None:
     node.client.config_set("maxmemory-policy", policy)
-    with_store(url_of(node), RedisStore.ping)  # without a limit nothing is evicted
+    with_store(node.url, RedisStore.ping)  # without a limit nothing is evicted
     node.client.config_set("maxmemory", "100mb")
-    assert_refused(url_of(node), EVICTS)
+    assert_refused(node.url, EVICTS)
 
 
 def test_a_redis_that_begins_to_evict_is_noticed_by_health_and_used_again_once_it_does_not(node: Node) -> None:
@@ -98,7 +83,7 @@ def test_a_redis_that_begins_to_evict_is_noticed_by_health_and_used_again_once_i
                 await store.changed.wait()
         assert (await server.probe(store, customers))[0]
 
-    with_store(url_of(node), act)
+    with_store(node.url, act)
 
 
 def test_the_archiver_stops_when_redis_begins_to_evict(node: Node, tmp_path: Path) -> None:
@@ -114,7 +99,7 @@ def test_the_archiver_stops_when_redis_begins_to_evict(node: Node, tmp_path: Pat
                 node.client.config_set("maxmemory", "100mb")
             return False
 
-    with CommandClient(url_of(node)) as client, ArchiveWriter(tmp_path / "archive") as archive:
+    with CommandClient(node.url) as client, ArchiveWriter(tmp_path / "archive") as archive:
         waiting: Any = After()
         with pytest.raises(InputError, match=EVICTS):
             move_until_stopped(EventLog(client), archive, 0.0, waiting)
@@ -124,7 +109,7 @@ def test_the_archiver_stops_when_redis_begins_to_evict(node: Node, tmp_path: Pat
 def test_a_server_that_takes_the_place_of_another_is_checked_as_well(tmp_path: Path) -> None:
     node = Node(tmp_path / "node")
     try:
-        with CommandClient(url_of(node)) as client:
+        with CommandClient(node.url) as client:
             node.kill()
             conf = tmp_path / "node" / "redis.conf"
             conf.write_text(conf.read_text() + "maxmemory 100mb\nmaxmemory-policy allkeys-lru\n")
@@ -165,7 +150,7 @@ def test_every_node_of_a_cluster_is_checked(tmp_path: Path) -> None:
 def test_a_redis_in_which_a_command_is_renamed_is_refused(tmp_path: Path, command: str) -> None:
     node = Node(tmp_path, config=f'{DATA}rename-command {command} ""\n')
     try:
-        assert_refused(url_of(node), f"it does not allow {command}")
+        assert_refused(node.url, f"it does not allow {command}")
     finally:
         node.close()
 
@@ -209,7 +194,7 @@ def test_erasure_and_consent_work_while_the_memory_is_full(tmp_path: Path, durab
         assert "scores only" in line
 
     try:
-        with_store(url_of(node), act)
+        with_store(node.url, act)
     finally:
         node.close()
 

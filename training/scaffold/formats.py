@@ -129,8 +129,7 @@ def _share(connection: duckdb.DuckDBPyConnection, table: str, column: str, rule:
     """Share of the values of a column that satisfy a SQL condition.
 
     Returns:
-        0 if there are no values, and if so many of the first ones fail that the share is below READ_SHARE whatever the
-        others are.
+        0 if there are no values, and if the first ones show that the share is below READ_SHARE.
     """
     values = f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL"
     count = _count(connection, values, "true")

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 ADDRESS_SHARE: Final = 0.8
 """Share of all connections that one address may have. A proxy has one address for all its clients."""
 NETWORK_BITS: Final = 64
-"""Bits of an IPv6 address that count: the others are the choice of whoever has the network."""
+"""Bits of an IPv6 address that count: the owner of the network chooses the others."""
 
 
 class Limited(Protocol):

@@ -81,7 +81,7 @@ def test_every_status_code_of_grpc_is_there() -> None:
 
 @pytest.mark.parametrize(("reason", "code"), TABLE.items())
 def test_a_reason_maps_to_its_code(reason: str, code: str) -> None:
-    result = RequestError(Reason[reason], "what and how to mend it").code
+    result = RequestError(Reason[reason], "what and how to fix it").code
     assert result.name == code
     assert GRPC_CODES[result.value] is getattr(grpc.StatusCode, code)
 
@@ -101,7 +101,7 @@ def test_a_delay_of_its_own_is_told_to_callers_and_to_the_retries_of_grpc() -> N
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_status_carries_one_error_info_and_says_when_to_retry(reason: Reason) -> None:
-    result = status(RequestError(reason, "what and how to mend it", "customer_id"))
+    result = status(RequestError(reason, "what and how to fix it", "customer_id"))
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     infos = [detail for detail in result.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
     assert len(infos) == 1
